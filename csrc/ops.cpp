@@ -1,0 +1,30 @@
+// Every operator schema of the package, and the empty Python modules that carry the registrations.
+// Backends register their implementations next to their code: csrc/cpu/<op>.cpp, csrc/cuda/<op>.cpp.
+#include <Python.h>
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(mvnrob, m) {
+  // upper [B, n], cov [B, n, n] (batch stride 0 allowed), lower [B, n] or none, seed int64 [B]
+  m.def(
+      "mvn_cdf(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, float abs_tol, float rel_tol, "
+      "int max_points, str method, str compute_dtype) -> (Tensor prob, Tensor complement, "
+      "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots)");
+  // scatter [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i
+  m.def("jac_cov_accumulate_(Tensor(a!) scatter, Tensor J, Tensor target) -> ()");
+  m.def(
+      "jac_cov_finalize(Tensor scatter, Tensor logits, Tensor target, Tensor sigma) "
+      "-> (Tensor z, Tensor corr, Tensor norms)");
+  // elementwise over float64 tensors of one shape
+  m.def("bvn_cdf(Tensor h, Tensor k, Tensor rho) -> Tensor");
+  // which instruction set the CPU kernels use: "generic", "avx2" or "avx512"
+  m.def("simd_level() -> str");
+}
+
+extern "C" {
+PyObject* PyInit__C(void) {
+  static struct PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
+}

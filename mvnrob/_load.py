@@ -1,0 +1,32 @@
+"""Loads the native modules and remembers why the CUDA one is missing, for the error that says so."""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+
+from . import _C  # noqa: F401  (registers the schemas and the CPU kernels)
+
+#: Why CUDA tensors cannot be used, or None when they can.
+cuda_unavailable: str | None = None
+
+if torch.version.cuda is None:
+    cuda_unavailable = f"torch {torch.__version__} is built without CUDA"
+else:
+    try:
+        importlib.import_module("mvnrob._C_cuda")
+    except ImportError as error:
+        cuda_unavailable = (
+            f"the module mvnrob._C_cuda could not be loaded ({error}); "
+            "build with nvcc on PATH and MVNROB_CUDA=1"
+        )
+
+
+def simd_level() -> str:
+    """Instruction set of the CPU kernels: ``"generic"``, ``"avx2"`` or ``"avx512"``.
+
+    The best one that the processor has; the environment variable ``MVNROB_SIMD``, read once at the
+    first call of a kernel, chooses a lower one.
+    """
+    return torch.ops.mvnrob.simd_level()
