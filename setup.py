@@ -49,6 +49,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 CPU_SOURCES = [
     "csrc/ops.cpp",
+    "csrc/cpu/simd_dispatch.cpp",
     "csrc/cpu/bvn_cdf.cpp",
     "csrc/cpu/mvn_cdf.cpp",
     "csrc/cpu/mvn_cdf_plan.cpp",
