@@ -1,0 +1,21 @@
+// Macros shared by the mathematics headers. No torch, no CUDA headers.
+//
+// MVNROB_ISA   inline namespace of everything in csrc/math. A translation unit compiled with
+//              -mavx2 -mfma defines it as avx2, one compiled with -mavx512{f,dq,bw,vl} -mfma as
+//              avx512, so that a linker never merges inline functions built for different
+//              instruction sets.
+// MVNROB_HD    small function for host and device, always inlined (a call would spill packs).
+// MVNROB_HD_FN larger function for host and device, inlined at the compiler's discretion.
+#pragma once
+
+#ifndef MVNROB_ISA
+#define MVNROB_ISA generic
+#endif
+
+#if defined(__CUDACC__)
+#define MVNROB_HD __host__ __device__ __forceinline__
+#define MVNROB_HD_FN __host__ __device__ inline
+#else
+#define MVNROB_HD inline __attribute__((always_inline))
+#define MVNROB_HD_FN inline
+#endif

@@ -1,0 +1,173 @@
+"""Writes csrc/math/normal_coefs.h: every coefficient used by elementary.h and normal.h.
+
+Run from the repository root: python csrc/math/fits/fit_normal.py
+It rewrites the header and prints the table of fit errors, which the header repeats.
+"""
+
+import functools
+import sys
+from pathlib import Path
+
+from mpmath import atanh, binomial, erfc, exp, log, log1p, mp, mpf, nstr, pi, sqrt
+from remez import remez
+
+mp.dps = 50
+HEADER = Path(__file__).parent.parent / "normal_coefs.h"
+HALF_LN2 = log(mpf(2)) / 2 * mpf("1.0001")  # room for a product that rounds across one half
+
+
+@functools.lru_cache(None)
+def mills(x):
+    """M(x) = Phi(-x) exp(x^2 / 2), x >= 0."""
+    if x < 200:
+        return erfc(x / sqrt(mpf(2))) * exp(x * x / 2) / 2
+    total, term = mpf(1), mpf(1)
+    for k in range(1, 30):
+        term *= -(2 * k - 1) / (x * x)
+        total += term
+    return total / (x * sqrt(2 * pi))
+
+
+@functools.lru_cache(None)
+def gap(length):
+    """R(l) = l - x where Phi(-x) = exp(-l^2 / 2): Newton's method on x^2 - 2 ln M(x) = l^2."""
+    x = max(length - (log(length + 1) + mpf("0.9")) / (length + 1), mpf(0))
+    for _ in range(80):
+        step = (x * x - 2 * log(mills(x)) - length * length) * sqrt(2 * pi) * mills(x) / 2
+        x -= step
+        if abs(step) < mpf(10) ** -42:
+            break
+    return length - x
+
+
+def in_powers(coefs, a, b, degree):
+    """Ascending powers of x of sum_j coefs[j] (b + a x)^(degree - j)."""
+    out = [mpf(0)] * (degree + 1)
+    for j, c in enumerate(coefs):
+        k = degree - j
+        for i in range(k + 1):
+            out[i] += c * binomial(k, i) * a**i * b ** (k - i)
+    return out
+
+
+def fit_mills(a, m, n):
+    """M(x) = N(x) / D(x) in relative error on [0, inf), as M = s F(s), s = 1 / (1 + a x)."""
+    a = mpf(a)
+
+    @functools.lru_cache(None)
+    def target(s):
+        return a / sqrt(2 * pi) if s == 0 else mills((1 - s) / (a * s)) / s
+
+    p, q, worst = remez(target, lambda s: 1 / target(s), 0, 1, m, n)
+    num, den = in_powers(p, a, mpf(1), n - 1), in_powers(q, a, mpf(1), n)
+    return [c / den[-1] for c in num], [c / den[-1] for c in den], worst
+
+
+def fit_gap(hi, m, n):
+    """R(l) = N(l) / D(l) in absolute error on [sqrt(2 ln 2), hi], via s = 1 / (2.5 + l)."""
+    b = mpf("2.5")
+    target = functools.lru_cache(None)(lambda s: gap(1 / s - b) / s)
+    lo = sqrt(2 * log(mpf(2)))
+    p, q, worst = remez(target, lambda s: s, 1 / (b + hi), 1 / (b + lo), m, n)
+    num, den = in_powers(p, mpf(1), b, n - 1), in_powers(q, mpf(1), b, n)
+    return [c / den[-1] for c in num], [c / den[-1] for c in den], worst
+
+
+def fit_exp(degree):
+    """exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2) / 2."""
+
+    def target(r):
+        return (exp(r) - 1 - r) / r**2 if abs(r) > 1e-9 else mpf(1) / 2 + r / 6
+
+    p, _, worst = remez(target, lambda r: r * r, -HALF_LN2, HALF_LN2, degree, 0)
+    return p, worst
+
+
+def fit_log1p(degree):
+    """log(1 + f) = f P(f) in absolute error for 1 + f in [1/sqrt 2, sqrt 2]."""
+
+    def target(f):
+        return log1p(f) / f if abs(f) > 1e-9 else 1 - f / 2
+
+    tiny = mpf(10) ** -20
+    lo, hi = 1 / sqrt(mpf(2)) - 1, sqrt(mpf(2)) - 1
+    p, _, worst = remez(target, lambda f: abs(f) + tiny, lo, hi, degree, 0)
+    return p, worst
+
+
+def fit_atanh(degree):
+    """2 atanh(z) = 2 z + z^3 P(z^2), z = f / (2 + f), same f as above, absolute error."""
+
+    def target(u):
+        return (2 * atanh(sqrt(u)) / sqrt(u) - 2) / u if u > 1e-12 else mpf(2) / 3
+
+    hi = ((sqrt(mpf(2)) - 1) / (sqrt(mpf(2)) + 1)) ** 2
+    p, _, worst = remez(target, lambda u: u ** mpf("1.5"), 0, hi, degree, 0)
+    return p, worst
+
+
+SETS = []
+TABLE = []
+
+
+def emit(name, kind, coefs, what):
+    digits = 9 if kind == "float" else 17
+    suffix = "f" if kind == "float" else ""
+    lines, line = [], "  return poly(x"
+    for c in coefs:
+        text = nstr(c, digits, min_fixed=-1, max_fixed=1)
+        piece = f", {text}{suffix}"
+        if len(line) + len(piece) > 96:
+            lines.append(line + ",")
+            line, piece = "             ", piece[1:]
+        line += piece
+    lines.append(line + ");")
+    SETS.append(
+        f"// {what}\ntemplate <class T>\nMVNROB_HD T {name}(T x, {kind}) {{\n"
+        + "\n".join(lines)
+        + "\n}\n"
+    )
+
+
+def record(what, domain, worst):
+    TABLE.append(f"{what:<46} {domain:<22} {nstr(worst, 3)}")
+    print(TABLE[-1], flush=True)
+
+
+def main():
+    for kind, a, n in (("float", "0.5", 5), ("double", "0.3", 10)):
+        num, den, worst = fit_mills(a, n - 1, n)
+        record(f"{kind} mills {n - 1}/{n}, relative", "[0, inf)", worst)
+        emit("mills_num", kind, num, "Numerator of M(x) = Phi(-x) exp(x^2 / 2).")
+        emit("mills_den", kind, den, "Denominator of M(x).")
+    for kind, hi, n in (("float", 14, 5), ("double", 39, 12)):
+        num, den, worst = fit_gap(mpf(hi), n - 1, n)
+        record(f"{kind} gap {n - 1}/{n}, absolute", f"[1.177, {hi}]", worst)
+        emit("gap_num", kind, num, "Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.")
+        emit("gap_den", kind, den, "Denominator of R(l).")
+    for kind, degree in (("float", 4), ("double", 9)):
+        p, worst = fit_exp(degree)
+        record(f"{kind} exp, degree {degree + 2}, absolute", "|r| <= ln(2)/2", worst)
+        emit("exp_tail", kind, p, "P(r) of exp(r) = 1 + r + r^2 P(r).")
+    p, worst = fit_log1p(7)
+    record("float log, degree 8, absolute", "[1/sqrt 2, sqrt 2]", worst)
+    emit("log_poly", "float", p, "P(f) of log(1 + f) = f P(f).")
+    p, worst = fit_atanh(5)
+    record("double log by 2 atanh, degree 5, absolute", "[1/sqrt 2, sqrt 2]", worst)
+    emit("log_poly", "double", p, "P(z^2) of 2 atanh(z) = 2 z + z^3 P(z^2).")
+
+    table = "\n".join("//   " + row for row in TABLE)
+    HEADER.write_text(
+        "// Written by csrc/math/fits/fit_normal.py; do not edit.\n"
+        "// Worst error of each fit in exact arithmetic (the second argument only picks the set):\n"
+        f"{table}\n"
+        "#pragma once\n\n"
+        '#include "config.h"\n#include "pack.h"\n\n'
+        "namespace mvnrob::math {\ninline namespace MVNROB_ISA {\nnamespace coefs {\n\n"
+        + "\n".join(SETS)
+        + "\n}  // namespace coefs\n}  // namespace MVNROB_ISA\n}  // namespace mvnrob::math\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

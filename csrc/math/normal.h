@@ -1,0 +1,188 @@
+// Normal distribution function, its inverse, and the fused steps of separation of variables.
+//
+// Phi(-x) = exp(-x^2 / 2) M(x), x >= 0, M a rational function fitted on [0, inf);
+// -Phi^-1(exp(-l^2 / 2)) = l - R(l), R a rational function fitted on [sqrt(2 ln 2), 14 or 39].
+// Fits and their errors: normal_coefs.h. Measured errors: tests/test_math.py.
+// Everything is branch-free; T is float, double or a pack of them.
+#pragma once
+
+#include "config.h"
+#include "elementary.h"
+#include "normal_coefs.h"
+#include "pack.h"
+
+namespace mvnrob::math {
+inline namespace MVNROB_ISA {
+
+namespace detail {
+
+// The tail at a = |t|: Phi(-a) = tail and M(a) = mills; square = a^2.
+template <class T>
+struct Tail {
+  T mills, tail, square;
+};
+
+template <class T>
+MVNROB_HD T mills(T a) {
+  using S = scalar_t<T>;
+  return coefs::mills_num(a, S(0)) / coefs::mills_den(a, S(0));
+}
+
+// a <= float_format::far. exp(-a^2 / 2) keeps its digits because a^2 is split.
+template <class T>
+MVNROB_HD Tail<T> tail_at(T a) {
+  using S = scalar_t<T>;
+  const T near = min(T(float_format<S>::exp_limit_root), a);
+  T hi, lo;
+  square(near, hi, lo);
+  const ExpNeg<T> ex = exp_neg(T(S(0.5)) * hi, T(S(0.5)) * lo);
+  const T m = mills(a);
+  return {m, scale(ex.factor * m, ex.shifted), a * a};
+}
+
+// -|Phi^-1(p)| from l^2 = -2 ln p.
+template <class T>
+MVNROB_HD T ndtri_from_square(T square) {
+  using S = scalar_t<T>;
+  const T l = sqrt(square);
+  return coefs::gap_num(l, S(0)) / coefs::gap_den(l, S(0)) - l;
+}
+
+}  // namespace detail
+
+// p = Phi(x), q = Phi(-x), each to its own relative accuracy.
+template <class T>
+MVNROB_HD void ndtr_pair(T x, T& p, T& q) {
+  using S = scalar_t<T>;
+  const T a = min(T(float_format<S>::far), abs(x));
+  const T small = detail::tail_at(a).tail;
+  const T large = T(S(1)) - small;
+  const auto positive = x > T(S(0));
+  p = select(positive, large, small);
+  q = select(positive, small, large);
+}
+
+// Phi(x).
+template <class T>
+MVNROB_HD T ndtr(T x) {
+  T p, q;
+  ndtr_pair(x, p, q);
+  return p;
+}
+
+// -|Phi^-1(p)| for p in (0, 1/2]; p below the smallest normal number counts as that number.
+template <class T>
+MVNROB_HD T ndtri_half(T p) {
+  using S = scalar_t<T>;
+  const T x = max(T(float_format<S>::tiny), p);
+  return detail::ndtri_from_square(minus_two_log(x));
+}
+
+// Phi^-1(p) for p in (0, 1).
+template <class T>
+MVNROB_HD T ndtri(T p) {
+  using S = scalar_t<T>;
+  const T q = T(S(1)) - p;
+  const T y = ndtri_half(min(p, q));
+  return select(p > q, -y, y);
+}
+
+// One step of separation of variables: e = Phi(t), ec = Phi(-t), y = Phi^-1(w e), with w in (0, 1)
+// and wc = 1 - w exact.
+//
+// For t <= 0, w e <= 1/2 and -2 ln(w e) = t^2 - 2 ln(w M(-t)), which cannot underflow: y is right
+// even where e is zero. For t > 0 the smaller of w e and wc + w Phi(-t) enters, so neither tail
+// cancels. |t| is cut at float_format::far, so infinities give finite y. NaN gives NaN.
+template <class T>
+MVNROB_HD void step_upper(T t, T w, T wc, T& e, T& ec, T& y) {
+  using S = scalar_t<T>;
+  const T a = min(T(float_format<S>::far), abs(t));
+  const detail::Tail<T> at = detail::tail_at(a);
+  const T large = T(S(1)) - at.tail;
+  const auto positive = t > T(S(0));
+  e = select(positive, large, at.tail);
+  ec = select(positive, at.tail, large);
+  const T p = w * e;
+  const T q = fma(w, ec, wc);
+  const T v = select(positive, min(p, q), w * at.mills);
+  const T square = minus_two_log(v) + select(positive, T(S(0)), at.square);
+  const T z = detail::ndtri_from_square(square);
+  y = select(q < p, -z, z);
+}
+
+// The same between two limits a <= b: e = Phi(b) - Phi(a), ec = 1 - e,
+// y = Phi^-1(Phi(a) + w e). a >= b gives e = 0, ec = 1 and a finite y.
+//
+// An interval whose midpoint is positive is reflected, so that a <= -|b|. With
+// r = exp((b^2 - a^2) / 2) <= 1 and E = exp(-b^2 / 2), Phi(a) = E r M(-a): for b <= 0
+// e = E (M(-b) - r M(-a)) and Phi^-1 sees t^2 - 2 ln as in step_upper; for b > 0
+// ec = E (M(b) + r M(-a)) and the smaller of the two convex combinations enters.
+// e is exact to rounding relative to Phi(b), not to itself when the interval is narrow.
+template <class T>
+MVNROB_HD void step_interval(T a, T b, T w, T wc, T& e, T& ec, T& y) {
+  using S = scalar_t<T>;
+  using F = float_format<S>;
+  const T zero(S(0)), one(S(1)), half(S(0.5)), far(F::far);
+  // Operand order lets a NaN in either limit through.
+  const T lower = max(-far, min(far, min(b, a)));
+  const T upper = max(-far, min(far, max(a, b)));
+  const auto reflect = lower + upper > zero;
+  const T a1 = -select(reflect, -upper, lower);  // |a| of the reflected interval
+  const T b1 = select(reflect, -lower, upper);
+  const T w1 = select(reflect, wc, w);
+  const T wc1 = select(reflect, w, wc);
+  const T b_abs = abs(b1);
+  const auto straddles = b1 > zero;
+
+  const T near = min(T(F::exp_limit_root), b_abs);
+  T hi, lo;
+  square(near, hi, lo);
+  const ExpNeg<T> ex = exp_neg(half * hi, half * lo);
+  const T mb = detail::mills(b_abs);
+  const T drop = half * (a1 - b_abs) * (a1 + b_abs);
+  const ExpNeg<T> ratio = exp_neg(min(T(F::exp_limit), drop), zero);
+  const T ma = scale(ratio.factor * detail::mills(a1), ratio.shifted);
+
+  const T tail_b = scale(ex.factor * mb, ex.shifted);  // Phi(-|b|)
+  const T tail_a = scale(ex.factor * ma, ex.shifted);  // Phi(a)
+  const T small = scale(ex.factor * (mb + select(straddles, ma, -ma)), ex.shifted);
+  const T large = one - small;
+  const auto empty = a >= b;
+  e = select(empty, zero, select(straddles, large, small));
+  ec = select(empty, one, select(straddles, small, large));
+
+  const T p = fma(wc1, tail_a, w1 * (one - tail_b));
+  const T q = fma(w1, tail_b, wc1 * (one - tail_a));
+  const T v = select(straddles, min(p, q), fma(w1, mb, wc1 * ma));
+  const T square = minus_two_log(v) + select(straddles, zero, b_abs * b_abs);
+  const T z = detail::ndtri_from_square(square);
+  const T signed_z = select(straddles, select(q < p, -z, z), z);
+  y = select(reflect, -signed_z, signed_z);
+}
+
+namespace detail {
+
+MVNROB_HD_FN double log_ndtr_scalar(double x) {
+  if (x > -1) return ::log1p(-ndtr(-x));
+  if (x > -1e6) return ::log(mills(-x)) - 0.5 * x * x;
+  const double log_root_two_pi = 0.91893853320467274178;
+  return -0.5 * x * x - log_root_two_pi - ::log(-x);  // relative error 1 / x^2 of the last terms
+}
+
+}  // namespace detail
+
+// ln Phi(x).
+template <class T>
+MVNROB_HD T log_ndtr(T x) {
+  using S = scalar_t<T>;
+  if constexpr (width<T> == 1) {
+    return S(detail::log_ndtr_scalar(double(x)));
+  } else {
+    T r = x;
+    for (int i = 0; i < width<T>; ++i) r.set(i, S(detail::log_ndtr_scalar(double(x[i]))));
+    return r;
+  }
+}
+
+}  // namespace MVNROB_ISA
+}  // namespace mvnrob::math

@@ -1,0 +1,113 @@
+// Written by csrc/math/fits/fit_normal.py; do not edit.
+// Worst error of each fit in exact arithmetic (the second argument only picks the set):
+//   float mills 4/5, relative                      [0, inf)               4.24e-8
+//   double mills 9/10, relative                    [0, inf)               3.9e-16
+//   float gap 4/5, absolute                        [1.177, 14]            2.0e-8
+//   double gap 11/12, absolute                     [1.177, 39]            8.67e-14
+//   float exp, degree 6, absolute                  |r| <= ln(2)/2         3.13e-9
+//   double exp, degree 11, absolute                |r| <= ln(2)/2         3.43e-18
+//   float log, degree 8, absolute                  [1/sqrt 2, sqrt 2]     3.35e-8
+//   double log by 2 atanh, degree 5, absolute      [1/sqrt 2, sqrt 2]     3.77e-17
+#pragma once
+
+#include "config.h"
+#include "pack.h"
+
+namespace mvnrob::math {
+inline namespace MVNROB_ISA {
+namespace coefs {
+
+// Numerator of M(x) = Phi(-x) exp(x^2 / 2).
+template <class T>
+MVNROB_HD T mills_num(T x, float) {
+  return poly(x, 3.52375728e+1f, 3.34449373e+1f, 1.48930279e+1f, 3.55474234f, 3.98942297e-1f);
+}
+
+// Denominator of M(x).
+template <class T>
+MVNROB_HD T mills_den(T x, float) {
+  return poly(x, 7.04751425e+1f, 1.23121088e+2f, 9.27830704e+1f, 3.83298653e+1f, 8.91043733f,
+              1.0f);
+}
+
+// Numerator of M(x) = Phi(-x) exp(x^2 / 2).
+template <class T>
+MVNROB_HD T mills_num(T x, double) {
+  return poly(x, 1.0205062123095866e+5, 1.6376728149880301e+5, 1.2952610958399353e+5,
+              6.5062028577372583e+4, 2.2680775590029988e+4, 5.6726982616243352e+3,
+              1.0187924766653127e+3, 1.2728042659279761e+2, 1.0132896822322653e+1,
+              3.9894228040143252e-1);
+}
+
+// Denominator of M(x).
+template <class T>
+MVNROB_HD T mills_den(T x, double) {
+  return poly(x, 2.0410124246191741e+5, 4.9038379319863744e+5, 5.4827125539860377e+5,
+              3.7667240709858471e+5, 1.7667758546206241e+5, 5.9355208340007694e+4,
+              1.4536390577414005e+4, 2.5791334336050255e+3, 3.2004471610500933e+2,
+              2.5399405678751584e+1, 1.0);
+}
+
+// Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.
+template <class T>
+MVNROB_HD T gap_num(T x, float) {
+  return poly(x, 2.42107157e+3f, 8.27100763e+3f, 3.80132105e+3f, 4.0527205e+2f, 6.83327862f);
+}
+
+// Denominator of R(l).
+template <class T>
+MVNROB_HD T gap_den(T x, float) {
+  return poly(x, 7.40496624e+2f, 4.69538623e+3f, 4.88076298e+3f, 1.3235219e+3f, 9.27980289e+1f,
+              1.0f);
+}
+
+// Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.
+template <class T>
+MVNROB_HD T gap_num(T x, double) {
+  return poly(x, 1.1563292341800665e+9, 2.2267384954611902e+10, 9.0131259500996834e+10,
+              1.2566651145887272e+11, 7.9086133630937614e+10, 2.8080713892471993e+10,
+              5.7851060591590824e+9, 6.3619507875187843e+8, 3.3488882858037458e+7,
+              7.4306397126197519e+5, 5.6487459248022156e+3, 8.9388816038548566);
+}
+
+// Denominator of R(l).
+template <class T>
+MVNROB_HD T gap_den(T x, double) {
+  return poly(x, 2.930435402180711e+8, 8.0545073767250018e+9, 4.5443733012924004e+10,
+              9.0284452154351565e+10, 8.1008471367277826e+10, 3.9232477841250305e+10,
+              1.1352929274217298e+10, 1.9166746470588659e+9, 1.728958269884388e+8,
+              7.502680003695724e+6, 1.3726607185808133e+5, 8.4510681160149174e+2, 1.0);
+}
+
+// P(r) of exp(r) = 1 + r + r^2 P(r).
+template <class T>
+MVNROB_HD T exp_tail(T x, float) {
+  return poly(x, 5.0000001e-1f, 1.66665188e-1f, 4.16662053e-2f, 8.36888961e-3f, 1.39505196e-3f);
+}
+
+// P(r) of exp(r) = 1 + r + r^2 P(r).
+template <class T>
+MVNROB_HD T exp_tail(T x, double) {
+  return poly(x, 5.0000000000000127e-1, 1.6666666666666699e-1, 4.1666666666515416e-2,
+              8.3333333333071912e-3, 1.3888888947016347e-3, 1.9841269917416989e-4,
+              2.4801489941809627e-5, 2.7557216269347018e-6, 2.7631280477846169e-7,
+              2.5117871219991986e-8);
+}
+
+// P(f) of log(1 + f) = f P(f).
+template <class T>
+MVNROB_HD T log_poly(T x, float) {
+  return poly(x, 9.99999814e-1f, -5.00006673e-1f, 3.33361802e-1f, -2.49593459e-1f,
+              1.98730833e-1f, -1.73334894e-1f, 1.64197749e-1f, -1.01019104e-1f);
+}
+
+// P(z^2) of 2 atanh(z) = 2 z + z^3 P(z^2).
+template <class T>
+MVNROB_HD T log_poly(T x, double) {
+  return poly(x, 6.6666666666513859e-1, 4.0000000081057897e-1, 2.8571413192581208e-1,
+              2.2223615951644727e-1, 1.8116598695858508e-1, 1.6896577486644501e-1);
+}
+
+}  // namespace coefs
+}  // namespace MVNROB_ISA
+}  // namespace mvnrob::math
