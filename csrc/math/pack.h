@@ -538,6 +538,22 @@ using int_bits_t =
 template <class T>
 using UintPackOf = typename detail::traits<T>::template rebind<uint32_t>;
 
+// x in every lane of a word pack as wide as T, and 0, 1, ..., width - 1.
+template <class T>
+MVNROB_HD UintPackOf<T> uint_broadcast(uint32_t x) {
+  return UintPackOf<T>(x);
+}
+template <class T>
+MVNROB_HD UintPackOf<T> iota() {
+  if constexpr (width<T> == 1) {
+    return 0u;
+  } else {
+    alignas(64) uint32_t lane[width<T>];
+    for (int i = 0; i < width<T>; ++i) lane[i] = uint32_t(i);
+    return UintPackOf<T>::load(lane);
+  }
+}
+
 // |magnitude| with the sign bit of sign.
 template <class T>
 MVNROB_HD T copysign(T magnitude, T sign) {
