@@ -10,21 +10,22 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "mvn_cdf(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, float abs_tol, float rel_tol, "
       "int max_points, str method, str compute_dtype) -> (Tensor prob, Tensor complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots)");
-  // scatter [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i
-  m.def("jac_cov_accumulate_(Tensor(a!) scatter, Tensor J, Tensor target) -> ()");
+  // S [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i; target int64 [B]
+  m.def("jac_cov_accumulate_(Tensor(a!) S, Tensor J, Tensor target) -> ()");
+  // z, norms [B, C - 1], corr [B, C - 1, C - 1] of the classes other than t; sigma float64 [B]
   m.def(
-      "jac_cov_finalize(Tensor scatter, Tensor logits, Tensor target, Tensor sigma) "
+      "jac_cov_finalize(Tensor S, Tensor logits, Tensor target, Tensor sigma) "
       "-> (Tensor z, Tensor corr, Tensor norms)");
+  // float64 [B, C]: squared norms of u_i
+  m.def("jac_cov_norms(Tensor J, Tensor target) -> Tensor");
   // elementwise over float64 tensors of one shape
   m.def("bvn_cdf(Tensor h, Tensor k, Tensor rho) -> Tensor");
   // which instruction set the CPU kernels use: "generic", "avx2" or "avx512"
   m.def("simd_level() -> str");
 }
 
-extern "C" {
-PyObject* PyInit__C(void) {
+PyMODINIT_FUNC PyInit__C(void) {
   static struct PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
-}
 }

@@ -1,15 +1,11 @@
 // bvn_cdf on the CPU: the closed form of math/bivariate.h, element by element.
+#include "checks.h"
 #include "math/bivariate.h"
-#include "torch_utils.h"
 
 namespace mvnrob {
 
 Tensor bvn_cdf_cpu(const Tensor& h_in, const Tensor& k_in, const Tensor& rho_in) {
-  for (const Tensor* t : {&h_in, &k_in, &rho_in}) {
-    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Double, "bvn_cdf: arguments must be float64");
-    STD_TORCH_CHECK(t->numel() == h_in.numel(), "bvn_cdf: arguments must have one shape, got ",
-                    shape_text(h_in), " and ", shape_text(*t));
-  }
+  check_bvn_cdf(h_in, k_in, rho_in);
   const Tensor h = torch::stable::contiguous(h_in), k = torch::stable::contiguous(k_in),
                rho = torch::stable::contiguous(rho_in);
   Tensor out = torch::stable::empty_like(h);

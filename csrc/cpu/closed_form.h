@@ -1,0 +1,11 @@
+// Exact answers: up to three variables, or independent ones.
+#pragma once
+#include "cpu/mvn_cdf_plan.h"
+#include "cpu/mvn_cdf_row.h"
+
+namespace mvnrob {
+
+// True when the answer is exact, with `result` filled in; its status may also be indefinite.
+bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& result);
+
+}  // namespace mvnrob

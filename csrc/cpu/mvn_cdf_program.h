@@ -1,0 +1,98 @@
+// What the sampler executes for one problem. Torch-free; built by mvn_cdf_plan.cpp, run by
+// mvn_cdf_simd.cpp.
+//
+// The factor's rows form a sequence. Pivot j comes with the rows that have no variance left once
+// y_0..y_j are known (its group): each bounds y_j from above or below, so that
+//   y_j in [max of the lower bounds, min of the upper bounds],  bound = limit + sum_l coef_l y_l,
+// with the limits and coefficients already divided by the row's coefficient of y_j, and the
+// coefficients negated. Rows of a "completion" have variance left after the last pivot sampled; given
+// the y's each is a single normal probability.
+#pragma once
+#include <cstdint>
+
+namespace mvnrob {
+
+constexpr int kTileSamples = 64;   // samples that walk through the rows together
+constexpr int kMaxBlockRows = 6;   // rows of a register block (a level may use fewer)
+constexpr int kShifts = 8;         // independent random shifts of the lattice
+
+enum RowFlag : uint8_t { kHasUpper = 1, kHasLower = 2, kClosesPivot = 4 };
+
+// Rows first_row .. first_row + rows - 1. coef[l * rows + r] multiplies y_l in row r, for the
+// `columns` pivots known before the block, then for the pivots that the block itself closes.
+struct Block {
+  int64_t coef;
+  int32_t first_row;
+  int32_t rows;
+  int32_t columns;
+};
+
+template <class scalar_t>
+struct RowList {
+  const Block* blocks;
+  int64_t n_blocks;
+  const scalar_t* coef;
+  const scalar_t* upper;
+  const scalar_t* lower;
+  const uint8_t* flags;
+};
+
+// Sum over samples, in float64, of each quantity of one stage.
+struct StageSums {
+  double value;       // f: the (completed) integrand
+  double complement;  // 1 - f, accumulated without cancellation
+  double below;       // upper bound on how far the truth given y may lie below f
+  double above;       // and above it
+  double square;      // f^2
+
+  void add(const StageSums& other) {
+    value += other.value;
+    complement += other.complement;
+    below += other.below;
+    above += other.above;
+    square += other.square;
+  }
+};
+
+// One stage: sample the rows of `sampled`, then complete with `completion`. The second stage, when
+// there is one, goes on from the first one's y's, and its sums of value and complement are those of
+// the difference to the first stage's (square: of the squared difference).
+template <class scalar_t>
+struct Stage {
+  RowList<scalar_t> sampled;
+  RowList<scalar_t> completion;
+};
+
+template <class scalar_t>
+struct Program {
+  int n_stages;
+  Stage<scalar_t> stages[2];
+  int n_pivots;         // y's in all
+  scalar_t skip_limit;  // a completion row with every limit of the tile above it is left out
+};
+
+// Samples points first .. first + 64 * tiles - 1 of one shift and adds to sums[stage].
+template <class scalar_t>
+using SampleFn = void (*)(const Program<scalar_t>& program, const uint32_t* generator,
+                          const uint32_t* shift, uint32_t first, int64_t tiles,
+                          scalar_t* workspace, StageSums* sums);
+
+// Elements of the `workspace` of a SampleFn.
+inline int64_t workspace_size(int n_pivots) {
+  return int64_t(kTileSamples) * (n_pivots + kMaxBlockRows + 10);
+}
+
+struct SimdTable {
+  int block_rows;
+  SampleFn<float> sample_float;
+  SampleFn<double> sample_double;
+  // column[i] -= sum_l L[l * ld + i] * row[l] for i < m, l < columns
+  void (*eliminate)(double* column, const double* L, int64_t ld, const double* row, int64_t columns,
+                    int64_t m);
+  // p[i] = Phi(x[i])
+  void (*ndtr)(const double* x, double* p, int64_t n);
+};
+
+const SimdTable& simd_table();
+
+}  // namespace mvnrob

@@ -1,0 +1,340 @@
+// The sampler of mvn_cdf: separation of variables (Genz 1992) over tiles of 64 samples, vectorised
+// over the samples. Compiled once per instruction set (setup.py), so nothing here may call code that
+// the linker could merge with another level's copy: only math/ (namespaced by level) and what is
+// static to this file.
+#include <cstdint>
+
+#include "cpu/mvn_cdf_program.h"
+#include "cpu/simd_dispatch.h"
+#include "math/lattice.h"
+#include "math/normal.h"
+#include "math/pack.h"
+
+namespace mvnrob {
+namespace MVNROB_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kBlockRows = 6;  // 6 x 4 accumulators, 4 y's and a broadcast fit 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kBlockRows = 3;  // 3 x 4 accumulators fit 16 registers
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kBlockRows = 3;
+#endif
+static_assert(kBlockRows <= kMaxBlockRows, "the workspace is sized by kMaxBlockRows");
+
+template <class scalar_t>
+constexpr int kWidth = kVectorBytes / int(sizeof(scalar_t));
+
+template <class scalar_t>
+using Vec = math::Pack<scalar_t, kWidth<scalar_t>>;
+
+// Packs handled together, so that their dependent chains overlap.
+constexpr int kUnroll = 4;
+template <class scalar_t>
+constexpr int kGroups = kTileSamples / (kUnroll * kWidth<scalar_t>);
+
+constexpr uint32_t kLanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+template <class scalar_t>
+struct Tile {
+  scalar_t* y;           // [n_pivots][64]
+  scalar_t* accumulator; // [kBlockRows][64]
+  scalar_t* value;       // the running product f
+  scalar_t* complement;  // 1 - f
+  scalar_t* upper;       // limits of the pivot whose group is being read
+  scalar_t* lower;
+  scalar_t* completed;  // f times the probabilities of the completion's rows
+  scalar_t* missing;    // f - completed, without cancellation
+  scalar_t* mass;       // sum of the completion's probabilities of failing
+  scalar_t* largest;    // and the largest of them
+  scalar_t* value_before;  // the integrand of the stage before, for the difference
+  scalar_t* complement_before;
+};
+
+template <class scalar_t>
+inline Vec<scalar_t> load(const scalar_t* p, int pack) {
+  return Vec<scalar_t>::load(p + pack * kWidth<scalar_t>);
+}
+
+template <class scalar_t>
+inline void store(scalar_t* p, int pack, Vec<scalar_t> v) {
+  v.store(p + pack * kWidth<scalar_t>);
+}
+
+template <class scalar_t>
+inline void fill(scalar_t* p, scalar_t x) {
+  for (int i = 0; i < kTileSamples; ++i) p[i] = x;
+}
+
+// accumulator[r] = sum_l coef[l, r] y[l]: the part of a block that needs no new y. This is where the
+// O(n^2) work is; registers hold `rows` x 4 packs of sums.
+template <class scalar_t, int rows>
+void multiply_panel(const scalar_t* coef, int64_t columns, const scalar_t* y,
+                    scalar_t* accumulator) {
+  using V = Vec<scalar_t>;
+  for (int g = 0; g < kGroups<scalar_t>; ++g) {
+    const int offset = g * kUnroll * kWidth<scalar_t>;
+    V sum[rows][kUnroll];
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < kUnroll; ++p) sum[r][p] = V(scalar_t(0));
+    const scalar_t* c = coef;
+    const scalar_t* yl = y + offset;
+    for (int64_t l = 0; l < columns; ++l, c += rows, yl += kTileSamples) {
+      V value[kUnroll];
+      for (int p = 0; p < kUnroll; ++p) value[p] = load(yl, p);
+      for (int r = 0; r < rows; ++r) {
+        const V factor(c[r]);
+        for (int p = 0; p < kUnroll; ++p) sum[r][p] = math::fma(factor, value[p], sum[r][p]);
+      }
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int p = 0; p < kUnroll; ++p)
+        store(accumulator + r * kTileSamples + offset, p, sum[r][p]);
+  }
+}
+
+template <class scalar_t>
+void multiply_panel(const Block& block, const scalar_t* coef, const scalar_t* y,
+                    scalar_t* accumulator) {
+  switch (block.rows) {
+    case 1:
+      return multiply_panel<scalar_t, 1>(coef, block.columns, y, accumulator);
+    case 2:
+      return multiply_panel<scalar_t, 2>(coef, block.columns, y, accumulator);
+    case 3:
+      return multiply_panel<scalar_t, 3>(coef, block.columns, y, accumulator);
+    case 4:
+      return multiply_panel<scalar_t, kBlockRows < 4 ? 1 : 4>(coef, block.columns, y, accumulator);
+    case 5:
+      return multiply_panel<scalar_t, kBlockRows < 5 ? 1 : 5>(coef, block.columns, y, accumulator);
+    default:
+      return multiply_panel<scalar_t, kBlockRows < 6 ? 1 : 6>(coef, block.columns, y, accumulator);
+  }
+}
+
+// Draws y given its limits and multiplies the integrand by the probability of the interval.
+template <class scalar_t>
+void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, uint32_t first,
+          uint32_t generator, uint32_t shift) {
+  using V = Vec<scalar_t>;
+  using Index = math::UintPackOf<V>;
+  for (int g = 0; g < kGroups<scalar_t>; ++g) {
+    const int base = g * kUnroll;
+#pragma GCC unroll 4
+    for (int p = 0; p < kUnroll; ++p) {
+      const Index index = Index::load(kLanes) + Index(first + uint32_t(base + p) * kWidth<scalar_t>);
+      V w, wc, e, ec, drawn;
+      math::lattice_point<V>(index, generator, shift, w, wc);
+      if (has_lower)
+        math::step_interval<V>(load(tile.lower, base + p), load(tile.upper, base + p), w, wc, e, ec,
+                               drawn);
+      else
+        math::step_upper<V>(load(tile.upper, base + p), w, wc, e, ec, drawn);
+      store(y, base + p, drawn);
+      const V value = load(tile.value, base + p);
+      // 1 - f e = (1 - f) + f (1 - e): no subtraction, so 1 - f keeps its digits.
+      store(tile.complement, base + p,
+            math::fma(value, ec, load(tile.complement, base + p)));
+      store(tile.value, base + p, value * e);
+    }
+  }
+}
+
+template <class scalar_t>
+void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile,
+                 const uint32_t* generator, const uint32_t* shift, uint32_t first, int& known) {
+  using V = Vec<scalar_t>;
+  constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
+  const scalar_t infinity = scalar_t(__builtin_inf());
+  bool has_upper = false, has_lower = false;
+  for (int64_t b = 0; b < list.n_blocks; ++b) {
+    const Block& block = list.blocks[b];
+    const scalar_t* coef = list.coef + block.coef;
+    if (block.columns > 0) multiply_panel(block, coef, tile.y, tile.accumulator);
+    for (int r = 0; r < block.rows; ++r) {
+      const int row = block.first_row + r;
+      const uint8_t flags = list.flags[row];
+      scalar_t* sums = tile.accumulator + r * kTileSamples;
+      const V upper(list.upper[row]), lower(list.lower[row]);
+      const bool first_upper = (flags & kHasUpper) && !has_upper;
+      const bool first_lower = (flags & kHasLower) && !has_lower;
+#pragma GCC unroll 4
+      for (int p = 0; p < kPacks; ++p) {
+        V sum = block.columns > 0 ? load(sums, p) : V(scalar_t(0));
+        for (int l = block.columns; l < known; ++l)
+          sum = math::fma(V(coef[int64_t(l) * block.rows + r]),
+                          load(tile.y + int64_t(l) * kTileSamples, p), sum);
+        if (flags & kHasUpper) {
+          const V limit = upper + sum;
+          store(tile.upper, p, first_upper ? limit : math::min(load(tile.upper, p), limit));
+        }
+        if (flags & kHasLower) {
+          const V limit = lower + sum;
+          store(tile.lower, p, first_lower ? limit : math::max(load(tile.lower, p), limit));
+        }
+      }
+      has_upper |= (flags & kHasUpper) != 0;
+      has_lower |= (flags & kHasLower) != 0;
+      if (flags & kClosesPivot) {
+        if (!has_upper) fill(tile.upper, infinity);
+        draw(tile, tile.y + int64_t(known) * kTileSamples, has_lower, first, generator[known],
+             shift[known]);
+        ++known;
+        has_upper = has_lower = false;
+      }
+    }
+  }
+}
+
+// Multiplies by the rows' probabilities given y, and keeps what bounds the error of treating the
+// rows as independent given y (see mvn_cdf_row.cpp).
+template <class scalar_t>
+void complete_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, scalar_t skip_limit) {
+  using V = Vec<scalar_t>;
+  constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
+  for (int p = 0; p < kPacks; ++p) store(tile.completed, p, load(tile.value, p));
+  for (scalar_t* p : {tile.missing, tile.mass, tile.largest}) fill(p, scalar_t(0));
+  for (int64_t b = 0; b < list.n_blocks; ++b) {
+    const Block& block = list.blocks[b];
+    multiply_panel(block, list.coef + block.coef, tile.y, tile.accumulator);
+    for (int r = 0; r < block.rows; ++r) {
+      const int row = block.first_row + r;
+      scalar_t* sums = tile.accumulator + r * kTileSamples;
+      const bool has_lower = list.flags[row] & kHasLower;
+      const V upper(list.upper[row]), lower(list.lower[row]);
+      V nearest = V(scalar_t(__builtin_inf()));
+      for (int p = 0; p < kPacks; ++p) {
+        const V sum = load(sums, p);
+        nearest = math::min(nearest, upper + sum);
+        if (has_lower) nearest = math::min(nearest, -(lower + sum));
+      }
+      if (math::reduce_min(nearest) > skip_limit) continue;
+#pragma GCC unroll 4
+      for (int p = 0; p < kPacks; ++p) {
+        const V sum = load(sums, p);
+        V e, q;
+        math::ndtr_pair<V>(upper + sum, e, q);
+        if (has_lower) {
+          V below, above;
+          const V limit = lower + sum;
+          math::ndtr_pair<V>(limit, below, above);
+          // Phi(u) - Phi(l) in whichever tail both are small.
+          e = math::max(math::select(limit > V(scalar_t(0)), above - q, e - below), V(scalar_t(0)));
+          q = q + below;
+        }
+        const V value = load(tile.completed, p);
+        store(tile.missing, p, math::fma(value, q, load(tile.missing, p)));
+        store(tile.completed, p, value * e);
+        store(tile.mass, p, load(tile.mass, p) + q);
+        store(tile.largest, p, math::max(load(tile.largest, p), q));
+      }
+    }
+  }
+}
+
+// Adds the tile's integrand (completed when the stage completes) to the stage's sums; from the second
+// stage on, its difference to the stage before.
+template <class scalar_t>
+void add_stage(const Tile<scalar_t>& tile, bool completes, bool is_difference, StageSums& sums) {
+  using V = Vec<scalar_t>;
+  constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
+  const V zero(scalar_t(0)), one(scalar_t(1));
+  V value_sum = zero, complement_sum = zero, square_sum = zero, below_sum = zero, above_sum = zero;
+  for (int p = 0; p < kPacks; ++p) {
+    const V sampled = load(tile.value, p);
+    V value = sampled, complement = load(tile.complement, p);
+    if (completes) {
+      // Given y, the rest holds with probability in [max(0, 1 - mass), 1 - largest] (Bonferroni,
+      // Frechet), and so does the product of its probabilities.
+      const V missing = load(tile.missing, p);
+      below_sum = below_sum +
+                  math::max(math::fma(sampled, math::min(load(tile.mass, p), one), -missing), zero);
+      above_sum =
+          above_sum + math::max(math::fma(-sampled, load(tile.largest, p), missing), zero);
+      value = load(tile.completed, p);
+      complement = complement + missing;
+    }
+    V value_term = value, complement_term = complement;
+    if (is_difference) {
+      value_term = value - load(tile.value_before, p);
+      complement_term = complement - load(tile.complement_before, p);
+    }
+    store(tile.value_before, p, value);
+    store(tile.complement_before, p, complement);
+    value_sum = value_sum + value_term;
+    complement_sum = complement_sum + complement_term;
+    square_sum = math::fma(value_term, value_term, square_sum);
+  }
+  sums.value += double(math::reduce_add(value_sum));
+  sums.complement += double(math::reduce_add(complement_sum));
+  sums.below += double(math::reduce_add(below_sum));
+  sums.above += double(math::reduce_add(above_sum));
+  sums.square += double(math::reduce_add(square_sum));
+}
+
+template <class scalar_t>
+void sample(const Program<scalar_t>& program, const uint32_t* generator, const uint32_t* shift,
+            uint32_t first, int64_t tiles, scalar_t* workspace, StageSums* sums) {
+  scalar_t* next = workspace;
+  auto take = [&next](int64_t rows) {
+    scalar_t* p = next;
+    next += rows * kTileSamples;
+    return p;
+  };
+  Tile<scalar_t> tile;
+  tile.y = take(program.n_pivots);
+  tile.accumulator = take(kBlockRows);
+  for (scalar_t** p : {&tile.value, &tile.complement, &tile.upper, &tile.lower, &tile.completed,
+                       &tile.missing, &tile.mass, &tile.largest, &tile.value_before,
+                       &tile.complement_before})
+    *p = take(1);
+  for (int64_t t = 0; t < tiles; ++t) {
+    fill(tile.value, scalar_t(1));
+    fill(tile.complement, scalar_t(0));
+    int known = 0;
+    for (int s = 0; s < program.n_stages; ++s) {
+      const Stage<scalar_t>& stage = program.stages[s];
+      sample_rows(stage.sampled, tile, generator, shift, first + uint32_t(t) * kTileSamples, known);
+      const bool completes = stage.completion.n_blocks > 0;
+      if (completes) complete_rows(stage.completion, tile, program.skip_limit);
+      add_stage(tile, completes, s > 0, sums[s]);
+    }
+  }
+}
+
+void eliminate(double* __restrict column, const double* __restrict L, int64_t ld, const double* row,
+               int64_t columns, int64_t m) {
+  int64_t l = 0;
+  for (; l + 4 <= columns; l += 4) {
+    const double *a = L + l * ld, *b = a + ld, *c = b + ld, *d = c + ld;
+    const double ra = row[l], rb = row[l + 1], rc = row[l + 2], rd = row[l + 3];
+    for (int64_t i = 0; i < m; ++i)
+      column[i] -= (a[i] * ra + b[i] * rb) + (c[i] * rc + d[i] * rd);
+  }
+  for (; l < columns; ++l) {
+    const double* a = L + l * ld;
+    const double ra = row[l];
+    for (int64_t i = 0; i < m; ++i) column[i] -= a[i] * ra;
+  }
+}
+
+void ndtr_array(const double* x, double* p, int64_t n) {
+  using V = Vec<double>;
+  int64_t i = 0;
+  for (; i + kWidth<double> <= n; i += kWidth<double>) math::ndtr<V>(V::load(x + i)).store(p + i);
+  for (; i < n; ++i) p[i] = math::ndtr<double>(x[i]);
+}
+
+}  // namespace
+}  // namespace MVNROB_ISA
+
+extern const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table);
+const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table) = {
+    MVNROB_ISA::kBlockRows, MVNROB_ISA::sample<float>, MVNROB_ISA::sample<double>,
+    MVNROB_ISA::eliminate, MVNROB_ISA::ndtr_array};
+
+}  // namespace mvnrob

@@ -1,0 +1,14 @@
+// Body of the bvn_cdf kernel: one element per thread, grid-stride.
+#pragma once
+#include <cstdint>
+
+#include "math/bivariate.h"
+
+namespace mvnrob::kernels {
+
+MVNROB_HD void bvn_cdf(const double* h, const double* k, const double* rho, double* out, int64_t n,
+                       int64_t first, int64_t stride) {
+  for (int64_t i = first; i < n; i += stride) out[i] = math::bvn_cdf(h[i], k[i], rho[i]);
+}
+
+}  // namespace mvnrob::kernels
