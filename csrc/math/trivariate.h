@@ -1,0 +1,168 @@
+// Trivariate normal probabilities in double, float through double: Plackett's identity in the form
+// of Genz (2004, Stat. Comput. 14), with our own path and algebra.
+//
+// F(b; R) = P(X_i <= b_i). dF/dr12 = phi2(b1, b2; r12) Phi((b3 - E[X3 | b1, b2]) / sd). Variables
+// are permuted so that |r23| is largest; along r12 = rho12 sin t, r13 = rho13 sin t, r23 fixed,
+//   F = Phi(b1) F2(b2, b3; r23) + int_0^(pi/2) (rho12 phi2 Phi + rho13 phi2 Phi) cos t dt.
+// A linear path keeps R positive semi-definite: det(t) = det R + q cos^2 t, q >= 0; the sine makes
+// the integrand finite where a correlation or det R reaches its limit. Every difference that
+// vanishes in a singular case (1 - r^2, r13 - r12 r23, r23 - r12 r13, det) is written as its value
+// at the end plus a multiple of cos^2 t, each formed with one rounding, so nothing cancels as
+// |rho| -> 1.
+#pragma once
+
+#include "bivariate.h"
+#include "config.h"
+#include "normal.h"
+#include "quadrature.h"
+
+namespace mvnrob::math {
+inline namespace MVNROB_ISA {
+
+namespace detail {
+
+// x y - z, rounded once or nearly so.
+MVNROB_HD double product_minus(double x, double y, double z) {
+#if MVNROB_FUSED
+  return fma(x, y, -z);
+#else
+  const double p = x * y;  // Dekker's product
+  const double split = 134217729.0;
+  const double xs = x * split, ys = y * split;
+  const double xh = xs - (xs - x), yh = ys - (ys - y);
+  const double xl = x - xh, yl = y - yh;
+  const double err = ((xh * yh - p) + xh * yl + xl * yh) + xl * yl;
+  return (p - z) + err;
+#endif
+}
+
+// One of the two terms of the integrand: the pair (b1, b2) moves, b3 is conditioned.
+struct PlackettTerm {
+  double rho, unit_gap, b1, b2, s, distance, product;
+  double base, slope_tau, slope_cos;
+
+  MVNROB_HD_FN PlackettTerm(double b1_, double b2_, double b3, double r12, double r13, double r23)
+      : rho(r12), b1(b1_), b2(b2_) {
+    s = r12 < 0.0 ? -1.0 : 1.0;
+    unit_gap = (1.0 - r12) * (1.0 + r12);
+    distance = (b1 - s * b2) * (b1 - s * b2);
+    product = s * b1 * b2;
+    const double alpha = -product_minus(r12, r23, r13);  // (r13 - r12 r23) at the end
+    const double beta = -product_minus(r12, r13, r23);   // r23 - r12 r13
+    // b3 (1 - r12^2) - (r13 - r12 r23) b1 - (r23 - r12 r13) b2
+    //   = base + slope_tau (1 - sin t) + slope_cos cos^2 t
+    base = b3 * unit_gap - alpha * b1 - beta * b2;
+    slope_tau = alpha * b1;
+    slope_cos = r12 * (r12 * b3 - r13 * b2);
+  }
+
+  // rho phi2(b1, b2; rho sin t) Phi(...) cos t, given sin t, cos t, 1 - sin t and det(t).
+  MVNROB_HD_FN double operator()(double sine, double cosine, double gap, double det) const {
+    if (rho == 0.0) return 0.0;
+    const double cc = cosine * cosine;
+    const double v = unit_gap + rho * rho * cc;  // 1 - r12^2
+    const double exponent = 0.5 * distance / v + product / (1.0 + s * rho * sine);
+    if (!(exponent < 745.0)) return 0.0;
+    const double density = ::exp(-exponent) * cosine / ::sqrt(v);
+    const double num = base + slope_tau * gap + slope_cos * cc;
+    const double scale = ::sqrt(v * det);
+    double conditional;
+    if (scale > 0.0) {
+      conditional = ndtr(num / scale);
+    } else {
+      conditional = num > 0.0 ? 1.0 : (num < 0.0 ? 0.0 : 0.5);
+    }
+    return rho * kInvTwoPi * density * conditional;
+  }
+};
+
+// F(b; R) - Phi(b1) F2(b2, b3; r23) for |r23| >= |r12|, |r13|. tol is absolute.
+MVNROB_HD_FN double tvn_path(double b1, double b2, double b3, double r12, double r13, double r23,
+                             double tol) {
+  if (r12 == 0.0 && r13 == 0.0) return 0.0;
+  const PlackettTerm first(b1, b2, b3, r12, r13, r23);
+  const PlackettTerm second(b1, b3, b2, r13, r12, r23);
+  const double gap23 = (1.0 - r23) * (1.0 + r23);
+  const double alpha12 = product_minus(r13, r23, r12);
+  const double q = alpha12 * alpha12 + r13 * r13 * gap23;
+  const double det_end = max(0.0, gap23 - q);
+  const auto f = [&](double u) {  // u = pi/2 - t
+    const double cosine = sine_quarter(u);
+    const double half = sine_quarter(0.5 * u);
+    const double gap = 2.0 * half * half;  // 1 - sin t
+    const double sine = 1.0 - gap;
+    const double det = det_end + q * cosine * cosine;
+    return first(sine, cosine, gap, det) + second(sine, cosine, gap, det);
+  };
+  return integrate(f, 0.0, 1.5707963267948966192, tol);
+}
+
+// Moves the largest |r| to r23.
+MVNROB_HD_FN void tvn_order(double& b1, double& b2, double& b3, double& r12, double& r13,
+                            double& r23) {
+  const auto swap = [](double& x, double& y) {
+    const double z = x;
+    x = y;
+    y = z;
+  };
+  if (::fabs(r12) > ::fabs(r23) && ::fabs(r12) >= ::fabs(r13)) {
+    swap(b1, b3);
+    swap(r12, r23);
+  } else if (::fabs(r13) > ::fabs(r23)) {
+    swap(b1, b2);
+    swap(r13, r23);
+  }
+}
+
+constexpr double kFarLimit = 1e9;  // Phi there is 0 or 1 to every digit
+
+}  // namespace detail
+
+// P(X1 <= b1, X2 <= b2, X3 <= b3) for a positive semi-definite correlation matrix, singular
+// included. Infinite limits are limits, NaN gives NaN.
+MVNROB_HD_FN double tvn_cdf(double b1, double b2, double b3, double r12, double r13, double r23) {
+  const double check = b1 + b2 + b3 + r12 + r13 + r23;
+  if (check != check && (b1 != b1 || b2 != b2 || b3 != b3 || r12 + r13 + r23 != r12 + r13 + r23)) {
+    return check;
+  }
+  const double far = detail::kFarLimit;
+  if (b1 < -far || b2 < -far || b3 < -far) return 0.0;
+  if (b1 > far) return bvn_cdf(b2, b3, r23);
+  if (b2 > far) return bvn_cdf(b1, b3, r13);
+  if (b3 > far) return bvn_cdf(b1, b2, r12);
+  detail::tvn_order(b1, b2, b3, r12, r13, r23);
+  const double p = ndtr(b1) * bvn_cdf(b2, b3, r23) +
+                   detail::tvn_path(b1, b2, b3, r12, r13, r23, 1e-12);
+  return min(1.0, max(0.0, p));
+}
+
+// 1 - tvn_cdf = P(some X_i > b_i), to the relative accuracy of its own size.
+MVNROB_HD_FN double tvn_complement(double b1, double b2, double b3, double r12, double r13,
+                                   double r23) {
+  const double check = b1 + b2 + b3 + r12 + r13 + r23;
+  if (check != check && (b1 != b1 || b2 != b2 || b3 != b3 || r12 + r13 + r23 != r12 + r13 + r23)) {
+    return check;
+  }
+  const double far = detail::kFarLimit;
+  if (b1 < -far || b2 < -far || b3 < -far) return 1.0;
+  if (b1 > far) return bvn_complement(b2, b3, r23);
+  if (b2 > far) return bvn_complement(b1, b3, r13);
+  if (b3 > far) return bvn_complement(b1, b2, r12);
+  detail::tvn_order(b1, b2, b3, r12, r13, r23);
+  const double one = ndtr(-b1);
+  const double two = bvn_complement(b2, b3, r23);
+  const double path =
+      detail::tvn_path(b1, b2, b3, r12, r13, r23, 1e-12 * max(one, two));
+  return min(1.0, max(0.0, one + ndtr(b1) * two - path));
+}
+
+MVNROB_HD_FN float tvn_cdf(float b1, float b2, float b3, float r12, float r13, float r23) {
+  return float(tvn_cdf(double(b1), double(b2), double(b3), double(r12), double(r13), double(r23)));
+}
+MVNROB_HD_FN float tvn_complement(float b1, float b2, float b3, float r12, float r13, float r23) {
+  return float(
+      tvn_complement(double(b1), double(b2), double(b3), double(r12), double(r13), double(r23)));
+}
+
+}  // namespace MVNROB_ISA
+}  // namespace mvnrob::math
