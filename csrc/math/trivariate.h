@@ -21,39 +21,68 @@ inline namespace MVNROB_ISA {
 
 namespace detail {
 
-// x y - z, rounded once or nearly so.
-MVNROB_HD double product_minus(double x, double y, double z) {
+// hi + lo: about 32 digits, for the few quantities whose leading digits cancel.
+struct TwoDoubles {
+  double hi, lo;
+};
+MVNROB_HD TwoDoubles two_sum(double x, double y) {
+  const double s = x + y, z = s - x;
+  return {s, (x - (s - z)) + (y - z)};
+}
+MVNROB_HD TwoDoubles two_product(double x, double y) {
+  const double p = x * y;
 #if MVNROB_FUSED
-  return fma(x, y, -z);
+  return {p, fma(x, y, -p)};
 #else
-  const double p = x * y;  // Dekker's product
-  const double split = 134217729.0;
+  const double split = 134217729.0;  // 2^27 + 1: Dekker's product
   const double xs = x * split, ys = y * split;
   const double xh = xs - (xs - x), yh = ys - (ys - y);
   const double xl = x - xh, yl = y - yh;
-  const double err = ((xh * yh - p) + xh * yl + xl * yh) + xl * yl;
-  return (p - z) + err;
+  return {p, ((xh * yh - p) + xh * yl + xl * yh) + xl * yl};
 #endif
+}
+MVNROB_HD TwoDoubles operator-(double x, TwoDoubles y) {
+  const TwoDoubles s = two_sum(x, -y.hi);
+  return two_sum(s.hi, s.lo - y.lo);
+}
+MVNROB_HD TwoDoubles operator-(TwoDoubles x, TwoDoubles y) {
+  const TwoDoubles s = two_sum(x.hi, -y.hi);
+  return two_sum(s.hi, s.lo + (x.lo - y.lo));
+}
+MVNROB_HD TwoDoubles operator*(TwoDoubles x, TwoDoubles y) {
+  const TwoDoubles p = two_product(x.hi, y.hi);
+  return two_sum(p.hi, p.lo + (x.hi * y.lo + x.lo * y.hi));
+}
+
+// det R = (1 - r12^2) (1 - r13^2) - (r23 - r12 r13)^2 to 1e-30: an error in it alone, without the
+// matching change of R, is amplified by 1 / sqrt(det).
+MVNROB_HD_FN double tvn_det(double r12, double r13, double r23) {
+  const TwoDoubles v12 = 1.0 - two_product(r12, r12);
+  const TwoDoubles v13 = 1.0 - two_product(r13, r13);
+  const TwoDoubles beta = r23 - two_product(r12, r13);
+  return (v12 * v13 - beta * beta).hi;
 }
 
 // One of the two terms of the integrand: the pair (b1, b2) moves, b3 is conditioned.
 struct PlackettTerm {
-  double rho, unit_gap, b1, b2, s, distance, product;
+  double rho, unit_gap, s, distance, product;
   double base, slope_tau, slope_cos;
 
-  MVNROB_HD_FN PlackettTerm(double b1_, double b2_, double b3, double r12, double r13, double r23)
-      : rho(r12), b1(b1_), b2(b2_) {
+  MVNROB_HD_FN PlackettTerm(double b1, double b2, double b3, double r12, double r13, double r23)
+      : rho(r12) {
     s = r12 < 0.0 ? -1.0 : 1.0;
     unit_gap = (1.0 - r12) * (1.0 + r12);
     distance = (b1 - s * b2) * (b1 - s * b2);
     product = s * b1 * b2;
-    const double alpha = -product_minus(r12, r23, r13);  // (r13 - r12 r23) at the end
-    const double beta = -product_minus(r12, r13, r23);   // r23 - r12 r13
+    const TwoDoubles alpha = r13 - two_product(r12, r23);
+    const TwoDoubles beta = r23 - two_product(r12, r13);
     // b3 (1 - r12^2) - (r13 - r12 r23) b1 - (r23 - r12 r13) b2
     //   = base + slope_tau (1 - sin t) + slope_cos cos^2 t
-    base = b3 * unit_gap - alpha * b1 - beta * b2;
-    slope_tau = alpha * b1;
-    slope_cos = r12 * (r12 * b3 - r13 * b2);
+    base = (TwoDoubles{b3, 0.0} * (1.0 - two_product(r12, r12)) - alpha * TwoDoubles{b1, 0.0} -
+            beta * TwoDoubles{b2, 0.0})
+               .hi;
+    slope_tau = alpha.hi * b1;
+    slope_cos = r12 * (two_product(r12, b3) - two_product(r13, b2)).hi;
   }
 
   // rho phi2(b1, b2; rho sin t) Phi(...) cos t, given sin t, cos t, 1 - sin t and det(t).
@@ -83,9 +112,9 @@ MVNROB_HD_FN double tvn_path(double b1, double b2, double b3, double r12, double
   const PlackettTerm first(b1, b2, b3, r12, r13, r23);
   const PlackettTerm second(b1, b3, b2, r13, r12, r23);
   const double gap23 = (1.0 - r23) * (1.0 + r23);
-  const double alpha12 = product_minus(r13, r23, r12);
+  const double alpha12 = (r12 - two_product(r13, r23)).hi;
   const double q = alpha12 * alpha12 + r13 * r13 * gap23;
-  const double det_end = max(0.0, gap23 - q);
+  const double det_end = max(0.0, tvn_det(r12, r13, r23));
   const auto f = [&](double u) {  // u = pi/2 - t
     const double cosine = sine_quarter(u);
     const double half = sine_quarter(0.5 * u);
@@ -132,7 +161,7 @@ MVNROB_HD_FN double tvn_cdf(double b1, double b2, double b3, double r12, double 
   if (b3 > far) return bvn_cdf(b1, b2, r12);
   detail::tvn_order(b1, b2, b3, r12, r13, r23);
   const double p = ndtr(b1) * bvn_cdf(b2, b3, r23) +
-                   detail::tvn_path(b1, b2, b3, r12, r13, r23, 1e-12);
+                   detail::tvn_path(b1, b2, b3, r12, r13, r23, 2e-15);
   return min(1.0, max(0.0, p));
 }
 
@@ -152,7 +181,7 @@ MVNROB_HD_FN double tvn_complement(double b1, double b2, double b3, double r12, 
   const double one = ndtr(-b1);
   const double two = bvn_complement(b2, b3, r23);
   const double path =
-      detail::tvn_path(b1, b2, b3, r12, r13, r23, 1e-12 * max(one, two));
+      detail::tvn_path(b1, b2, b3, r12, r13, r23, 2e-15 * max(one, two));
   return min(1.0, max(0.0, one + ndtr(b1) * two - path));
 }
 
