@@ -282,6 +282,13 @@ def _(upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dty
     return real(), real(), real(), integer(), integer(), integer(), integer()
 
 
+def _no_gradient(ctx, *grads):
+    raise NotImplementedError("mvn_cdf: gradients are not built yet")
+
+
+torch.library.register_autograd("mvnrob::mvn_cdf", _no_gradient)
+
+
 def mvn_cdf_reference(
     upper: Tensor,
     cov: Tensor,

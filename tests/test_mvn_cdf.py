@@ -1,0 +1,480 @@
+"""mvn_cdf: reference, laws, edges, bad calls, plumbing. Known answers: test_coverage.py."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import mvnrob
+from mvnrob import Status, mvn_cdf
+from mvnrob._mvn_cdf import mvn_cdf_reference
+
+INF = math.inf
+NAN = math.nan
+
+
+def random_problem(n, seed, rank=None, batch=()):
+    """Limits and a covariance that is not a correlation, of full rank unless told."""
+    g = torch.Generator().manual_seed(seed)
+    factor = torch.randn(*batch, n, rank or n + 3, generator=g, dtype=torch.float64)
+    factor = factor + torch.randn(*batch, 1, rank or n + 3, generator=g, dtype=torch.float64)
+    upper = 2 * torch.rand(*batch, n, generator=g, dtype=torch.float64) * factor.norm(dim=-1)
+    return upper, factor @ factor.mT
+
+
+def equicorrelated(n, rho=0.5, dtype=torch.float64):
+    cov = torch.full((n, n), rho, dtype=dtype)
+    return cov.fill_diagonal_(1.0)
+
+
+# ---- reference and peers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7, 8, 13, 18, 19, 31, 48, 49, 65])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("with_lower", [False, True])
+def test_matches_reference(n, dtype, with_lower):
+    upper, cov = random_problem(n, n, batch=(3,))
+    lower = -1.5 * cov.diagonal(dim1=-2, dim2=-1).sqrt() - upper if with_lower else None
+    r = mvn_cdf(
+        upper.to(dtype),
+        cov.to(dtype),
+        lower=None if lower is None else lower.to(dtype),
+        abs_tol=2e-4,
+        return_info=True,
+    )
+    reference, spread = mvn_cdf_reference(upper, cov, lower=lower, n_points=8192)
+    # 5 standard errors of the reference, our own error, and the rounding of a float32 input.
+    allowed = 5 * spread + r.error + (5e-6 if dtype == torch.float32 else 0)
+    assert r.prob.dtype == dtype
+    assert ((r.prob - reference).abs() <= allowed).all(), (r, reference)
+
+
+def test_matches_scipy():
+    upper, cov = random_problem(6, 5)
+    ours = mvn_cdf(upper, cov, abs_tol=5e-6, return_info=True)
+    theirs = stats.multivariate_normal.cdf(
+        upper.numpy(), cov=cov.numpy(), abseps=1e-6, maxpts=10**6, rng=1
+    )
+    # SciPy stops at 3 standard errors of 1e-6, or says nothing when it does not get there.
+    assert abs(float(ours.prob) - theirs) < float(ours.error) + 5e-6
+
+
+@pytest.mark.parametrize("n", [4, 9, 49, 120])
+def test_orthants(n):
+    r = mvn_cdf(torch.zeros(n).double(), equicorrelated(n), abs_tol=1e-4, return_info=True)
+    assert abs(float(r.prob) - 1 / (n + 1)) <= float(r.error)
+    assert r.status == Status.CONVERGED and r.error <= 1e-4
+
+
+def test_methods_agree_and_are_used():
+    cov = equicorrelated(90, 0.3)
+    upper = torch.linspace(1.5, 3.5, 90).double()
+    auto = mvn_cdf(upper, cov, return_info=True)
+    full = mvn_cdf(upper, cov, method="sov", return_info=True)
+    assert auto.n_pivots < full.n_pivots == full.n_active
+    assert (auto.prob - full.prob).abs() <= auto.error + full.error
+
+
+def test_closed_form_method():
+    upper, cov = random_problem(3, 1)
+    r = mvn_cdf(upper, cov, method="closed_form", return_info=True)
+    assert r.status == Status.EXACT and r.n_points == 0
+    sampled = mvn_cdf(upper, cov, method="sov", abs_tol=1e-6, return_info=True)
+    assert sampled.n_points > 0
+    assert (sampled.prob - r.prob).abs() <= sampled.error + r.error
+    diagonal = mvn_cdf(torch.ones(20).double(), torch.eye(20).double(), method="closed_form")
+    assert abs(float(diagonal) - stats.norm.cdf(1) ** 20) < 1e-14
+    with pytest.raises(Exception, match="mvn_cdf: method must be auto or sov for a row of more"):
+        mvn_cdf(torch.ones(4).double(), equicorrelated(4), method="closed_form")
+
+
+def test_compute_dtype_is_honoured():
+    upper, cov = random_problem(8, 3)
+    single, double = (
+        mvn_cdf(upper, cov, abs_tol=1e-4, compute_dtype=d) for d in (torch.float32, torch.float64)
+    )
+    assert 0 < abs(float(single - double)) < 2e-6  # same points, other rounding
+
+
+# ---- tolerance ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-3, 1e-4, 2e-5])
+def test_absolute_tolerance_is_met(tol):
+    upper, cov = random_problem(7, 11, batch=(5,))
+    r = mvn_cdf(upper, cov, abs_tol=tol, return_info=True)
+    assert (r.status == Status.CONVERGED).all() and (r.error <= tol).all()
+
+
+def test_relative_tolerance_in_both_tails():
+    cov = equicorrelated(5)
+    for shift in (-3.0, 4.0):
+        upper = torch.full((5,), shift).double()
+        r = mvn_cdf(upper, cov, abs_tol=0.0, rel_tol=1e-2, return_info=True)
+        assert r.status == Status.CONVERGED
+        small = torch.minimum(r.prob, r.complement)
+        assert r.error <= 1e-2 * small
+        # One-factor problem: a one-dimensional integral.
+        x, w = np.polynomial.legendre.leggauss(400)
+        x, w = 12 * x, 12 * w
+        inner = stats.norm.logcdf((shift - math.sqrt(0.5) * x) / math.sqrt(0.5)) * 5
+        inner = np.exp(inner) if shift < 0 else -np.expm1(inner)
+        assert abs(float(small) - float((w * stats.norm.pdf(x) * inner).sum())) <= float(r.error)
+
+
+def test_max_points_bounds_the_work_and_says_so():
+    upper, cov = random_problem(12, 4)
+    with pytest.warns(RuntimeWarning, match="1 of 1 rows spent max_points"):
+        r = mvn_cdf(upper, cov, abs_tol=1e-9, max_points=4096, return_info=True)
+    assert r.status == Status.MAX_POINTS and r.n_points <= 4096
+    better = mvn_cdf(upper, cov, abs_tol=1e-4, return_info=True)
+    assert (r.prob - better.prob).abs() <= r.error + better.error
+
+
+def test_screening_is_certified():
+    cov = equicorrelated(50, 0.3)
+    upper = torch.full((50,), 9.0).double()
+    upper[:4] = torch.tensor([1.0, 1.5, 2.0, 0.5])
+    r = mvn_cdf(upper, cov, abs_tol=1e-4, return_info=True)
+    assert r.n_active == 4
+    small = mvn_cdf(upper[:4], cov[:4, :4], abs_tol=1e-5)
+    assert (r.prob - small).abs() <= r.error + 1e-5
+
+
+# ---- laws ---------------------------------------------------------------------------------------
+
+
+def test_row_depends_on_itself_and_its_seed_only():
+    upper, cov = random_problem(11, 7, batch=(9,))
+    seed = torch.arange(9) * 17 - 40
+    whole = mvn_cdf(upper, cov, seed=seed, return_info=True)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
+    shuffled = mvn_cdf(upper[order], cov[order], seed=seed[order], return_info=True)
+    for all_rows, some in zip(whole, shuffled, strict=True):
+        assert torch.equal(all_rows[order], some)
+    for b in range(9):
+        alone = mvn_cdf(upper[b], cov[b], seed=int(seed[b]), return_info=True)
+        for all_rows, one in zip(whole, alone, strict=True):
+            assert torch.equal(all_rows[b], one)
+    other = mvn_cdf(upper, cov, seed=seed + 1)
+    assert not torch.equal(other, whole.prob)
+
+
+def test_thread_count_does_not_matter():
+    upper, cov = random_problem(70, 7, batch=(2,))
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(mvn_cdf(upper, cov, abs_tol=1e-4))
+    torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("level", ["generic", "avx2", "avx512"])
+def test_simd_levels_agree(level, tmp_path):
+    upper, cov = random_problem(67, 3, batch=(4,))
+    torch.save((upper, cov), tmp_path / "problem.pt")
+    code = (
+        "import sys, torch, mvnrob; u, c = torch.load(sys.argv[1]);"
+        "print(mvnrob.simd_level());"
+        "print(*(x for d in (torch.float32, torch.float64) for x in"
+        " mvnrob.mvn_cdf(u, c, abs_tol=1e-3, compute_dtype=d).tolist()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "problem.pt"],
+        env={**os.environ, "MVNROB_SIMD": level},
+        capture_output=True,
+        text=True,
+    )
+    if "must name a level of this processor" in done.stderr:
+        pytest.skip(f"this processor or build has no {level}")
+    name, values = done.stdout.splitlines()
+    assert name == level
+    here = [
+        mvn_cdf(upper, cov, abs_tol=1e-3, compute_dtype=d) for d in (torch.float32, torch.float64)
+    ]
+    there = torch.tensor([float(x) for x in values.split()], dtype=torch.float64).reshape(2, 4)
+    assert (there[0] - here[0]).abs().max() < 2e-6
+    assert (there[1] - here[1]).abs().max() < 1e-10
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 12),
+    rank=st.integers(1, 14),
+    seed=st.integers(0, 2**31),
+    shift=st.floats(-2, 3),
+)
+def test_laws_hold_for_any_covariance(n, rank, seed, shift):
+    upper, cov = random_problem(n, seed, rank=rank)
+    upper = upper + shift * cov.diagonal().sqrt()
+    r = mvn_cdf(upper, cov, abs_tol=1e-3, seed=seed, return_info=True)
+    assert r.status in (Status.CONVERGED, Status.EXACT)
+    assert 0 <= r.prob <= 1 and 0 <= r.error <= 1e-3
+    assert abs(float(r.prob + r.complement) - 1) < 1e-6
+    # Frechet and Bonferroni: sum of failures and the largest one bracket it.
+    fail = stats.norm.sf((upper / cov.diagonal().sqrt()).numpy())
+    assert 1 - fail.sum() - float(r.error) <= float(r.prob) <= 1 - fail.max() + float(r.error)
+    # Reordering the variables changes no more than the errors.
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    other = mvn_cdf(upper[order], cov[order][:, order], abs_tol=1e-3, seed=seed, return_info=True)
+    assert (other.prob - r.prob).abs() <= other.error + r.error
+    # Monotone in a limit.
+    wider = mvn_cdf(upper + 0.5 * cov.diagonal().sqrt(), cov, abs_tol=1e-3, return_info=True)
+    assert wider.prob >= r.prob - r.error - wider.error
+    # Scaling a variable changes nothing but rounding.
+    scale = torch.logspace(-3, 3, n).double()
+    scaled = mvn_cdf(upper * scale, cov * scale[:, None] * scale, abs_tol=1e-3, return_info=True)
+    assert (scaled.prob - r.prob).abs() <= scaled.error + r.error
+
+
+def test_rectangle_is_a_difference():
+    upper, cov = random_problem(5, 8)
+    lower = torch.full((5,), -INF).double()
+    lower[2] = -0.3
+    both = mvn_cdf(upper, cov, lower=lower, abs_tol=1e-5, return_info=True)
+    cut = upper.clone()
+    cut[2] = -0.3
+    difference = mvn_cdf(upper, cov, abs_tol=1e-5) - mvn_cdf(cut, cov, abs_tol=1e-5)
+    assert (both.prob - difference).abs() < 3e-5
+
+
+# ---- edges --------------------------------------------------------------------------------------
+
+EDGES = [
+    # upper, covariance, lower, probability, status
+    ([INF, INF], [[1, 0.5], [0.5, 1]], None, 1.0, Status.EXACT),
+    ([0.0, INF], [[1, 0.5], [0.5, 1]], None, 0.5, Status.EXACT),
+    ([0.0, -INF], [[1, 0.5], [0.5, 1]], None, 0.0, Status.EXACT),
+    ([1.0, 1.0], [[1, 0], [0, 1]], [2.0, 0.0], 0.0, Status.EXACT),
+    ([1.0, 1.0], [[1, 0], [0, 1]], [1.0, 0.0], 0.0, Status.EXACT),
+    ([0.0], [[0]], None, 1.0, Status.EXACT),
+    ([-1e-300], [[0]], None, 0.0, Status.EXACT),
+    ([1.0, 0.0], [[0, 0], [0, 1]], None, 0.5, Status.EXACT),
+    ([1.0, 0.0], [[0, 0], [0, 1]], [0.0, -INF], 0.5, Status.EXACT),
+    ([1.0, 0.0], [[0, 0], [0, 1]], [0.5, -INF], 0.0, Status.EXACT),
+    ([0.0, 0.0], [[1, 1], [1, 1]], None, 0.5, Status.EXACT),
+    ([0.0, 0.0], [[1, -1], [-1, 1]], None, 0.0, Status.EXACT),
+    ([0.0, 0.0], [[1, -0.5], [-0.5, 1]], None, 1 / 6, Status.EXACT),
+    ([0.0] * 3, [[1, -0.5, -0.5], [-0.5, 1, -0.5], [-0.5, -0.5, 1]], None, 0.0, Status.EXACT),
+    ([NAN, 1.0], [[1, 0], [0, 1]], None, NAN, Status.NAN_INPUT),
+    ([1.0, 1.0], [[1, 0], [0, 1]], [NAN, 0.0], NAN, Status.NAN_INPUT),
+    ([1.0, 1.0], [[NAN, 0], [0, 1]], None, NAN, Status.NAN_INPUT),
+    ([1.0, 1.0], [[INF, 0], [0, 1]], None, NAN, Status.NAN_INPUT),
+    ([1.0, 1.0], [[1, NAN], [NAN, 1]], None, NAN, Status.INDEFINITE),
+    ([1.0, 1.0], [[1, 2], [2, 1]], None, NAN, Status.INDEFINITE),
+    ([1.0, 1.0], [[-1, 0], [0, 1]], None, NAN, Status.INDEFINITE),
+    ([0.5] * 3, [[1, 0.9, -0.9], [0.9, 1, 0.9], [-0.9, 0.9, 1]], None, NAN, Status.INDEFINITE),
+]
+
+
+@pytest.mark.parametrize("upper, cov, lower, prob, status", EDGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_edges(upper, cov, lower, prob, status, dtype):
+    def tensor(x):
+        return None if x is None else torch.tensor(x, dtype=dtype)
+
+    if dtype == torch.float32 and upper == [-1e-300]:
+        pytest.skip("not a float32 number")
+    r = mvn_cdf(tensor(upper), tensor(cov), lower=tensor(lower), return_info=True)
+    assert r.status == status
+    if math.isnan(prob):
+        assert r.prob.isnan() and r.complement.isnan() and r.error.isnan()
+    else:
+        assert abs(float(r.prob) - prob) <= 1e-7 if dtype == torch.float32 else 1e-14
+        assert abs(float(r.complement) - (1 - prob)) <= 1e-6
+
+
+def test_bad_rows_leave_the_others_alone():
+    upper, cov = random_problem(6, 1, batch=(4,))
+    upper[1, 2] = NAN
+    cov[2, 0, 1] = cov[2, 1, 0] = 1e3
+    r = mvn_cdf(upper, cov, return_info=True)
+    assert r.status.tolist() == [0, Status.NAN_INPUT, Status.INDEFINITE, 0]
+    assert torch.equal(r.prob.isnan(), torch.tensor([False, True, True, False]))
+    assert torch.equal(r.prob[3], mvn_cdf(upper[3], cov[3]))
+
+
+def test_empty():
+    one = mvn_cdf(torch.zeros(0), torch.zeros(0, 0))
+    assert one.shape == () and one == 1
+    assert mvn_cdf(torch.zeros(5, 0), torch.zeros(0, 0)).tolist() == [1.0] * 5
+    assert mvn_cdf(torch.zeros(0, 3), torch.eye(3)).shape == (0,)
+    assert mvn_cdf(torch.zeros(2, 0, 3), torch.eye(3)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("copies", [2, 7, 49])
+def test_duplicates_count_once(copies):
+    upper, cov = random_problem(6, 9)
+    index = torch.arange(6).repeat(copies)
+    once = mvn_cdf(upper, cov, abs_tol=1e-4, return_info=True)
+    many = mvn_cdf(upper[index], cov[index][:, index], abs_tol=1e-4, return_info=True)
+    assert many.n_pivots <= 6
+    assert (once.prob - many.prob).abs() <= once.error + many.error
+
+
+def test_antiparallel_is_an_interval():
+    upper, cov = random_problem(5, 10)
+    half = torch.cat([torch.eye(5), -torch.eye(5)]).double()
+    low = -0.4 * cov.diagonal().sqrt()
+    both = mvn_cdf(torch.cat([upper, -low]), half @ cov @ half.T, abs_tol=1e-5, return_info=True)
+    interval = mvn_cdf(upper, cov, lower=low, abs_tol=1e-5, return_info=True)
+    assert both.n_pivots <= 5
+    assert (both.prob - interval.prob).abs() <= both.error + interval.error
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 30])
+def test_singular_against_counting(rank):
+    g = torch.Generator().manual_seed(rank)
+    factor = torch.randn(60, rank, generator=g, dtype=torch.float64)
+    upper = factor.norm(dim=1) * (1.0 + torch.rand(60, generator=g, dtype=torch.float64))
+    r = mvn_cdf(upper, factor @ factor.T, abs_tol=1e-3, return_info=True)
+    assert r.n_pivots <= rank and r.status in (Status.CONVERGED, Status.EXACT)
+    draws = torch.randn(400_000, rank, generator=g, dtype=torch.float64)
+    counted = (draws @ factor.T <= upper).all(1).double().mean()
+    spread = (counted * (1 - counted) / 400_000).sqrt()
+    assert (r.prob - counted).abs() <= r.error + 4 * spread
+
+
+# ---- shapes -------------------------------------------------------------------------------------
+
+
+def test_broadcasting():
+    upper, cov = random_problem(5, 1, batch=(4, 1))
+    other = random_problem(5, 2, batch=(3,))[1]
+    r = mvn_cdf(upper, other, return_info=True)
+    assert all(field.shape == (4, 3) for field in r)
+    for i in range(4):
+        for j in range(3):
+            assert torch.equal(r.prob[i, j], mvn_cdf(upper[i, 0], other[j]))
+    mean = torch.randn(2, 1, 1, 5, generator=torch.Generator().manual_seed(0)).double()
+    shifted = mvn_cdf(upper, other, mean=mean)
+    assert shifted.shape == (2, 4, 3)
+    assert torch.equal(shifted[1], mvn_cdf(upper - mean[1], other))
+
+
+def test_strided_inputs():
+    upper, cov = random_problem(6, 3, batch=(4,))
+    plain = mvn_cdf(upper, cov)
+    assert torch.equal(plain, mvn_cdf(upper.mT.contiguous().mT, cov.mT.contiguous().mT))
+    padded = torch.full((4, 12, 12), NAN, dtype=torch.float64)
+    padded[:, ::2, ::2] = cov
+    assert torch.equal(plain, mvn_cdf(upper, padded[:, ::2, ::2]))
+    shared = mvn_cdf(upper, cov[:1].expand(4, 6, 6))
+    assert torch.equal(shared, mvn_cdf(upper, cov[0]))
+
+
+# ---- plumbing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_opcheck(lower):
+    upper, cov = random_problem(5, 1, batch=(2,))
+    args = (upper, cov, -upper - 1 if lower else None, torch.tensor([1, 2]))
+    torch.library.opcheck(
+        torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto")
+    )
+
+
+def test_compile_fullgraph():
+    upper, cov = random_problem(5, 1, batch=(3,))
+
+    def program(u, c):
+        return 1 - mvn_cdf(u.exp().log(), c, abs_tol=1e-3)
+
+    compiled = torch.compile(program, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(upper, cov), program(upper, cov))
+
+
+def test_gradients_are_refused_not_dropped():
+    upper, cov = random_problem(4, 1)
+    with pytest.raises(NotImplementedError, match="mvn_cdf: upper must not require grad"):
+        mvn_cdf(upper.requires_grad_(), cov)
+    with torch.no_grad():
+        mvn_cdf(upper, cov)
+
+
+EYE = torch.eye(3).double()
+ONES = torch.ones(3).double()
+BAD_CALLS = [
+    ((ONES, EYE[:2]), {}, ValueError, r"cov must have shape \[..., 3, 3\], got \[2, 3\]"),
+    ((torch.tensor(1.0).double(), EYE), {}, ValueError, r"upper must have shape \[..., n\], got \[\]"),
+    ((ONES.float(), EYE), {}, TypeError, "cov must have the dtype of upper, got torch.float64"),
+    ((ONES.long(), EYE), {}, TypeError, "upper must be float32 or float64, got torch.int64"),
+    ((ONES.half(), EYE), {}, TypeError, "upper must be float32 or float64, got torch.float16"),
+    (([1.0], EYE), {}, TypeError, "upper must be a tensor, got list"),
+    ((ONES, EYE), {"lower": ONES[:2]}, ValueError, r"lower must have shape \[..., 3\], got \[2\]"),
+    ((ONES, EYE), {"mean": ONES[:2]}, ValueError, r"mean must have shape \[..., 3\], got \[2\]"),
+    ((ONES.expand(2, 3), EYE.expand(4, 3, 3)), {}, ValueError, "cov must have batch dimensions"),
+    ((ONES, EYE), {"abs_tol": -1e-3}, ValueError, "abs_tol must be finite and not negative"),
+    ((ONES, EYE), {"abs_tol": NAN}, ValueError, "abs_tol must be finite and not negative"),
+    ((ONES, EYE), {"abs_tol": "1"}, TypeError, "abs_tol must be a number, got str"),
+    ((ONES, EYE), {"rel_tol": INF}, ValueError, "rel_tol must be finite and not negative, got inf"),
+    ((ONES, EYE), {"max_points": 10}, ValueError, "max_points must be between 512 and"),
+    ((ONES, EYE), {"max_points": 1e6}, TypeError, "max_points must be an int or None, got float"),
+    ((ONES, EYE), {"method": "genz"}, ValueError, "method must be one of auto, sov, closed_form"),
+    ((ONES, EYE), {"compute_dtype": torch.half}, ValueError, "compute_dtype must be None"),
+    ((ONES, EYE), {"seed": 1.5}, TypeError, "seed must be an int or int64, got float"),
+    ((ONES, EYE), {"seed": 2**63}, ValueError, "seed must fit 64 bits"),
+    ((ONES, EYE), {"seed": torch.ones(2)}, TypeError, "seed must be an int or int64"),
+    ((ONES, EYE), {"seed": torch.tensor([1, 2])}, ValueError, r"seed must broadcast to \[\]"),
+    ((ONES.to("meta"), EYE), {}, ValueError, "cov must be on the device of upper, got cpu"),
+    ((ONES, EYE + NAN), {"check": True}, ValueError, "cov must be finite, got row 0"),
+    ((ONES, EYE.cumsum(0)), {"check": True}, ValueError, "cov must be symmetric, got row 0"),
+    (
+        (ONES, torch.stack([EYE, 2 - 3 * EYE])),
+        {"check": True},
+        ValueError,
+        "cov must be positive semidefinite, got row 1",
+    ),
+]
+
+
+@pytest.mark.parametrize("args, kwargs, kind, text", BAD_CALLS)
+def test_bad_calls(args, kwargs, kind, text):
+    with pytest.raises(kind, match="mvn_cdf: " + text):
+        mvn_cdf(*args, **kwargs)
+
+
+def test_check_accepts_what_is_right():
+    upper, cov = random_problem(20, 1, rank=3)
+    plain = mvn_cdf(upper, cov)
+    assert torch.equal(plain, mvn_cdf(upper, cov, check=True))
+    gram = cov.float()
+    mvn_cdf(upper.float(), gram, check=True)  # float32 rounding is not indefiniteness
+
+
+def test_native_checks_speak_for_direct_calls():
+    call = torch.ops.mvnrob.mvn_cdf
+    seed = torch.zeros(1, dtype=torch.int64)
+    rest = (seed, 1e-3, 0.0, 2**20, "auto", "auto")
+    with pytest.raises(RuntimeError, match=r"mvn_cdf: upper must have shape \[B, n\], got \[3\]"):
+        call(ONES, EYE[None], None, *rest)
+    with pytest.raises(RuntimeError, match="mvn_cdf: cov must have the dtype of upper"):
+        call(ONES[None].float(), EYE[None], None, *rest)
+    with pytest.raises(RuntimeError, match="mvn_cdf: method must be auto, sov or closed_form"):
+        call(ONES[None], EYE[None], None, seed, 1e-3, 0.0, 2**20, "genz", "auto")
+
+
+def test_bad_simd_level_says_so():
+    done = subprocess.run(
+        [sys.executable, "-c", "import mvnrob; mvnrob.simd_level()"],
+        env={**os.environ, "MVNROB_SIMD": "sse9"},
+        capture_output=True,
+        text=True,
+    )
+    assert "MVNROB_SIMD must be generic, avx2 or avx512, got sse9" in done.stderr
+
+
+def test_status_numbers_match_the_native_ones():
+    assert [int(s) for s in Status] == [0, 1, 2, 3, 4]
+    assert mvnrob.Status.EXACT == 1
