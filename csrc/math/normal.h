@@ -28,16 +28,16 @@ MVNROB_HD T mills(T a) {
   return coefs::mills_num(a, S(0)) / coefs::mills_den(a, S(0));
 }
 
-// a <= float_format::far. exp(-a^2 / 2) keeps its digits because a^2 is split.
+// a <= float_format::far. exp(-a^2 / 2) keeps its digits because a^2 is split; below the smallest
+// normal number Phi(-a) is zero.
 template <class T>
 MVNROB_HD Tail<T> tail_at(T a) {
   using S = scalar_t<T>;
-  const T near = min(T(float_format<S>::exp_limit_root), a);
   T hi, lo;
-  square(near, hi, lo);
-  const ExpNeg<T> ex = exp_neg(T(S(0.5)) * hi, T(S(0.5)) * lo);
+  square(a, hi, lo);
   const T m = mills(a);
-  return {m, scale(ex.factor * m, ex.shifted), a * a};
+  const T tail = times_exp_half(m, hi, lo);
+  return {m, select(a > T(float_format<S>::tail_end), T(S(0)), tail), hi};
 }
 
 // -|Phi^-1(p)| from l^2 = -2 ln p.
@@ -75,7 +75,7 @@ template <class T>
 MVNROB_HD T ndtri_half(T p) {
   using S = scalar_t<T>;
   const T x = max(T(float_format<S>::tiny), p);
-  return detail::ndtri_from_square(minus_two_log(x));
+  return detail::ndtri_from_square(minus_two_log(x, T(S(0))));
 }
 
 // Phi^-1(p) for p in (0, 1).
@@ -105,8 +105,7 @@ MVNROB_HD void step_upper(T t, T w, T wc, T& e, T& ec, T& y) {
   const T p = w * e;
   const T q = fma(w, ec, wc);
   const T v = select(positive, min(p, q), w * at.mills);
-  const T square = minus_two_log(v) + select(positive, T(S(0)), at.square);
-  const T z = detail::ndtri_from_square(square);
+  const T z = detail::ndtri_from_square(minus_two_log(v, select(positive, T(S(0)), at.square)));
   y = select(q < p, -z, z);
 }
 
@@ -134,18 +133,17 @@ MVNROB_HD void step_interval(T a, T b, T w, T wc, T& e, T& ec, T& y) {
   const T b_abs = abs(b1);
   const auto straddles = b1 > zero;
 
-  const T near = min(T(F::exp_limit_root), b_abs);
   T hi, lo;
-  square(near, hi, lo);
-  const ExpNeg<T> ex = exp_neg(half * hi, half * lo);
+  square(b_abs, hi, lo);
   const T mb = detail::mills(b_abs);
-  const T drop = half * (a1 - b_abs) * (a1 + b_abs);
-  const ExpNeg<T> ratio = exp_neg(min(T(F::exp_limit), drop), zero);
-  const T ma = scale(ratio.factor * detail::mills(a1), ratio.shifted);
-
-  const T tail_b = scale(ex.factor * mb, ex.shifted);  // Phi(-|b|)
-  const T tail_a = scale(ex.factor * ma, ex.shifted);  // Phi(a)
-  const T small = scale(ex.factor * (mb + select(straddles, ma, -ma)), ex.shifted);
+  const T drop = (a1 - b_abs) * (a1 + b_abs);
+  const T ma = select(drop > T(F::square_end), zero,
+                      times_exp_half(detail::mills(a1), drop, zero));  // r M(-a)
+  const auto gone = b_abs > T(F::tail_end);
+  const T scale = select(gone, zero, times_exp_half(one, hi, lo));  // E
+  const T tail_b = scale * mb;                                      // Phi(-|b|)
+  const T tail_a = scale * ma;                                      // Phi(a)
+  const T small = scale * (mb + select(straddles, ma, -ma));
   const T large = one - small;
   const auto empty = a >= b;
   e = select(empty, zero, select(straddles, large, small));
@@ -154,8 +152,7 @@ MVNROB_HD void step_interval(T a, T b, T w, T wc, T& e, T& ec, T& y) {
   const T p = fma(wc1, tail_a, w1 * (one - tail_b));
   const T q = fma(w1, tail_b, wc1 * (one - tail_a));
   const T v = select(straddles, min(p, q), fma(w1, mb, wc1 * ma));
-  const T square = minus_two_log(v) + select(straddles, zero, b_abs * b_abs);
-  const T z = detail::ndtri_from_square(square);
+  const T z = detail::ndtri_from_square(minus_two_log(v, select(straddles, zero, hi)));
   const T signed_z = select(straddles, select(q < p, -z, z), z);
   y = select(reflect, -signed_z, signed_z);
 }

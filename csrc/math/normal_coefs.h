@@ -4,10 +4,10 @@
 //   double mills 9/10, relative                    [0, inf)               3.9e-16
 //   float gap 4/5, absolute                        [1.177, 14]            2.0e-8
 //   double gap 11/12, absolute                     [1.177, 39]            8.67e-14
-//   float exp, degree 6, absolute                  |r| <= ln(2)/2         3.13e-9
-//   double exp, degree 11, absolute                |r| <= ln(2)/2         3.43e-18
-//   float log, degree 8, absolute                  [1/sqrt 2, sqrt 2]     3.35e-8
-//   double log by 2 atanh, degree 5, absolute      [1/sqrt 2, sqrt 2]     3.77e-17
+//   float exp, degree 5, relative                  |r| <= ln(2)           7.5e-8
+//   double exp, degree 11, relative                |r| <= ln(2)           3.06e-18
+//   float log, degree 7, absolute                  [1/sqrt 2, sqrt 2]     4.17e-7
+//   double log by atanh, degree 6, absolute        [1/sqrt 2, sqrt 2]     5.98e-17
 #pragma once
 
 #include "config.h"
@@ -26,8 +26,7 @@ MVNROB_HD T mills_num(T x, float) {
 // Denominator of M(x).
 template <class T>
 MVNROB_HD T mills_den(T x, float) {
-  return poly(x, 7.04751425e+1f, 1.23121088e+2f, 9.27830704e+1f, 3.83298653e+1f, 8.91043733f,
-              1.0f);
+  return monic(x, 7.04751425e+1f, 1.23121088e+2f, 9.27830704e+1f, 3.83298653e+1f, 8.91043733f);
 }
 
 // Numerator of M(x) = Phi(-x) exp(x^2 / 2).
@@ -42,10 +41,10 @@ MVNROB_HD T mills_num(T x, double) {
 // Denominator of M(x).
 template <class T>
 MVNROB_HD T mills_den(T x, double) {
-  return poly(x, 2.0410124246191741e+5, 4.9038379319863744e+5, 5.4827125539860377e+5,
-              3.7667240709858471e+5, 1.7667758546206241e+5, 5.9355208340007694e+4,
-              1.4536390577414005e+4, 2.5791334336050255e+3, 3.2004471610500933e+2,
-              2.5399405678751584e+1, 1.0);
+  return monic(x, 2.0410124246191741e+5, 4.9038379319863744e+5, 5.4827125539860377e+5,
+               3.7667240709858471e+5, 1.7667758546206241e+5, 5.9355208340007694e+4,
+               1.4536390577414005e+4, 2.5791334336050255e+3, 3.2004471610500933e+2,
+               2.5399405678751584e+1);
 }
 
 // Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.
@@ -57,8 +56,7 @@ MVNROB_HD T gap_num(T x, float) {
 // Denominator of R(l).
 template <class T>
 MVNROB_HD T gap_den(T x, float) {
-  return poly(x, 7.40496624e+2f, 4.69538623e+3f, 4.88076298e+3f, 1.3235219e+3f, 9.27980289e+1f,
-              1.0f);
+  return monic(x, 7.40496624e+2f, 4.69538623e+3f, 4.88076298e+3f, 1.3235219e+3f, 9.27980289e+1f);
 }
 
 // Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.
@@ -73,39 +71,41 @@ MVNROB_HD T gap_num(T x, double) {
 // Denominator of R(l).
 template <class T>
 MVNROB_HD T gap_den(T x, double) {
-  return poly(x, 2.930435402180711e+8, 8.0545073767250018e+9, 4.5443733012924004e+10,
-              9.0284452154351565e+10, 8.1008471367277826e+10, 3.9232477841250305e+10,
-              1.1352929274217298e+10, 1.9166746470588659e+9, 1.728958269884388e+8,
-              7.502680003695724e+6, 1.3726607185808133e+5, 8.4510681160149174e+2, 1.0);
+  return monic(x, 2.930435402180711e+8, 8.0545073767250018e+9, 4.5443733012924004e+10,
+               9.0284452154351565e+10, 8.1008471367277826e+10, 3.9232477841250305e+10,
+               1.1352929274217298e+10, 1.9166746470588659e+9, 1.728958269884388e+8,
+               7.502680003695724e+6, 1.3726607185808133e+5, 8.4510681160149174e+2);
 }
 
-// P(r) of exp(r) = 1 + r + r^2 P(r).
+// exp(-x / 2).
 template <class T>
-MVNROB_HD T exp_tail(T x, float) {
-  return poly(x, 5.0000001e-1f, 1.66665188e-1f, 4.16662053e-2f, 8.36888961e-3f, 1.39505196e-3f);
+MVNROB_HD T exp_half(T x, float) {
+  return poly(x, 1.00000007f, -4.99999846e-1f, 1.24997236e-1f, -2.08344688e-2f, 2.61971495e-3f,
+              -2.59301556e-4f);
 }
 
-// P(r) of exp(r) = 1 + r + r^2 P(r).
+// exp(-x / 2).
 template <class T>
-MVNROB_HD T exp_tail(T x, double) {
-  return poly(x, 5.0000000000000127e-1, 1.6666666666666699e-1, 4.1666666666515416e-2,
-              8.3333333333071912e-3, 1.3888888947016347e-3, 1.9841269917416989e-4,
-              2.4801489941809627e-5, 2.7557216269347018e-6, 2.7631280477846169e-7,
-              2.5117871219991986e-8);
+MVNROB_HD T exp_half(T x, double) {
+  return poly(x, 1.0, -5.0000000000000002e-1, 1.2500000000000044e-1, -2.083333333333271e-2,
+              2.604166666655789e-3, -2.6041666667373065e-4, 2.1701388986347621e-5,
+              -1.5500991744178608e-6, 9.6880806562153602e-8, -5.382348158339937e-9,
+              2.6984676486576373e-10, -1.2204255252047869e-11);
 }
 
-// P(f) of log(1 + f) = f P(f).
+// P(f) of -2 log(1 + f) = f P(f).
 template <class T>
 MVNROB_HD T log_poly(T x, float) {
-  return poly(x, 9.99999814e-1f, -5.00006673e-1f, 3.33361802e-1f, -2.49593459e-1f,
-              1.98730833e-1f, -1.73334894e-1f, 1.64197749e-1f, -1.01019104e-1f);
+  return poly(x, -2.00000649f, 1.00003931f, -6.66066059e-1f, 4.97626693e-1f, -4.1209246e-1f,
+              3.78040047e-1f, -2.36552797e-1f);
 }
 
-// P(z^2) of 2 atanh(z) = 2 z + z^3 P(z^2).
+// P(z^2) of -4 atanh(z) = z P(z^2).
 template <class T>
 MVNROB_HD T log_poly(T x, double) {
-  return poly(x, 6.6666666666513859e-1, 4.0000000081057897e-1, 2.8571413192581208e-1,
-              2.2223615951644727e-1, 1.8116598695858508e-1, 1.6896577486644501e-1);
+  return poly(x, -4.0000000000000052, -1.3333333333267367, -8.0000000241069185e-1,
+              -5.7142818334270416e-1, -4.4447645779788435e-1, -3.622274855661212e-1,
+              -3.3896190877924799e-1);
 }
 
 }  // namespace coefs

@@ -469,7 +469,14 @@ template <int W>
 MVNROB_HD Pack<uint64_t, W> widen(Pack<uint32_t, W> a) {
   if constexpr (detail::is_wide<uint64_t, W>) {
     return Pack<uint64_t, W>(widen(low_half(a)), widen(high_half(a)));
-  } else {
+  }
+#if MVNROB_VECTOR_BYTES >= 64
+  else if constexpr (W == 8) {  // the generic conversion goes through two halves
+    using L = Pack<uint64_t, W>;
+    return L::from((typename L::vec)_mm512_cvtepu32_epi64((__m256i)a.v));
+  }
+#endif
+  else {
     return Pack<uint64_t, W>::from(__builtin_convertvector(a.v, detail::vec<uint64_t, W>));
   }
 }
@@ -579,6 +586,16 @@ MVNROB_HD T poly(T, S c0) {
 template <class T, class S, class... Rest>
 MVNROB_HD T poly(T x, S c0, Rest... rest) {
   return fma(poly(x, rest...), x, T(c0));
+}
+
+// The same with a leading coefficient of one: x^n + ... + c1 x + c0.
+template <class T, class S>
+MVNROB_HD T monic(T x, S c0) {
+  return x + T(c0);
+}
+template <class T, class S, class... Rest>
+MVNROB_HD T monic(T x, S c0, Rest... rest) {
+  return fma(monic(x, rest...), x, T(c0));
 }
 
 }  // namespace MVNROB_ISA

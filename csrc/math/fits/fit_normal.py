@@ -13,7 +13,7 @@ from remez import remez
 
 mp.dps = 50
 HEADER = Path(__file__).parent.parent / "normal_coefs.h"
-HALF_LN2 = log(mpf(2)) / 2 * mpf("1.0001")  # room for a product that rounds across one half
+ROOM = mpf("1.0001")  # the rounded quotient may fall just outside [-1/2, 1/2]
 
 
 @functools.lru_cache(None)
@@ -74,20 +74,17 @@ def fit_gap(hi, m, n):
 
 
 def fit_exp(degree):
-    """exp(r) = 1 + r + r^2 P(r) on |r| <= ln(2) / 2."""
-
-    def target(r):
-        return (exp(r) - 1 - r) / r**2 if abs(r) > 1e-9 else mpf(1) / 2 + r / 6
-
-    p, _, worst = remez(target, lambda r: r * r, -HALF_LN2, HALF_LN2, degree, 0)
+    """exp(-r / 2) on |r| <= ln(2), relative error."""
+    hi = log(mpf(2)) * ROOM
+    p, _, worst = remez(lambda r: exp(-r / 2), lambda r: exp(r / 2), -hi, hi, degree, 0)
     return p, worst
 
 
-def fit_log1p(degree):
-    """log(1 + f) = f P(f) in absolute error for 1 + f in [1/sqrt 2, sqrt 2]."""
+def fit_log(degree):
+    """-2 log(1 + f) = f P(f), absolute error for 1 + f in [1/sqrt 2, sqrt 2]."""
 
     def target(f):
-        return log1p(f) / f if abs(f) > 1e-9 else 1 - f / 2
+        return -2 * log1p(f) / f if abs(f) > 1e-9 else -2 + f
 
     tiny = mpf(10) ** -20
     lo, hi = 1 / sqrt(mpf(2)) - 1, sqrt(mpf(2)) - 1
@@ -95,14 +92,15 @@ def fit_log1p(degree):
     return p, worst
 
 
-def fit_atanh(degree):
-    """2 atanh(z) = 2 z + z^3 P(z^2), z = f / (2 + f), same f as above, absolute error."""
+def fit_log_atanh(degree):
+    """-2 log(1 + f) = -4 atanh(z) = z P(z^2), z = f / (2 + f), same f, absolute error."""
 
     def target(u):
-        return (2 * atanh(sqrt(u)) / sqrt(u) - 2) / u if u > 1e-12 else mpf(2) / 3
+        return -4 * atanh(sqrt(u)) / sqrt(u) if u > 1e-20 else mpf(-4)
 
     hi = ((sqrt(mpf(2)) - 1) / (sqrt(mpf(2)) + 1)) ** 2
-    p, _, worst = remez(target, lambda u: u ** mpf("1.5"), 0, hi, degree, 0)
+    tiny = mpf(10) ** -20
+    p, _, worst = remez(target, lambda u: sqrt(u) + tiny, 0, hi, degree, 0)
     return p, worst
 
 
@@ -111,15 +109,19 @@ TABLE = []
 
 
 def emit(name, kind, coefs, what):
+    """A function template; a leading coefficient of one is left to monic()."""
     digits = 9 if kind == "float" else 17
     suffix = "f" if kind == "float" else ""
-    lines, line = [], "  return poly(x"
+    rule = "poly"
+    if coefs[-1] == 1:
+        rule, coefs = "monic", coefs[:-1]
+    lines, line = [], f"  return {rule}(x"
+    indent = " " * len(f"  return {rule}(")
     for c in coefs:
-        text = nstr(c, digits, min_fixed=-1, max_fixed=1)
-        piece = f", {text}{suffix}"
+        piece = f", {nstr(c, digits, min_fixed=-1, max_fixed=1)}{suffix}"
         if len(line) + len(piece) > 96:
             lines.append(line + ",")
-            line, piece = "             ", piece[1:]
+            line, piece = indent, piece[2:]
         line += piece
     lines.append(line + ");")
     SETS.append(
@@ -145,16 +147,16 @@ def main():
         record(f"{kind} gap {n - 1}/{n}, absolute", f"[1.177, {hi}]", worst)
         emit("gap_num", kind, num, "Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.")
         emit("gap_den", kind, den, "Denominator of R(l).")
-    for kind, degree in (("float", 4), ("double", 9)):
+    for kind, degree in (("float", 5), ("double", 11)):
         p, worst = fit_exp(degree)
-        record(f"{kind} exp, degree {degree + 2}, absolute", "|r| <= ln(2)/2", worst)
-        emit("exp_tail", kind, p, "P(r) of exp(r) = 1 + r + r^2 P(r).")
-    p, worst = fit_log1p(7)
-    record("float log, degree 8, absolute", "[1/sqrt 2, sqrt 2]", worst)
-    emit("log_poly", "float", p, "P(f) of log(1 + f) = f P(f).")
-    p, worst = fit_atanh(5)
-    record("double log by 2 atanh, degree 5, absolute", "[1/sqrt 2, sqrt 2]", worst)
-    emit("log_poly", "double", p, "P(z^2) of 2 atanh(z) = 2 z + z^3 P(z^2).")
+        record(f"{kind} exp, degree {degree}, relative", "|r| <= ln(2)", worst)
+        emit("exp_half", kind, p, "exp(-x / 2).")
+    p, worst = fit_log(6)
+    record("float log, degree 7, absolute", "[1/sqrt 2, sqrt 2]", worst)
+    emit("log_poly", "float", p, "P(f) of -2 log(1 + f) = f P(f).")
+    p, worst = fit_log_atanh(6)
+    record("double log by atanh, degree 6, absolute", "[1/sqrt 2, sqrt 2]", worst)
+    emit("log_poly", "double", p, "P(z^2) of -4 atanh(z) = z P(z^2).")
 
     table = "\n".join("//   " + row for row in TABLE)
     HEADER.write_text(
