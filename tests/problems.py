@@ -45,6 +45,7 @@ class Problem:
 def _make(name, family, cov, lower, upper, answer, singular=False):
     if np.all(np.isneginf(lower)):
         lower = None
+    cov = (cov + cov.T) / 2  # products of matrices are symmetric to rounding only
     err = answer.abs_err + (SINGULAR_ROUNDING if singular else 0.0)
     if not err <= 1e-7:
         raise oracles.NotConverged(f"{name}: error of the answer {err}")
@@ -525,7 +526,7 @@ def shifted_and_scaled(problem, rng, scale=True, shift=True):
         name=problem.name + tag,
         upper=problem.upper * sd + move,
         lower=None if problem.lower is None else problem.lower * sd + move,
-        cov=problem.cov * sd[:, None] * sd,
+        cov=problem.cov * np.outer(sd, sd),  # the outer product first: exactly symmetric
         mean=mean,
     )
 

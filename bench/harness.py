@@ -1,0 +1,138 @@
+"""What every benchmark shares: where it ran, how time is taken, how results are written."""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
+# `problems` and `honesty` live beside the tests, which use them as top-level modules.
+if str(ROOT / "tests") not in sys.path:
+    sys.path.insert(0, str(ROOT / "tests"))
+
+
+def cpu_model():
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit():
+    """Commit of the checkout, with "+changes" when tracked files differ; None outside git."""
+    try:
+        run = lambda *a: subprocess.run(
+            ["git", "-C", str(ROOT), *a], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        return run("rev-parse", "--short=12", "HEAD") + (
+            "+changes" if run("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment():
+    import numpy
+    import scipy
+    import torch
+
+    import mvnrob
+
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load": [round(v, 2) for v in os.getloadavg()],
+        "simd": mvnrob.simd_level(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "commit": commit(),
+        "command": " ".join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+    }
+
+
+def show_environment(report):
+    for key, value in report.items():
+        print(f"# {key}: {value}")
+
+
+def cpu_time(call, repeats=3, warm_up=1, budget_s=None):
+    """Median and spread of the CPU seconds of call(), and its last answer.
+
+    CPU time of the whole process (time.process_time), not wall time: on a shared machine they
+    differ by a factor of three. With one torch thread this is the time of one thread. `budget_s`
+    stops the repeats early; the first, warm-up call is then the measurement if it spent it all.
+    """
+    answer, seconds, spent = None, [], 0.0
+    for i in range(warm_up + repeats):
+        start = time.process_time()
+        answer = call()
+        last = time.process_time() - start
+        spent += last
+        if i >= warm_up:
+            seconds.append(last)
+        if budget_s is not None and spent >= budget_s:
+            break
+    seconds = seconds or [last]
+    return {
+        "median_s": statistics.median(seconds),
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "repeats": len(seconds),
+    }, answer
+
+
+def numpy_threads_one():
+    """Asks for one BLAS thread. Must run before numpy is imported: call at the top of a script."""
+    if "numpy" in sys.modules:
+        raise RuntimeError("numpy_threads_one must be called before numpy is imported")
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+
+
+def write(name, report, rows, out=None):
+    """bench/results/<name>.json (environment and rows) and <name>.csv (rows)."""
+    out = Path(out) if out else RESULTS
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"{name}.json"
+    path.write_text(json.dumps({"environment": report, "rows": rows}, indent=1) + "\n")
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    with (out / f"{name}.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, keys, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"# written: {path.name} and {name}.csv in {out.name}/")
+
+
+def number(value):
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "-" if value is None else str(value)
+
+
+def show(rows, columns):
+    """A plain text table."""
+    cells = [columns] + [[number(row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def parser(description):
+    p = argparse.ArgumentParser(description=description)
+    p.add_argument("--out", help="folder for the results (default: bench/results)")
+    return p

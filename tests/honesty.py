@@ -1,0 +1,213 @@
+"""Does the reported 99 % error cover the true one? Runs known problems through mvn_cdf and counts.
+
+A row misses when |prob - truth| > error + error of the answer + rounding, or the same for the
+complement. Rounding is
+- float64 rows: 1e-12, the arithmetic of a few thousand operations on numbers up to 1;
+- float32 rows: rounding of the stored result (2^-24 of prob and of error), plus what rounding the
+  *inputs* to float32 may do to the probability: `rounding_of_input`, a first-order bound.
+Rows with status EXACT (closed forms; their error is rounding and half the screened mass) are
+certified and must all hold. For the others misses happen with probability at most 1 % each, which
+a one-sided binomial test can reject.
+"""
+
+import warnings
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from scipy import stats
+
+CONVERGED, EXACT, MAX_POINTS = 0, 1, 2
+MISS_RATE = 0.01
+REJECT_BELOW = 0.01
+# Rows of one call: as many as fit this many bytes of covariance.
+BATCH_BYTES = 2**27
+
+
+@dataclass(frozen=True)
+class Row:
+    problem: object
+    seed: int
+    dtype: torch.dtype
+    abs_tol: float
+    prob: float
+    complement: float
+    error: float
+    status: int
+    n_points: int
+    n_active: int
+    n_pivots: int
+    rounding: float
+
+    @property
+    def deviation(self):
+        p = self.problem
+        return max(abs(self.prob - p.prob), abs(self.complement - p.complement))
+
+    @property
+    def miss(self):
+        allowed = self.error + self.problem.abs_err_of_answer + self.rounding
+        return not self.deviation <= allowed  # a NaN misses
+
+    @property
+    def branches(self):
+        """The parts of the pipeline that this row went through."""
+        if self.status == EXACT:
+            return ("exact",)
+        out = ["all"]
+        if self.n_active < self.problem.n:
+            out.append("screened")
+        if self.n_pivots < self.n_active:
+            out.append("completed")
+        return tuple(out) if len(out) > 1 else ("all", "plain")
+
+
+def _pair_density(a, b, corr, floor):
+    """phi_2(a, b; corr), its singularity at |corr| = 1 cut off at 1 - corr^2 = floor."""
+    room = np.maximum(1 - corr * corr, floor)
+    with np.errstate(invalid="ignore", over="ignore"):
+        exponent = -(a * a - 2 * corr * a * b + b * b) / (2 * room)
+        value = np.exp(np.minimum(exponent, 0)) / (2 * np.pi * np.sqrt(room))
+    return np.where(np.isfinite(a) & np.isfinite(b), value, 0.0)
+
+
+def rounding_of_input(problem, unit=2.0**-24):
+    """First-order bound on how much rounding limits, means and covariances moves the probability.
+
+    |dP| <= sum_i phi(z_i) |dz_i| + sum_{i<j} phi_2(z_i, z_j; R_ij) |dR_ij| (Plackett 1954: the
+    derivative to R_ij is phi_2 times a probability), each variable at each of its limits, with
+    |dR_ij| <= 2 unit |R_ij| and |dz_i| from the roundings of limit, mean, difference and variance.
+    """
+    sd = np.sqrt(np.diag(problem.cov))
+    live = sd > 0
+    sd = sd[live]
+    corr = problem.cov[np.ix_(live, live)] / sd[:, None] / sd
+    mean = np.zeros(len(sd)) if problem.mean is None else problem.mean[live]
+    sides = [problem.upper[live]] + ([] if problem.lower is None else [problem.lower[live]])
+    total, scores = 0.0, []
+    for limit in sides:
+        finite = np.isfinite(limit)
+        at = np.where(finite, limit, 0.0)
+        z = (at - mean) / sd
+        move = unit * ((np.abs(at) + np.abs(mean)) / sd + 1.5 * np.abs(z))
+        total += float(np.sum(np.where(finite, np.exp(-z * z / 2) / np.sqrt(2 * np.pi) * move, 0)))
+        scores.append(np.where(finite, z, np.inf))
+    delta = 2 * unit * np.abs(corr)
+    i, j = np.triu_indices(len(sd), 1)
+    r, d = corr[i, j], delta[i, j]
+    for a in scores:
+        for b in scores:
+            total += float(np.sum(_pair_density(a[i], b[j], r, np.maximum(d, unit)) * d))
+    return total
+
+
+def run(problems, *, abs_tol, dtype=torch.float64, seeds=(0,), **options):
+    """One Row per problem and seed; problems of one n go through mvn_cdf in one batch.
+
+    Every row gets a seed of its own: rows with one seed share their shifts, and their misses would
+    not be independent draws.
+    """
+    from mvnrob import mvn_cdf
+
+    def shape(p):
+        return (p.n, p.lower is not None, p.mean is not None)
+
+    rows = []
+    for (n, has_lower, has_mean), group in groupby(sorted(problems, key=shape), key=shape):
+        group = list(group)
+        size = max(1, BATCH_BYTES // (8 * n * n))
+        for at in range(0, len(group), size):
+            part = group[at : at + size]
+            tensor = lambda name, part=part: torch.from_numpy(
+                np.stack([getattr(p, name) for p in part])
+            ).to(dtype)
+            arguments = {"lower": tensor("lower") if has_lower else None}
+            arguments["mean"] = tensor("mean") if has_mean else None
+            upper, cov = tensor("upper"), tensor("cov")
+            single = dtype == torch.float32
+            rounding = [2.0**-23 + rounding_of_input(p) if single else 1e-12 for p in part]
+            for seed in seeds:
+                own = torch.tensor([1_000_003 * seed + len(rows) + k for k in range(len(part))])
+                with warnings.catch_warnings():
+                    # Unmet tolerances show in `status`, which is looked at.
+                    warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")
+                    result = mvn_cdf(
+                        upper,
+                        cov,
+                        abs_tol=abs_tol,
+                        seed=own,
+                        return_info=True,
+                        **arguments,
+                        **options,
+                    )
+                columns = [field.tolist() for field in result]
+                for k, p in enumerate(part):
+                    values = [column[k] for column in columns]
+                    rows.append(Row(p, seed, dtype, abs_tol, *values, rounding[k]))
+    return rows
+
+
+def p_value(misses, count):
+    """One-sided: how likely at least this many misses are if each row misses with 1 %."""
+    if count == 0:
+        return 1.0
+    return float(stats.binomtest(misses, count, MISS_RATE, alternative="greater").pvalue)
+
+
+def insane(row):
+    """What must not happen in any row, as a sentence; None when the row is sane."""
+    values = (row.prob, row.complement, row.error)
+    if not all(np.isfinite(values)):
+        return f"not finite: {values}"
+    if not (0 <= row.prob <= 1 and 0 <= row.complement <= 1 and row.error >= 0):
+        return f"out of range: {values}"
+    if row.status not in (CONVERGED, EXACT, MAX_POINTS):
+        return f"status {row.status} for a valid problem"
+    if row.status != MAX_POINTS and row.error > row.abs_tol * (1 + 1e-6) + 2.0**-23:
+        return f"status {row.status} with error {row.error} at tolerance {row.abs_tol}"
+    if row.status == EXACT and row.miss:
+        return f"exact, off by {row.deviation} with error {row.error}"
+    if not 0 <= row.n_pivots <= row.n_active <= row.problem.n:
+        return f"n_pivots {row.n_pivots}, n_active {row.n_active}, n {row.problem.n}"
+    if row.n_points <= 0 and row.status != EXACT:
+        return f"status {row.status} after {row.n_points} points"
+    return None
+
+
+def describe(row):
+    p = row.problem
+    return (
+        f"{p.name} n={p.n} {str(row.dtype)[6:]} tol={row.abs_tol:g} seed={row.seed} "
+        f"truth={p.prob:.8f} prob={row.prob:.8f} off={row.deviation:.2e} error={row.error:.2e} "
+        f"({row.deviation / row.error if row.error else np.inf:.2f}x) status={row.status} "
+        f"points={row.n_points} active={row.n_active} pivots={row.n_pivots}"
+    )
+
+
+def table(rows):
+    """Per branch and per family: rows, misses, p-value, worst and rms of |error made| / reported."""
+    groups = {}
+    for row in rows:
+        for branch in row.branches:
+            groups.setdefault(("branch", branch), []).append(row)
+        if row.status != EXACT:
+            groups.setdefault(("family", row.problem.family), []).append(row)
+    out = []
+    for (kind, name), members in sorted(groups.items()):
+        misses = sum(r.miss for r in members)
+        made = np.array([r.deviation for r in members])
+        stated = np.array([r.error for r in members])
+        ratio = made / np.maximum(stated, 1e-300)
+        out.append(
+            {
+                "group": kind, "name": name, "rows": len(members), "misses": misses,
+                "p_value": 1.0 if name == "exact" else p_value(misses, len(members)),
+                "worst_ratio": float(ratio.max()),
+                "rms_made": float(np.sqrt(np.mean(made**2))),
+                "rms_stated": float(np.sqrt(np.mean(stated**2))),
+                "unmet": sum(r.status == MAX_POINTS for r in members),
+                "median_points": int(np.median([r.n_points for r in members])),
+            }
+        )  # fmt: skip
+    return out
