@@ -4,6 +4,8 @@
 //   double mills 9/10, relative                    [0, inf)               3.9e-16
 //   float gap 4/5, absolute                        [1.177, 14]            2.0e-8
 //   double gap 11/12, absolute                     [1.177, 39]            8.67e-14
+//   float centre, degree 7, relative               |q| <= 0.1             1.58e-9
+//   double centre, degree 15, relative             |q| <= 0.1             8.36e-18
 //   float exp, degree 5, relative                  |r| <= ln(2)           7.5e-8
 //   double exp, degree 11, relative                |r| <= ln(2)           3.06e-18
 //   float log, degree 7, absolute                  [1/sqrt 2, sqrt 2]     4.17e-7
@@ -75,6 +77,20 @@ MVNROB_HD T gap_den(T x, double) {
                9.0284452154351565e+10, 8.1008471367277826e+10, 3.9232477841250305e+10,
                1.1352929274217298e+10, 1.9166746470588659e+9, 1.728958269884388e+8,
                7.502680003695724e+6, 1.3726607185808133e+5, 8.4510681160149174e+2);
+}
+
+// P(q^2) of Phi^-1(1/2 + q) = q P(q^2).
+template <class T>
+MVNROB_HD T centre_poly(T x, float) {
+  return poly(x, 2.50662827f, 2.6249476f, 5.76628088f, 1.6652596e+1f);
+}
+
+// P(q^2) of Phi^-1(1/2 + q) = q P(q^2).
+template <class T>
+MVNROB_HD T centre_poly(T x, double) {
+  return poly(x, 2.5066282746310005, 2.624934990954004, 5.7725335380523727,
+              1.5667609408726458e+1, 4.7035613549216769e+1, 1.4986657598357846e+2,
+              4.9198908084152195e+2, 1.9461310479147075e+3);
 }
 
 // exp(-x / 2).

@@ -8,7 +8,7 @@ import functools
 import sys
 from pathlib import Path
 
-from mpmath import atanh, binomial, erfc, exp, log, log1p, mp, mpf, nstr, pi, sqrt
+from mpmath import atanh, binomial, erfc, erfinv, exp, log, log1p, mp, mpf, nstr, pi, sqrt
 from remez import remez
 
 mp.dps = 50
@@ -104,6 +104,20 @@ def fit_log_atanh(degree):
     return p, worst
 
 
+def fit_centre(degree):
+    """Phi^-1(1/2 + q) = q P(q^2) for |q| <= 0.1, relative error."""
+
+    @functools.lru_cache(None)
+    def target(u):
+        if u < mpf("1e-16"):
+            return sqrt(2 * pi) * (1 + pi * u / 3)
+        q = sqrt(u)
+        return sqrt(mpf(2)) * erfinv(2 * q) / q
+
+    p, _, worst = remez(target, lambda u: 1 / target(u), 0, mpf("0.01"), degree, 0)
+    return p, worst
+
+
 SETS = []
 TABLE = []
 
@@ -147,6 +161,10 @@ def main():
         record(f"{kind} gap {n - 1}/{n}, absolute", f"[1.177, {hi}]", worst)
         emit("gap_num", kind, num, "Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.")
         emit("gap_den", kind, den, "Denominator of R(l).")
+    for kind, degree in (("float", 3), ("double", 7)):
+        p, worst = fit_centre(degree)
+        record(f"{kind} centre, degree {2 * degree + 1}, relative", "|q| <= 0.1", worst)
+        emit("centre_poly", kind, p, "P(q^2) of Phi^-1(1/2 + q) = q P(q^2).")
     for kind, degree in (("float", 5), ("double", 11)):
         p, worst = fit_exp(degree)
         record(f"{kind} exp, degree {degree}, relative", "|r| <= ln(2)", worst)
