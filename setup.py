@@ -38,7 +38,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # selects from errno and from floating-point traps, which nobody here reads.
 FLOAT_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 
-SIMD_SOURCES = ["csrc/cpu/mvn_cdf_simd.cpp"]
+SIMD_SOURCES = ["csrc/cpu/mvn_cdf_simd.cpp", "csrc/cpu/jac_cov_simd.cpp"]
 SIMD_LEVELS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     SIMD_LEVELS["avx2"] = ["-mavx2", "-mfma"]
@@ -51,6 +51,7 @@ CPU_SOURCES = [
     "csrc/ops.cpp",
     "csrc/cpu/simd_dispatch.cpp",
     "csrc/cpu/bvn_cdf.cpp",
+    "csrc/cpu/jac_cov.cpp",
     "csrc/cpu/mvn_cdf.cpp",
     "csrc/cpu/mvn_cdf_plan.cpp",
     "csrc/cpu/mvn_cdf_row.cpp",

@@ -52,20 +52,20 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 }
 
 inline void check_jac_cov_rows(const char* op, const Tensor& J, const Tensor& target) {
-  STD_TORCH_CHECK(J.dim() == 3 && J.size(1) >= 1,
-                  op, ": J must have shape [B, C, D] with C >= 1, got ", shape_text(J));
-  STD_TORCH_CHECK(is_float_or_double(J) || J.scalar_type() == ScalarType::BFloat16,
-                  op, ": J must be float32, float64 or bfloat16");
+  STD_TORCH_CHECK(J.dim() == 3 && J.size(1) >= 1, op,
+                  ": J must have shape [B, C, D] with C >= 1, got ", shape_text(J));
+  STD_TORCH_CHECK(is_float_or_double(J) || J.scalar_type() == ScalarType::BFloat16, op,
+                  ": J must be float32, float64 or bfloat16");
   STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, op, ": target must be int64");
-  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == J.size(0),
-                  op, ": target must have shape [", J.size(0), "], got ", shape_text(target));
+  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == J.size(0), op,
+                  ": target must have shape [", J.size(0), "], got ", shape_text(target));
   STD_TORCH_CHECK(same_device(target, J), op, ": target must be on the device of J");
 }
 
 inline void check_jac_cov_S(const char* op, const Tensor& S, int64_t batch, int64_t classes) {
   STD_TORCH_CHECK(
-      S.dim() == 3 && S.size(0) == batch && S.size(1) == classes && S.size(2) == classes,
-      op, ": S must have shape [", batch, ", ", classes, ", ", classes, "], got ", shape_text(S));
+      S.dim() == 3 && S.size(0) == batch && S.size(1) == classes && S.size(2) == classes, op,
+      ": S must have shape [", batch, ", ", classes, ", ", classes, "], got ", shape_text(S));
   STD_TORCH_CHECK(is_float_or_double(S), op, ": S must be float32 or float64");
   STD_TORCH_CHECK(S.is_contiguous(), op, ": S must be contiguous, got strides ", stride_text(S));
 }
@@ -80,16 +80,16 @@ inline void check_jac_cov_accumulate(const Tensor& S, const Tensor& J, const Ten
 inline void check_jac_cov_finalize(const Tensor& S, const Tensor& logits, const Tensor& target,
                                    const Tensor& sigma) {
   const char* op = "jac_cov_finalize";
-  STD_TORCH_CHECK(logits.dim() == 2 && logits.size(1) >= 1,
-                  op, ": logits must have shape [B, C] with C >= 1, got ", shape_text(logits));
+  STD_TORCH_CHECK(logits.dim() == 2 && logits.size(1) >= 1, op,
+                  ": logits must have shape [B, C] with C >= 1, got ", shape_text(logits));
   STD_TORCH_CHECK(is_float_or_double(logits), op, ": logits must be float32 or float64");
   check_jac_cov_S(op, S, logits.size(0), logits.size(1));
   STD_TORCH_CHECK(target.scalar_type() == ScalarType::Long, op, ": target must be int64");
   STD_TORCH_CHECK(sigma.scalar_type() == ScalarType::Double, op, ": sigma must be float64");
-  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == logits.size(0),
-                  op, ": target must have shape [", logits.size(0), "], got ", shape_text(target));
-  STD_TORCH_CHECK(sigma.dim() == 1 && sigma.size(0) == logits.size(0),
-                  op, ": sigma must have shape [", logits.size(0), "], got ", shape_text(sigma));
+  STD_TORCH_CHECK(target.dim() == 1 && target.size(0) == logits.size(0), op,
+                  ": target must have shape [", logits.size(0), "], got ", shape_text(target));
+  STD_TORCH_CHECK(sigma.dim() == 1 && sigma.size(0) == logits.size(0), op,
+                  ": sigma must have shape [", logits.size(0), "], got ", shape_text(sigma));
   STD_TORCH_CHECK(same_device(S, logits), op, ": S must be on the device of logits");
   STD_TORCH_CHECK(same_device(target, logits), op, ": target must be on the device of logits");
   STD_TORCH_CHECK(same_device(sigma, logits), op, ": sigma must be on the device of logits");
@@ -99,8 +99,8 @@ inline void check_jac_cov_finalize(const Tensor& S, const Tensor& logits, const 
 inline void check_jac_cov_target_values(const char* op, const int64_t* target, int64_t batch,
                                         int64_t classes) {
   for (int64_t b = 0; b < batch; ++b)
-    STD_TORCH_CHECK(target[b] >= 0 && target[b] < classes,
-                    op, ": target must lie in [0, ", classes, "), got ", target[b]);
+    STD_TORCH_CHECK(target[b] >= 0 && target[b] < classes, op, ": target must lie in [0, ", classes,
+                    "), got ", target[b]);
 }
 
 inline void check_jac_cov_sigma_values(const double* sigma, int64_t batch) {

@@ -34,9 +34,9 @@ MVNROB_HD_FN double jac_cov_inverse(double norm) {
 // corr_ij from product = S_ij and the inverse norms of i and j, symmetric to the bit because the
 // larger inverse goes first; S_ij times that is at most the other norm, so nothing overflows.
 //
-// Two roots, two reciprocals and two products err by at most 6 x 2^-53, so snapping what lies within
-// 8 x 2^-53 of +-1 makes equal and opposite rows (S_ij = +-S_ii = +-S_jj) exactly +-1, and is the
-// clamp to [-1, 1].
+// Two roots, two reciprocals and two products err by at most 6 x 2^-53, so snapping what lies
+// within 8 x 2^-53 of +-1 makes equal and opposite rows (S_ij = +-S_ii = +-S_jj) exactly +-1, and
+// is the clamp to [-1, 1].
 MVNROB_HD double jac_cov_corr(double product, double a, double b) {
   constexpr double kAlmostOne = 1.0 - 0x1p-50;
   const double r = product * (a > b ? a : b) * (a > b ? b : a);
