@@ -1,0 +1,335 @@
+"""Rows of Jacobians without ever holding more of a Jacobian than a byte budget allows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from .network import Meter, Network
+from .noise import PROBES, row_keys, standard_normal
+
+JACOBIAN_METHODS = ("batch", "loop", "vmap")
+JVP_MODES = ("forward", "double_backward")
+CHECKS = ("off", "warn", "raise")
+DEFAULT_MAX_BYTES = 2**30
+#: Rows that ``vmap`` differentiates at once (MODELS: more gains nothing on a CPU).
+_VMAP_ROWS = 16
+
+
+class LogitMap:
+    """Mean logits over fixed input noise, in groups, and their derivatives: the map linearised.
+
+    F_g(x) = mean of f(x + d_j) over the samples j of group g. Without noise it is f itself, one
+    group. Nothing is cached between calls: noise comes from a counter and is drawn again.
+
+    Args:
+        network: the classifier.
+        meter: counts passes.
+        x: inputs ``[b, *shape]`` in the network's working dtype.
+        inputs: their numbers, int64 ``[b]``, for the meter.
+        offsets: ``(first, count) -> [b, count, *shape]``, or None for no noise.
+        groups: ``(first, count)`` of each group's samples.
+        max_copies: most noisy copies in one forward pass.
+        method, jvp_mode, check: as in :func:`mvnrob.robustness`.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        meter: Meter,
+        x: Tensor,
+        inputs: Tensor,
+        *,
+        offsets: Callable[[int, int], Tensor] | None = None,
+        groups: list[tuple[int, int]] | None = None,
+        max_copies: int,
+        method: str,
+        jvp_mode: str,
+        check: str,
+    ) -> None:
+        self.network, self.meter, self.inputs = network, meter, inputs
+        self.x = x.detach()
+        self.groups = groups or [(0, 1)]
+        self._offsets = offsets
+        self._samples_at_once = max(1, max_copies // max(1, x.shape[0]))
+        self._copies = max(1, max_copies)
+        self._method, self._jvp_mode, self._check = method, jvp_mode, check
+        self._probe: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def features(self) -> int:
+        return self.x[0].numel()
+
+    @property
+    def samples(self) -> int:
+        return sum(count for _, count in self.groups)
+
+    def _blocks(self) -> Iterator[tuple[int, int, int, float]]:
+        """(group, first sample, count, weight) of pieces small enough for one pass."""
+        for group, (first, count) in enumerate(self.groups):
+            for start in range(0, count, self._samples_at_once):
+                size = min(self._samples_at_once, count - start)
+                yield group, first + start, size, 1.0 / count
+
+    def _logits(self, x: Tensor, first: int, count: int) -> Tensor:
+        """Logits summed over ``count`` samples ``[b, C]``, differentiable in x."""
+        if self._offsets is None:
+            return self.network(x)
+        noisy = (x[:, None] + self._offsets(first, count)).flatten(0, 1)
+        return self.network(noisy).unflatten(0, (x.shape[0], count)).sum(1)
+
+    def values(self) -> Tensor:
+        """Group means of the logits ``[b, G, C]``, float64."""
+        out: Tensor | None = None
+        with torch.no_grad(), self.meter.clock("network"):
+            for group, first, count, weight in self._blocks():
+                part = self._logits(self.x, first, count).double() * weight
+                if out is None:
+                    out = part.new_zeros(self.x.shape[0], len(self.groups), part.shape[1])
+                out[:, group] += part
+        self.meter.passes("forward", self.inputs, self.samples)
+        return out
+
+    def rows(self, classes: Tensor) -> Tensor:
+        """Gradients of the group means of ``classes`` [b, k]: ``[b, k, G, D]``, dtype of x.
+
+        One backward pass per column of ``classes`` gives that column's row for every input: the sum
+        over the batch of one logit each has row b's gradient at input b, because rows of the
+        network are independent (what ``check`` tests).
+        """
+        b, k = classes.shape
+        out = self.x.new_zeros(b, k, len(self.groups), self.features)
+        with torch.enable_grad(), self.meter.clock("network"):
+            for group, first, count, weight in self._blocks():
+                leaf = self.x.clone().requires_grad_()
+                logits = self._logits(leaf, first, count)
+                if not logits.requires_grad:
+                    raise ValueError(
+                        f"{self.network.op}: model must be differentiable in its input, got logits "
+                        "without a gradient (methods 'mc' and 'logit_moments' need none)"
+                    )
+                for at, gradient in self._backward(logits, leaf, classes):
+                    out[:, at, group] += gradient * weight
+        self.meter.passes("forward", self.inputs, self.samples)
+        self.meter.passes("vjp", self.inputs, k * self.samples)
+        self._check_rows(classes, out)
+        return out
+
+    def _backward(
+        self, logits: Tensor, leaf: Tensor, classes: Tensor
+    ) -> Iterator[tuple[int | slice, Tensor]]:
+        b, k = classes.shape
+        if self._method == "vmap":
+            for start in range(0, k, _VMAP_ROWS):
+                part = classes[:, start : start + _VMAP_ROWS]
+                hot = torch.nn.functional.one_hot(part.T, logits.shape[1]).to(logits)
+                (gradient,) = torch.autograd.grad(
+                    logits, leaf, hot, retain_graph=True, is_grads_batched=True
+                )
+                yield slice(start, start + part.shape[1]), gradient.flatten(2).transpose(0, 1)
+            return
+        for column in range(k):
+            chosen = logits.gather(1, classes[:, column : column + 1]).sum()
+            (gradient,) = torch.autograd.grad(chosen, leaf, retain_graph=column < k - 1)
+            yield column, gradient.reshape(b, -1)
+
+    def jvp(self, directions: Tensor) -> Tensor:
+        """Derivatives of the mean over all samples along ``directions`` [b, m, D]: ``[b, m, C]``.
+
+        Forward mode by default; ``double_backward`` differentiates the VJP by its cotangent, for
+        models with operations that have no forward-mode rule.
+        """
+        b, m, _ = directions.shape
+        along = directions.reshape(b, m, *self.x.shape[1:]).to(self.x)
+        push = self._jvp_forward if self._jvp_mode == "forward" else self._jvp_double_backward
+        total: Tensor | None = None
+        at_once = max(1, self._copies // (b * self._samples_at_once))
+        with self.meter.clock("network"):
+            for _, first, count, _ in self._blocks():
+                parts = [
+                    push(along[:, at : at + at_once], first, count) for at in range(0, m, at_once)
+                ]
+                part = torch.cat(parts, 1).double()
+                total = part if total is None else total + part
+        self.meter.passes("jvp", self.inputs, m * self.samples)
+        return total / self.samples
+
+    def _jvp_forward(self, along: Tensor, first: int, count: int) -> Tensor:
+        b, m = along.shape[:2]
+        # contiguous: forward mode refuses the overlapping memory of an expanded input
+        point = self.x[:, None].expand_as(along).flatten(0, 1).contiguous()
+
+        def summed(x: Tensor) -> Tensor:
+            if self._offsets is None:
+                return self.network(x)
+            noise = self._offsets(first, count)[:, None].expand(-1, m, *[-1] * (along.dim() - 1))
+            noisy = x[:, None] + noise.flatten(0, 1)
+            return self.network(noisy.flatten(0, 1)).unflatten(0, (b * m, count)).sum(1)
+
+        with torch.no_grad():  # no graph for the weights; forward mode does not need one
+            _, out = torch.func.jvp(summed, (point,), (along.flatten(0, 1),))
+        return out.unflatten(0, (b, m))
+
+    def _jvp_double_backward(self, along: Tensor, first: int, count: int) -> Tensor:
+        with torch.enable_grad():
+            leaf = self.x.clone().requires_grad_()
+            logits = self._logits(leaf, first, count)
+            cotangent = torch.zeros_like(logits).requires_grad_()
+            (gradient,) = torch.autograd.grad(logits, leaf, cotangent, create_graph=True)
+            out = []
+            for direction in along.unbind(1):
+                (part,) = torch.autograd.grad(gradient, cotangent, direction, retain_graph=True)
+                out.append(part)
+        return torch.stack(out, 1)
+
+    def _check_rows(self, classes: Tensor, rows: Tensor) -> None:
+        """Compares ``rows`` [b, k, G, D] with one random forward-mode product per input.
+
+        Reverse mode is wrong in places (torch 2.13 CPU: batch_norm of a single height-1 input with a
+        strided gradient), and rows that are not independent make the sum-over-batch VJP wrong. Both
+        show here. The products should agree to rounding: 1e-3 of the largest row's norm for float32
+        networks (measured: 1e-6), 1e-7 for float64, 5e-2 where the model computes in half precision.
+        """
+        if self._check == "off" or rows.shape[1] == 0:
+            return
+        if self._probe is None:
+            keys = row_keys(0, PROBES, self.inputs)
+            direction = standard_normal(keys, 0, 1, self.features, rows.dtype)
+            try:
+                product = self.jvp(direction)[:, 0]
+            except (NotImplementedError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self._complain(
+                    "the Jacobian could not be checked against a forward-mode product "
+                    f"({str(error).splitlines()[0]}); pass jvp_mode='double_backward' or "
+                    "check='off'",
+                )
+                self._check = "off"
+                return
+            self._probe = direction, product
+        direction, product = self._probe
+        shares = torch.tensor(
+            [count / self.samples for _, count in self.groups], dtype=rows.dtype, device=rows.device
+        )
+        reverse = torch.einsum("bkgd,bd->bkg", rows, direction[:, 0]) @ shares
+        size = torch.linalg.vector_norm(rows, dim=-1).amax((1, 2))
+        gap = (reverse - product.gather(1, classes)).abs().amax(1)
+        wrong = gap > self.network.rounding() * size
+        if wrong.any():
+            row = int(wrong.nonzero()[0, 0])
+            self._complain(
+                "the Jacobian's reverse-mode rows must agree with a forward-mode product, got a "
+                f"difference of {gap[row].item():.2g} beside rows of norm {size[row].item():.2g} "
+                f"for input {int(self.inputs[row])}: an operation of the model differentiates "
+                "wrongly, or its rows are not independent (then pass jacobian='loop')",
+            )
+            if self._check == "warn":
+                self._check = "off"
+
+    def _complain(self, text: str) -> None:
+        if self._check == "raise":
+            raise RuntimeError(f"{self.network.op}: {text}")
+        warnings.warn(f"{self.network.op}: {text}", RuntimeWarning, stacklevel=2)
+
+
+def jacobian(
+    model: Callable,
+    x: Tensor,
+    classes: Tensor | None = None,
+    *,
+    preprocessing: Mapping | None = None,
+    method: str = "batch",
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    check: str = "warn",
+) -> Tensor:
+    """Rows of the Jacobian of a classifier's logits by its inputs, ``[B, k, D]``.
+
+    Args:
+        model: ``nn.Module`` in eval mode or callable, ``[B, *shape] -> [B, C]`` logits (or an
+            object with ``.logits``); rows independent of each other.
+        x: inputs ``[B, *shape]``, floating point, D numbers each.
+        classes: the logits to differentiate, int64 ``[B, k]``, its own list for every input; none
+            means all C.
+        preprocessing: ``dict(mean, std, axis)``; derivatives are by x itself, in logits per unit.
+        method: ``"batch"`` one backward pass per column of ``classes`` for a whole chunk of inputs;
+            ``"loop"`` one input at a time, for models whose rows are not independent; ``"vmap"``
+            batches the backward passes of 16 classes (``torch.vmap``).
+        max_bytes: budget for the result and for autograd's graph of a chunk of inputs.
+        check: compare each input's rows with one random ``torch.func.jvp``: ``"warn"`` or
+            ``"raise"`` when they differ, or ``"off"``.
+
+    Returns float32, or float64 for float64 inputs. Half precision models are differentiated at
+    float32 copies of their inputs.
+
+    Cost: k + 2 passes per input (and one for the check).
+
+    Raises:
+        TypeError, ValueError: a bad argument; a module in train mode; a result beyond ``max_bytes``.
+    """
+    op = "jacobian"
+    check_choice(op, "method", method, JACOBIAN_METHODS)
+    check_choice(op, "check", check, CHECKS)
+    check_inputs(op, x)
+    network = Network(op, model, preprocessing, x.dtype)
+    x = working_copy(x, network.work_dtype)
+    batch, features = x.shape[0], x[0:1].numel()
+    if batch == 0:
+        if classes is None:
+            raise ValueError("jacobian: classes must be given for an empty batch")
+        return x.new_zeros(0, classes.shape[1], features)
+    graph = network.graph_bytes(x[:1])
+    if classes is None:
+        classes = torch.arange(network.classes, device=x.device).expand(batch, -1)
+    elif classes.dim() != 2 or classes.shape[0] != batch or classes.dtype != torch.int64:
+        raise ValueError(f"jacobian: classes must be int64 [{batch}, k], got {list(classes.shape)}")
+    elif classes.numel() and not (0 <= classes.min() and classes.max() < network.classes):
+        raise ValueError(f"jacobian: classes must lie in [0, {network.classes})")
+    needed = classes.numel() * features * x.element_size()
+    if needed > max_bytes:
+        raise ValueError(
+            f"jacobian: max_bytes must hold the result, {needed} bytes for {list(classes.shape)} "
+            f"rows of {features} numbers, got {max_bytes}; pass fewer inputs or classes"
+        )
+    step = 1 if method == "loop" else max(1, min(batch, (max_bytes - needed) // (2 * graph)))
+    meter = Meter(batch, x.device)
+    out = x.new_empty(batch, classes.shape[1], features)
+    for start in range(0, batch, step):
+        inputs = torch.arange(start, min(start + step, batch), device=x.device)
+        part = LogitMap(
+            network,
+            meter,
+            x[inputs],
+            inputs,
+            max_copies=step,
+            method=method,
+            jvp_mode="forward",
+            check=check,
+        )
+        out[inputs] = part.rows(classes[inputs])[:, :, 0]
+    return out
+
+
+def working_copy(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as an ordinary contiguous tensor without history, also inside ``torch.inference_mode``."""
+    with torch.inference_mode(False):
+        return x.detach().clone(memory_format=torch.contiguous_format).to(dtype)
+
+
+def check_inputs(op: str, x) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{op}: x must be floating point, got {str(x.dtype).removeprefix('torch.')}"
+        )
+    if x.dim() < 2 or x[0:1].numel() == 0 and x.shape[0] > 0:
+        raise ValueError(f"{op}: x must have shape [B, *shape], got {list(x.shape)}")
+
+
+def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be one of {', '.join(choices)}, got {value!r}")

@@ -1,0 +1,220 @@
+"""The network as the estimators see it: checked, in raw input units, counted and timed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an answer cost. Passes are per input, all sigmas together; seconds are for the call."""
+
+    forward: Tensor  #: int64 ``[B]``, forward passes (those that VJPs start from included)
+    jvp: Tensor  #: int64 ``[B]``, Jacobian-vector products
+    vjp: Tensor  #: int64 ``[B]``, vector-Jacobian products (backward passes)
+    seconds_network: float  #: wall time in the network, forward and backward
+    seconds_cdf: float  #: wall time in jac_cov and mvn_cdf
+
+
+class Meter:
+    """Adds up passes and seconds of one call."""
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self._device = device
+        self._passes = {
+            kind: torch.zeros(batch, dtype=torch.int64, device=device)
+            for kind in ("forward", "jvp", "vjp")
+        }
+        self._seconds = {"network": 0.0, "cdf": 0.0}
+
+    def passes(self, kind: str, inputs: Tensor, count: int) -> None:
+        """``count`` passes of each input whose number is in ``inputs`` (no repeats)."""
+        self._passes[kind][inputs] += count
+
+    @contextlib.contextmanager
+    def clock(self, part: str) -> Iterator[None]:
+        self._wait()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._wait()
+            self._seconds[part] += time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+    def cost(self) -> Cost:
+        return Cost(
+            self._passes["forward"],
+            self._passes["jvp"],
+            self._passes["vjp"],
+            self._seconds["network"],
+            self._seconds["cdf"],
+        )
+
+
+def owning_module(model: Callable) -> nn.Module | None:
+    """The module behind a callable, where Python shows it: bound methods and functools.partial."""
+    while isinstance(model, functools.partial):
+        model = model.func
+    if not isinstance(model, nn.Module):
+        model = getattr(model, "__self__", None)
+    return model if isinstance(model, nn.Module) else None
+
+
+class Network:
+    """A classifier ``x [b, *shape] -> logits [b, C]``.
+
+    Args:
+        op: name of the public function, for error messages.
+        model: an ``nn.Module`` in eval mode, or any callable. It returns logits, or an object that
+            has them as ``.logits`` (Hugging Face). Rows must be independent of each other.
+        preprocessing: ``dict(mean=..., std=..., axis=...)`` as in Foolbox: the model is given
+            ``(x - mean) / std``; ``axis`` (negative) is the one that 1-D values lie along. Noise and
+            Jacobians stay in the units of x.
+        dtype: dtype of x; what the model is given. Half precision inputs are kept in float32 here
+            (noise is added there) and rounded on entry to the model.
+    """
+
+    def __init__(
+        self, op: str, model: Callable, preprocessing: Mapping | None, dtype: torch.dtype
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"{op}: model must be callable, got {type(model).__name__}")
+        module = owning_module(model)
+        for name, part in module.named_modules() if module is not None else ():
+            if part.training:
+                place = f"its part {name!r}" if name else "the model"
+                raise ValueError(
+                    f"{op}: model must be in eval mode, got {place} in train mode; call model.eval()"
+                )
+        self.op = op
+        self._model = model
+        self._entry_dtype = dtype
+        self.work_dtype = torch.float32 if dtype in _HALF else dtype
+        self._mean, self._std = _read_preprocessing(op, preprocessing)
+        self.classes: int | None = None
+        self._half_inside = dtype in _HALF
+
+    def rounding(self) -> float:
+        """Relative difference that forward and reverse derivatives may have by rounding alone."""
+        if self._half_inside:
+            return 5e-2
+        return 1e-3 if self.work_dtype == torch.float32 else 1e-7
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits ``[b, C]`` in float32 (float64 from a float64 model); keeps the autograd graph."""
+        if self._mean is not None:
+            x = (x - self._mean.to(x)) / self._std.to(x)
+        out = self._model(x.to(self._entry_dtype))
+        out = getattr(out, "logits", out)
+        self._check_output(out, x.shape[0])
+        if out.dtype in _HALF:
+            self._half_inside = True
+            return out.float()
+        return out
+
+    def _check_output(self, out, rows: int) -> None:
+        want = f"{self.op}: model must return logits [B, C] with C >= 2"
+        if not isinstance(out, Tensor):
+            raise TypeError(f"{want}, got {type(out).__name__}")
+        if not out.is_floating_point():
+            raise TypeError(f"{want}, got dtype {str(out.dtype).removeprefix('torch.')}")
+        shape = list(out.shape)
+        if out.dim() != 2 or shape[0] != rows or shape[1] < 2:
+            raise ValueError(f"{want}, got {shape} for {rows} inputs")
+        if self.classes is None:
+            self.classes = shape[1]
+        if shape[1] != self.classes:
+            raise ValueError(f"{want} the same for every input, got {shape[1]} and {self.classes}")
+
+    def graph_bytes(self, x: Tensor) -> int:
+        """Bytes that autograd keeps per input for one backward pass, measured on ``x [1, ...]``.
+
+        Tensors that need no gradient path through x (weights) are shared by a batch; they are told
+        from activations by belonging to the module, or count as activations (an overestimate).
+        """
+        module = owning_module(self._model)
+        shared = set()
+        if module is not None:
+            for tensor in (*module.parameters(), *module.buffers()):
+                shared.add(tensor.untyped_storage().data_ptr())
+        seen: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in shared:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            leaf = x.detach().requires_grad_()
+            out = self(leaf)
+        return sum(seen.values()) + x.nbytes + out.nbytes
+
+
+def _read_preprocessing(op: str, given: Mapping | None) -> tuple[Tensor | None, Tensor | None]:
+    if given is None:
+        return None, None
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{op}: preprocessing must be a dict, got {type(given).__name__}")
+    unknown = sorted(set(given) - {"mean", "std", "axis"})
+    if unknown:
+        raise ValueError(
+            f"{op}: preprocessing must hold mean, std and axis only, got {unknown[0]!r}"
+        )
+    axis = given.get("axis")
+    if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int) or axis >= 0):
+        raise ValueError(f"{op}: preprocessing axis must be a negative int, got {axis!r}")
+    read = []
+    for name, default in (("mean", 0.0), ("std", 1.0)):
+        value = torch.as_tensor(given.get(name, default), dtype=torch.float64)
+        if value.dim() == 1 and axis is None and value.numel() > 1:
+            raise ValueError(
+                f"{op}: preprocessing must have an axis when {name} is a sequence, got none"
+            )
+        if value.dim() > 1:
+            raise ValueError(
+                f"{op}: preprocessing {name} must be a number or 1-D, got {value.dim()} dimensions"
+            )
+        if not value.isfinite().all() or (name == "std" and not (value > 0).all()):
+            wanted = "positive and finite" if name == "std" else "finite"
+            raise ValueError(f"{op}: preprocessing {name} must be {wanted}, got {given[name]}")
+        if value.dim() == 1 and axis is not None:
+            value = value.reshape(-1, *[1] * (-axis - 1))
+        read.append(value)
+    return read[0], read[1]
+
+
+def check_bounds(op: str, x: Tensor, bounds: tuple[float, float] | None) -> None:
+    """Raises when an input lies outside the bounds declared for it (noise is never clipped)."""
+    if bounds is None:
+        return
+    try:
+        low, high = (float(b) for b in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"{op}: bounds must be a pair (low, high), got {bounds!r}") from None
+    if not low < high or math.isnan(low) or math.isnan(high):
+        raise ValueError(f"{op}: bounds must be a pair with low < high, got {bounds!r}")
+    if x.numel() == 0:
+        return
+    least, most = (v.item() for v in x.detach().aminmax())
+    # half a unit in the last place of a float32 image is no reason to refuse it
+    slack = 1e-6 * (high - low)
+    if least < low - slack or most > high + slack:
+        raise ValueError(
+            f"{op}: x must lie within bounds ({low:g}, {high:g}), "
+            f"got values from {least:g} to {most:g} (already normalised? see preprocessing)"
+        )

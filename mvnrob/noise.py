@@ -1,0 +1,195 @@
+"""Gaussian input noise: its covariance, and standard normal draws from a counter, not a state."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# splitmix64 (Steele, Lea & Flood, OOPSLA 2014): the golden-ratio step and the finaliser's factors,
+# as signed 64-bit numbers. Products wrap modulo 2^64.
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_FACTOR_1 = 0xBF58476D1CE4E5B9 - 2**64
+_FACTOR_2 = 0x94D049BB133111EB - 2**64
+
+#: Streams that must not share draws; they enter the hash.
+SAMPLES, DIRECTIONS, PROBES, CDF = range(4)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """splitmix64's finaliser on int64 (a new tensor); a shift right is logical after its mask."""
+    x = x ^ ((x >> 30) & (2**34 - 1))
+    x.mul_(_FACTOR_1)
+    x ^= (x >> 27) & (2**37 - 1)
+    x.mul_(_FACTOR_2)
+    x ^= (x >> 31) & (2**33 - 1)
+    return x
+
+
+def row_keys(seed: int, stream: int, index: Tensor) -> Tensor:
+    """Keys int64 ``[b]`` of the rows numbered ``index`` (int64 ``[b]``) in one stream of a seed."""
+    low = (int(seed) % 2**64 + 2**63) % 2**64 - 2**63
+    start = torch.full_like(index, low)
+    root = _mix(_mix(start + _GOLDEN) + stream)
+    return _mix(root + (index + 1) * _GOLDEN)
+
+
+def standard_normal(keys: Tensor, first: int, count: int, dim: int, dtype: torch.dtype) -> Tensor:
+    """Draws ``[b, count, dim]``: numbers ``first .. first + count - 1`` of each row's stream.
+
+    A draw depends on its row's key, its number and ``dim`` only, so neither the batch, its chunks
+    nor the number of threads change a bit of it; nor does dtype, because values are rounded to
+    float32 first. Box-Muller on 32-bit uniforms from a splitmix64 hash: |value| <= 6.7.
+    """
+    number = torch.arange(first + 1, first + count + 1, device=keys.device)
+    keys = _mix(keys[:, None] + number * _GOLDEN)
+    half = (dim + 1) // 2
+    words = _mix(keys[..., None] + torch.arange(1, half + 1, device=keys.device) * _GOLDEN)
+    radius = ((words >> 32) & 0xFFFFFFFF).double().add_(0.5).mul_(2.0**-32)
+    radius = radius.log_().mul_(-2.0).sqrt_()
+    angle = (words & 0xFFFFFFFF).double().mul_(2.0 * math.pi * 2.0**-32)
+    out = torch.empty(*words.shape[:-1], 2 * half, dtype=torch.float32, device=keys.device)
+    out[..., :half] = radius * torch.cos(angle)
+    out[..., half:] = radius * torch.sin(angle)
+    return out[..., :dim].to(dtype)
+
+
+class Noise:
+    """Noise ``sigma A e`` with ``e ~ N(0, I_r)``; A is the identity, a diagonal, a matrix or a map.
+
+    Attributes:
+        sigmas: the values of sigma, each >= 0.
+        many: whether the result has a leading sigma dimension.
+        dim: r, the length of e.
+    """
+
+    def __init__(self, op: str, sigma, factor, x: Tensor) -> None:
+        self._shape = tuple(x.shape[1:])
+        features = math.prod(self._shape)
+        self.dim = features
+        self._scale: Tensor | None = None
+        self._matrix: Tensor | None = None
+        self._map: Callable[[Tensor], Tensor] | None = None
+        self.many = False
+        self.sigmas = self._read_sigma(op, sigma, x)
+        if factor is None:
+            return
+        if self._scale is not None:
+            raise ValueError(
+                f"{op}: sigma must be a number or a list of numbers beside noise_factor, "
+                f"got a tensor of shape {list(sigma.shape)}"
+            )
+        if isinstance(factor, Tensor):
+            if factor.dim() != 2 or factor.shape[0] != features or factor.shape[1] < 1:
+                raise ValueError(
+                    f"{op}: noise_factor must have shape [{features}, r], got {list(factor.shape)}"
+                )
+            if not factor.is_floating_point() or not factor.isfinite().all():
+                raise ValueError(f"{op}: noise_factor must be real and finite")
+            self._matrix = factor.detach().to(x)
+            self.dim = factor.shape[1]
+        elif callable(factor):
+            self._map = factor
+            self._check_map(op, x)
+        else:
+            raise TypeError(
+                f"{op}: noise_factor must be a tensor or a callable, got {type(factor).__name__}"
+            )
+
+    def each(self) -> list[Noise]:
+        """The same noise at one sigma at a time."""
+        parts = []
+        for sigma in self.sigmas:
+            part = copy.copy(self)
+            part.sigmas = [sigma]
+            parts.append(part)
+        return parts
+
+    def _read_sigma(self, op: str, sigma, x: Tensor) -> list[float]:
+        if isinstance(sigma, Tensor) and sigma.dim() > 0:
+            if tuple(sigma.shape) != self._shape:
+                raise ValueError(
+                    f"{op}: sigma must be a number, a list of numbers (a curve) or a tensor of one "
+                    f"input's shape {list(self._shape)}, got a tensor of shape {list(sigma.shape)}"
+                )
+            scale = sigma.detach().to(x)
+            if not (scale.isfinite() & (scale >= 0)).all():
+                raise ValueError(f"{op}: sigma must be finite and not negative")
+            self._scale = scale.flatten()
+            return [1.0]
+        if not (_is_number(sigma) or isinstance(sigma, (list, tuple, range))):
+            raise TypeError(
+                f"{op}: sigma must be a number, a list of numbers or a tensor, "
+                f"got {type(sigma).__name__}"
+            )
+        self.many = isinstance(sigma, (list, tuple, range))
+        values = list(sigma) if self.many else [sigma]
+        if not values:
+            raise ValueError(f"{op}: sigma must hold at least one number, got an empty list")
+        return [_number(op, value) for value in values]
+
+    def _check_map(self, op: str, x: Tensor) -> None:
+        """The callable must keep the shape and be linear; both are tried on two random vectors."""
+        keys = row_keys(0, PROBES, torch.zeros(1, dtype=torch.int64, device=x.device))
+        a, b = standard_normal(keys, 0, 2, self.dim, x.dtype)[0].reshape(2, 1, *self._shape)
+        with torch.no_grad():
+            parts = [self._map(v) for v in (a, b, a - 2 * b)]
+        for part in parts:
+            if not isinstance(part, Tensor) or part.shape != a.shape:
+                got = list(part.shape) if isinstance(part, Tensor) else type(part).__name__
+                raise ValueError(
+                    f"{op}: noise_factor must map [m, *{list(self._shape)}] to the same shape, "
+                    f"got {got}"
+                )
+        gap = (parts[2] - parts[0] + 2 * parts[1]).abs().max()
+        size = torch.stack([part.abs().max() for part in parts]).max()
+        # sums of up to D rounded products
+        if not gap <= 1e3 * torch.finfo(x.dtype).eps * size:
+            raise ValueError(
+                f"{op}: noise_factor must be linear, got A(a - 2b) - Aa + 2Ab of size "
+                f"{gap.item():.2g} beside values of size {size.item():.2g}"
+            )
+
+    def push(self, e: Tensor) -> Tensor:
+        """``A e`` for e ``[m, r]``: perturbations ``[m, *shape]`` at sigma = 1."""
+        if self._scale is not None:
+            e = e * self._scale
+        elif self._matrix is not None:
+            e = e @ self._matrix.T
+        shaped = e.reshape(e.shape[0], *self._shape)
+        return shaped if self._map is None else self._map(shaped).to(e.dtype)
+
+    def pull(self, rows: Tensor) -> Tensor:
+        """``rows A``: Jacobian rows ``[..., D]`` become derivatives by e, ``[..., r]``."""
+        if self._scale is not None:
+            return rows * self._scale.to(rows.dtype)
+        if self._matrix is not None:
+            return rows @ self._matrix.to(rows.dtype)
+        if self._map is None:
+            return rows
+        flat = rows.reshape(-1, *self._shape)
+        with torch.enable_grad():
+            # A is linear, so its transpose is its VJP at any point
+            point = torch.zeros_like(flat).requires_grad_()
+            (pulled,) = torch.autograd.grad(self._map(point), point, grad_outputs=flat)
+        return pulled.reshape(rows.shape)
+
+
+def _is_number(value) -> bool:
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, (int, float)):
+        return True
+    return getattr(value, "ndim", None) == 0
+
+
+def _number(op: str, value) -> float:
+    if not _is_number(value):
+        raise TypeError(f"{op}: sigma must hold numbers, got {type(value).__name__}")
+    value = float(value)
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{op}: sigma must be finite and not negative, got {value}")
+    return value

@@ -1,0 +1,401 @@
+"""``robustness``: how likely noise on an input leaves a classifier's answer as it is."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._mvn_cdf import Status
+from .estimators import ESTIMATORS
+from .estimators.chunk import Chunk, Estimate, Settings
+from .jacobian import (
+    CHECKS,
+    JACOBIAN_METHODS,
+    JVP_MODES,
+    check_choice,
+    check_inputs,
+    working_copy,
+)
+from .network import Cost, Meter, Network, check_bounds
+from .noise import Noise
+from .screening import SCREENS
+
+METHODS = tuple(ESTIMATORS)
+SAMPLINGS = ("antithetic", "iid")
+#: Copies per input (and sigma) unless given.
+DEFAULT_SAMPLES = {"mc": 10_000, "mmse": 10, "mmse_mvs": 10, "logit_moments": 100}
+#: Two inputs' worth of a 1,000-class network on 3x224x224 images (600 MB of rows each).
+DEFAULT_MAX_BYTES = 2**31
+#: Forward-only methods gain nothing from chunks beyond this (cache, progress).
+_FORWARD_BYTES = 2**27
+
+_LINEAR = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")
+#: option -> methods that read it; giving it to another method is an error.
+_READERS = {
+    "n_samples": tuple(DEFAULT_SAMPLES),
+    "sampling": ("mmse", "mmse_mvs", "logit_moments"),
+    "slope": ("taylor_mvs", "mmse_mvs"),
+    "temperature": ("softmax",),
+    "width": ("mc",),
+    "screen": ("taylor", "mmse"),
+    "abs_tol": ("taylor", "mmse", "logit_moments"),
+    "jacobian": _LINEAR,
+    "jvp_mode": _LINEAR,
+    "check": _LINEAR,
+}
+
+
+@dataclass(frozen=True)
+class RobustnessResult:
+    """What :func:`robustness` knows of each input.
+
+    Fields marked (s) have shape ``[B]``, or ``[n_sigma, B]`` when sigma was a list.
+    """
+
+    prob: Tensor  #: (s) float64, P(argmax f(x + noise) = target)
+    complement: Tensor  #: (s) one minus it, computed without cancellation
+    error: (
+        Tensor  #: (s) 99 % bound on what the method's docstring says it covers; NaN: no statement
+    )
+    lower: Tensor  #: (s) the limits that ``error`` stands for, possibly unequal distances from prob
+    upper: Tensor  #: (s)
+    status: Tensor  #: (s) int64, the numbers of :class:`mvnrob.Status`
+    target: Tensor  #: int64 ``[B]``, the class whose probability this is
+    runner_up: Tensor  #: (s) int64, the class the input most probably flips to
+    n_screened: Tensor  #: (s) int64, rivals that did not enter the integral
+    sigma: Tensor  #: float64: the noise levels, ``[]``, ``[n_sigma]`` or one input's shape
+    method: str
+    cost: Cost
+
+
+def robustness(
+    model: Callable,
+    x: Tensor,
+    sigma: float | Sequence[float] | Tensor,
+    *,
+    method: str = "taylor",
+    target: str | int | Tensor | None = None,
+    n_samples: int | None = None,
+    sampling: str | None = None,
+    slope: float | str | None = None,
+    temperature: float | Tensor | None = None,
+    width: float | None = None,
+    abs_tol: float | None = None,
+    screen: str | None = None,
+    noise_factor: Tensor | Callable | None = None,
+    bounds: tuple[float, float] | None = None,
+    preprocessing: Mapping | None = None,
+    seed: int = 0,
+    first_index: int = 0,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    jacobian: str | None = None,
+    jvp_mode: str | None = None,
+    check: str | None = None,
+) -> RobustnessResult:
+    r"""P(argmax f(x + noise) = target) for every input, with an error.
+
+    The estimators are those of Han, Srinivas & Lakkaraju, *Characterizing Data Point Vulnerability
+    via Average-Case Robustness* (UAI 2024, arXiv 2307.13885), and three additions: antithetic
+    sampling, calibrated ``mvs``, ``logit_moments``.
+
+    Args:
+        model: ``[B, *shape] -> [B, C]`` logits, C >= 2: an ``nn.Module`` in eval mode, or a callable;
+            an output object with ``.logits`` is accepted. Rows must be independent of each other.
+            Half precision outputs are computed with in float32.
+        x: inputs ``[B, *shape]``, floating point: images, tables, any shape.
+        sigma: standard deviation of the Gaussian noise in the units of x. A number; a list of numbers
+            (a curve: results gain a leading dimension); or a tensor of one input's shape, one for
+            each feature.
+        method:
+            ``"mc"`` counts ``n_samples`` noisy copies: ``lower`` and ``upper`` are Clopper-Pearson
+            limits, valid for the network itself.
+            ``"taylor"`` the network linearised at x: ``error`` covers the integral and screening.
+            ``"mmse"`` linearised by averaging ``n_samples`` noisy copies: ``error`` also covers the
+            sampling error of the averages (jackknife; NaN for two antithetic copies).
+            ``"taylor_mvs"``, ``"mmse_mvs"`` the multivariate sigmoid in place of the integral:
+            ``error`` bounds the distance to the integral.
+            ``"softmax"`` softmax of f(x) / temperature: no statement on its error (NaN).
+            ``"logit_moments"`` a normal law with the sample moments of ``n_samples`` noisy copies'
+            margins: ``error`` covers the integral and the sampling error (jackknife).
+            No ``error`` but that of ``"mc"`` covers the network's departure from the method's model.
+        target: None or ``"prediction"``: the argmax at x; labels int ``[B]``; or one class. A target
+            that is not the argmax at x is answered all the same.
+        n_samples: noisy copies per input and sigma: 10,000 for ``mc``, 10 for ``mmse`` and
+            ``mmse_mvs``, 100 for ``logit_moments``.
+        sampling: ``"antithetic"`` (default) or ``"iid"`` (as published), for ``mmse``, ``mmse_mvs``
+            and ``logit_moments``.
+        slope: of the sigmoid: 1 (default, as published), another number, or ``"calibrated"``
+            (:func:`mvnrob.estimators.calibrated_slope`).
+        temperature: of the softmax, 1 by default; a number, or one per sigma
+            (:func:`mvnrob.estimators.softmax_temperature` gives T = sigma k).
+        width: ``mc`` stops drawing for an input when its interval is at most this wide.
+        abs_tol: 99 % error to reach by integral and screening together (default 1e-3).
+        screen: which rivals' gradients are computed. ``"exact"`` (default): all, but only those that
+            can matter enter the integral. ``"sketch"``: bounds from 32 to 256 forward-mode products,
+            then gradients of those that can matter (for very many classes). ``"none"``.
+        noise_factor: A with noise = sigma A e, e ~ N(0, I_r): a tensor ``[D, r]`` over the flattened
+            input, or a linear callable ``[m, *shape] -> [m, *shape]`` (a blur), r = D.
+        bounds: ``(low, high)`` that x must lie in. Noise is not clipped.
+        preprocessing: ``dict(mean, std, axis)`` as in Foolbox, applied before the model; sigma and
+            bounds stay in raw units.
+        seed: of all random numbers. An input's noise depends on the seed and its number alone.
+        first_index: number of the first input, so that a data set in batches draws what it would
+            draw in one call.
+        max_bytes: budget for Jacobian rows, covariances and autograd's graph; bounds the inputs,
+            samples and classes handled at once. A single input's graph is not split.
+        jacobian: ``"batch"`` (default), ``"loop"``, ``"vmap"``: see :func:`mvnrob.jacobian.jacobian`.
+        jvp_mode: ``"forward"`` (default), or ``"double_backward"`` where forward mode is missing.
+        check: ``"warn"`` (default), ``"raise"`` or ``"off"``: compare every input's rows with one
+            random forward-mode product.
+
+    Edges: sigma = 0 gives 1 where the target is the argmax (ties count as kept), else 0; a rival
+    with the target's gradient never changes its margin; NaN logits give NaN with status
+    ``NAN_INPUT`` for that input alone; an empty batch gives empty results.
+
+    Cost, in passes per input: 1 forward for the target; ``taylor`` C backward (with ``"sketch"``
+    some tens), whatever the number of sigmas; ``mmse`` n C backward per sigma; ``mc`` and
+    ``logit_moments`` n forward per sigma; one forward-mode product for the check. Memory: below
+    ``max_bytes``, results aside.
+
+    Raises:
+        TypeError, ValueError: a bad argument, an option that the method does not read, a module in
+            train mode, inputs outside ``bounds``.
+        RuntimeError: ``check="raise"`` and derivatives that disagree.
+    """
+    op = "robustness"
+    check_choice(op, "method", method, METHODS)
+    given = {
+        "n_samples": n_samples,
+        "sampling": sampling,
+        "slope": slope,
+        "temperature": temperature,
+        "width": width,
+        "screen": screen,
+        "abs_tol": abs_tol,
+        "jacobian": jacobian,
+        "jvp_mode": jvp_mode,
+        "check": check,
+    }
+    for name, value in given.items():
+        if value is not None and method not in _READERS[name]:
+            raise ValueError(f"{op}: {name} must be left out for method {method!r}, got {value!r}")
+    check_inputs(op, x)
+    for name, value, least in (("seed", seed, None), ("first_index", first_index, 0)):
+        _check_int(op, name, value, least)
+    _check_int(op, "max_bytes", max_bytes, 1)
+    network = Network(op, model, preprocessing, x.dtype)
+    check_bounds(op, x, bounds)
+    with torch.inference_mode(False):
+        inputs = working_copy(x, network.work_dtype)
+        noise = Noise(op, sigma, noise_factor, inputs)
+        settings = _settings(op, method, given, noise, seed, max_bytes)
+        estimate, chosen, cost = _run(network, inputs, noise, settings, method, target, first_index)
+    values = {name: value if noise.many else value[0] for name, value in vars(estimate).items()}
+    levels = sigma.detach() if isinstance(sigma, Tensor) else torch.tensor(sigma)
+    return RobustnessResult(
+        **values, target=chosen, sigma=levels.double(), method=method, cost=cost
+    )
+
+
+def _run(
+    network: Network,
+    x: Tensor,
+    noise: Noise,
+    settings: Settings,
+    method: str,
+    target,
+    first_index: int,
+) -> tuple[Estimate, Tensor, Cost]:
+    batch, device = len(x), x.device
+    meter = Meter(batch, device)
+    _check_target(network.op, target, batch)
+    if batch == 0:
+        empty = x.new_zeros(len(noise.sigmas), 0, dtype=torch.float64)
+        whole = torch.zeros_like(empty, dtype=torch.int64)
+        estimate = Estimate(*[empty] * 5, *[whole] * 3)
+        return estimate, whole[0], meter.cost()
+    with meter.clock("network"):
+        graph = network.graph_bytes(x[:1])
+    meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), 1)
+    clean = _clean_logits(network, meter, x, graph, settings.max_bytes)
+    chosen = _read_target(network.op, target, clean)
+    step, copies = _chunk_sizes(method, network.classes, x, noise, settings, graph)
+    parts, start = [], 0
+    while start < batch:
+        numbers = torch.arange(start, min(start + step, batch), device=device)
+        chunk = Chunk(
+            network=network,
+            meter=meter,
+            noise=noise,
+            settings=settings,
+            x=x[numbers],
+            inputs=numbers,
+            index=numbers + first_index,
+            target=chosen[numbers],
+            clean=clean[numbers],
+            copies=copies,
+        )
+        try:
+            part = ESTIMATORS[method](chunk)
+        except torch.OutOfMemoryError:
+            if step == 1 and copies == 1:
+                raise
+            step, copies = max(1, step // 2), max(1, copies // 2)
+            warnings.warn(
+                f"{network.op}: out of memory; going on with {step} inputs at a time",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            continue
+        parts.append(part.with_nan_rows(chunk.clean.isnan().any(1)))
+        start += len(numbers)
+    return Estimate.join(parts, 1), chosen, meter.cost()
+
+
+def _chunk_sizes(
+    method: str, classes: int, x: Tensor, noise: Noise, settings: Settings, graph: int
+) -> tuple[int, int]:
+    """Inputs per chunk, and noisy copies per forward pass, from the byte budget."""
+    budget = settings.max_bytes
+    # a copy: autograd's graph or the activations, and its noise (hash words and uniforms, float64)
+    copy = graph + 32 * max(noise.dim, x[0].numel())
+    if method in ("mc", "softmax", "logit_moments"):
+        budget = min(budget, _FORWARD_BYTES)
+        copies = max(1, budget // copy)
+        if method == "logit_moments":
+            moments = 8 * (settings.n_samples * classes + 4 * classes**2)
+            return max(1, min(len(x), budget // moments)), copies
+        return len(x), copies
+    groups, versions = 1, 1
+    if method.startswith("mmse"):
+        groups = 8
+        versions = 9
+    rows = min(classes, 64) if settings.screen == "sketch" else classes
+    gram = 16 * versions * rows**2 if method in ("taylor", "mmse") else 0
+    # rows twice: as they come, and gathered for the Gram
+    point = 2 * groups * rows * noise.dim * x.element_size() + gram + copy
+    if settings.screen == "sketch":
+        point += 4 * 8 * 16 * noise.dim
+    step = 1 if settings.jacobian == "loop" else max(1, min(len(x), budget // point))
+    return step, max(1, min(budget // (2 * copy), max(step, 1) * max(1, settings.n_samples)))
+
+
+def _clean_logits(network: Network, meter: Meter, x: Tensor, graph: int, max_bytes: int) -> Tensor:
+    step = max(1, min(max_bytes, _FORWARD_BYTES) // graph)
+    with torch.no_grad(), meter.clock("network"):
+        logits = torch.cat([network(part).double() for part in x.split(step)])
+    meter.passes("forward", torch.arange(len(x), device=x.device), 1)
+    return logits
+
+
+def _settings(
+    op: str, method: str, given: dict, noise: Noise, seed: int, max_bytes: int
+) -> Settings:
+    def value(name: str, default):
+        return default if given[name] is None else given[name]
+
+    sampling = value("sampling", "antithetic")
+    check_choice(op, "sampling", sampling, SAMPLINGS)
+    n_samples = value("n_samples", DEFAULT_SAMPLES.get(method, 0))
+    if method in DEFAULT_SAMPLES:
+        _check_int(op, "n_samples", n_samples, 1 if method == "mc" else 2)
+        if method != "mc" and sampling == "antithetic" and n_samples % 2:
+            raise ValueError(
+                f"{op}: n_samples must be even for sampling='antithetic', got {n_samples}"
+            )
+    slope = value("slope", 1.0)
+    if slope != "calibrated":
+        _check_number(op, "slope", slope, "'calibrated' or a positive number", positive=True)
+    width = value("width", None)
+    if width is not None:
+        _check_number(op, "width", width, "a positive number", positive=True)
+    abs_tol = value("abs_tol", 1e-3)
+    _check_number(op, "abs_tol", abs_tol, "a positive number", positive=True)
+    screen = value("screen", "exact")
+    check_choice(op, "screen", screen, SCREENS)
+    jacobian = value("jacobian", "batch")
+    check_choice(op, "jacobian", jacobian, JACOBIAN_METHODS)
+    jvp_mode = value("jvp_mode", "forward")
+    check_choice(op, "jvp_mode", jvp_mode, JVP_MODES)
+    check = value("check", "warn")
+    check_choice(op, "check", check, CHECKS)
+    return Settings(
+        n_samples=n_samples,
+        sampling=sampling,
+        slope=slope,
+        temperature=_read_temperature(op, value("temperature", 1.0), noise),
+        width=width,
+        screen=screen,
+        abs_tol=float(abs_tol),
+        seed=seed,
+        max_bytes=max_bytes,
+        jacobian=jacobian,
+        jvp_mode=jvp_mode,
+        check=check,
+    )
+
+
+def _read_temperature(op: str, given, noise: Noise) -> Tensor:
+    temperature = torch.as_tensor(given, dtype=torch.float64).detach().cpu()
+    allowed = [(), (len(noise.sigmas),)] if noise.many else [()]
+    if tuple(temperature.shape) not in allowed:
+        raise ValueError(
+            f"{op}: temperature must be a number, or one per sigma, "
+            f"got shape {list(temperature.shape)}"
+        )
+    if not (temperature.isfinite() & (temperature > 0)).all():
+        raise ValueError(f"{op}: temperature must be positive and finite, got {given}")
+    return temperature
+
+
+def _check_target(op: str, target, batch: int) -> None:
+    if target is None:
+        return
+    if isinstance(target, str):
+        check_choice(op, "target", target, ("prediction",))
+        return
+    if isinstance(target, Tensor):
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise TypeError(f"{op}: target must be a tensor of integers, got {target.dtype}")
+        if target.dim() > 1 or target.dim() == 1 and len(target) != batch:
+            raise ValueError(f"{op}: target must have shape [{batch}], got {list(target.shape)}")
+        return
+    if isinstance(target, bool) or not isinstance(target, int):
+        raise TypeError(
+            f"{op}: target must be None, 'prediction', an int or a tensor, "
+            f"got {type(target).__name__}"
+        )
+
+
+def _read_target(op: str, target, clean: Tensor) -> Tensor:
+    batch, classes = clean.shape
+    if target is None or isinstance(target, str):
+        return clean.argmax(1)
+    labels = torch.as_tensor(target, device=clean.device).long().expand(batch).clone()
+    if batch and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        bad = labels[(labels < 0) | (labels >= classes)][0].item()
+        raise ValueError(f"{op}: target must lie in [0, {classes}), got {bad}")
+    return labels
+
+
+def _check_int(op: str, name: str, value, least: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+
+
+def _check_number(op: str, name: str, value, wanted: str, *, positive: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        kind = repr(value) if isinstance(value, str) else type(value).__name__
+        raise TypeError(f"{op}: {name} must be {wanted}, got {kind}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
+
+
+__all__ = ["METHODS", "RobustnessResult", "Status", "robustness"]
