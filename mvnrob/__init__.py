@@ -1,7 +1,27 @@
 """Average-case robustness of classifiers by batched multivariate normal probabilities."""
 
+from ._jac_cov import (
+    JacCovResult,
+    jac_cov,
+    jac_cov_accumulate,
+    jac_cov_finalize,
+    jac_cov_norms,
+)
 from ._load import simd_level
 from ._mvn_cdf import MVNResult, Status, mvn_cdf
+from .robustness import RobustnessResult, robustness
 
-__all__ = ["MVNResult", "Status", "mvn_cdf", "simd_level"]
+__all__ = [
+    "JacCovResult",
+    "MVNResult",
+    "RobustnessResult",
+    "Status",
+    "jac_cov",
+    "jac_cov_accumulate",
+    "jac_cov_finalize",
+    "jac_cov_norms",
+    "mvn_cdf",
+    "robustness",
+    "simd_level",
+]
 __version__ = "0.1.0"

@@ -108,8 +108,8 @@ bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& r
     if (std::isnan(rho)) largest = kInfinity;
     rho = std::min(1.0, std::max(-1.0, rho));
   }
-  if (!(largest <= 1 + 10 * problem.rank_tolerance) ||
-      !(determinant >= -10 * problem.rank_tolerance)) {
+  const double tolerance = 80 * problem.entry_error;
+  if (!(largest <= 1 + tolerance) || !(determinant >= -tolerance)) {
     result.status = Status::indefinite;
     return true;
   }

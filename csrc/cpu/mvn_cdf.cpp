@@ -77,10 +77,6 @@ struct Workspace {
   ~Workspace() { delete_row_workspace(row); }
 };
 
-void run_here(int64_t count, const std::function<void(int64_t)>& task) {
-  for (int64_t i = 0; i < count; ++i) task(i);
-}
-
 void run_on_threads(int64_t count, const std::function<void(int64_t)>& task) {
   FirstException failure;
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -90,6 +86,10 @@ void run_on_threads(int64_t count, const std::function<void(int64_t)>& task) {
 }
 
 }  // namespace
+
+const Runner run_here = [](int64_t count, const std::function<void(int64_t)>& task) {
+  for (int64_t i = 0; i < count; ++i) task(i);
+};
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 

@@ -13,12 +13,11 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Variance below which a standardised variable counts as a function of the pivots. For float64 it is
-// rounding of the elimination; a float32 matrix carries its own rounding, of half an ulp an entry,
-// whose spectral norm grows like sqrt(n).
-double rank_tolerance(bool is_double, int64_t n) {
-  if (is_double) return std::max(1e-12, 16 * double(n) * std::numeric_limits<double>::epsilon());
-  return 4 * std::sqrt(double(n)) * std::numeric_limits<float>::epsilon();
+// Error of one entry of the correlation: the input's own rounding for float32, that of the arithmetic
+// for float64.
+double entry_error(bool is_double) {
+  return is_double ? 4 * std::numeric_limits<double>::epsilon()
+                   : double(std::numeric_limits<float>::epsilon());
 }
 
 double phi(double x) { return 0.3989422804014327 * std::exp(-0.5 * x * x); }
@@ -46,7 +45,7 @@ Prepared Problem::read(const RowInput& input) {
   lower.clear();
   inverse_sd.clear();
   rectangular = false;
-  rank_tolerance = mvnrob::rank_tolerance(input.cov.is_double, input.n);
+  entry_error = mvnrob::entry_error(input.cov.is_double);
   bool zero = false, negative = false;
   double largest = 0;
   for (int64_t i = 0; i < input.n; ++i) largest = std::max(largest, input.cov.at(i, i));
@@ -58,7 +57,7 @@ Prepared Problem::read(const RowInput& input) {
     const double u = limit(input.upper), l = input.lower ? limit(input.lower) : -kInfinity;
     const double variance = input.cov.at(i, i);
     if (std::isnan(u) || std::isnan(l) || !std::isfinite(variance)) return Prepared::nan;
-    if (variance < -rank_tolerance * largest) negative = true;
+    if (variance < -10 * entry_error * largest) negative = true;
     if (l > u || u == -kInfinity || l == kInfinity) zero = true;
     if (u == kInfinity && l == -kInfinity) continue;
     if (variance <= 0) {  // a constant zero; the limits include their ends
@@ -116,7 +115,7 @@ double screen(const Problem& all, double tau, Problem& kept) {
   kept.inverse_sd.clear();
   kept.mass.clear();
   kept.rectangular = false;
-  kept.rank_tolerance = all.rank_tolerance;
+  kept.entry_error = all.entry_error;
   for (int64_t i = 0; i < m; ++i) {
     if (drop[i]) continue;
     kept.variable.push_back(all.variable[i]);
@@ -141,6 +140,8 @@ void Factor::start(const Problem& problem, const CovarianceView& cov) {
   lower_ = problem.lower;
   variance_.assign(m_, 1.0);
   mean_.assign(m_, 0.0);
+  // A few entries' worth, so that rows equal up to rounding count as equal.
+  variance_error_.assign(m_, 8 * problem.entry_error);
   group_.assign(m_, -1);
   expected_.clear();
   L_.clear();
@@ -184,13 +185,13 @@ void Factor::swap(int64_t a, int64_t b) {
   std::swap(lower_[a], lower_[b]);
   std::swap(variance_[a], variance_[b]);
   std::swap(mean_[a], mean_[b]);
+  std::swap(variance_error_[a], variance_error_[b]);
   std::swap(group_[a], group_[b]);
   const int64_t columns = int64_t(L_.size()) / m_;
   for (int64_t l = 0; l < columns; ++l) std::swap(L_[l * m_ + a], L_[l * m_ + b]);
 }
 
 bool Factor::advance(int64_t target) {
-  const double tolerance = problem_->rank_tolerance;
   row_.resize(std::max<int64_t>(int64_t(row_.size()), m_));
   while (pivots_ < target && pivots_ < live_end_) {
     const int64_t j = pivots_;
@@ -209,25 +210,33 @@ bool Factor::advance(int64_t target) {
       column[i] = problem_->correlation(cov_, p, position_[i]);
     for (int64_t l = 0; l < j; ++l) row_[l] = entry(j, l);
     simd_table().eliminate(column + j + 1, L_.data() + j + 1, m_, row_.data(), j, m_ - j - 1);
-    const double inverse = 1 / d;
-    double smallest = kInfinity;
+    // First-order error analysis: the entry eliminated is wrong by about
+    // entry_error + sqrt(e_i e_j), e the errors of the two variances, and dividing by a small d
+    // magnifies that. A variance within its error is zero.
+    const double inverse = 1 / d, e_j = variance_error_[j], entry = problem_->entry_error;
+    const double root = std::sqrt(e_j), relative = 0.5 * e_j / variance_[j];
+    bool exhausts = false;
     for (int64_t i = j + 1; i < m_; ++i) {
-      column[i] *= inverse;
-      variance_[i] -= column[i] * column[i];
-      mean_[i] += column[i] * y;
-      smallest = std::min(smallest, variance_[i]);
+      const double c = column[i] * inverse;
+      column[i] = c;
+      variance_[i] -= c * c;
+      mean_[i] += c * y;
+      const double wrong =
+          (entry + root * std::sqrt(variance_error_[i])) * inverse + std::abs(c) * relative;
+      variance_error_[i] += wrong * (2 * std::abs(c) + wrong);
+      exhausts |= variance_[i] <= variance_error_[i];
+      // A NaN in the matrix comes here too.
+      if (!(variance_[i] > -10 * variance_error_[i])) return false;
     }
-    if (!(smallest > -10 * tolerance)) return false;  // NaN in the matrix comes here too
     ++pivots_;
-    if (smallest <= tolerance) {
-      for (int64_t i = pivots_; i < live_end_;) {
-        if (variance_[i] > tolerance) {
-          ++i;
-          continue;
-        }
-        group_[i] = j;
-        swap(i, --live_end_);
+    if (!exhausts) continue;
+    for (int64_t i = pivots_; i < live_end_;) {
+      if (variance_[i] > variance_error_[i]) {
+        ++i;
+        continue;
       }
+      group_[i] = j;
+      swap(i, --live_end_);
     }
   }
   return true;

@@ -38,7 +38,7 @@ struct Problem {
   std::vector<int64_t> variable;  // index into the input
   std::vector<double> upper, lower, inverse_sd, mass;
   bool rectangular = false;  // some lower limit is finite
-  double rank_tolerance = 0;
+  double entry_error = 0;  // of one entry of the correlation, from rounding
 
   // Reads limits and variances, drops what holds with probability one.
   Prepared read(const RowInput& input);
@@ -54,7 +54,7 @@ double screen(const Problem& all, double tau, Problem& kept);
 
 // Partial rank-revealing Cholesky factor of the correlation, in greedy order: at each step the
 // variable least likely to hold given the expected values of those before it. No jitter: a variable
-// whose variance given the pivots is rounding (rank_tolerance) leaves the live rows and joins the
+// whose variance given the pivots is within its rounding leaves the live rows and joins the
 // group of the last pivot, which it bounds.
 class Factor {
  public:
@@ -82,7 +82,7 @@ class Factor {
   double guess_ = 1;
   // By position: pivots, then live rows, then rows with no variance left.
   std::vector<int64_t> position_;  // index into the problem
-  std::vector<double> upper_, lower_, variance_, mean_;
+  std::vector<double> upper_, lower_, variance_, mean_, variance_error_;
   std::vector<int64_t> group_;
   std::vector<double> expected_;  // by pivot: E[y | limits] at the expected values before it
   std::vector<double> L_;         // column-major, m_ rows

@@ -87,6 +87,8 @@ namespace {
 // The points of one program and what they summed to.
 template <class scalar_t>
 class Series {
+  static constexpr double kWorthThreads = 5e6;  // multiply-adds
+
  public:
   Series(RowWorkspace& workspace, const Runner& run, uint64_t seed, const uint32_t* generators)
       : w_(workspace), run_(run), seed_(seed), generators_(generators) {}
@@ -110,7 +112,10 @@ class Series {
     const int64_t chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
     w_.task_sums.assign(kShifts * chunks, {});
     const SampleFn<scalar_t> sample = pick(simd_table());
-    run_(kShifts * chunks, [&](int64_t task) {
+    // Waking threads costs more than a few hundred microseconds of samples.
+    const double work = double(kShifts * (points - points_)) * w_.program(scalar_t(0)).cost();
+    const Runner& run = work < kWorthThreads ? run_here : run_;
+    run(kShifts * chunks, [&](int64_t task) {
       thread_local std::vector<scalar_t> scratch;
       const size_t size = size_t(workspace_size(program.n_pivots)) + 64;
       if (scratch.size() < size) scratch.resize(size);

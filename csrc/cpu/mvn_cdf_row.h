@@ -29,6 +29,9 @@ struct RowResult {
 // Runs task(0) .. task(count - 1), in any order, possibly at once.
 using Runner = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
 
+// Runs them in order on the calling thread.
+extern const Runner run_here;
+
 struct RowWorkspace;
 RowWorkspace* new_row_workspace();
 void delete_row_workspace(RowWorkspace*);
