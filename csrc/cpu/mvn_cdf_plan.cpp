@@ -210,20 +210,18 @@ bool Factor::advance(int64_t target) {
       column[i] = problem_->correlation(cov_, p, position_[i]);
     for (int64_t l = 0; l < j; ++l) row_[l] = entry(j, l);
     simd_table().eliminate(column + j + 1, L_.data() + j + 1, m_, row_.data(), j, m_ - j - 1);
-    // First-order error analysis: the entry eliminated is wrong by about
-    // entry_error + sqrt(e_i e_j), e the errors of the two variances, and dividing by a small d
-    // magnifies that. A variance within its error is zero.
-    const double inverse = 1 / d, e_j = variance_error_[j], entry = problem_->entry_error;
-    const double root = std::sqrt(e_j), relative = 0.5 * e_j / variance_[j];
+    // Rounding of the entries, taken as independent, makes the variance given the pivots wrong by
+    // about entry_error (1 + |w|^2), w the regression on the pivots (the derivative of a Schur
+    // complement); its growth by this pivot is c^2 / d^2 times the pivot's own. A variance within
+    // its error is zero.
+    const double inverse = 1 / d, growth = variance_error_[j] / variance_[j];
     bool exhausts = false;
     for (int64_t i = j + 1; i < m_; ++i) {
       const double c = column[i] * inverse;
       column[i] = c;
       variance_[i] -= c * c;
       mean_[i] += c * y;
-      const double wrong =
-          (entry + root * std::sqrt(variance_error_[i])) * inverse + std::abs(c) * relative;
-      variance_error_[i] += wrong * (2 * std::abs(c) + wrong);
+      variance_error_[i] += c * c * growth;
       exhausts |= variance_[i] <= variance_error_[i];
       // A NaN in the matrix comes here too.
       if (!(variance_[i] > -10 * variance_error_[i])) return false;
