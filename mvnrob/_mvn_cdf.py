@@ -23,7 +23,7 @@ class Status(enum.IntEnum):
     EXACT = 1  #: a closed form, no sampling
     MAX_POINTS = 2  #: ``max_points`` were spent before the tolerance was met
     INDEFINITE = 3  #: the covariance has a negative eigenvalue beyond rounding; the result is NaN
-    NAN_INPUT = 4  #: a limit or a variance is NaN or a variance infinite; the result is NaN
+    NAN_INPUT = 4  #: a limit or an entry of the covariance is NaN, or a variance infinite
 
 
 class MVNResult(NamedTuple):
@@ -121,17 +121,22 @@ def mvn_cdf(
         cov = cov.reshape(1, n, n).expand(rows, n, n)
     else:
         cov = cov.expand(*batch, n, n).reshape(rows, n, n)
-    out = torch.ops.mvnrob.mvn_cdf(
-        upper,
-        cov,
-        lower,
-        seed.expand(batch).reshape(rows),
-        float(abs_tol),
-        float(rel_tol),
-        DEFAULT_MAX_POINTS if max_points is None else int(max_points),
-        method,
-        COMPUTE_DTYPES[compute_dtype],
-    )
+    try:
+        out = torch.ops.mvnrob.mvn_cdf(
+            upper,
+            cov,
+            lower,
+            seed.expand(batch).reshape(rows),
+            float(abs_tol),
+            float(rel_tol),
+            DEFAULT_MAX_POINTS if max_points is None else int(max_points),
+            method,
+            COMPUTE_DTYPES[compute_dtype],
+        )
+    except RuntimeError as error:
+        if "mvn_cdf: method must be" in str(error):  # found out row by row
+            raise ValueError(str(error)) from None
+        raise
     result = MVNResult(*(t.reshape(batch) for t in out))
     _warn_unmet(result)
     return result if return_info else result.prob

@@ -92,7 +92,7 @@ def test_closed_form_method():
     assert (sampled.prob - r.prob).abs() <= sampled.error + r.error
     diagonal = mvn_cdf(torch.ones(20).double(), torch.eye(20).double(), method="closed_form")
     assert abs(float(diagonal) - stats.norm.cdf(1) ** 20) < 1e-14
-    with pytest.raises(Exception, match="mvn_cdf: method must be auto or sov for a row of more"):
+    with pytest.raises(ValueError, match="mvn_cdf: method must be auto or sov for a row of more"):
         mvn_cdf(torch.ones(4).double(), equicorrelated(4), method="closed_form")
 
 
@@ -270,7 +270,9 @@ EDGES = [
     ([1.0, 1.0], [[1, 0], [0, 1]], [NAN, 0.0], NAN, Status.NAN_INPUT),
     ([1.0, 1.0], [[NAN, 0], [0, 1]], None, NAN, Status.NAN_INPUT),
     ([1.0, 1.0], [[INF, 0], [0, 1]], None, NAN, Status.NAN_INPUT),
-    ([1.0, 1.0], [[1, NAN], [NAN, 1]], None, NAN, Status.INDEFINITE),
+    ([1.0, 1.0], [[1, NAN], [NAN, 1]], None, NAN, Status.NAN_INPUT),
+    ([1.0] * 5, [[1 if i == j else NAN for i in range(5)] for j in range(5)], None, NAN,
+     Status.NAN_INPUT),
     ([1.0, 1.0], [[1, 2], [2, 1]], None, NAN, Status.INDEFINITE),
     ([1.0, 1.0], [[-1, 0], [0, 1]], None, NAN, Status.INDEFINITE),
     ([0.5] * 3, [[1, 0.9, -0.9], [0.9, 1, 0.9], [-0.9, 0.9, 1]], None, NAN, Status.INDEFINITE),

@@ -103,10 +103,15 @@ bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& r
   const double determinant =
       1 - r[0] * r[0] - r[1] * r[1] - r[2] * r[2] + 2 * r[0] * r[1] * r[2];
   double largest = 0;
+  bool nan = false;
   for (double& rho : r) {
     largest = std::max(largest, std::abs(rho));
-    if (std::isnan(rho)) largest = kInfinity;
+    nan |= std::isnan(rho);
     rho = std::min(1.0, std::max(-1.0, rho));
+  }
+  if (nan) {
+    result.status = Status::nan;
+    return true;
   }
   const double tolerance = 80 * problem.entry_error;
   if (!(largest <= 1 + tolerance) || !(determinant >= -tolerance)) {

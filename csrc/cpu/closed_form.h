@@ -5,7 +5,7 @@
 
 namespace mvnrob {
 
-// True when the answer is exact, with `result` filled in; its status may also be indefinite.
+// True when the answer is exact, with `result` filled in; its status may also be indefinite or nan.
 bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& result);
 
 }  // namespace mvnrob

@@ -191,7 +191,7 @@ void Factor::swap(int64_t a, int64_t b) {
   for (int64_t l = 0; l < columns; ++l) std::swap(L_[l * m_ + a], L_[l * m_ + b]);
 }
 
-bool Factor::advance(int64_t target) {
+Advanced Factor::advance(int64_t target) {
   row_.resize(std::max<int64_t>(int64_t(row_.size()), m_));
   while (pivots_ < target && pivots_ < live_end_) {
     const int64_t j = pivots_;
@@ -223,8 +223,8 @@ bool Factor::advance(int64_t target) {
       mean_[i] += c * y;
       variance_error_[i] += c * c * growth;
       exhausts |= variance_[i] <= variance_error_[i];
-      // A NaN in the matrix comes here too.
-      if (!(variance_[i] > -10 * variance_error_[i])) return false;
+      if (!(variance_[i] > -10 * variance_error_[i]))
+        return std::isnan(variance_[i]) ? Advanced::nan : Advanced::indefinite;
     }
     ++pivots_;
     if (!exhausts) continue;
@@ -237,7 +237,7 @@ bool Factor::advance(int64_t target) {
       swap(i, --live_end_);
     }
   }
-  return true;
+  return Advanced::yes;
 }
 
 // Turns rows of a Factor into the sampler's blocks.

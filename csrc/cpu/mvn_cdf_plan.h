@@ -52,6 +52,10 @@ struct Problem {
 // within tau. P_kept - dropped <= P <= P_kept (Bonferroni). Returns that sum; keeps `all` as it is.
 double screen(const Problem& all, double tau, Problem& kept);
 
+// Whether the factor could be continued: `indefinite` is a variance negative beyond rounding, `nan` an
+// entry of the matrix.
+enum class Advanced { yes, indefinite, nan };
+
 // Partial rank-revealing Cholesky factor of the correlation, in greedy order: at each step the
 // variable least likely to hold given the expected values of those before it. No jitter: a variable
 // whose variance given the pivots is within its rounding leaves the live rows and joins the
@@ -60,9 +64,8 @@ class Factor {
  public:
   void start(const Problem& problem, const CovarianceView& cov);
 
-  // Adds pivots until there are `target` or none is left; false when a variance came out negative
-  // beyond rounding.
-  bool advance(int64_t target);
+  // Adds pivots until there are `target` or none is left.
+  Advanced advance(int64_t target);
 
   int64_t size() const { return m_; }
   int64_t pivots() const { return pivots_; }

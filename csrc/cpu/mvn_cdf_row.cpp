@@ -222,7 +222,7 @@ class Integrator {
       return Outcome::done;
     }
     if (options_.method != Method::sov && closed_form(w_.kept, input_.cov, result)) {
-      if (result.status == Status::indefinite) return Outcome::done;
+      if (result.status != Status::exact) return Outcome::done;
       Estimate e;
       e.value = result.prob;
       e.complement = result.complement;
@@ -244,8 +244,9 @@ class Integrator {
     Confidence confidence;
     result.status = Status::max_points;
     for (;;) {
-      if (!w_.factor.advance(pivots)) {
-        result.status = Status::indefinite;
+      const Advanced advanced = w_.factor.advance(pivots);
+      if (advanced != Advanced::yes) {
+        result.status = advanced == Advanced::nan ? Status::nan : Status::indefinite;
         return Outcome::done;
       }
       pivots = std::min(pivots, w_.factor.pivots());
@@ -381,7 +382,7 @@ RowResult integrate_row(const RowInput& input, uint64_t seed, const RowOptions& 
     if (!narrow || !Integrator<float>(input, seed, options, w, run).solve(result))
       Integrator<double>(input, seed, options, w, run).solve(result);
   }
-  if (result.status == Status::indefinite)
+  if (result.status == Status::indefinite || result.status == Status::nan)
     result.prob = result.complement = result.error = nan;
   return result;
 }
