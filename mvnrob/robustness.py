@@ -31,8 +31,8 @@ SAMPLINGS = ("antithetic", "iid")
 DEFAULT_SAMPLES = {"mc": 10_000, "mmse": 10, "mmse_mvs": 10, "logit_moments": 100}
 #: Two inputs' worth of a 1,000-class network on 3x224x224 images (600 MB of rows each).
 DEFAULT_MAX_BYTES = 2**31
-#: Forward-only methods gain nothing from chunks beyond this (cache, progress).
-_FORWARD_BYTES = 2**27
+#: Forward passes gain nothing from larger batches than this many bytes or copies (cache).
+_FORWARD_BYTES, _FORWARD_COPIES = 2**27, 64
 
 _LINEAR = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")
 #: option -> methods that read it; giving it to another method is an error.
@@ -118,7 +118,7 @@ def robustness(
             ``"mmse"`` linearised by averaging ``n_samples`` noisy copies: ``error`` also covers the
             sampling error of the averages (jackknife; NaN for two antithetic copies).
             ``"taylor_mvs"``, ``"mmse_mvs"`` the multivariate sigmoid in place of the integral:
-            ``error`` bounds the distance to the integral.
+            ``lower`` and ``upper`` enclose the integral, ``error`` is the distance to the farther.
             ``"softmax"`` softmax of f(x) / temperature: no statement on its error (NaN).
             ``"logit_moments"`` a normal law with the sample moments of ``n_samples`` noisy copies'
             margins: ``error`` covers the integral and the sampling error (jackknife).
@@ -265,8 +265,7 @@ def _chunk_sizes(
     # a copy: autograd's graph or the activations, and its noise (hash words and uniforms, float64)
     copy = graph + 32 * max(noise.dim, x[0].numel())
     if method in ("mc", "softmax", "logit_moments"):
-        budget = min(budget, _FORWARD_BYTES)
-        copies = max(1, budget // copy)
+        copies = max(1, min(budget // copy, max(_FORWARD_COPIES, _FORWARD_BYTES // copy)))
         if method == "logit_moments":
             moments = 8 * (settings.n_samples * classes + 4 * classes**2)
             return max(1, min(len(x), budget // moments)), copies
@@ -286,7 +285,7 @@ def _chunk_sizes(
 
 
 def _clean_logits(network: Network, meter: Meter, x: Tensor, graph: int, max_bytes: int) -> Tensor:
-    step = max(1, min(max_bytes, _FORWARD_BYTES) // graph)
+    step = max(1, min(max_bytes // graph, max(_FORWARD_COPIES, _FORWARD_BYTES // graph)))
     with torch.no_grad(), meter.clock("network"):
         logits = torch.cat([network(part).double() for part in x.split(step)])
     meter.passes("forward", torch.arange(len(x), device=x.device), 1)

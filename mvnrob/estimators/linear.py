@@ -74,7 +74,8 @@ def linear_estimate(
 
 def margins_of(values: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     """Margins f_t - f_i of the weighted group means: ``[b, C]``, zero at the target."""
-    mean = torch.einsum("bgc,g->bc", values, weight)
+    used = weight > 0  # zero times an infinite logit is not a number
+    mean = (values[:, used] * weight[used, None]).sum(1)
     return mean.gather(1, target[:, None]) - mean
 
 

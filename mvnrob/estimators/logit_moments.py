@@ -69,13 +69,16 @@ def moments(margins: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
     Antithetic pairs split the margins into an even part (the pair's mean) and an odd part (half its
     difference), which are uncorrelated; the odd part has mean zero, so its covariance loses no
     degree of freedom: cov = sum odd odd^T / P + sample covariance of the even part over P pairs.
+    An infinite margin (a class at -inf) has an infinite mean and variance zero.
     """
     mean = margins.mean(1)
+    margins = margins.masked_fill(mean.isinf()[:, None], 0.0)
+    centre = margins.mean(1, keepdim=True)
     if not pairs:
-        centred = margins - mean[:, None]
+        centred = margins - centre
         return mean, centred.mT @ centred / max(1, margins.shape[1] - 1)
     first, second = margins[:, 0::2], margins[:, 1::2]
-    odd, even = 0.5 * (first - second), 0.5 * (first + second) - mean[:, None]
+    odd, even = 0.5 * (first - second), 0.5 * (first + second) - centre
     count = first.shape[1]
     return mean, odd.mT @ odd / count + even.mT @ even / max(1, count - 1)
 

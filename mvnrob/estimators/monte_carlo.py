@@ -63,8 +63,8 @@ def mc(chunk: Chunk) -> Estimate:
             running = running & (upper - lower > s.width)
         if not running.any():
             break
-    prob = kept / drawn
-    complement = (drawn - kept) / drawn
+    prob = kept.double() / drawn
+    complement = (drawn - kept).double() / drawn
     status = torch.full_like(kept, int(Status.CONVERGED))
     if s.width is not None:
         status = status.masked_fill(running, int(Status.MAX_POINTS))

@@ -67,7 +67,8 @@ def _mvs_estimate(
     ``slope=1`` is the published form, ``"calibrated"`` that of :func:`calibrated_slope`. ``error``
     bounds the distance to the linear model's CDF, which lies between 1 - sum_i Phi(-z_i) and
     min_i Phi(z_i): ``lower`` and ``upper`` are these two limits (plus, for ``mmse_mvs``, the
-    jackknife's sampling error). It does not cover the linearisation.
+    jackknife's sampling error), between which the sigmoid itself need not lie. It does not cover the
+    linearisation.
     """
     weights = group_weights(logits.groups, values.device)
     order = rival_order(margins_of(values, weights[0], chunk.target), chunk.target)

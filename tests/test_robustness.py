@@ -1,0 +1,796 @@
+"""mvnrob.robustness: known answers, laws, budgets, screening, edges and bad calls."""
+
+import functools
+import math
+import types
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from mvnrob import Status, mvn_cdf
+from mvnrob.jacobian import LogitMap, jacobian
+from mvnrob.network import Meter, Network
+from mvnrob.robustness import METHODS, RobustnessResult, robustness
+
+LINEAR_METHODS = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")
+
+
+def linear_model(classes, features, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(classes, features, generator=generator, dtype=dtype)
+    bias = torch.randn(classes, generator=generator, dtype=dtype)
+    return weight, bias, lambda x: x.flatten(1) @ weight.T + bias
+
+
+def mlp(features, classes, seed=0, dtype=torch.float64, width=32):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Flatten(), nn.Linear(features, width), nn.Tanh(), nn.Linear(width, classes)
+        )
+    return net.to(dtype).eval()
+
+
+def inputs(*shape, seed=1, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def same(a: RobustnessResult, b: RobustnessResult, tolerance=0.0):
+    for name in ("prob", "complement", "lower", "upper"):
+        torch.testing.assert_close(
+            getattr(a, name), getattr(b, name), rtol=0, atol=tolerance, equal_nan=True
+        )
+
+
+# --- known answers ----------------------------------------------------------------------------
+
+
+def test_taylor_is_exact_for_linear_models_against_ten_million_draws():
+    weight, _bias, model = linear_model(10, 20)
+    x = inputs(3, 20)
+    sigmas = [0.2, 0.6, 1.5]
+    result = robustness(model, x, sigmas)
+    draws, chunk = 10_000_000, 500_000
+    clean = model(x).float()
+    kept = torch.zeros(3, 3, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(draws // chunk):
+        shift = torch.randn(chunk, 20, generator=generator) @ weight.T.float()
+        for row in range(3):
+            target = int(result.target[row])
+            # class i overtakes once sigma (shift_i - shift_t) exceeds the margin
+            speed = (shift - shift[:, target, None]) / (clean[row, target] - clean[row])
+            speed[:, target] = 0
+            fastest = speed.amax(1)
+            for s, sigma in enumerate(sigmas):
+                kept[s, row] += (sigma * fastest <= 1).sum()
+    truth = kept / draws
+    # four standard errors of the counting: 9 comparisons fail by chance with probability 6e-4
+    noise = 4 * (truth * (1 - truth) / draws).sqrt() + 1e-6
+    assert ((result.prob - truth).abs() <= result.error + noise).all()
+    assert (result.error <= 1e-3).all()
+    assert (truth.amin() < 0.5) and (truth.amax() > 0.95), "the cases must not all be easy"
+
+
+def test_two_classes_are_the_closed_form():
+    weight, _, model = linear_model(2, 7)
+    x = inputs(5, 7)
+    result = robustness(model, x, 0.8)
+    margin = model(x).diff(dim=1).abs()[:, 0]
+    z = margin / (0.8 * (weight[0] - weight[1]).norm())
+    torch.testing.assert_close(result.prob, torch.special.ndtr(z), rtol=0, atol=1e-14)
+    torch.testing.assert_close(result.complement, torch.special.ndtr(-z), rtol=1e-12, atol=0)
+    assert (result.status == Status.EXACT).all()
+    assert torch.equal(result.runner_up, 1 - result.target)
+
+
+def test_monte_carlo_interval_covers_the_known_probability():
+    _weight, _, model = linear_model(2, 6)
+    x = inputs(300, 6)
+    truth = robustness(model, x, 1.0).prob
+    plain = robustness(model, x, 1.0, method="mc", n_samples=400)
+    # at least 99 % coverage: P(more than 9 misses of 300) < 0.2 % at 1 %
+    assert ((truth < plain.lower) | (truth > plain.upper)).sum() <= 9
+    early = robustness(model, x, 1.0, method="mc", n_samples=20_000, width=0.1)
+    assert ((truth < early.lower) | (truth > early.upper)).sum() <= 9
+    assert (early.upper - early.lower <= 0.1).all() and (early.status == Status.CONVERGED).all()
+    assert early.cost.forward.amin() < early.cost.forward.amax() < 20_000
+    short = robustness(model, x, 1.0, method="mc", n_samples=128, width=1e-3)
+    assert (short.status == Status.MAX_POINTS).any()
+
+
+@pytest.mark.parametrize("method", ["taylor", "mmse", "logit_moments", "mc"])
+def test_target_that_is_not_the_prediction(method):
+    _, _, model = linear_model(4, 9)
+    x = inputs(6, 9)
+    options = {} if method == "taylor" else {"n_samples": 2000}
+    total = torch.zeros(6, dtype=torch.float64)
+    allowed = torch.zeros(6, dtype=torch.float64)
+    for label in range(4):
+        result = robustness(model, x, 1.0, method=method, target=label, **options)
+        assert (result.target == label).all() and (result.runner_up != label).all()
+        total += result.prob
+        allowed += result.error
+    # the four events fill the space
+    assert ((total - 1).abs() <= allowed).all()
+
+
+def test_targets():
+    _, _, model = linear_model(5, 3)
+    x = inputs(4, 3)
+    prediction = model(x).argmax(1)
+    labels = torch.tensor([0, 4, 2, 2], dtype=torch.int32)
+    assert torch.equal(robustness(model, x, 0.1).target, prediction)
+    assert torch.equal(robustness(model, x, 0.1, target="prediction").target, prediction)
+    assert torch.equal(robustness(model, x, 0.1, target=labels).target, labels.long())
+    assert torch.equal(robustness(model, x, 0.1, target=3).target, torch.full((4,), 3))
+
+
+def test_runner_up_is_where_monte_carlo_flips():
+    _, _, model = linear_model(6, 10)
+    x = inputs(40, 10)
+    counted = robustness(model, x, 0.5, method="mc", n_samples=4000)
+    often = counted.prob < 0.9
+    assert often.sum() >= 10
+    for method in ("taylor", "taylor_mvs", "logit_moments"):
+        linear = robustness(model, x, 0.5, method=method)
+        # ties between two near rivals may go either way
+        agreement = (linear.runner_up == counted.runner_up)[often].double().mean()
+        assert agreement >= 0.8
+
+
+# --- noise models -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_many_sigmas_equal_single_calls(method):
+    model, x = mlp(6, 4), inputs(5, 6)
+    options = {"n_samples": 40} if method in ("mc", "mmse", "mmse_mvs", "logit_moments") else {}
+    sigmas = [0.1, 0.7, 0.0]
+    curve = robustness(model, x, sigmas, method=method, **options)
+    assert curve.prob.shape == (3, 5) and torch.equal(curve.sigma, torch.tensor(sigmas).double())
+    for row, sigma in enumerate(sigmas):
+        single = robustness(model, x, sigma, method=method, **options)
+        assert single.prob.shape == (5,) and single.sigma.shape == ()
+        if method in ("mc", "softmax"):
+            assert torch.equal(curve.prob[row], single.prob)
+        # taylor screens a curve at its largest sigma: the same up to the stated errors
+        gap = (curve.prob[row] - single.prob).abs()
+        assert ((gap <= curve.error[row] + single.error) | (gap <= 1e-12)).all()
+
+
+def test_one_jacobian_serves_the_curve():
+    model, x = mlp(6, 4), inputs(5, 6)
+    one, many = robustness(model, x, 0.3), robustness(model, x, [0.1 * k for k in range(1, 20)])
+    assert torch.equal(one.cost.vjp, many.cost.vjp) and (one.cost.vjp == 4).all()
+
+
+@pytest.mark.parametrize("method", LINEAR_METHODS + ("mc", "logit_moments"))
+def test_sigma_per_feature_is_sigma_one_on_rescaled_inputs(method):
+    model, x = mlp(12, 5), inputs(4, 3, 4)
+    scale = torch.linspace(0.1, 1.0, 12, dtype=torch.float64).reshape(3, 4)
+    options = {} if method.startswith("taylor") else {"n_samples": 50}
+    direct = robustness(model, x, scale, method=method, **options)
+    rescaled = robustness(lambda y: model(y * scale), x / scale, 1.0, method=method, **options)
+    # the same noise (it is drawn in units of sigma); rounding differs, and a count by one copy
+    same(direct, rescaled, 0.03 if method == "mc" else 1e-7)
+    assert torch.equal(direct.sigma, scale)
+
+
+def test_noise_factor_is_the_explicit_covariance():
+    weight, _, model = linear_model(6, 8)
+    x = inputs(5, 8)
+    factor = inputs(8, 3, seed=4)
+    result = robustness(model, x, [0.5, 1.0], noise_factor=factor)
+    logits = model(x)
+    for s, sigma in enumerate((0.5, 1.0)):
+        for row in range(5):
+            target = int(result.target[row])
+            rivals = [c for c in range(6) if c != target]
+            u = weight[target] - weight[rivals]
+            covariance = sigma**2 * u @ factor @ factor.T @ u.T
+            margin = logits[row, target] - logits[row, rivals]
+            truth = mvn_cdf(margin, covariance, abs_tol=1e-4, return_info=True)
+            gap = (result.prob[s, row] - truth.prob).abs()
+            assert gap <= result.error[s, row] + truth.error
+    for method in ("mmse", "mc", "logit_moments"):
+        sampled = robustness(model, x, 0.5, method=method, n_samples=4000, noise_factor=factor)
+        assert ((sampled.prob - result.prob[0]).abs() <= 0.05).all()
+
+
+@pytest.mark.parametrize("method", ["taylor", "mmse", "mc"])
+def test_noise_map_is_its_matrix(method):
+    model, x = mlp(16, 4, dtype=torch.float32), inputs(3, 1, 4, 4, dtype=torch.float32)
+    kernel = torch.tensor([[1.0, 2, 0], [0, 3, 1], [0, 0, 1]])[None, None] / 4  # not symmetric
+
+    def blur(e):
+        return nn.functional.conv2d(e, kernel, padding=1)
+
+    matrix = blur(torch.eye(16).reshape(16, 1, 4, 4)).reshape(16, 16).T
+    options = {} if method == "taylor" else {"n_samples": 200}
+    by_map = robustness(model, x, 0.4, method=method, noise_factor=blur, **options)
+    by_matrix = robustness(model, x, 0.4, method=method, noise_factor=matrix, **options)
+    same(by_map, by_matrix, 0.011 if method == "mc" else 1e-5)
+
+
+def test_preprocessing_keeps_sigma_in_raw_units():
+    model, x = mlp(12, 4), inputs(3, 3, 2, 2)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 2.0, 0.25])
+
+    def raw(y):
+        return model((y - mean.double()[:, None, None]) / std.double()[:, None, None])
+
+    declared = robustness(
+        model, x, 0.3, preprocessing={"mean": mean, "std": std.tolist(), "axis": -3}
+    )
+    same(declared, robustness(raw, x, 0.3), 1e-9)
+    scalar = robustness(model, x, 0.3, preprocessing={"std": 2.0})
+    same(scalar, robustness(model, x / 2, 0.15), 1e-9)
+
+
+# --- chunks and budgets -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_byte_budget_and_batch_split_do_not_change_results(method):
+    model, x = mlp(10, 5), inputs(5, 10)
+    options = {"n_samples": 8} if method in ("mc", "mmse", "mmse_mvs", "logit_moments") else {}
+    call = functools.partial(robustness, model, sigma=[0.2, 0.9], method=method, seed=5, **options)
+    whole = call(x)
+    # matrix products of different batches differ by rounding; the noise does not differ at all
+    tolerance = 0.0 if method == "mc" else 1e-9
+    for max_bytes in (1, 10_000):
+        same(whole, call(x, max_bytes=max_bytes), tolerance)
+    first, second = call(x[:2]), call(x[2:], first_index=2)
+    joined = torch.cat([first.prob, second.prob], 1)
+    torch.testing.assert_close(joined, whole.prob, rtol=0, atol=tolerance)
+    if method in ("mc", "mmse", "logit_moments"):
+        assert not torch.equal(call(x, first_index=100).prob, whole.prob)
+        other = robustness(model, x, [0.2, 0.9], method=method, seed=6, **options)
+        assert not torch.equal(other.prob, whole.prob)
+
+
+@pytest.mark.parametrize(
+    ("method", "screen"),
+    [(m, s) for m in ("taylor", "mmse") for s in ("exact", "sketch", "none")]
+    + [("taylor_mvs", None)],
+)
+def test_rows_in_memory_stay_below_the_budget(monkeypatch, method, screen):
+    classes, features, max_bytes = 60, 500, 200_000
+    _, _, model = linear_model(classes, features)
+    x = inputs(3, features)
+    largest = []
+    original = LogitMap.rows
+
+    def watched(self, wanted):
+        rows = original(self, wanted)
+        largest.append(rows.numel() * rows.element_size())
+        return rows
+
+    monkeypatch.setattr(LogitMap, "rows", watched)
+    options = {"screen": screen}
+    if method == "mmse":
+        options["n_samples"] = 4
+    tight = robustness(model, x, 20.0, method=method, max_bytes=max_bytes, **options)
+    assert len(largest) > 3 and max(largest) <= max_bytes // 2
+    roomy = robustness(model, x, 20.0, method=method, **options)
+    gap = (tight.prob - roomy.prob).abs()
+    assert (gap <= tight.error + roomy.error).all() and tight.prob.amin() < 0.9
+    if screen != "sketch":  # the sketch may take other directions with another budget
+        assert (gap <= 1e-9).all()
+
+
+@pytest.mark.parametrize("way", ["loop", "vmap"])
+def test_ways_to_the_jacobian_agree(way):
+    model, x = mlp(8, 21), inputs(5, 2, 4)
+    expected = torch.func.vmap(torch.func.jacrev(lambda v: model(v[None])[0]))(x).flatten(2)
+    torch.testing.assert_close(jacobian(model, x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(jacobian(model, x, method=way), expected, rtol=1e-12, atol=1e-12)
+    chosen = torch.tensor([[3, 0], [1, 1], [20, 2], [0, 5], [7, 7]])
+    rows = jacobian(model, x, chosen, max_bytes=2 * 8 * 80)
+    torch.testing.assert_close(rows, expected[torch.arange(5)[:, None], chosen])
+    for method in ("taylor", "mmse"):
+        same(
+            robustness(model, x, 0.3, method=method),
+            robustness(model, x, 0.3, method=method, jacobian=way),
+            1e-9,
+        )
+
+
+def test_double_backward_is_forward_mode():
+    model, x = mlp(8, 5), inputs(3, 8)
+    network = Network("test", model, None, x.dtype)
+    numbers = torch.arange(3)
+    directions = inputs(3, 4, 8, seed=9)
+    products = [
+        LogitMap(
+            network,
+            Meter(3, x.device),
+            x,
+            numbers,
+            max_copies=3,
+            method="batch",
+            jvp_mode=mode,
+            check="off",
+        ).jvp(directions)
+        for mode in ("forward", "double_backward")
+    ]
+    expected = directions @ jacobian(model, x).mT
+    for product in products:
+        torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_out_of_memory_halves_the_chunk():
+    plain = mlp(8, 5)
+
+    def small(x):  # room for passes without a graph, and for four inputs with one
+        if torch.is_grad_enabled() and len(x) > 4:
+            raise torch.OutOfMemoryError("pretend")
+        return plain(x)
+
+    x = inputs(13, 8)
+    whole = robustness(plain, x, 0.5, method="mmse")
+    with pytest.warns(RuntimeWarning, match="out of memory; going on with"):
+        halved = robustness(small, x, 0.5, method="mmse")
+    same(whole, halved, 1e-9)
+
+
+def test_out_of_memory_of_a_single_copy_is_raised():
+    plain = mlp(8, 5)
+    passes = []
+
+    def failing(x):
+        if torch.is_grad_enabled():
+            passes.append(len(x))
+            if len(passes) > 1:  # the first one measures autograd's graph
+                raise torch.OutOfMemoryError("pretend")
+        return plain(x)
+
+    with (
+        pytest.warns(RuntimeWarning, match="going on with 1 inputs"),
+        pytest.raises(torch.OutOfMemoryError, match="pretend"),
+    ):
+        robustness(failing, inputs(2, 8), 0.5)
+
+
+# --- screening --------------------------------------------------------------------------------
+
+
+def many_class_model(classes=300, features=120):
+    """Three near rivals and a crowd: some classes matter, most do not."""
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(classes, features, generator=generator, dtype=torch.float64)
+    weight += 3 * torch.randn(features, generator=generator, dtype=torch.float64)
+    bias = torch.linspace(0, -25, classes, dtype=torch.float64)
+    return lambda x: 0.2 * x @ weight.T + bias
+
+
+def test_screening_changes_no_result_beyond_its_error():
+    model, x = many_class_model(), inputs(6, 120)
+    sigmas = [0.05, 0.1, 0.25]
+    full = robustness(model, x, sigmas, screen="none", abs_tol=1e-4)
+    for screen in ("exact", "sketch"):
+        screened = robustness(model, x, sigmas, screen=screen)
+        assert (screened.n_screened > 50).all() and (full.n_screened == 0).all()
+        assert ((screened.prob - full.prob).abs() <= screened.error + full.error).all()
+        assert (full.prob >= screened.lower - full.error).all()
+        assert (full.prob <= screened.upper + full.error).all()
+        assert (screened.error <= 1e-3).all()
+        assert torch.equal(screened.runner_up, full.runner_up)
+    assert (screened.cost.jvp > 30).all(), "screen='sketch' must use forward-mode products"
+    assert (screened.cost.vjp < full.cost.vjp / 2).all()
+    assert (full.prob.amin() < 0.8) and (full.prob.amax() > 0.99)
+
+
+def test_sketch_bounds_hold_for_every_seed():
+    """The bound on the dropped mass fails with probability 1e-3 per input by construction."""
+    from mvnrob.noise import DIRECTIONS, Noise, row_keys
+    from mvnrob.screening import rival_order, screen_sketch, tail
+
+    model, x = many_class_model(), inputs(4, 120)
+    logits = model(x)
+    target = logits.argmax(1)
+    margins = logits.gather(1, target[:, None]) - logits
+    rows = jacobian(model, x)
+    norms = (rows.gather(1, target[:, None, None].expand(-1, 1, 120)) - rows).norm(dim=-1)
+    noise = Noise("test", [1.0], None, x)
+    true_mass = tail(margins, norms, 1.0).scatter(1, target[:, None], 0.0)
+    dropped_true = []
+    for seed in range(25):
+        linear = LogitMap(
+            Network("test", model, None, x.dtype),
+            Meter(4, x.device),
+            x,
+            torch.arange(4),
+            max_copies=4,
+            method="batch",
+            jvp_mode="forward",
+            check="off",
+        )
+        screened = screen_sketch(
+            linear,
+            noise,
+            target,
+            margins,
+            torch.ones(1, dtype=torch.float64),
+            allowed=5e-4,
+            row_budget=1000,
+            keys=row_keys(seed, DIRECTIONS, torch.arange(4)),
+        )
+        rest = true_mass.clone().scatter(1, screened.classes, 0.0).sum(1)
+        assert (rest <= screened.dropped[0]).all() and (screened.dropped <= 5e-4).all()
+        assert screened.rows.shape[:2] == screened.classes.shape
+        assert torch.equal(screened.classes[:, 0], target)
+        assert torch.equal(screened.classes[:, 1], rival_order(margins, target)[:, 0])
+        dropped_true.append(rest)
+    # the bound is a bound, not the mass itself: something is dropped
+    assert torch.stack(dropped_true).amax() > 0
+
+
+def test_status_and_error_of_an_unmet_tolerance():
+    # 60 equal rivals at correlation 1/2: no screening, and 1e-7 takes more points than allowed
+    weight = torch.eye(61, dtype=torch.float64)
+    x = torch.zeros(1, 61, dtype=torch.float64)
+    x[0, 0] = 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        result = robustness(lambda v: v @ weight, x, 1.0, abs_tol=1e-9)
+    assert result.status.item() == Status.MAX_POINTS and result.error.item() > 1e-9
+
+
+# --- checks of the derivative -----------------------------------------------------------------
+
+
+class WrongBackward(torch.autograd.Function):
+    """Doubles in forward and forward mode, triples in reverse mode."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return 2 * tangent
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 3 * gradient
+
+
+def test_wrong_reverse_mode_is_reported():
+    plain = mlp(6, 4)
+    x = inputs(2, 6)
+
+    def model(v):
+        return plain(WrongBackward.apply(v))
+
+    for method in LINEAR_METHODS:
+        with pytest.warns(RuntimeWarning, match="must agree with a forward-mode product"):
+            robustness(model, x, 0.1, method=method)
+        with pytest.raises(RuntimeError, match="for input 0: an operation of the model diff"):
+            robustness(model, x, 0.1, method=method, check="raise")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            robustness(model, x, 0.1, method=method, check="off")
+            robustness(plain, x, 0.1, method=method, check="raise")
+
+
+def test_rows_that_are_not_independent_are_reported_and_loop_mends_them():
+    plain = mlp(6, 4)
+    x = inputs(3, 6)
+
+    def coupled(v):
+        return plain(v) + v.mean(0).sum() * torch.arange(4)
+
+    with pytest.raises(RuntimeError, match="jacobian='loop'"):
+        robustness(coupled, x, 0.1, check="raise")
+    assert robustness(coupled, x, 0.1, check="raise", jacobian="loop").prob.shape == (3,)
+
+
+class NoForwardMode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_models_without_forward_mode():
+    plain = mlp(6, 4)
+    x = inputs(2, 6)
+
+    def model(v):
+        return plain(NoForwardMode.apply(v))
+
+    with pytest.warns(RuntimeWarning, match="could not be checked"):
+        result = robustness(model, x, 0.5)
+    same(result, robustness(plain, x, 0.5), 1e-12)
+    same(result, robustness(model, x, 0.5, jvp_mode="double_backward", check="raise"), 1e-12)
+    sketched = robustness(model, x, 0.5, jvp_mode="double_backward", screen="sketch")
+    assert ((sketched.prob - result.prob).abs() <= sketched.error + result.error).all()
+
+
+# --- edges ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (1, 2, 3)])
+def test_any_input_shape_one_input_and_non_contiguous(method, shape):
+    model = mlp(6, 4)
+    x = inputs(3, *shape)
+    options = {"n_samples": 20} if method in ("mc", "mmse", "mmse_mvs", "logit_moments") else {}
+    call = functools.partial(robustness, model, sigma=0.4, method=method, **options)
+    whole = call(x)
+    assert whole.prob.shape == (3,) and whole.prob.dtype == torch.float64
+    assert isinstance(whole, RobustnessResult) and whole.method == method
+    for field in ("status", "target", "runner_up", "n_screened"):
+        assert getattr(whole, field).dtype == torch.int64
+        assert getattr(whole, field).shape == (3,)
+    torch.testing.assert_close(whole.prob + whole.complement, torch.ones(3).double())
+    far = torch.maximum(whole.upper - whole.prob, whole.prob - whole.lower)
+    if method != "softmax":
+        assert (far <= whole.error + 1e-12).all() and (whole.lower <= whole.upper).all()
+    same(whole, call(x.transpose(0, -1).contiguous().transpose(0, -1)), 1e-9)
+    single = call(x[1:2], first_index=1)
+    torch.testing.assert_close(single.prob, whole.prob[1:2], rtol=0, atol=1e-9)
+    empty = call(x[:0])
+    assert empty.prob.shape == (0,) and empty.cost.vjp.shape == (0,)
+    assert robustness(model, x[:0], [0.1, 0.2], method=method, **options).prob.shape == (2, 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models(method, dtype):
+    exact = mlp(6, 4, dtype=torch.float32)
+    half = mlp(6, 4, dtype=torch.float32).to(dtype)
+    x = inputs(5, 6, dtype=torch.float32)
+    options = {"n_samples": 50} if method in ("mc", "mmse", "mmse_mvs", "logit_moments") else {}
+    reference = robustness(exact, x, 0.5, method=method, **options)
+    result = robustness(half, x.to(dtype), 0.5, method=method, target=reference.target, **options)
+    assert result.prob.dtype == torch.float64 and result.prob.isfinite().all()
+    # bfloat16 keeps 8 bits: logits of size 1 are off by about 0.01
+    torch.testing.assert_close(result.prob, reference.prob, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "softmax"])
+def test_sigma_zero_and_ties(method):
+    x = torch.tensor([[1.0, 0, 0], [0, 1, 0], [2, 2, 0]], dtype=torch.float64)
+    result = robustness(lambda v: 3 * v, x, 0.0, method=method, target=0)
+    assert torch.equal(result.prob, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", LINEAR_METHODS + ("logit_moments",))
+def test_zero_gradients(method):
+    """Dead ReLUs: the margins cannot change, so the clean answer stands."""
+    bias = torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64)
+
+    def dead(v):
+        return torch.relu(v - 100) @ torch.ones(4, 3, dtype=torch.float64) + bias
+
+    x = inputs(2, 4)
+    assert torch.equal(robustness(dead, x, 0.5, method=method).prob, torch.ones(2).double())
+    lost = robustness(dead, x, 0.5, method=method, target=0)
+    assert torch.equal(lost.prob, torch.zeros(2).double())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nan_is_confined_to_its_row(method):
+    model, x = mlp(6, 4), inputs(3, 6)
+    options = {"n_samples": 20} if method in ("mc", "mmse", "mmse_mvs", "logit_moments") else {}
+    clean = robustness(model, x, 0.3, method=method, **options)
+    broken = x.clone()
+    broken[1, 2] = math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the check of a NaN Jacobian
+        result = robustness(model, broken, 0.3, method=method, **options)
+    assert result.prob[1].isnan() and result.status[1] == Status.NAN_INPUT
+    torch.testing.assert_close(result.prob[[0, 2]], clean.prob[[0, 2]], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["taylor", "mmse", "logit_moments", "mc"])
+def test_a_class_at_minus_infinity_never_wins(method):
+    plain = mlp(6, 4)
+    x = inputs(3, 6)
+    masked = torch.tensor([0.0, 0, 0, -math.inf], dtype=torch.float64)
+    options = {} if method == "taylor" else {"n_samples": 100}
+    result = robustness(lambda v: plain(v) + masked, x, 0.5, method=method, **options)
+    without = robustness(lambda v: plain(v)[:, :3], x, 0.5, method=method, **options)
+    assert ((result.prob - without.prob).abs() <= result.error + without.error).all()
+
+
+def test_models_that_return_objects_and_callables():
+    plain, x = mlp(6, 4), inputs(3, 6)
+    expected = robustness(plain, x, 0.3)
+    for model in (
+        lambda v: types.SimpleNamespace(logits=plain(v)),
+        functools.partial(plain),
+        plain.forward,
+    ):
+        same(expected, robustness(model, x, 0.3), 0.0)
+
+
+def test_leaves_no_trace():
+    model, x = mlp(6, 4), inputs(3, 6).requires_grad_()
+    before = torch.get_rng_state()
+    for method in METHODS:
+        result = robustness(model, x, 0.3, method=method)
+        assert not result.prob.requires_grad
+    assert torch.equal(before, torch.get_rng_state())
+    assert x.grad is None and all(p.grad is None for p in model.parameters())
+    expected = robustness(model, x, 0.3)
+    for context in (torch.no_grad(), torch.inference_mode()):
+        with context:
+            same(expected, robustness(model, x, 0.3), 0.0)
+
+
+def test_cost_counts_passes():
+    calls = []
+    plain, x = mlp(6, 4), inputs(3, 6)
+
+    def counted(v):
+        calls.append(len(v))
+        return plain(v)
+
+    result = robustness(counted, x, [0.1, 0.2], method="mc", n_samples=70)
+    assert sum(calls) == int(result.cost.forward.sum())
+    # one for the target, 70 for each sigma; the first input also measures the graph
+    assert result.cost.forward.tolist() == [142, 141, 141]
+    taylor = robustness(plain, x, 0.1, check="off")
+    assert taylor.cost.vjp.tolist() == [4] * 3 and taylor.cost.jvp.tolist() == [0] * 3
+    assert robustness(plain, x, 0.1).cost.jvp.tolist() == [1] * 3
+    mmse = robustness(plain, x, [0.1, 0.2], method="mmse", n_samples=6)
+    assert mmse.cost.vjp.tolist() == [2 * 6 * 4] * 3
+    assert mmse.cost.seconds_network > 0 and mmse.cost.seconds_cdf > 0
+
+
+# --- bad calls --------------------------------------------------------------------------------
+
+MODEL, X = mlp(6, 4), inputs(3, 6)
+
+
+def dropout_model():
+    return nn.Sequential(nn.Linear(6, 4), nn.Dropout()).double().eval()
+
+
+def part_in_train_mode():
+    model = dropout_model()
+    model[1].train()
+    return model
+
+
+BAD_CALLS = [
+    ({"model": 3}, TypeError, "model must be callable, got int"),
+    ({"model": dropout_model().train()}, ValueError, "model must be in eval mode, got the model"),
+    ({"model": part_in_train_mode()}, ValueError, "got its part '1' in train mode"),
+    (
+        {"model": functools.partial(part_in_train_mode().forward)},
+        ValueError,
+        "got its part '1' in train mode",
+    ),
+    ({"model": lambda v: [v]}, TypeError, r"return logits \[B, C\] with C >= 2, got list"),
+    ({"model": lambda v: v[:, :1]}, ValueError, r"with C >= 2, got \[1, 1\] for 1 inputs"),
+    ({"model": lambda v: v.long()}, TypeError, "with C >= 2, got dtype int64"),
+    ({"model": lambda v: v[None]}, ValueError, r"with C >= 2, got \[1, 1, 6\]"),
+    (
+        {"model": lambda v: v.detach() @ torch.ones(6, 4).double()},
+        ValueError,
+        "model must be differentiable in its input",
+    ),
+    ({"x": [1.0]}, TypeError, "x must be a tensor, got list"),
+    ({"x": torch.ones(3, 6, dtype=torch.uint8)}, TypeError, "x must be floating point, got uint8"),
+    ({"x": torch.ones(6)}, ValueError, r"x must have shape \[B, \*shape\], got \[6\]"),
+    ({"sigma": -0.1}, ValueError, "sigma must be finite and not negative, got -0.1"),
+    ({"sigma": math.nan}, ValueError, "sigma must be finite and not negative, got nan"),
+    ({"sigma": []}, ValueError, "sigma must hold at least one number, got an empty list"),
+    ({"sigma": ["a"]}, TypeError, "sigma must hold numbers, got str"),
+    (
+        {"sigma": "0.1"},
+        TypeError,
+        "sigma must be a number, a list of numbers or a tensor, got str",
+    ),
+    (
+        {"sigma": True},
+        TypeError,
+        "sigma must be a number, a list of numbers or a tensor, got bool",
+    ),
+    (
+        {"sigma": torch.ones(5)},
+        ValueError,
+        r"one input's shape \[6\], got a tensor of shape \[5\]",
+    ),
+    ({"sigma": -torch.ones(6)}, ValueError, "sigma must be finite and not negative"),
+    ({"method": "exact"}, ValueError, "method must be one of mc, taylor, .*, got 'exact'"),
+    ({"target": "label"}, ValueError, "target must be one of prediction, got 'label'"),
+    ({"target": 4}, ValueError, r"target must lie in \[0, 4\), got 4"),
+    ({"target": -1}, ValueError, r"target must lie in \[0, 4\), got -1"),
+    (
+        {"target": 1.0},
+        TypeError,
+        "target must be None, 'prediction', an int or a tensor, got float",
+    ),
+    ({"target": torch.zeros(2).long()}, ValueError, r"target must have shape \[3\], got \[2\]"),
+    ({"target": torch.zeros(3)}, TypeError, "target must be a tensor of integers"),
+    ({"n_samples": 10}, ValueError, "n_samples must be left out for method 'taylor', got 10"),
+    ({"method": "mc", "screen": "none"}, ValueError, "screen must be left out for method 'mc'"),
+    ({"method": "mc", "abs_tol": 0.1}, ValueError, "abs_tol must be left out for method 'mc'"),
+    ({"slope": 2.0}, ValueError, "slope must be left out for method 'taylor', got 2.0"),
+    ({"method": "mc", "n_samples": 0}, ValueError, "n_samples must be at least 1, got 0"),
+    ({"method": "mc", "n_samples": 1e4}, TypeError, "n_samples must be an int, got float"),
+    ({"method": "mmse", "n_samples": 9}, ValueError, "even for sampling='antithetic', got 9"),
+    (
+        {"method": "mmse", "sampling": "sobol"},
+        ValueError,
+        "sampling must be one of antithetic, iid",
+    ),
+    (
+        {"method": "taylor_mvs", "slope": "best"},
+        TypeError,
+        "slope must be 'calibrated' or a positive",
+    ),
+    (
+        {"method": "taylor_mvs", "slope": 0.0},
+        ValueError,
+        "slope must be 'calibrated' or a positive",
+    ),
+    ({"method": "softmax", "temperature": 0.0}, ValueError, "temperature must be positive"),
+    ({"method": "softmax", "temperature": [1, 2]}, ValueError, r"one per sigma, got shape \[2\]"),
+    ({"method": "mc", "width": -1.0}, ValueError, "width must be a positive number, got -1.0"),
+    ({"abs_tol": 0.0}, ValueError, "abs_tol must be a positive number, got 0.0"),
+    ({"abs_tol": -1e-3}, ValueError, "abs_tol must be a positive number, got -0.001"),
+    ({"screen": "all"}, ValueError, "screen must be one of exact, sketch, none, got 'all'"),
+    ({"jacobian": "jacrev"}, ValueError, "jacobian must be one of batch, loop, vmap"),
+    ({"jvp_mode": "reverse"}, ValueError, "jvp_mode must be one of forward, double_backward"),
+    ({"check": True}, ValueError, "check must be one of off, warn, raise, got True"),
+    ({"seed": 0.5}, TypeError, "seed must be an int, got float"),
+    ({"first_index": -1}, ValueError, "first_index must be at least 0, got -1"),
+    ({"max_bytes": 0}, ValueError, "max_bytes must be at least 1, got 0"),
+    ({"bounds": (0, 1)}, ValueError, r"x must lie within bounds \(0, 1\), got values from -"),
+    ({"bounds": (1, 0)}, ValueError, "bounds must be a pair with low < high"),
+    ({"bounds": 3}, ValueError, r"bounds must be a pair \(low, high\), got 3"),
+    ({"preprocessing": [0, 1]}, TypeError, "preprocessing must be a dict, got list"),
+    ({"preprocessing": {"std": 0.0}}, ValueError, "preprocessing std must be positive and finite"),
+    ({"preprocessing": {"men": 0.0}}, ValueError, "mean, std and axis only, got 'men'"),
+    ({"preprocessing": {"mean": [0, 1]}}, ValueError, "must have an axis when mean is a sequence"),
+    ({"preprocessing": {"axis": 1}}, ValueError, "axis must be a negative int, got 1"),
+    ({"noise_factor": torch.ones(5, 2)}, ValueError, r"noise_factor must have shape \[6, r\]"),
+    ({"noise_factor": 2}, TypeError, "noise_factor must be a tensor or a callable, got int"),
+    ({"noise_factor": lambda e: e**2}, ValueError, "noise_factor must be linear"),
+    ({"noise_factor": lambda e: e[:, :2]}, ValueError, "noise_factor must map"),
+    (
+        {"noise_factor": torch.eye(6), "sigma": torch.ones(6)},
+        ValueError,
+        "sigma must be a number or a list of numbers beside noise_factor",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), BAD_CALLS)
+def test_bad_calls(change, kind, message):
+    call = {"model": MODEL, "x": X, "sigma": 0.1, **change}
+    with pytest.raises(kind, match=message) as caught:
+        robustness(call.pop("model"), call.pop("x"), call.pop("sigma"), **call)
+    assert str(caught.value).startswith("robustness: ")
+
+
+def test_bad_calls_of_jacobian():
+    bad = [
+        ({"max_bytes": 100}, "max_bytes must hold the result, 576 bytes"),
+        ({"classes": torch.zeros(2, 1).long()}, r"classes must be int64 \[3, k\], got \[2, 1\]"),
+        ({"classes": torch.full((3, 1), 4)}, r"classes must lie in \[0, 4\)"),
+        ({"method": "fast"}, "method must be one of batch, loop, vmap"),
+    ]
+    for change, message in bad:
+        with pytest.raises(ValueError, match=f"jacobian: {message}"):
+            jacobian(MODEL, X, **change)
+    inside = robustness(MODEL, torch.rand(3, 6).double(), 0.1, bounds=(0, 1))
+    assert inside.prob.shape == (3,), "inputs within bounds pass"
