@@ -9,7 +9,8 @@
 // the factor exp(-(h - j)^2 / (2 x^2)) is not analytic at 0, so it is integrated exactly against
 // the expansion exp(-h j / 2) (1 + c x^2 + d x^4) of the rest and numerically against the
 // remainder, which is O(x^6).
-// Measured: absolute error below 5e-16 (tests/test_math.py).
+// Measured (tests/test_math.py): absolute error 4.7e-16; the complement, relative to itself,
+// 7.6e-16 up to limits of 12.
 #pragma once
 
 #include "config.h"

@@ -21,8 +21,8 @@ struct float_format<float> {
   static constexpr float two_ln2 = 0x1.62e43p0f;
   static constexpr float two_ln2_hi = 0x1.62ep0f;  // 12 bits: k two_ln2_hi is exact, |k| < 2^12
   static constexpr float two_ln2_lo = 0x1.0bfbe8p-14f;
-  static constexpr float tail_end = 12.93f;        // Phi(-x) is a normal number up to here
-  static constexpr float square_end = 2 * 87.0f;   // exp(-x / 2) is a normal number up to here
+  static constexpr float tail_end = 12.93f;       // Phi(-x) is a normal number up to here
+  static constexpr float square_end = 2 * 87.0f;  // exp(-x / 2) is a normal number up to here
   static constexpr float far = 1e6f;  // the step functions cut |t| here: far^5 is finite
 };
 template <>
@@ -40,16 +40,16 @@ struct float_format<double> {
   static constexpr double far = 1e15;
 };
 
-// x^2 as an unevaluated sum hi + lo. Without a fused multiply-add x is split by masking its low
-// bits, so that the three partial products are exact.
+// x^2 as an unevaluated sum hi + lo: exact with a fused multiply-add. Without one x is split by
+// masking its low bits, and only the square of that low part rounds (in double).
 template <class T>
 MVNROB_HD void square(T x, T& hi, T& lo) {
   hi = x * x;
 #if MVNROB_FUSED
   lo = fma(x, x, -hi);
 #else
-  using u = scalar_t<uint_bits_t<T>>;
-  constexpr int low = (float_format<scalar_t<T>>::mantissa_bits + 2) / 2;
+  using u = scalar_t<uint_bits_t<T> >;
+  constexpr int low = (float_format<scalar_t<T> >::mantissa_bits + 2) / 2;
   const T a = as_real(as_uint(x) & uint_bits_t<T>(~((u(1) << low) - 1)));
   const T b = x - a;
   lo = ((a * a - hi) + (a + a) * b) + b * b;
@@ -65,7 +65,7 @@ MVNROB_HD T times_exp_half(T x, T hi, T lo) {
   using U = uint_bits_t<T>;
   using u = scalar_t<U>;
   const T shifted = fma(hi, T(-F::half_log2e), T(F::magic));
-  const T k = shifted - T(F::magic);          // -round(hi / (2 ln 2))
+  const T k = shifted - T(F::magic);  // -round(hi / (2 ln 2))
   const T r = fma(k, T(F::two_ln2_lo), fma(k, T(F::two_ln2_hi), hi) + lo);
   const U power = (as_uint(shifted) + U(u(F::bias))) << F::mantissa_bits;
   return x * coefs::exp_half(r, S(0)) * as_real(power);

@@ -1,10 +1,11 @@
 // Written by csrc/math/fits/fit_normal.py; do not edit.
+// clang-format off
 // Worst error of each fit in exact arithmetic (the second argument only picks the set):
 //   float mills 4/5, relative                      [0, inf)               4.24e-8
 //   double mills 9/10, relative                    [0, inf)               3.9e-16
 //   float gap 4/5, absolute                        [1.177, 14]            2.0e-8
 //   double gap 11/12, absolute                     [1.177, 39]            8.67e-14
-//   float centre, degree 7, relative               |q| <= 0.1             1.58e-9
+//   float centre, degree 11, relative              |q| <= 0.2             6.44e-10
 //   double centre, degree 15, relative             |q| <= 0.1             8.36e-18
 //   float exp, degree 5, relative                  |r| <= ln(2)           7.5e-8
 //   double exp, degree 11, relative                |r| <= ln(2)           3.06e-18
@@ -82,7 +83,8 @@ MVNROB_HD T gap_den(T x, double) {
 // P(q^2) of Phi^-1(1/2 + q) = q P(q^2).
 template <class T>
 MVNROB_HD T centre_poly(T x, float) {
-  return poly(x, 2.50662827f, 2.6249476f, 5.76628088f, 1.6652596e+1f);
+  return poly(x, 2.50662827f, 2.62493785f, 5.77171786f, 1.57521325e+1f, 4.31429693e+1f,
+              2.28944451e+2f);
 }
 
 // P(q^2) of Phi^-1(1/2 + q) = q P(q^2).

@@ -109,13 +109,13 @@ MVNROB_HD To bit_cast_scalar(From x) {
 #endif
 }
 template <class T>
-MVNROB_HD auto as_uint(T x) -> std::enable_if_t<std::is_arithmetic_v<T>,
-                                                typename bits_of<T>::uint_type> {
+MVNROB_HD auto as_uint(T x)
+    -> std::enable_if_t<std::is_arithmetic_v<T>, typename bits_of<T>::uint_type> {
   return bit_cast_scalar<typename bits_of<T>::uint_type>(x);
 }
 template <class T>
-MVNROB_HD auto as_int(T x) -> std::enable_if_t<std::is_arithmetic_v<T>,
-                                               typename bits_of<T>::int_type> {
+MVNROB_HD auto as_int(T x)
+    -> std::enable_if_t<std::is_arithmetic_v<T>, typename bits_of<T>::int_type> {
   return bit_cast_scalar<typename bits_of<T>::int_type>(x);
 }
 MVNROB_HD float as_real(uint32_t x) { return bit_cast_scalar<float>(x); }
@@ -196,7 +196,6 @@ struct Pack {
   }
   MVNROB_HD void store(S* p) const { std::memcpy(p, &v, sizeof(vec)); }
   MVNROB_HD S operator[](int i) const { return v[i]; }
-  MVNROB_HD void set(int i, S s) { v[i] = s; }
 
 #define MVNROB_BINARY(op) \
   friend MVNROB_HD Pack operator op(Pack a, Pack b) { return from(a.v op b.v); }
@@ -212,10 +211,8 @@ struct Pack {
   friend MVNROB_HD Pack operator~(Pack a) { return from(~a.v); }
   friend MVNROB_HD Pack operator<<(Pack a, int n) { return from(a.v << n); }
   friend MVNROB_HD Pack operator>>(Pack a, int n) { return from(a.v >> n); }
-#define MVNROB_COMPARE(op)                              \
-  friend MVNROB_HD mask operator op(Pack a, Pack b) {   \
-    return {(decltype(mask::v))(a.v op b.v)};           \
-  }
+#define MVNROB_COMPARE(op) \
+  friend MVNROB_HD mask operator op(Pack a, Pack b) { return {(decltype(mask::v))(a.v op b.v)}; }
   MVNROB_COMPARE(<)
   MVNROB_COMPARE(<=)
   MVNROB_COMPARE(>)
@@ -234,21 +231,12 @@ struct Pack<S, W, true> {
   Pack() = default;
   MVNROB_HD Pack(S s) : lo(s), hi(s) {}
   MVNROB_HD Pack(half a, half b) : lo(a), hi(b) {}
-  static MVNROB_HD Pack load(const S* p) {
-    return Pack(half::load(p), half::load(p + W / 2));
-  }
+  static MVNROB_HD Pack load(const S* p) { return Pack(half::load(p), half::load(p + W / 2)); }
   MVNROB_HD void store(S* p) const {
     lo.store(p);
     hi.store(p + W / 2);
   }
   MVNROB_HD S operator[](int i) const { return i < W / 2 ? lo[i] : hi[i - W / 2]; }
-  MVNROB_HD void set(int i, S s) {
-    if (i < W / 2) {
-      lo.set(i, s);
-    } else {
-      hi.set(i - W / 2, s);
-    }
-  }
 
 #define MVNROB_BINARY(op) \
   friend MVNROB_HD Pack operator op(Pack a, Pack b) { return Pack(a.lo op b.lo, a.hi op b.hi); }
@@ -311,11 +299,21 @@ MVNROB_HD bool any(Mask<S, W> m) {
   }
 }
 
+// f lane by lane, for what has no vector instruction.
+template <class F, class S, int W, class... Rest>
+MVNROB_HD Pack<S, W> map_lanes(const F& f, Pack<S, W> a, Rest... rest) {
+  S lane[W];
+  for (int i = 0; i < W; ++i) lane[i] = f(a[i], rest[i]...);
+  return Pack<S, W>::load(lane);
+}
+
 // One function per operation without an operator: the wide case splits, the register case calls
-// the intrinsic, and widths below 16 bytes (half of an SSE register) go lane by lane.
-#define MVNROB_CASE(S_, BYTES, EXPR)                                              \
-  else if constexpr (std::is_same_v<S, S_> && sizeof(S) * W == BYTES) {           \
-    return P::from((typename P::vec)(EXPR));                                      \
+// the intrinsic, and widths below 16 bytes (half of an SSE register) go lane by lane. The 512-bit
+// intrinsics are the zero-masked ones with a full mask (the same instruction): GCC 12 warns about
+// an undefined operand inside the plain ones.
+#define MVNROB_CASE(S_, BYTES, EXPR)                                    \
+  else if constexpr (std::is_same_v<S, S_> && sizeof(S) * W == BYTES) { \
+    return P::from((typename P::vec)(EXPR));                            \
   }
 #if defined(__SSE2__)
 #define MVNROB_CASE16(S_, EXPR) MVNROB_CASE(S_, 16, EXPR)
@@ -343,11 +341,10 @@ MVNROB_HD Pack<S, W> sqrt(Pack<S, W> a) {
   MVNROB_CASE16(double, _mm_sqrt_pd(a.v))
   MVNROB_CASE32(float, _mm256_sqrt_ps(a.v))
   MVNROB_CASE32(double, _mm256_sqrt_pd(a.v))
-  MVNROB_CASE64(float, _mm512_sqrt_ps(a.v))
-  MVNROB_CASE64(double, _mm512_sqrt_pd(a.v))
+  MVNROB_CASE64(float, _mm512_maskz_sqrt_ps(__mmask16(-1), a.v))
+  MVNROB_CASE64(double, _mm512_maskz_sqrt_pd(__mmask8(-1), a.v))
   else {
-    for (int i = 0; i < W; ++i) a.set(i, sqrt(a[i]));
-    return a;
+    return map_lanes([](S x) { return sqrt(x); }, a);
   }
 }
 
@@ -361,8 +358,8 @@ MVNROB_HD Pack<S, W> min(Pack<S, W> a, Pack<S, W> b) {
   MVNROB_CASE16(double, _mm_min_pd(a.v, b.v))
   MVNROB_CASE32(float, _mm256_min_ps(a.v, b.v))
   MVNROB_CASE32(double, _mm256_min_pd(a.v, b.v))
-  MVNROB_CASE64(float, _mm512_min_ps(a.v, b.v))
-  MVNROB_CASE64(double, _mm512_min_pd(a.v, b.v))
+  MVNROB_CASE64(float, _mm512_maskz_min_ps(__mmask16(-1), a.v, b.v))
+  MVNROB_CASE64(double, _mm512_maskz_min_pd(__mmask8(-1), a.v, b.v))
   else {
     return select(a < b, a, b);
   }
@@ -378,8 +375,8 @@ MVNROB_HD Pack<S, W> max(Pack<S, W> a, Pack<S, W> b) {
   MVNROB_CASE16(double, _mm_max_pd(a.v, b.v))
   MVNROB_CASE32(float, _mm256_max_ps(a.v, b.v))
   MVNROB_CASE32(double, _mm256_max_pd(a.v, b.v))
-  MVNROB_CASE64(float, _mm512_max_ps(a.v, b.v))
-  MVNROB_CASE64(double, _mm512_max_pd(a.v, b.v))
+  MVNROB_CASE64(float, _mm512_maskz_max_ps(__mmask16(-1), a.v, b.v))
+  MVNROB_CASE64(double, _mm512_maskz_max_pd(__mmask8(-1), a.v, b.v))
   else {
     return select(a > b, a, b);
   }
@@ -399,8 +396,7 @@ MVNROB_HD Pack<S, W> fma(Pack<S, W> a, Pack<S, W> b, Pack<S, W> c) {
   MVNROB_CASE64(float, _mm512_fmadd_ps(a.v, b.v, c.v))
   MVNROB_CASE64(double, _mm512_fmadd_pd(a.v, b.v, c.v))
   else {
-    for (int i = 0; i < W; ++i) a.set(i, fma(a[i], b[i], c[i]));
-    return a;
+    return map_lanes([](S x, S y, S z) { return fma(x, y, z); }, a, b, c);
   }
 #else
   else {
@@ -473,7 +469,7 @@ MVNROB_HD Pack<uint64_t, W> widen(Pack<uint32_t, W> a) {
 #if MVNROB_VECTOR_BYTES >= 64
   else if constexpr (W == 8) {  // the generic conversion goes through two halves
     using L = Pack<uint64_t, W>;
-    return L::from((typename L::vec)_mm512_cvtepu32_epi64((__m256i)a.v));
+    return L::from((typename L::vec)_mm512_maskz_cvtepu32_epi64(__mmask8(-1), (__m256i)a.v));
   }
 #endif
   else {
@@ -536,8 +532,8 @@ using scalar_t = typename detail::traits<T>::scalar;
 template <class T>
 inline constexpr int width = detail::traits<T>::width;
 template <class T>
-using uint_bits_t = typename detail::traits<T>::template rebind<
-    typename bits_of<scalar_t<T>>::uint_type>;
+using uint_bits_t =
+    typename detail::traits<T>::template rebind<typename bits_of<scalar_t<T>>::uint_type>;
 template <class T>
 using int_bits_t =
     typename detail::traits<T>::template rebind<typename bits_of<scalar_t<T>>::int_type>;

@@ -1,4 +1,5 @@
 // Written by csrc/math/fits/fit_quadrature.py; do not edit.
+// clang-format off
 #pragma once
 
 #include "config.h"

@@ -9,6 +9,9 @@
 // vanishes in a singular case (1 - r^2, r13 - r12 r23, r23 - r12 r13, det) is written as its value
 // at the end plus a multiple of cos^2 t, each formed with one rounding, so nothing cancels as
 // |rho| -> 1.
+// Measured (tests/test_math.py): absolute error 4e-16 for matrices that are positive definite as
+// given, down to 1 - |r| = 5e-15 and det = 2e-15. Entries that only rounding keeps from being
+// consistent (|r| within an ulp of one) decide the answer no better than sqrt(ulp) / (2 pi), 2e-9.
 #pragma once
 
 #include "bivariate.h"
@@ -160,8 +163,8 @@ MVNROB_HD_FN double tvn_cdf(double b1, double b2, double b3, double r12, double 
   if (b2 > far) return bvn_cdf(b1, b3, r13);
   if (b3 > far) return bvn_cdf(b1, b2, r12);
   detail::tvn_order(b1, b2, b3, r12, r13, r23);
-  const double p = ndtr(b1) * bvn_cdf(b2, b3, r23) +
-                   detail::tvn_path(b1, b2, b3, r12, r13, r23, 2e-15);
+  const double p =
+      ndtr(b1) * bvn_cdf(b2, b3, r23) + detail::tvn_path(b1, b2, b3, r12, r13, r23, 2e-15);
   return min(1.0, max(0.0, p));
 }
 
@@ -180,8 +183,7 @@ MVNROB_HD_FN double tvn_complement(double b1, double b2, double b3, double r12, 
   detail::tvn_order(b1, b2, b3, r12, r13, r23);
   const double one = ndtr(-b1);
   const double two = bvn_complement(b2, b3, r23);
-  const double path =
-      detail::tvn_path(b1, b2, b3, r12, r13, r23, 2e-15 * max(one, two));
+  const double path = detail::tvn_path(b1, b2, b3, r12, r13, r23, 2e-15 * max(one, two));
   return min(1.0, max(0.0, one + ndtr(b1) * two - path));
 }
 

@@ -1,6 +1,6 @@
 """Writes csrc/math/normal_coefs.h: every coefficient used by elementary.h and normal.h.
 
-Run from the repository root: python csrc/math/fits/fit_normal.py
+Run: python csrc/math/fits/fit_normal.py [OUTPUT]
 It rewrites the header and prints the table of fit errors, which the header repeats.
 """
 
@@ -104,8 +104,8 @@ def fit_log_atanh(degree):
     return p, worst
 
 
-def fit_centre(degree):
-    """Phi^-1(1/2 + q) = q P(q^2) for |q| <= 0.1, relative error."""
+def fit_centre(hi, degree):
+    """Phi^-1(1/2 + q) = q P(q^2) for |q| <= hi, relative error."""
 
     @functools.lru_cache(None)
     def target(u):
@@ -114,7 +114,7 @@ def fit_centre(degree):
         q = sqrt(u)
         return sqrt(mpf(2)) * erfinv(2 * q) / q
 
-    p, _, worst = remez(target, lambda u: 1 / target(u), 0, mpf("0.01"), degree, 0)
+    p, _, worst = remez(target, lambda u: 1 / target(u), 0, mpf(hi) ** 2, degree, 0)
     return p, worst
 
 
@@ -150,7 +150,7 @@ def record(what, domain, worst):
     print(TABLE[-1], flush=True)
 
 
-def main():
+def main(out):
     for kind, a, n in (("float", "0.5", 5), ("double", "0.3", 10)):
         num, den, worst = fit_mills(a, n - 1, n)
         record(f"{kind} mills {n - 1}/{n}, relative", "[0, inf)", worst)
@@ -161,9 +161,9 @@ def main():
         record(f"{kind} gap {n - 1}/{n}, absolute", f"[1.177, {hi}]", worst)
         emit("gap_num", kind, num, "Numerator of R(l) = l - |Phi^-1(exp(-l^2 / 2))|.")
         emit("gap_den", kind, den, "Denominator of R(l).")
-    for kind, degree in (("float", 3), ("double", 7)):
-        p, worst = fit_centre(degree)
-        record(f"{kind} centre, degree {2 * degree + 1}, relative", "|q| <= 0.1", worst)
+    for kind, hi, degree in (("float", "0.2", 5), ("double", "0.1", 7)):
+        p, worst = fit_centre(hi, degree)
+        record(f"{kind} centre, degree {2 * degree + 1}, relative", f"|q| <= {hi}", worst)
         emit("centre_poly", kind, p, "P(q^2) of Phi^-1(1/2 + q) = q P(q^2).")
     for kind, degree in (("float", 5), ("double", 11)):
         p, worst = fit_exp(degree)
@@ -177,8 +177,8 @@ def main():
     emit("log_poly", "double", p, "P(z^2) of -4 atanh(z) = z P(z^2).")
 
     table = "\n".join("//   " + row for row in TABLE)
-    HEADER.write_text(
-        "// Written by csrc/math/fits/fit_normal.py; do not edit.\n"
+    out.write_text(
+        "// Written by csrc/math/fits/fit_normal.py; do not edit.\n// clang-format off\n"
         "// Worst error of each fit in exact arithmetic (the second argument only picks the set):\n"
         f"{table}\n"
         "#pragma once\n\n"
@@ -190,4 +190,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HEADER)

@@ -1,8 +1,9 @@
 """Writes csrc/math/quadrature_tables.h: quadrature nodes and the sine polynomial.
 
-Run from the repository root: python csrc/math/fits/fit_quadrature.py
+Run: python csrc/math/fits/fit_quadrature.py [OUTPUT]
 """
 
+import sys
 from pathlib import Path
 
 from mpmath import legendre, lu_solve, matrix, mp, mpf, nstr, pi, polyroots, sin
@@ -20,7 +21,7 @@ def legendre_coefs(n):
     for k in range(1, n):
         shifted = [mpf(0)] + [(2 * k + 1) * c / (k + 1) for c in q]
         old = [k * c / (k + 1) for c in p] + [mpf(0)] * (len(shifted) - len(p))
-        p, q = q, [a - b for a, b in zip(shifted, old)]
+        p, q = q, [a - b for a, b in zip(shifted, old, strict=True)]
     return q
 
 
@@ -97,7 +98,7 @@ def table(name, values):
     return f"  static constexpr double {name}[] = {{\n      {body}}};\n"
 
 
-def main():
+def main(out):
     gauss = [x for x in roots(legendre_coefs(20)) if x > 0]
     gauss_w = weights([-x for x in reversed(gauss)] + gauss)[10:]
     inner = roots(legendre_coefs(10))
@@ -105,31 +106,31 @@ def main():
     every = sorted(inner + outer)
     every_w = weights(every)
     inner_w = weights(inner)
-    half = [(x, w) for x, w in zip(every, every_w) if x > -mpf(10) ** -30]
+    half = [(x, w) for x, w in zip(every, every_w, strict=True) if x > -(mpf(10) ** -30)]
     half = [(abs(x) if abs(x) < mpf(10) ** -30 else x, w) for x, w in half]
-    coarse = dict((nstr(x, 30), w) for x, w in zip(inner, inner_w))
-    gk = [(x if x > mpf(10) ** -30 else mpf(0), w, coarse.get(nstr(x, 30), mpf(0)))
-          for x, w in half]
+    coarse = {nstr(x, 30): w for x, w in zip(inner, inner_w, strict=True)}
+    gk = [
+        (x if x > mpf(10) ** -30 else mpf(0), w, coarse.get(nstr(x, 30), mpf(0))) for x, w in half
+    ]
     # Both rules must integrate what theory says: degree 39 and degree 31.
-    for degree, nodes in ((38, list(zip(gauss, gauss_w))), (30, [(x, w) for x, w, _ in gk])):
+    for degree, nodes in (
+        (38, list(zip(gauss, gauss_w, strict=True))),
+        (30, [(x, w) for x, w, _ in gk]),
+    ):
         total = sum((2 if x > 0 else 1) * w * x**degree for x, w in nodes)
         assert abs(total - mpf(2) / (degree + 1)) < mpf(10) ** -30, (degree, total)
     poly_sin, worst = sine()
     print("Gauss-Legendre 20: exact to degree 39; Gauss-Kronrod 10/21: exact to degree 31")
     print("sine, degree 17, relative on [0, pi/2]:", nstr(worst, 3))
     coefs = ",\n              ".join(nstr(c, 17) for c in poly_sin)
-    HEADER.write_text(
-        "// Written by csrc/math/fits/fit_quadrature.py; do not edit.\n"
+    out.write_text(
+        "// Written by csrc/math/fits/fit_quadrature.py; do not edit.\n// clang-format off\n"
         "#pragma once\n\n"
         '#include "config.h"\n#include "pack.h"\n\n'
         "namespace mvnrob::math {\ninline namespace MVNROB_ISA {\nnamespace tables {\n\n"
         "// Positive nodes and weights of the 20-point Gauss-Legendre rule on [-1, 1].\n"
-        "MVNROB_HD double gauss20_node(int i) {\n"
-        + table("x", gauss)
-        + "  return x[i];\n}\n"
-        "MVNROB_HD double gauss20_weight(int i) {\n"
-        + table("w", gauss_w)
-        + "  return w[i];\n}\n\n"
+        "MVNROB_HD double gauss20_node(int i) {\n" + table("x", gauss) + "  return x[i];\n}\n"
+        "MVNROB_HD double gauss20_weight(int i) {\n" + table("w", gauss_w) + "  return w[i];\n}\n\n"
         "// Gauss-Kronrod 10/21: node i >= 0 and -node (node 0 once); weight of the 21-point rule\n"
         "// and of the embedded 10-point rule (zero where that has no node).\n"
         "MVNROB_HD double kronrod21_node(int i) {\n"
@@ -150,4 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HEADER)

@@ -1,5 +1,7 @@
 """Weighted minimax fits by rational Remez exchange in multiple precision (mpmath)."""
 
+from itertools import pairwise
+
 from mpmath import cos, lu_solve, matrix, mpf, pi
 
 
@@ -68,7 +70,7 @@ def _level(f, weight, nodes, m, n, level):
 def _peaks(err, edges, samples):
     """One extremum of err per run of equal sign, on a grid that is dense near every edge."""
     grid = []
-    for u, v in zip(edges, edges[1:]):
+    for u, v in pairwise(edges):
         grid += [u + (v - u) * (1 - cos(pi * k / samples)) / 2 for k in range(samples)]
     grid.append(edges[-1])
     peaks = []
@@ -99,7 +101,7 @@ def _reduce(peaks, count):
     return peaks
 
 
-def remez(f, weight, lo, hi, m, n, rounds=30, samples=12, tol=mpf("1e-3")):
+def remez(f, weight, lo, hi, m, n, rounds=30, samples=12, tol=1e-3):
     """Best p/q (degrees m, n; q(0) = 1) for max |weight (p/q - f)| on [lo, hi].
 
     Returns p, q (ascending) and the worst weighted error on the search grid.
@@ -111,7 +113,7 @@ def remez(f, weight, lo, hi, m, n, rounds=30, samples=12, tol=mpf("1e-3")):
     level, best = mpf(0), None
     for _ in range(rounds):
 
-        def err(x):
+        def err(x, p=p, q=q):
             return weight(x) * (horner(p, x) / horner(q, x) - f(x))
 
         peaks = _peaks(err, edges, samples)
@@ -125,6 +127,6 @@ def remez(f, weight, lo, hi, m, n, rounds=30, samples=12, tol=mpf("1e-3")):
             break
         nodes = [x for x, _ in peaks]
         p, q, level = _level(f, weight, nodes, m, n, level)
-        mids = [(u + v) / 2 for u, v in zip(nodes, nodes[1:])]
+        mids = [(u + v) / 2 for u, v in pairwise(nodes)]
         edges = sorted({lo, hi, *nodes, *mids})
     return best
