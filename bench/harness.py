@@ -70,24 +70,29 @@ def show_environment(report):
         print(f"# {key}: {value}")
 
 
-def cpu_time(call, repeats=3, warm_up=1, budget_s=None):
+def cpu_time(call, repeats=3, warm_up=1, least_s=0.0, budget_s=None):
     """Median and spread of the CPU seconds of call(), and its last answer.
 
     CPU time of the whole process (time.process_time), not wall time: on a shared machine they
-    differ by a factor of three. With one torch thread this is the time of one thread. `budget_s`
-    stops the repeats early; the first, warm-up call is then the measurement if it spent it all.
+    differ by a factor of three. With one torch thread this is the time of one thread. Calls shorter
+    than `least_s` are repeated within one measurement until they fill it. `budget_s` stops the
+    repeats early; if the warm-up spent it all, the warm-up is the measurement.
     """
-    answer, seconds, spent = None, [], 0.0
+    seconds, spent, number = [], 0.0, 1
     for i in range(warm_up + repeats):
         start = time.process_time()
-        answer = call()
-        last = time.process_time() - start
-        spent += last
+        for _ in range(number):
+            answer = call()
+        took = time.process_time() - start
+        spent += took
+        each = took / number
         if i >= warm_up:
-            seconds.append(last)
+            seconds.append(each)
+        elif each > 0:
+            number = max(1, round(least_s / each))
         if budget_s is not None and spent >= budget_s:
             break
-    seconds = seconds or [last]
+    seconds = seconds or [each]
     return {
         "median_s": statistics.median(seconds),
         "min_s": min(seconds),
