@@ -71,12 +71,17 @@ Times time_ns(const F& body) {
 template <class S>
 Times multiply_adds() {
   using P = math::Pack<S, math::native_width<S>>;
-  P x[12];
-  for (auto& v : x) v = P(S(1));
   const P m(S(0.999));
-  const Times t = time_ns<math::native_width<S>>([&](int) {
-    for (auto& v : x) v = math::fma(v, m, m);
-    asm volatile("" ::"g"(&x) : "memory");
+  constexpr int kRounds = 128;
+  const Times t = time_ns<kRounds * math::native_width<S>>([&](int) {
+    P x[12];
+    for (auto& v : x) v = m;
+    for (int k = 0; k < kRounds; ++k) {
+      for (auto& v : x) {
+        v = math::fma(v, m, m);
+        asm volatile("" : "+x"(v.v));  // stays in its register, and is not optimised away
+      }
+    }
   });
   return {t.median / 12, t.least / 12};
 }
