@@ -1,0 +1,186 @@
+"""What an installation consists of: names, versions, binaries, environment variables."""
+
+import importlib.metadata
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mvnrob
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(mvnrob.__file__).resolve().parent
+
+
+def run_python(code, *, cwd, **environment):
+    """A fresh interpreter; cwd decides nothing about imports as long as it holds no mvnrob/."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", mvnrob.__all__)
+def test_public_name_exists_and_is_documented(name):
+    thing = getattr(mvnrob, name)
+    if not inspect.ismodule(thing) and not callable(thing):
+        return  # a constant
+    # NamedTuple and dataclass write a signature as the docstring when there is none
+    text = inspect.getdoc(thing)
+    assert text and not text.startswith(f"{name}("), f"mvnrob.{name} has no docstring"
+
+
+def test_public_names_are_sorted_and_unique():
+    assert list(mvnrob.__all__) == sorted(set(mvnrob.__all__))
+
+
+def test_version_agrees_with_the_metadata():
+    assert mvnrob.__version__ == importlib.metadata.version("mvnrob")
+    project = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r'^version = "(.*)"$', project, re.M).group(1) == mvnrob.__version__
+
+
+def test_binaries_are_abi3():
+    names = sorted(path.name for path in PACKAGE.rglob("*.so"))
+    assert "_C.abi3.so" in names
+    assert set(names) <= {"_C.abi3.so", "_C_cuda.abi3.so"}
+
+
+def test_distribution_holds_the_package_alone():
+    files = importlib.metadata.files("mvnrob")
+    places = {Path(file).parts[0] for file in files}
+    if any("editable" in str(file) for file in files):
+        pytest.skip("editable install: no files of its own")
+    information = {place for place in places if place.endswith(".dist-info")}
+    assert len(information) == 1
+    assert places - information == {"mvnrob"}
+    endings = {Path(file).suffix for file in files if Path(file).parts[0] == "mvnrob"}
+    assert endings <= {".py", ".so", ".pyc"}
+    wheel = next(file for file in files if file.name == "WHEEL").read_text()
+    assert re.search(r"^Tag: cp310-abi3-", wheel, re.M), wheel
+
+
+def test_licence_is_shipped():
+    assert importlib.metadata.metadata("mvnrob")["License-Expression"] == "MIT"
+    licence = (ROOT / "LICENSE").read_text()
+    shipped = [file for file in importlib.metadata.files("mvnrob") if file.name == "LICENSE"]
+    assert [file.read_text() for file in shipped] == [licence]
+
+
+def test_core_imports_no_extra(tmp_path):
+    """Run-time dependencies of the core are torch and numpy."""
+    extras = ("scipy", "sklearn", "skimage", "matplotlib", "rich", "PIL", "mpmath")
+    code = f"import sys, mvnrob; print([name for name in {extras!r} if name in sys.modules])"
+    without = f"import sys, torch; print([name for name in {extras!r} if name in sys.modules])"
+    ours, torchs = run_python(code, cwd=tmp_path), run_python(without, cwd=tmp_path)
+    assert ours.returncode == 0, ours.stderr
+    assert ours.stdout == torchs.stdout
+
+
+def test_simd_level_can_be_lowered(tmp_path):
+    code = "import mvnrob; print(mvnrob.simd_level())"
+    done = run_python(code, cwd=tmp_path, MVNROB_SIMD="generic")
+    assert done.stdout.strip() == "generic", done.stderr
+
+
+def test_unknown_simd_level_is_an_error(tmp_path):
+    code = "import mvnrob; print(mvnrob.simd_level())"
+    done = run_python(code, cwd=tmp_path, MVNROB_SIMD="sse9")
+    assert done.returncode != 0
+    assert "mvnrob: MVNROB_SIMD must be generic, avx2 or avx512, got sse9" in done.stderr
+
+
+def test_bad_build_switch_is_an_error():
+    """setup.py reads MVNROB_CUDA before it builds anything."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env={**os.environ, "MVNROB_CUDA": "yes"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "mvnrob: MVNROB_CUDA must be auto, 0 or 1, got 'yes'" in done.stderr
+
+
+def test_cuda_build_without_nvcc_is_an_error(tmp_path):
+    environment = {**os.environ, "MVNROB_CUDA": "1", "PATH": str(tmp_path)}
+    environment.pop("CUDA_HOME", None)
+    environment.pop("CUDA_PATH", None)
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "MVNROB_CUDA=1 but nvcc was found neither in CUDA_HOME nor on PATH" in done.stderr
+
+
+def test_missing_package_names_the_extra():
+    from mvnrob._extras import MissingExtra, require
+
+    with pytest.raises(MissingExtra, match=r"no-such-package is needed here .*mvnrob\[demo\]"):
+        require("mvnrob_no_such_module", "no-such-package", "demo")
+
+
+def test_error_inside_an_installed_package_passes(tmp_path, monkeypatch):
+    (tmp_path / "mvnrob_broken_module.py").write_text("import mvnrob_absent_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from mvnrob._extras import require
+
+    with pytest.raises(ModuleNotFoundError, match="mvnrob_absent_dependency") as caught:
+        require("mvnrob_broken_module", "broken", "demo")
+    assert caught.value.name == "mvnrob_absent_dependency"
+
+
+CHECKS = ROOT / ".ci" / "check_binaries.py"
+
+
+def run_check(*arguments):
+    command = [sys.executable, str(CHECKS), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_installed_binaries_use_the_stable_interface_alone():
+    done = run_check("abi", PACKAGE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_abi_check_finds_a_cpp_symbol_of_torch(tmp_path):
+    """The check above can fail: a module that calls c10:: is refused."""
+    source = tmp_path / "bad.cpp"
+    source.write_text("namespace c10 { void f(int); }\nvoid g() { c10::f(1); }\n")
+    compiler = os.environ.get("CXX", "c++").split()
+    target = tmp_path / "_C.abi3.so"
+    subprocess.run([*compiler, "-shared", "-fPIC", source, "-o", target], check=True)
+    done = run_check("abi", tmp_path)
+    assert done.returncode == 1
+    assert "c10" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        ("", "no ptxas report"),
+        ("8 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\n", "4 bytes of spill"),
+    ],
+    ids=["nothing compiled", "spill"],
+)
+def test_spill_check_fails(tmp_path, log, message):
+    path = tmp_path / "log.txt"
+    path.write_text(log)
+    done = run_check("spills", path)
+    assert done.returncode == 1
+    assert message in done.stderr
