@@ -51,12 +51,16 @@ def step(a, b, w):
     return e, low + upper_high, ndtri_pair(p, q)
 
 
+@functools.lru_cache(None)
+@mp.workdps(30)
 def owens_t(h, a):
     h, a = mp.mpf(h), mp.mpf(a)
     ends = [a * i / 8 for i in range(9)]
     return mp.quad(lambda x: mp.exp(-h * h * (1 + x * x) / 2) / (1 + x * x), ends) / (2 * mp.pi)
 
 
+@functools.lru_cache(None)
+@mp.workdps(30)
 def bvn_upper(h, k, rho):
     """P(X > h, Y > k) by conditioning on X: another formula than the header's."""
     h, k, rho = mp.mpf(h), mp.mpf(k), mp.mpf(rho)
@@ -77,6 +81,7 @@ def bvn_upper(h, k, rho):
     return mp.quad(density, sorted(ends))
 
 
+@functools.lru_cache(None)
 def tvn_cdf(b1, b2, b3, r12, r13, r23):
     """P(X_i <= b_i) of a correlation matrix that is positive definite as given.
 
