@@ -45,7 +45,7 @@ def test_public_names_are_sorted_and_unique():
 def test_version_agrees_with_the_metadata():
     assert mvnrob.__version__ == importlib.metadata.version("mvnrob")
     project = (ROOT / "pyproject.toml").read_text()
-    assert re.search(r'^version = "(.*)"$', project, re.M).group(1) == mvnrob.__version__
+    assert re.search(r'^version = "(.*)"$', project, re.MULTILINE).group(1) == mvnrob.__version__
 
 
 def test_binaries_are_abi3():
@@ -65,7 +65,7 @@ def test_distribution_holds_the_package_alone():
     endings = {Path(file).suffix for file in files if Path(file).parts[0] == "mvnrob"}
     assert endings <= {".py", ".so", ".pyc"}
     wheel = next(file for file in files if file.name == "WHEEL").read_text()
-    assert re.search(r"^Tag: cp310-abi3-", wheel, re.M), wheel
+    assert re.search(r"^Tag: cp310-abi3-", wheel, re.MULTILINE), wheel
 
 
 def test_licence_is_shipped():

@@ -244,13 +244,14 @@ def _print_estimates(console, summary: dict[str, Any]) -> None:
 
 def _print_agreement(console, summary: dict[str, Any]) -> None:
     """Says in words where each method follows the real network, and where it does not."""
-    lines = [
-        "* off Monte Carlo's interval by more than "
-        f"{CLOSE}. The error of taylor is that of the integral and of the classes screened out: it "
-        "does not cover the linearisation. That of logit_moments is of the integral and of its "
-        f"{summary['moment_copies']} copies, not of the normal law. Monte Carlo "
-        f"({summary['mc_copies']} copies) counts what the real network does.",
-    ]
+    text = (
+        f"* off Monte Carlo's interval by more than {CLOSE}. The error of taylor is that of the "
+        "integral and of the classes screened out: it does not cover the linearisation. That of "
+        f"logit_moments is of the integral and of its {summary['moment_copies']} copies, not of "
+        f"the normal law. Monte Carlo ({summary['mc_copies']} copies) counts what the real network "
+        "does."
+    )
+    lines = [text]
     records = summary["photographs"]
     for method in METHODS[:2]:
         for s, sigma in enumerate(summary["sigmas"]):
