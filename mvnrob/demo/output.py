@@ -18,7 +18,7 @@ from .._extras import require
 def make_console():
     """A rich console; where there is no terminal (CI, a pipe), wide enough for the tables."""
     console = require("rich.console", "rich", "demo").Console()
-    return console if console.is_terminal else type(console)(width=120)
+    return console if console.is_terminal else type(console)(width=130)
 
 
 def write_json(path: Path, value) -> None:
