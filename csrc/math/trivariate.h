@@ -129,6 +129,8 @@ MVNROB_HD_FN double tvn_path(double b1, double b2, double b3, double r12, double
   return integrate(f, 0.0, 1.5707963267948966192, tol);
 }
 
+MVNROB_HD bool is_nan(double x, double y, double z) { return x != x || y != y || z != z; }
+
 // Moves the largest |r| to r23.
 MVNROB_HD_FN void tvn_order(double& b1, double& b2, double& b3, double& r12, double& r13,
                             double& r23) {
@@ -153,10 +155,7 @@ constexpr double kFarLimit = 1e9;  // Phi there is 0 or 1 to every digit
 // P(X1 <= b1, X2 <= b2, X3 <= b3) for a positive semi-definite correlation matrix, singular
 // included. Infinite limits are limits, NaN gives NaN.
 MVNROB_HD_FN double tvn_cdf(double b1, double b2, double b3, double r12, double r13, double r23) {
-  const double check = b1 + b2 + b3 + r12 + r13 + r23;
-  if (check != check && (b1 != b1 || b2 != b2 || b3 != b3 || r12 + r13 + r23 != r12 + r13 + r23)) {
-    return check;
-  }
+  if (detail::is_nan(b1, b2, b3) || detail::is_nan(r12, r13, r23)) return NAN;
   const double far = detail::kFarLimit;
   if (b1 < -far || b2 < -far || b3 < -far) return 0.0;
   if (b1 > far) return bvn_cdf(b2, b3, r23);
@@ -171,10 +170,7 @@ MVNROB_HD_FN double tvn_cdf(double b1, double b2, double b3, double r12, double 
 // 1 - tvn_cdf = P(some X_i > b_i), to the relative accuracy of its own size.
 MVNROB_HD_FN double tvn_complement(double b1, double b2, double b3, double r12, double r13,
                                    double r23) {
-  const double check = b1 + b2 + b3 + r12 + r13 + r23;
-  if (check != check && (b1 != b1 || b2 != b2 || b3 != b3 || r12 + r13 + r23 != r12 + r13 + r23)) {
-    return check;
-  }
+  if (detail::is_nan(b1, b2, b3) || detail::is_nan(r12, r13, r23)) return NAN;
   const double far = detail::kFarLimit;
   if (b1 < -far || b2 < -far || b3 < -far) return 1.0;
   if (b1 > far) return bvn_complement(b2, b3, r23);
