@@ -73,7 +73,7 @@ def mvn_cdf(
             alone: not on the batch, its order, or the number of threads. It is the same to the bit
             on one build and SIMD level (:func:`mvnrob.simd_level`).
         compute_dtype: dtype of the sampled recursion (the factorisation is always float64). None
-            takes float32 when ``abs_tol >= 1e-5`` or ``rel_tol >= 1e-4``, float64 otherwise.
+            takes float32 when ``abs_tol >= 1e-5``, float64 otherwise.
         check: test that ``cov`` is finite, symmetric and positive semidefinite (eigenvalues) and
             raise naming the first bad row. Without it, a pivot that is negative beyond rounding
             makes that row NaN with status ``INDEFINITE``; a partial factorisation may not meet one.

@@ -37,7 +37,15 @@ constexpr int kUnroll = 4;
 template <class scalar_t>
 constexpr int kGroups = kTileSamples / (kUnroll * kWidth<scalar_t>);
 
-constexpr uint32_t kLanes[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+// A draw is one long dependent chain: several side by side keep the units busy.
+constexpr int kChains = 4;
+template <class scalar_t>
+using WideVec = math::Pack<scalar_t, kChains * kWidth<scalar_t>>;
+
+constexpr uint32_t kLanes[kTileSamples] = {
+    0,  1,  2,  3,  4,  5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+    22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43,
+    44, 45, 46, 47, 48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63};
 
 template <class scalar_t>
 struct Tile {
@@ -120,27 +128,22 @@ void multiply_panel(const Block& block, const scalar_t* coef, const scalar_t* y,
 template <class scalar_t>
 void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, uint32_t first,
           uint32_t generator, uint32_t shift) {
-  using V = Vec<scalar_t>;
+  using V = WideVec<scalar_t>;
   using Index = math::UintPackOf<V>;
-  for (int g = 0; g < kGroups<scalar_t>; ++g) {
-    const int base = g * kUnroll;
-#pragma GCC unroll 4
-    for (int p = 0; p < kUnroll; ++p) {
-      const Index index = Index::load(kLanes) + Index(first + uint32_t(base + p) * kWidth<scalar_t>);
-      V w, wc, e, ec, drawn;
-      math::lattice_point<V>(index, generator, shift, w, wc);
-      if (has_lower)
-        math::step_interval<V>(load(tile.lower, base + p), load(tile.upper, base + p), w, wc, e, ec,
-                               drawn);
-      else
-        math::step_upper<V>(load(tile.upper, base + p), w, wc, e, ec, drawn);
-      store(y, base + p, drawn);
-      const V value = load(tile.value, base + p);
-      // 1 - f e = (1 - f) + f (1 - e): no subtraction, so 1 - f keeps its digits.
-      store(tile.complement, base + p,
-            math::fma(value, ec, load(tile.complement, base + p)));
-      store(tile.value, base + p, value * e);
-    }
+  for (int at = 0; at < kTileSamples; at += math::width<V>) {
+    const Index index = Index::load(kLanes) + Index(first + uint32_t(at));
+    V w, wc, e, ec, drawn;
+    math::lattice_point<V>(index, generator, shift, w, wc);
+    const V upper = V::load(tile.upper + at);
+    if (has_lower)
+      math::step_interval<V>(V::load(tile.lower + at), upper, w, wc, e, ec, drawn);
+    else
+      math::step_upper<V>(upper, w, wc, e, ec, drawn);
+    drawn.store(y + at);
+    const V value = V::load(tile.value + at);
+    // 1 - f e = (1 - f) + f (1 - e): no subtraction, so 1 - f keeps its digits.
+    math::fma(value, ec, V::load(tile.complement + at)).store(tile.complement + at);
+    (value * e).store(tile.value + at);
   }
 }
 
@@ -195,6 +198,7 @@ void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile,
 template <class scalar_t>
 void complete_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, scalar_t skip_limit) {
   using V = Vec<scalar_t>;
+  using W = WideVec<scalar_t>;
   constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
   for (int p = 0; p < kPacks; ++p) store(tile.completed, p, load(tile.value, p));
   for (scalar_t* p : {tile.missing, tile.mass, tile.largest}) fill(p, scalar_t(0));
@@ -213,24 +217,23 @@ void complete_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, sc
         if (has_lower) nearest = math::min(nearest, -(lower + sum));
       }
       if (math::reduce_min(nearest) > skip_limit) continue;
-#pragma GCC unroll 4
-      for (int p = 0; p < kPacks; ++p) {
-        const V sum = load(sums, p);
-        V e, q;
-        math::ndtr_pair<V>(upper + sum, e, q);
+      for (int at = 0; at < kTileSamples; at += math::width<W>) {
+        const W sum = W::load(sums + at);
+        W e, q;
+        math::ndtr_pair<W>(W(list.upper[row]) + sum, e, q);
         if (has_lower) {
-          V below, above;
-          const V limit = lower + sum;
-          math::ndtr_pair<V>(limit, below, above);
+          W below, above;
+          const W limit = W(list.lower[row]) + sum;
+          math::ndtr_pair<W>(limit, below, above);
           // Phi(u) - Phi(l) in whichever tail both are small.
-          e = math::max(math::select(limit > V(scalar_t(0)), above - q, e - below), V(scalar_t(0)));
+          e = math::max(math::select(limit > W(scalar_t(0)), above - q, e - below), W(scalar_t(0)));
           q = q + below;
         }
-        const V value = load(tile.completed, p);
-        store(tile.missing, p, math::fma(value, q, load(tile.missing, p)));
-        store(tile.completed, p, value * e);
-        store(tile.mass, p, load(tile.mass, p) + q);
-        store(tile.largest, p, math::max(load(tile.largest, p), q));
+        const W value = W::load(tile.completed + at);
+        math::fma(value, q, W::load(tile.missing + at)).store(tile.missing + at);
+        (value * e).store(tile.completed + at);
+        (W::load(tile.mass + at) + q).store(tile.mass + at);
+        math::max(W::load(tile.largest + at), q).store(tile.largest + at);
       }
     }
   }
