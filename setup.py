@@ -176,7 +176,7 @@ def extensions():
     modules = [CppExtension("mvnrob._C", CPU_SOURCES, depends=headers, **cpu_options)]
     cuda = wants_cuda()
     if cuda:
-        nvcc, top = find_nvcc()
+        _nvcc, top = find_nvcc()
         cuda_options = dict(options)
         cuda_options["include_dirs"] = [*options["include_dirs"], str(top / "include")]
         cuda_options["extra_compile_args"] = [*options["extra_compile_args"], "-DUSE_CUDA"]

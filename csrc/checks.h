@@ -8,8 +8,8 @@
 
 namespace mvnrob {
 
-inline void check_mvn_cdf(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
-                          const Tensor& seed) {
+inline void check_mvn_cdf(const Tensor& upper, const Tensor& cov,
+                          const std::optional<Tensor>& lower, const Tensor& seed) {
   STD_TORCH_CHECK(upper.dim() == 2, "mvn_cdf: upper must have shape [B, n], got ",
                   shape_text(upper));
   const int64_t batch = upper.size(0), n = upper.size(1);

@@ -1,5 +1,6 @@
 // Every operator schema of the package, and the empty Python modules that carry the registrations.
-// Backends register their implementations next to their code: csrc/cpu/<op>.cpp, csrc/cuda/<op>.cpp.
+// Backends register their implementations next to their code: csrc/cpu/<op>.cpp,
+// csrc/cuda/<op>.cpp.
 #include <Python.h>
 
 #include <torch/csrc/stable/library.h>

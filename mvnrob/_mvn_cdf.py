@@ -201,9 +201,7 @@ def _check_tensors(upper, cov, lower, mean):
         raise ValueError("mvn_cdf: upper must have shape [..., n], got []")
     n = upper.shape[-1]
     if cov.dim() < 2 or cov.shape[-1] != n or cov.shape[-2] != n:
-        raise ValueError(
-            f"mvn_cdf: cov must have shape [..., {n}, {n}], got {list(cov.shape)}"
-        )
+        raise ValueError(f"mvn_cdf: cov must have shape [..., {n}, {n}], got {list(cov.shape)}")
     for name in ("lower", "mean"):
         t = named[name]
         if t is not None and (t.dim() < 1 or t.shape[-1] != n):
@@ -221,7 +219,9 @@ def _check_tensors(upper, cov, lower, mean):
             ) from None
     if upper.device.type == "cuda":
         reason = _load.cuda_unavailable or "its CUDA kernels are not built yet"
-        raise NotImplementedError(f"mvn_cdf: upper must be on the CPU, got {upper.device}: {reason}")
+        raise NotImplementedError(
+            f"mvn_cdf: upper must be on the CPU, got {upper.device}: {reason}"
+        )
     if upper.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"mvn_cdf: upper must be on the CPU, got {upper.device}")
     return upper, cov, lower, mean
@@ -254,7 +254,9 @@ def _check_covariance(cov: Tensor) -> None:
         return
     # Entries of the size of the largest variance carry rounding of the input's dtype.
     tolerance = 8 * n**0.5 * torch.finfo(cov.dtype).eps
-    scale = flat.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(torch.finfo(torch.float64).tiny)
+    scale = (
+        flat.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(torch.finfo(torch.float64).tiny)
+    )
     finite = flat.isfinite().all(-1).all(-1)
     asymmetry = (flat - flat.mT).abs().amax((-2, -1)) / scale
     for row in range(flat.shape[0]):

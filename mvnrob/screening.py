@@ -1,6 +1,6 @@
 """Which classes matter: rows of the Jacobian for them only, and a bound on what the others hold.
 
-ALGORITHMS section 0, step A ("screen -> Gram of survivors"): with u_i = J_t - J_i and
+With u_i = J_t - J_i and
 z_i = (f_t - f_i) / (sigma ||u_i||), dropping a set of classes changes P(X <= z) by at most the sum
 of their Phi(-z_i): P_S - sum <= P <= P_S.
 """

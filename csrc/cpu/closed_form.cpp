@@ -100,8 +100,7 @@ bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& r
     r[1] = problem.correlation(cov, 2, 0);
     r[2] = problem.correlation(cov, 2, 1);
   }
-  const double determinant =
-      1 - r[0] * r[0] - r[1] * r[1] - r[2] * r[2] + 2 * r[0] * r[1] * r[2];
+  const double determinant = 1 - r[0] * r[0] - r[1] * r[1] - r[2] * r[2] + 2 * r[0] * r[1] * r[2];
   double largest = 0;
   bool nan = false;
   for (double& rho : r) {

@@ -105,14 +105,13 @@ Outputs mvn_cdf_cpu(const Tensor& upper_in, const Tensor& cov, std::optional<Ten
   if (lower_in.has_value()) lower = torch::stable::contiguous(*lower_in);
   const bool is_double = upper.scalar_type() == ScalarType::Double;
   const int64_t element = is_double ? 8 : 4;
-  const RowOptions options{abs_tol,           rel_tol,
-                           max_points,        method_of(method),
+  const RowOptions options{abs_tol, rel_tol, max_points, method_of(method),
                            compute_type_of(compute_dtype)};
 
   auto real = [&] { return torch::stable::new_empty(upper, {batch}); };
   auto integer = [&] { return torch::stable::new_empty(upper, {batch}, ScalarType::Long); };
-  Tensor prob = real(), complement = real(), error = real(), status = integer(),
-         points = integer(), active = integer(), pivots = integer();
+  Tensor prob = real(), complement = real(), error = real(), status = integer(), points = integer(),
+         active = integer(), pivots = integer();
   auto store = [&](Tensor& t, int64_t b, double x) {
     if (is_double)
       t.mutable_data_ptr<double>()[b] = x;
@@ -129,8 +128,8 @@ Outputs mvn_cdf_cpu(const Tensor& upper_in, const Tensor& cov, std::optional<Ten
                          lower_in.has_value() ? at(lower, b * n) : nullptr,
                          is_double,
                          {at(cov, b * cov.stride(0)), is_double, cov.stride(1), cov.stride(2)}};
-    const RowResult r = integrate_row(input, uint64_t(seed.const_data_ptr<int64_t>()[b]), options,
-                                      workspace, run);
+    const RowResult r =
+        integrate_row(input, uint64_t(seed.const_data_ptr<int64_t>()[b]), options, workspace, run);
     // A float32 answer is rounded: half an ulp of it belongs to the error.
     const double rounding = is_double ? 0 : 6e-8 * std::max(r.prob, r.complement);
     store(prob, b, r.prob);

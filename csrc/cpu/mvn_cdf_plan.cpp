@@ -13,8 +13,8 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Error of one entry of the correlation: the input's own rounding for float32, that of the arithmetic
-// for float64.
+// Error of one entry of the correlation: the input's own rounding for float32, that of the
+// arithmetic for float64.
 double entry_error(bool is_double) {
   return is_double ? 4 * std::numeric_limits<double>::epsilon()
                    : double(std::numeric_limits<float>::epsilon());
@@ -206,8 +206,7 @@ Advanced Factor::advance(int64_t target) {
     std::fill(column, column + j, 0.0);
     column[j] = d;
     const int64_t p = position_[j];
-    for (int64_t i = j + 1; i < m_; ++i)
-      column[i] = problem_->correlation(cov_, p, position_[i]);
+    for (int64_t i = j + 1; i < m_; ++i) column[i] = problem_->correlation(cov_, p, position_[i]);
     for (int64_t l = 0; l < j; ++l) row_[l] = entry(j, l);
     simd_table().eliminate(column + j + 1, L_.data() + j + 1, m_, row_.data(), j, m_ - j - 1);
     // Rounding of the entries, taken as independent, makes the variance given the pivots wrong by
@@ -288,15 +287,16 @@ class Packer {
     for (int64_t i = k; i < f_.m_; ++i) {
       if (i >= f_.live_end_ && f_.group_[i] < k) continue;
       double variance = i < f_.live_end_ && i >= f_.pivots_ ? f_.variance_[i] : 0, mean = 0;
-      const int64_t last = i < f_.pivots_ ? i + 1 : i < f_.live_end_ ? f_.pivots_ : f_.group_[i] + 1;
+      const int64_t last = i < f_.pivots_     ? i + 1
+                           : i < f_.live_end_ ? f_.pivots_
+                                              : f_.group_[i] + 1;
       for (int64_t l = k; l < last; ++l) variance += f_.entry(i, l) * f_.entry(i, l);
       for (int64_t l = 0; l < k; ++l) mean += f_.entry(i, l) * f_.expected_[l];
       const double sd = std::sqrt(variance);
       rows.push_back({std::min(f_.upper_[i] - mean, mean - f_.lower_[i]) / sd, sd, i});
     }
-    std::sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) {
-      return a.t != b.t ? a.t < b.t : a.i < b.i;
-    });
+    std::sort(rows.begin(), rows.end(),
+              [](const Row& a, const Row& b) { return a.t != b.t ? a.t < b.t : a.i < b.i; });
     clear(list);
     for (size_t first = 0; first < rows.size(); first += block_rows_) {
       const int64_t count = std::min<int64_t>(block_rows_, int64_t(rows.size() - first));

@@ -1,5 +1,6 @@
 // From one row of the input to what the sampler executes: standardise, screen, factorise in the
-// order of Gibson, Glasbey and Elston (1994), pack. Torch-free; scalar code and its own allocations.
+// order of Gibson, Glasbey and Elston (1994), pack. Torch-free; scalar code and its own
+// allocations.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -38,7 +39,7 @@ struct Problem {
   std::vector<int64_t> variable;  // index into the input
   std::vector<double> upper, lower, inverse_sd, mass;
   bool rectangular = false;  // some lower limit is finite
-  double entry_error = 0;  // of one entry of the correlation, from rounding
+  double entry_error = 0;    // of one entry of the correlation, from rounding
 
   // Reads limits and variances, drops what holds with probability one.
   Prepared read(const RowInput& input);
@@ -52,8 +53,8 @@ struct Problem {
 // within tau. P_kept - dropped <= P <= P_kept (Bonferroni). Returns that sum; keeps `all` as it is.
 double screen(const Problem& all, double tau, Problem& kept);
 
-// Whether the factor could be continued: `indefinite` is a variance negative beyond rounding, `nan` an
-// entry of the matrix.
+// Whether the factor could be continued: `indefinite` is a variance negative beyond rounding, `nan`
+// an entry of the matrix.
 enum class Advanced { yes, indefinite, nan };
 
 // Partial rank-revealing Cholesky factor of the correlation, in greedy order: at each step the
@@ -109,8 +110,8 @@ class PackedProgram {
     std::vector<scalar_t> coef, upper, lower;
     std::vector<uint8_t> flags;
     RowList<scalar_t> view() const {
-      return {blocks.data(), int64_t(blocks.size()), coef.data(), upper.data(), lower.data(),
-              flags.data()};
+      return {blocks.data(), int64_t(blocks.size()), coef.data(),
+              upper.data(),  lower.data(),           flags.data()};
     }
   };
   List lists_[4];

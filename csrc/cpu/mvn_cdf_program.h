@@ -5,16 +5,16 @@
 // y_0..y_j are known (its group): each bounds y_j from above or below, so that
 //   y_j in [max of the lower bounds, min of the upper bounds],  bound = limit + sum_l coef_l y_l,
 // with the limits and coefficients already divided by the row's coefficient of y_j, and the
-// coefficients negated. Rows of a "completion" have variance left after the last pivot sampled; given
-// the y's each is a single normal probability.
+// coefficients negated. Rows of a "completion" have variance left after the last pivot sampled;
+// given the y's each is a single normal probability.
 #pragma once
 #include <cstdint>
 
 namespace mvnrob {
 
-constexpr int kTileSamples = 64;   // samples that walk through the rows together
-constexpr int kMaxBlockRows = 6;   // rows of a register block (a level may use fewer)
-constexpr int kShifts = 8;         // independent random shifts of the lattice
+constexpr int kTileSamples = 64;  // samples that walk through the rows together
+constexpr int kMaxBlockRows = 6;  // rows of a register block (a level may use fewer)
+constexpr int kShifts = 8;        // independent random shifts of the lattice
 
 enum RowFlag : uint8_t { kHasUpper = 1, kHasLower = 2, kClosesPivot = 4 };
 
@@ -74,8 +74,8 @@ struct Program {
 // Samples points first .. first + 64 * tiles - 1 of one shift and adds to sums[stage].
 template <class scalar_t>
 using SampleFn = void (*)(const Program<scalar_t>& program, const uint32_t* generator,
-                          const uint32_t* shift, uint32_t first, int64_t tiles,
-                          scalar_t* workspace, StageSums* sums);
+                          const uint32_t* shift, uint32_t first, int64_t tiles, scalar_t* workspace,
+                          StageSums* sums);
 
 // Elements of the `workspace` of a SampleFn.
 inline int64_t workspace_size(int n_pivots) {

@@ -21,8 +21,8 @@ constexpr int64_t kPilot = kTileSamples;   // points per shift before the first 
 constexpr int64_t kChunkTiles = 64;        // tiles of one task: fixed, so that sums are too
 constexpr int64_t kFullBelow = 48;         // variables up to which all are sampled at once
 
-// The miss probability is spent over the looks at the interval: looks at the pilot are cheap and seldom
-// decide, so they get 3 % each; those after it get 40 %, 20 %, 10 % and so on.
+// The miss probability is spent over the looks at the interval: looks at the pilot are cheap and
+// seldom decide, so they get 3 % each; those after it get 40 %, 20 %, 10 % and so on.
 class Confidence {
  public:
   // t-quantile of the next look.
@@ -146,7 +146,8 @@ class Series {
       sum += s.value;
       square += s.square;
     }
-    e.error = std::max(value.mean - low.mean + t * low.error, high.mean + t * high.error - value.mean);
+    e.error =
+        std::max(value.mean - low.mean + t * low.error, high.mean + t * high.error - value.mean);
     e.sampling = t * value.error;
     e.bias = std::max(e.error - e.sampling, 0.0);
     e.effective = square > 0 ? sum * sum / square : 0;
@@ -290,14 +291,13 @@ class Integrator {
     }
   }
 
-  // The spread over the shifts knows nothing of a corner that no point has met, and where p is near 1
-  // the integrand is flat but for such corners. N points leave a set of probability 4 / N unseen at
-  // odds of e^-4, and the integrand is at most 1 - largest there. When few samples carry the sum, the
-  // range term of the empirical Bernstein bound (Maurer and Pontil 2009) at 99 %, 7/3 ln(200) / N,
-  // is wanted. Neither is more than what is certain: largest <= 1 - P <= mass.
+  // The spread over the shifts knows nothing of a corner that no point has met, and where p is near
+  // 1 the integrand is flat but for such corners. N points leave a set of probability 4 / N unseen
+  // at odds of e^-4, and the integrand is at most 1 - largest there. When few samples carry the
+  // sum, the range term of the empirical Bernstein bound (Maurer and Pontil 2009) at 99 %, 7/3
+  // ln(200) / N, is wanted. Neither is more than what is certain: largest <= 1 - P <= mass.
   double unseen(const Estimate& e, double mass, double largest) const {
-    const double range =
-        unseen_points(e) * (1 - largest) / double(kShifts * series_.points());
+    const double range = unseen_points(e) * (1 - largest) / double(kShifts * series_.points());
     return std::min(range, mass - largest);
   }
 

@@ -1,7 +1,7 @@
 // The sampler of mvn_cdf: separation of variables (Genz 1992) over tiles of 64 samples, vectorised
-// over the samples. Compiled once per instruction set (setup.py), so nothing here may call code that
-// the linker could merge with another level's copy: only math/ (namespaced by level) and what is
-// static to this file.
+// over the samples. Compiled once per instruction set (setup.py), so nothing here may call code
+// that the linker could merge with another level's copy: only math/ (namespaced by level) and what
+// is static to this file.
 #include <cstdint>
 
 #include "cpu/mvn_cdf_program.h"
@@ -49,16 +49,16 @@ constexpr uint32_t kLanes[kTileSamples] = {
 
 template <class scalar_t>
 struct Tile {
-  scalar_t* y;           // [n_pivots][64]
-  scalar_t* accumulator; // [kBlockRows][64]
-  scalar_t* value;       // the running product f
-  scalar_t* complement;  // 1 - f
-  scalar_t* upper;       // limits of the pivot whose group is being read
+  scalar_t* y;            // [n_pivots][64]
+  scalar_t* accumulator;  // [kBlockRows][64]
+  scalar_t* value;        // the running product f
+  scalar_t* complement;   // 1 - f
+  scalar_t* upper;        // limits of the pivot whose group is being read
   scalar_t* lower;
-  scalar_t* completed;  // f times the probabilities of the completion's rows
-  scalar_t* missing;    // f - completed, without cancellation
-  scalar_t* mass;       // sum of the completion's probabilities of failing
-  scalar_t* largest;    // and the largest of them
+  scalar_t* completed;     // f times the probabilities of the completion's rows
+  scalar_t* missing;       // f - completed, without cancellation
+  scalar_t* mass;          // sum of the completion's probabilities of failing
+  scalar_t* largest;       // and the largest of them
   scalar_t* value_before;  // the integrand of the stage before, for the difference
   scalar_t* complement_before;
 };
@@ -78,8 +78,8 @@ inline void fill(scalar_t* p, scalar_t x) {
   for (int i = 0; i < kTileSamples; ++i) p[i] = x;
 }
 
-// accumulator[r] = sum_l coef[l, r] y[l]: the part of a block that needs no new y. This is where the
-// O(n^2) work is; registers hold `rows` x 4 packs of sums.
+// accumulator[r] = sum_l coef[l, r] y[l]: the part of a block that needs no new y. This is where
+// the O(n^2) work is; registers hold `rows` x 4 packs of sums.
 template <class scalar_t, int rows>
 void multiply_panel(const scalar_t* coef, int64_t columns, const scalar_t* y,
                     scalar_t* accumulator) {
@@ -116,11 +116,14 @@ void multiply_panel(const Block& block, const scalar_t* coef, const scalar_t* y,
     case 3:
       return multiply_panel<scalar_t, 3>(coef, block.columns, y, accumulator);
     case 4:
-      return multiply_panel<scalar_t, kBlockRows < 4 ? 1 : 4>(coef, block.columns, y, accumulator);
+      return multiply_panel < scalar_t,
+             kBlockRows < 4 ? 1 : 4 > (coef, block.columns, y, accumulator);
     case 5:
-      return multiply_panel<scalar_t, kBlockRows < 5 ? 1 : 5>(coef, block.columns, y, accumulator);
+      return multiply_panel < scalar_t,
+             kBlockRows < 5 ? 1 : 5 > (coef, block.columns, y, accumulator);
     default:
-      return multiply_panel<scalar_t, kBlockRows < 6 ? 1 : 6>(coef, block.columns, y, accumulator);
+      return multiply_panel < scalar_t,
+             kBlockRows < 6 ? 1 : 6 > (coef, block.columns, y, accumulator);
   }
 }
 
@@ -239,8 +242,8 @@ void complete_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, sc
   }
 }
 
-// Adds the tile's integrand (completed when the stage completes) to the stage's sums; from the second
-// stage on, its difference to the stage before.
+// Adds the tile's integrand (completed when the stage completes) to the stage's sums; from the
+// second stage on, its difference to the stage before.
 template <class scalar_t>
 void add_stage(const Tile<scalar_t>& tile, bool completes, bool is_difference, StageSums& sums) {
   using V = Vec<scalar_t>;
@@ -256,8 +259,7 @@ void add_stage(const Tile<scalar_t>& tile, bool completes, bool is_difference, S
       const V missing = load(tile.missing, p);
       below_sum = below_sum +
                   math::max(math::fma(sampled, math::min(load(tile.mass, p), one), -missing), zero);
-      above_sum =
-          above_sum + math::max(math::fma(-sampled, load(tile.largest, p), missing), zero);
+      above_sum = above_sum + math::max(math::fma(-sampled, load(tile.largest, p), missing), zero);
       value = load(tile.completed, p);
       complement = complement + missing;
     }
@@ -291,9 +293,9 @@ void sample(const Program<scalar_t>& program, const uint32_t* generator, const u
   Tile<scalar_t> tile;
   tile.y = take(program.n_pivots);
   tile.accumulator = take(kBlockRows);
-  for (scalar_t** p : {&tile.value, &tile.complement, &tile.upper, &tile.lower, &tile.completed,
-                       &tile.missing, &tile.mass, &tile.largest, &tile.value_before,
-                       &tile.complement_before})
+  for (scalar_t** p :
+       {&tile.value, &tile.complement, &tile.upper, &tile.lower, &tile.completed, &tile.missing,
+        &tile.mass, &tile.largest, &tile.value_before, &tile.complement_before})
     *p = take(1);
   for (int64_t t = 0; t < tiles; ++t) {
     fill(tile.value, scalar_t(1));
@@ -315,8 +317,7 @@ void eliminate(double* __restrict column, const double* __restrict L, int64_t ld
   for (; l + 4 <= columns; l += 4) {
     const double *a = L + l * ld, *b = a + ld, *c = b + ld, *d = c + ld;
     const double ra = row[l], rb = row[l + 1], rc = row[l + 2], rd = row[l + 3];
-    for (int64_t i = 0; i < m; ++i)
-      column[i] -= (a[i] * ra + b[i] * rb) + (c[i] * rc + d[i] * rd);
+    for (int64_t i = 0; i < m; ++i) column[i] -= (a[i] * ra + b[i] * rb) + (c[i] * rc + d[i] * rd);
   }
   for (; l < columns; ++l) {
     const double* a = L + l * ld;

@@ -38,7 +38,8 @@ SimdLevel choose() {
     const bool named = wish != nullptr && std::string(wish) == simd_level_name(level);
     if (named && !available(level))
       throw std::runtime_error(std::string("mvnrob: MVNROB_SIMD must name a level of this "
-                                           "processor and build, got ") + wish);
+                                           "processor and build, got ") +
+                               wish);
     if (named || (wish == nullptr && available(level))) return level;
   }
   throw std::runtime_error(

@@ -16,9 +16,8 @@ Tensor bvn_cdf_cuda(const Tensor& h_in, const Tensor& k_in, const Tensor& rho_in
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(h.get_device_index(), &stream));
   STD_CUDA_CHECK(cuda::launch_bvn_cdf(h.const_data_ptr<double>(), k.const_data_ptr<double>(),
-                                      rho.const_data_ptr<double>(),
-                                      out.mutable_data_ptr<double>(), h.numel(),
-                                      static_cast<cudaStream_t>(stream)));
+                                      rho.const_data_ptr<double>(), out.mutable_data_ptr<double>(),
+                                      h.numel(), static_cast<cudaStream_t>(stream)));
   return out;
 }
 
