@@ -18,7 +18,7 @@ from bench import harness
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests" / "native"))
-import build
+import native_build
 
 COLUMNS = ["isa", "type", "function", "packs", "ns", "least_ns"]
 
@@ -27,7 +27,13 @@ def measure(isa, folder):
     """Rows of one instruction set."""
     program = Path(folder) / f"bench_math_{isa}"
     source = HERE / "bench_math.cpp"
-    command = [build.compiler(), *build.build_flags(isa), str(source), "-o", str(program)]
+    command = [
+        native_build.compiler(),
+        *native_build.build_flags(isa),
+        str(source),
+        "-o",
+        str(program),
+    ]
     subprocess.run(command, check=True)
     run = subprocess.run([program], check=True, capture_output=True, text=True)
     rows = []
@@ -50,18 +56,20 @@ def main():
     p = harness.parser(__doc__.splitlines()[0])
     p.add_argument("--isa", help="one instruction set (default: all that this processor has)")
     options = p.parse_args()
-    if options.isa is not None and options.isa not in build.ISA_FLAGS:
-        sys.exit(f"bench_math: --isa must be one of {list(build.ISA_FLAGS)}, got {options.isa}")
+    if options.isa is not None and options.isa not in native_build.ISA_FLAGS:
+        sys.exit(
+            f"bench_math: --isa must be one of {list(native_build.ISA_FLAGS)}, got {options.isa}"
+        )
     report = harness.environment()
     version = subprocess.run(
-        [build.compiler(), "--version"], capture_output=True, text=True, check=True
+        [native_build.compiler(), "--version"], capture_output=True, text=True, check=True
     )
     report["compiler"] = version.stdout.splitlines()[0]
     harness.show_environment(report)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for isa in [options.isa] if options.isa else build.ISA_FLAGS:
-            missing = build.missing_features(isa)
+        for isa in [options.isa] if options.isa else native_build.ISA_FLAGS:
+            missing = native_build.missing_features(isa)
             if missing:
                 print(f"# {isa}: this processor lacks {' '.join(sorted(missing))}")
                 continue

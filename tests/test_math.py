@@ -1,6 +1,6 @@
 """csrc/math against multiple precision, exact integers and its own laws, per instruction set.
 
-The headers are compiled by tests/native/build.py with the flags of the package. Bounds are the
+The headers are compiled by tests/native/native_build.py with the flags of the package. Bounds are the
 worst errors measured on these points, times about 1.5 for other points; they are far inside what
 the callers need (an error d in Phi^-1 biases an integral by O(d), DESIGN section 4 asks for 1e-5 in
 float32).
@@ -21,27 +21,26 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "native"))
+import native_build
 import reference
-
-import build
 
 F32, F64 = np.float32, np.float64
 DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 MODES = ["scalar", "pack", "wide"]
 
 
-@pytest.fixture(scope="session", params=list(build.ISA_FLAGS))
+@pytest.fixture(scope="session", params=list(native_build.ISA_FLAGS))
 def native(request):
-    missing = build.missing_features(request.param)
+    missing = native_build.missing_features(request.param)
     if missing:
         pytest.skip(f"this processor lacks {' '.join(sorted(missing))}")
-    return build.load("math_bindings.cpp", request.param)
+    return native_build.load("math_bindings.cpp", request.param)
 
 
 @pytest.fixture(scope="session")
 def plain():
     """The baseline build, for what does not depend on the instruction set."""
-    return build.load("math_bindings.cpp", "generic")
+    return native_build.load("math_bindings.cpp", "generic")
 
 
 def errors(values, exact, relative):
@@ -767,10 +766,10 @@ def test_tvn_edges(native):
 def test_committed_coefficients_are_those_of_the_script(script, tmp_path):
     target = {"fit_normal": "normal_coefs.h", "fit_quadrature": "quadrature_tables.h"}[script]
     out = tmp_path / target
-    subprocess.run([sys.executable, build.MATH / "fits" / f"{script}.py", out], check=True,
+    subprocess.run([sys.executable, native_build.MATH / "fits" / f"{script}.py", out], check=True,
                    capture_output=True)  # fmt: skip
     number = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
-    old = (build.MATH / target).read_text()
+    old = (native_build.MATH / target).read_text()
     new = out.read_text()
     assert number.sub("#", old) == number.sub("#", new)
     # Library versions may differ in the last digit.
@@ -782,10 +781,10 @@ def test_hot_loops_stay_vectors():
     """No scalar floating-point instruction in the loops that the integrator spends its time in."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("reads x86-64 assembly")
-    for isa in build.ISA_FLAGS:
+    for isa in native_build.ISA_FLAGS:
         run = subprocess.run(
-            [build.compiler(), *build.build_flags(isa), "-S", "-o", "-",
-             str(build.HERE / "hot_loops.cpp")],
+            [native_build.compiler(), *native_build.build_flags(isa), "-S", "-o", "-",
+             str(native_build.HERE / "hot_loops.cpp")],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         body = re.findall(r"^(hot_\w+):(.*?)\.size\s+\1", run.stdout, re.MULTILINE | re.DOTALL)
@@ -805,7 +804,7 @@ def test_headers_compile_for_cuda(tmp_path):
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (80, 90)]
     run = subprocess.run(
         [nvcc, "-std=c++17", "-O3", "-c", "-Werror=all-warnings", "-Xptxas=-v,-warn-spills",
-         *targets, f"-I{build.MATH}", build.HERE / "math_device.cu",
+         *targets, f"-I{native_build.MATH}", native_build.HERE / "math_device.cu",
          "-o", tmp_path / "math_device.o"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
