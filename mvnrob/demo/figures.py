@@ -128,10 +128,13 @@ def photographs(crops: np.ndarray, captions: list[str], path: Path) -> None:
     rows = -(-len(crops) // columns)
     figure = _figure(3.4 * columns, 4.3 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
+    for axis in axes.flat[len(crops) :]:
+        axis.set_visible(False)
     for axis, crop, caption in zip(axes.flat, crops, captions, strict=False):
         axis.imshow(crop)
-        axis.set_title(caption, fontsize=7.5, loc="left", family="monospace", y=-0.03, va="top")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        # the label below, not a title: the layout leaves room for it
+        axis.set_xlabel(caption, fontsize=7.5, loc="left", family="monospace")
     figure.suptitle("EfficientNet-Lite0, 1,000 classes: probability that noise keeps the top label")
     figure.savefig(path)
