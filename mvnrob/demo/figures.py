@@ -137,4 +137,4 @@ def photographs(crops: np.ndarray, captions: list[str], path: Path) -> None:
         # the label below, not a title: the layout leaves room for it
         axis.set_xlabel(caption, fontsize=7.5, loc="left", family="monospace")
     figure.suptitle("EfficientNet-Lite0, 1,000 classes: probability that noise keeps the top label")
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
