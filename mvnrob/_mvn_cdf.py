@@ -102,10 +102,7 @@ def mvn_cdf(
         NotImplementedError: a tensor requires grad, or is on a device without kernels.
     """
     _check_options(abs_tol, rel_tol, max_points, method, compute_dtype)
-    upper, cov, lower, mean = _check_tensors(upper, cov, lower, mean)
-    batch = torch.broadcast_shapes(
-        *(t.shape[:-1] for t in (upper, lower, mean) if t is not None), cov.shape[:-2]
-    )
+    batch = _check_tensors(upper, cov, lower, mean)
     seed = _check_seed(seed, batch, upper.device)
     if check:
         _check_covariance(cov)
@@ -179,7 +176,8 @@ def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype) -> None:
         )
 
 
-def _check_tensors(upper, cov, lower, mean):
+def _check_tensors(upper, cov, lower, mean) -> torch.Size:
+    """Raises for a bad tensor; returns the batch shape."""
     named = {"upper": upper, "cov": cov, "lower": lower, "mean": mean}
     for name, t in named.items():
         if t is None and name in ("lower", "mean"):
@@ -210,13 +208,13 @@ def _check_tensors(upper, cov, lower, mean):
               for name, t in named.items() if t is not None]  # fmt: skip
     batch = torch.Size()
     for name, shape in shapes:
-        try:
-            batch = torch.broadcast_shapes(batch, shape)
-        except RuntimeError:
+        joined = _broadcast(batch, shape)
+        if joined is None:
             raise ValueError(
                 f"mvn_cdf: {name} must have batch dimensions that broadcast with {list(batch)}, "
                 f"got {list(shape)}"
-            ) from None
+            )
+        batch = joined
     if upper.device.type == "cuda":
         reason = _load.cuda_unavailable or "its CUDA kernels are not built yet"
         raise NotImplementedError(
@@ -224,7 +222,16 @@ def _check_tensors(upper, cov, lower, mean):
         )
     if upper.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"mvn_cdf: upper must be on the CPU, got {upper.device}")
-    return upper, cov, lower, mean
+    return batch
+
+
+def _broadcast(a: torch.Size, b: torch.Size) -> torch.Size | None:
+    """The common shape, or None. (torch.broadcast_shapes imports for half a second at first use.)"""
+    length = max(len(a), len(b))
+    a, b = (1,) * (length - len(a)) + tuple(a), (1,) * (length - len(b)) + tuple(b)
+    if any(i != j and i != 1 and j != 1 for i, j in zip(a, b, strict=True)):
+        return None
+    return torch.Size(j if i == 1 else i for i, j in zip(a, b, strict=True))
 
 
 def _check_seed(seed, batch: torch.Size, device: torch.device) -> Tensor:
