@@ -259,7 +259,7 @@ EDGES = [
     ([1.0, 1.0], [[1, 0], [0, 1]], [2.0, 0.0], 0.0, Status.EXACT),
     ([1.0, 1.0], [[1, 0], [0, 1]], [1.0, 0.0], 0.0, Status.EXACT),
     ([0.0], [[0]], None, 1.0, Status.EXACT),
-    ([-1e-300], [[0]], None, 0.0, Status.EXACT),
+    ([-1e-30], [[0]], None, 0.0, Status.EXACT),
     ([1.0, 0.0], [[0, 0], [0, 1]], None, 0.5, Status.EXACT),
     ([1.0, 0.0], [[0, 0], [0, 1]], [0.0, -INF], 0.5, Status.EXACT),
     ([1.0, 0.0], [[0, 0], [0, 1]], [0.5, -INF], 0.0, Status.EXACT),
@@ -291,8 +291,6 @@ def test_edges(upper, cov, lower, prob, status, dtype):
     def tensor(x):
         return None if x is None else torch.tensor(x, dtype=dtype)
 
-    if dtype == torch.float32 and upper == [-1e-300]:
-        pytest.skip("not a float32 number")
     r = mvn_cdf(tensor(upper), tensor(cov), lower=tensor(lower), return_info=True)
     assert r.status == status
     if math.isnan(prob):
