@@ -58,8 +58,10 @@ def mvn_cdf(
     Args:
         upper: upper limits ``[..., n]``, float32 or float64; ``+inf`` drops a variable.
         cov: covariances ``[..., n, n]`` of any scale, same dtype; symmetric and positive
-            semidefinite. Singular matrices are the normal case and get no jitter. Of each pair of
-            off-diagonal entries only one is read, and none of a variable that drops out.
+            semidefinite. Singular matrices are the normal case and get no jitter. What counts as
+            zero is decided by the rounding of the dtype, and by float32's in float64 matrices that
+            turn out indefinite by no more than that (computed in float32, then converted). Of each
+            pair of off-diagonal entries only one is read, and none of a variable that drops out.
         lower: lower limits ``[..., n]``; none means minus infinity.
         mean: means ``[..., n]``; none means zero.
         abs_tol, rel_tol: a row is done when its error is at most
@@ -135,21 +137,24 @@ def mvn_cdf(
             raise ValueError(str(error)) from None
         raise
     result = MVNResult(*(t.reshape(batch) for t in out))
-    _warn_unmet(result)
+    _warn(result)
     return result if return_info else result.prob
 
 
-def _warn_unmet(result: MVNResult) -> None:
+def _warn(result: MVNResult) -> None:
     if torch.compiler.is_compiling() or result.status.device.type != "cpu":
         return  # reading the status would break the graph or synchronise the device
-    unmet = int((result.status == Status.MAX_POINTS).sum())
-    if unmet:
-        warnings.warn(
-            f"mvn_cdf: {unmet} of {result.status.numel()} rows spent max_points before they met "
-            "their tolerance; their error says how far they came",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    for status, text in (
+        (Status.MAX_POINTS, "spent max_points before they met their tolerance; see their error"),
+        (Status.INDEFINITE, "have an indefinite covariance and are NaN"),
+    ):
+        count = int((result.status == status).sum())
+        if count:
+            warnings.warn(
+                f"mvn_cdf: {count} of {result.status.numel()} rows {text}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype) -> None:

@@ -13,13 +13,6 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Error of one entry of the correlation: the input's own rounding for float32, that of the
-// arithmetic for float64.
-double entry_error(bool is_double) {
-  return is_double ? 4 * std::numeric_limits<double>::epsilon()
-                   : double(std::numeric_limits<float>::epsilon());
-}
-
 double phi(double x) { return 0.3989422804014327 * std::exp(-0.5 * x * x); }
 
 // Mean of a standard normal truncated to [a, b].
@@ -38,6 +31,11 @@ double truncated_mean(double a, double b) {
 }
 
 }  // namespace
+
+double entry_error(bool is_double) {
+  return is_double ? 4 * std::numeric_limits<double>::epsilon()
+                   : double(std::numeric_limits<float>::epsilon());
+}
 
 Prepared Problem::read(const RowInput& input) {
   variable.clear();

@@ -32,6 +32,10 @@ struct RowInput {
   CovarianceView cov;
 };
 
+// Error of one entry of the correlation: the input's own rounding for float32, that of the
+// arithmetic for float64.
+double entry_error(bool is_double);
+
 enum class Prepared { integrate, one, zero, nan, indefinite };
 
 // The variables that matter, standardised.

@@ -355,6 +355,25 @@ class Integrator {
   double tolerance_ = 0;
 };
 
+RowResult integrate_prepared(const RowInput& input, uint64_t seed, const RowOptions& options,
+                             RowWorkspace& w, const Runner& run) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  RowResult result{nan, nan, nan, Status::nan, 0, 0, 0};
+  if (options.method == Method::closed_form) {
+    if (!closed_form(w.all, input.cov, result))
+      throw std::invalid_argument(
+          "mvn_cdf: method must be auto or sov for a row of more than 3 dependent variables, got "
+          "closed_form");
+    return result;
+  }
+  const bool coarse = options.abs_tol >= 1e-5;
+  const bool narrow = options.compute_type == ComputeType::float32 ||
+                      (options.compute_type == ComputeType::automatic && coarse);
+  if (!narrow || !Integrator<float>(input, seed, options, w, run).solve(result))
+    Integrator<double>(input, seed, options, w, run).solve(result);
+  return result;
+}
+
 }  // namespace
 
 RowResult integrate_row(const RowInput& input, uint64_t seed, const RowOptions& options,
@@ -374,17 +393,13 @@ RowResult integrate_row(const RowInput& input, uint64_t seed, const RowOptions& 
     case Prepared::integrate:
       break;
   }
-  if (options.method == Method::closed_form) {
-    if (!closed_form(w.all, input.cov, result))
-      throw std::invalid_argument(
-          "mvn_cdf: method must be auto or sov for a row of more than 3 dependent variables, got "
-          "closed_form");
-  } else {
-    const bool coarse = options.abs_tol >= 1e-5;
-    const bool narrow = options.compute_type == ComputeType::float32 ||
-                        (options.compute_type == ComputeType::automatic && coarse);
-    if (!narrow || !Integrator<float>(input, seed, options, w, run).solve(result))
-      Integrator<double>(input, seed, options, w, run).solve(result);
+  result = integrate_prepared(input, seed, options, w, run);
+  // A float64 matrix that was computed in float32 is indefinite by float32 rounding: judge it as
+  // one.
+  const double single = entry_error(false);
+  if (result.status == Status::indefinite && w.all.entry_error < single) {
+    w.all.entry_error = single;
+    result = integrate_prepared(input, seed, options, w, run);
   }
   if (result.status == Status::indefinite || result.status == Status::nan)
     result.prob = result.complement = result.error = nan;
