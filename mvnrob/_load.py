@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import torch
 
-from . import _C  # noqa: F401  (registers the schemas and the CPU kernels)
+try:
+    from . import _C  # noqa: F401  (registers the schemas and the CPU kernels)
+except ImportError as error:
+    if Path(__file__).parent.parent.joinpath("setup.py").exists():
+        raise ImportError(
+            "mvnrob: this is its source folder, which has no native module. Start Python elsewhere, "
+            "or build in place with `pip install --no-build-isolation -e .`"
+        ) from error
+    raise
 
 #: Why CUDA tensors cannot be used, or None when they can.
 cuda_unavailable: str | None = None

@@ -20,7 +20,7 @@ class Status(enum.IntEnum):
     """How a row of :func:`mvn_cdf` ended."""
 
     CONVERGED = 0  #: the error is at most the tolerance asked for
-    EXACT = 1  #: a closed form, no sampling
+    EXACT = 1  #: no sampling; the error is rounding, whatever tolerance was asked for
     MAX_POINTS = 2  #: ``max_points`` were spent before the tolerance was met
     INDEFINITE = 3  #: the covariance has a negative eigenvalue beyond rounding; the result is NaN
     NAN_INPUT = 4  #: a limit or an entry of the covariance is NaN, or a variance infinite
@@ -90,7 +90,10 @@ def mvn_cdf(
     ``error`` bounds ``|prob - truth|`` with probability 99 % over the random shifts. It is the sum of
     a t-interval over 8 random shifts of the lattice, its miss probability spent over the looks at it;
     of half the certified mass of screened variables; and of what completion may leave out, at the
-    upper confidence limit of its bound. Closed forms (status ``EXACT``) state rounding.
+    upper confidence limit of its bound. Closed forms (status ``EXACT``) state rounding. The rounding
+    of the input is not in it: a float32 matrix is known to about 1e-7 an entry, so where it is
+    within that of a singular one the answer is the singular one's, which can differ by the square
+    root of that. A call cannot be interrupted from the keyboard; ``max_points`` bounds it.
 
     Cost: for a row with m active variables of which k are sampled, ``O(m k^2)`` for the factor and
     ``O(m k)`` per point; memory ``O(m k)`` per thread.

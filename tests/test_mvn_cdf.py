@@ -351,6 +351,46 @@ def test_singular_against_counting(rank):
     assert (r.prob - counted).abs() <= r.error + 4 * spread
 
 
+@pytest.mark.parametrize("n", [3, 4, 10, 50])
+@pytest.mark.parametrize("rank", [1, 2, 3, 7])
+def test_float32_gram_as_float64(n, rank):
+    """Indefinite by float32 rounding only: once NaN for most rows."""
+    g = torch.Generator().manual_seed(rank)
+    factor = torch.randn(50, n, rank, generator=g)
+    upper = 2 * torch.rand(50, n, generator=g) * factor.norm(dim=-1)
+    rounded = mvn_cdf(upper.double(), (factor @ factor.mT).double(), abs_tol=1e-3, return_info=True)
+    factor = factor.double()
+    exact = mvn_cdf(upper.double(), factor @ factor.mT, abs_tol=1e-3, return_info=True)
+    # Rounding of 1e-7 in a matrix of rank one moves a limit by about as much.
+    assert ((rounded.prob - exact.prob).abs() <= rounded.error + exact.error + 1e-6).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0, 7.0])
+@pytest.mark.parametrize("n", [2, 3])
+def test_closed_forms_see_multiples_through_rounding(n, scale):
+    """cov / sqrt(v w) rounds to 1 - 2e-16 for scale 2, which once cost 5e-9."""
+    ones = torch.full((n, n), scale).double()
+    r = mvn_cdf(torch.zeros(n).double(), ones, return_info=True)
+    assert abs(float(r.prob) - 0.5) <= float(r.error) <= 1e-11
+    ones[0, 1:] = ones[1:, 0] = -scale
+    r = mvn_cdf(torch.zeros(n).double(), ones, return_info=True)
+    assert float(r.prob) <= float(r.error) <= 1e-11
+
+
+@pytest.mark.parametrize("ulps", [5, 31, 200, 3000, 10**5])
+@pytest.mark.parametrize("n", [4, 50, 300])
+def test_nearly_equal_variables(n, ulps):
+    """One factor with noise near the rounding of the matrix: a one-dimensional integral."""
+    noise = ulps * torch.finfo(torch.float64).eps
+    cov = torch.ones(n, n).double().fill_diagonal_(1 + noise)
+    r = mvn_cdf(torch.zeros(n).double(), cov, abs_tol=1e-3, return_info=True)
+    # P(x + sqrt(noise) max e <= 0) = E Phi(-sqrt(noise) max e): to first order in sqrt(noise).
+    t = np.linspace(-9, 9, 20001)
+    largest = np.sum(stats.norm.cdf(t) ** (n - 1) * n * stats.norm.pdf(t) * t) * (t[1] - t[0])
+    truth = 0.5 - math.sqrt(noise) * largest / math.sqrt(2 * math.pi)
+    assert abs(float(r.prob) - truth) <= float(r.error) + 1e-9
+
+
 # ---- shapes -------------------------------------------------------------------------------------
 
 
@@ -389,6 +429,11 @@ def test_opcheck(lower):
     torch.library.opcheck(
         torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto")
     )
+
+
+def test_indefinite_rows_warn():
+    with pytest.warns(RuntimeWarning, match="1 of 2 rows have an indefinite covariance"):
+        mvn_cdf(torch.ones(2, 2), torch.tensor([[[1.0, 2], [2, 1]], [[1.0, 0], [0, 1]]]))
 
 
 def test_compile_fullgraph():

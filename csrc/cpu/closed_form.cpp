@@ -56,6 +56,27 @@ double box3(Interval (&&x)[3], double r12, double r13, double r23) {
   return std::max(p, 0.0);
 }
 
+// The correlation, and how far its rounding moves a probability: dP / drho <= 1 / (2 pi
+// sqrt(1 - rho^2)) (Plackett 1954). Near +-1 that is far more than an ulp, so v1 v2 - c^2 is formed
+// with the products' rounding errors, and variables that are multiples of each other are found as
+// such.
+double pair_correlation(const Problem& problem, const CovarianceView& cov, int64_t i, int64_t j,
+                        double& rho) {
+  const double v = cov.at(problem.variable[i], problem.variable[i]);
+  const double w = cov.at(problem.variable[j], problem.variable[j]);
+  const double c = cov.at(problem.variable[i], problem.variable[j]);
+  rho = problem.correlation(cov, i, j);
+  const double p = v * w, q = c * c;
+  const double gap = (p - q) + (std::fma(v, w, -p) - std::fma(c, c, -q));
+  if (gap == 0) {
+    rho = c > 0 ? 1 : -1;
+    return 0;
+  }
+  constexpr double kUlps = 4 * std::numeric_limits<double>::epsilon();
+  const double rest = std::isfinite(gap / p) ? std::abs(gap / p) : std::abs(1 - rho * rho);
+  return kUlps / (2 * 3.141592653589793 * std::sqrt(std::max(rest, kUlps)));
+}
+
 // The half-lines outside an interval.
 struct Outside {
   Interval part[2];
@@ -95,10 +116,10 @@ bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& r
   }
   if (m > 3) return false;
   double r[3] = {0, 0, 0};  // 12, 13, 23
-  r[0] = problem.correlation(cov, 1, 0);
+  double rounding = pair_correlation(problem, cov, 1, 0, r[0]);
   if (m == 3) {
-    r[1] = problem.correlation(cov, 2, 0);
-    r[2] = problem.correlation(cov, 2, 1);
+    rounding += pair_correlation(problem, cov, 2, 0, r[1]);
+    rounding += pair_correlation(problem, cov, 2, 1, r[2]);
   }
   const double determinant = 1 - r[0] * r[0] - r[1] * r[1] - r[2] * r[2] + 2 * r[0] * r[1] * r[2];
   double largest = 0;
@@ -124,7 +145,7 @@ bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& r
   for (int i = 0; i < out_b.count; ++i) result.complement += box2(a, out_b.part[i], r[0]);
   if (m == 2) {
     result.prob = box2(a, b, r[0]);
-    result.error = 4e-15;
+    result.error = 4e-15 + rounding;
     return true;
   }
   const Interval c = at(2);
@@ -132,7 +153,7 @@ bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& r
   for (int i = 0; i < out_c.count; ++i)
     result.complement += box3({a, b, out_c.part[i]}, r[0], r[1], r[2]);
   result.prob = box3({a, b, c}, r[0], r[1], r[2]);
-  result.error = 1e-12;
+  result.error = 1e-12 + rounding;
   return true;
 }
 

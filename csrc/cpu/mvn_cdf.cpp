@@ -131,7 +131,7 @@ Outputs mvn_cdf_cpu(const Tensor& upper_in, const Tensor& cov, std::optional<Ten
     const RowResult r =
         integrate_row(input, uint64_t(seed.const_data_ptr<int64_t>()[b]), options, workspace, run);
     // A float32 answer is rounded: half an ulp of it belongs to the error.
-    const double rounding = is_double ? 0 : 6e-8 * std::max(r.prob, r.complement);
+    const double rounding = is_double || r.error == 0 ? 0 : 6e-8 * std::max(r.prob, r.complement);
     store(prob, b, r.prob);
     store(complement, b, r.complement);
     store(error, b, r.error + rounding);

@@ -132,6 +132,7 @@ void Factor::start(const Problem& problem, const CovarianceView& cov) {
   m_ = live_end_ = int64_t(problem.variable.size());
   pivots_ = 0;
   guess_ = 1;
+  neglected_ = 0;
   position_.resize(m_);
   std::iota(position_.begin(), position_.end(), 0);
   upper_ = problem.upper;
@@ -231,6 +232,7 @@ Advanced Factor::advance(int64_t target) {
         continue;
       }
       group_[i] = j;
+      neglected_ = std::max(neglected_, variance_[i]);
       swap(i, --live_end_);
     }
   }

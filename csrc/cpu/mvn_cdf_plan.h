@@ -77,6 +77,8 @@ class Factor {
   bool exhausted() const { return live_end_ == pivots_; }
   // Product over the pivots of the probabilities given the expected values: a guess of P.
   double guess() const { return guess_; }
+  // Largest variance that was within its rounding and taken as zero.
+  double neglected() const { return neglected_; }
 
  private:
   friend class Packer;
@@ -87,7 +89,7 @@ class Factor {
   const Problem* problem_ = nullptr;
   CovarianceView cov_{};
   int64_t m_ = 0, pivots_ = 0, live_end_ = 0;
-  double guess_ = 1;
+  double guess_ = 1, neglected_ = 0;
   // By position: pivots, then live rows, then rows with no variance left.
   std::vector<int64_t> position_;  // index into the problem
   std::vector<double> upper_, lower_, variance_, mean_, variance_error_;
