@@ -18,6 +18,8 @@ pytest.importorskip("sklearn")
 class Quiet:
     """Stands for rich's console and progress: keeps what is printed, counts what is advanced."""
 
+    is_terminal = False
+
     def __init__(self):
         self.printed, self.total, self.done = [], 0, 0
 
@@ -49,6 +51,41 @@ def test_digits_writes_every_file(digits_run):
     assert {path.name for path in out.iterdir()} == pictures | {"digits.json", "digits.csv"}
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
     assert quiet.done == quiet.total
+
+
+def test_a_log_shows_progress(digits_run):
+    from mvnrob.demo.digits import ESTIMATORS
+
+    said = [line for line in digits_run[1].printed if isinstance(line, str)]
+    for name in (*ESTIMATORS, "Monte Carlo, 300 draws", "mc, 20 draws"):
+        assert sum(line.startswith(f"digits: {name}: ") for line in said) == 1
+    assert any("single calls" in line for line in said)
+
+
+def test_a_terminal_is_left_to_the_progress_bar():
+    from mvnrob.demo.output import say
+
+    quiet = Quiet()
+    quiet.is_terminal = True
+    say(quiet, "a line")
+    assert quiet.printed == []
+
+
+def test_curve_titles_tell_label_from_prediction():
+    from mvnrob.demo.digits import curve_title
+
+    assert curve_title(7, 8, 8) == "input 7: digit 8 (label = prediction)"
+    assert curve_title(7, 8, 3) == "input 7: digit 3 (prediction; label: digit 8)"
+
+
+def test_estimators_have_distinct_markers(tmp_path):
+    from mvnrob.demo.digits import ESTIMATORS
+    from mvnrob.demo.figures import COLOURS, time_error
+
+    assert len(set(COLOURS)) == len(COLOURS) >= len(ESTIMATORS)
+    many = {0.1: {str(k): (1.0, 1.0) for k in range(9)}}
+    with pytest.raises(ValueError, match="estimators must be at most 8 .*, got 9"):
+        time_error(many, {0.1: [(1.0, 1.0)]}, {0.1: 1.0}, tmp_path / "a.png")
 
 
 def test_digits_results_agree_with_their_summary(digits_run):
@@ -95,6 +132,26 @@ def test_distance_from_an_interval():
     for prob, gap in ((0.5, 0.0), (0.3, 0.1), (0.9, 0.3)):
         assert distance({"prob": [prob]}, 0, mc) == pytest.approx(gap)
     assert distance({"prob": [None]}, 0, mc) is None
+
+
+@pytest.mark.parametrize(
+    ("needed", "left", "copies"),
+    [(10.0, 10.0, 101), (10.0, 5.0, 50), (10.0, 3.1, 30), (10.0, 1.0, 20), (10.0, -5.0, 20)],
+)
+def test_copies_follow_the_time_left(needed, left, copies):
+    """All of them (odd too) in time; else the share that fits, in pairs, and never none."""
+    from mvnrob.demo.imagenet import affordable
+
+    assert affordable(101, needed, left) == copies
+    assert affordable(6, needed, left) == 6  # fewer than the least were wanted
+
+
+def test_runner_up_without_taylor():
+    from mvnrob.demo.imagenet import runner_up
+
+    record = {"runner_up_label": {"taylor": ["cat", None], "logit_moments": ["dog", "fox"]}}
+    assert runner_up(record, 0) == ("cat", "taylor")
+    assert runner_up(record, 1) == ("fox", "logit_moments")
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "a", "0.1,", "inf", "nan"])
@@ -208,7 +265,7 @@ def test_photograph_part_runs(network, photographs, tmp_path):
     quiet = Quiet()
     imagenet.run(
         tmp_path, [0.02, 0.01], quiet, quiet,
-        names=["coffee"], mc_copies=6, moment_copies=4, budget=0.0,
+        names=["coffee"], mc_copies=22, moment_copies=4, budget=0.0,
     )  # fmt: skip
     assert quiet.done == quiet.total
     summary = json.loads((tmp_path / "photographs.json").read_text())
@@ -220,4 +277,13 @@ def test_photograph_part_runs(network, photographs, tmp_path):
     assert mc["prob"] == [1.0, 1.0]
     assert taylor["passes"]["vjp"] < 200  # screened: not all 1,000 rows
     assert taylor["n_screened"][1] > 800
+    assert [record["methods"][m]["copies"] for m in ("logit_moments", "mc")] == [4, 20]
+    said = [line for line in quiet.printed if isinstance(line, str)]
+    starts = [f"photographs: coffee, {method}: p " for method in imagenet.METHODS]
+    lines = [line for line in said if line.startswith("photographs: coffee")]
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+    assert "smallest sigma only" in lines[0]
+    assert "4 copies per sigma; " in lines[1]
+    assert "20 copies per sigma (time budget: not 22)" in lines[2]
+    assert any("mc drew 22 copies per sigma; for lack of time fewer: coffee 20." in s for s in said)
     assert (tmp_path / "photographs.png").read_bytes().startswith(b"\x89PNG")

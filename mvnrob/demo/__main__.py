@@ -79,7 +79,11 @@ def _main(options: argparse.Namespace) -> int:
 
     options.out.mkdir(parents=True, exist_ok=True)
     console = make_console()
-    timings = {"environment": environment(), "parts": {}}
+    timings = {
+        "what": "wall time of single calls, first use included: no repeats, no warm-up",
+        "environment": environment(),
+        "parts": {},
+    }
     runs = {
         "digits": (digits.run, options.sigma or list(DIGITS_SIGMAS)),
         "imagenet": (imagenet.run, options.sigma or list(PHOTO_SIGMAS)),

@@ -8,13 +8,15 @@ import numpy as np
 
 from .._extras import require
 
-COLOURS = ("#1b6ca8", "#d1762b", "#3a8f5d", "#8a4f9e", "#a83b3b", "#555555")
+COLOURS = (
+    "#1b6ca8", "#d1762b", "#3a8f5d", "#8a4f9e", "#c0392b", "#555555", "#17a2b8", "#c9a400",
+)  # fmt: skip
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float, layout: str | None = "constrained"):
     # Figure without pyplot: no global state, no display needed.
     module = require("matplotlib.figure", "matplotlib", "demo")
-    return module.Figure(figsize=(width, height), dpi=130, layout="constrained")
+    return module.Figure(figsize=(width, height), dpi=130, layout=layout)
 
 
 def scatter(panels: dict[str, dict[float, dict[str, np.ndarray]]], path: Path) -> None:
@@ -103,38 +105,62 @@ def time_error(
     ``estimators[sigma][name]`` and the points of ``mc[sigma]`` are (seconds, error); ``floor`` is
     the reference's own mean absolute error.
     """
-    figure = _figure(4.3 * len(estimators), 4.2)
+    figure = _figure(4 * len(estimators) + 2.7, 4.2)
     axes = figure.subplots(1, len(estimators), sharex=True, sharey=True, squeeze=False)[0]
-    markers = "osD^vP*Xh<>"
+    markers = "osD^vP*X"
+    if max(map(len, estimators.values())) > len(markers):
+        raise ValueError(
+            f"time_error: estimators must be at most {len(markers)} for distinct markers, "
+            f"got {max(map(len, estimators.values()))}"
+        )
     for axis, (sigma, points) in zip(axes, estimators.items(), strict=True):
         line = np.array(mc[sigma])
         axis.loglog(line[:, 0], line[:, 1], "k.-", lw=1, label="Monte Carlo")
-        for k, (name, (seconds, error)) in enumerate(points.items()):
-            marker, colour = markers[k % len(markers)], COLOURS[k % len(COLOURS)]
+        series = zip(markers, COLOURS, points.items(), strict=False)
+        for marker, colour, (name, (seconds, error)) in series:
             axis.loglog([seconds], [error], marker, color=colour, ms=7, label=name)
         axis.axhline(floor[sigma], color="0.6", lw=1, ls="--", label="noise of the reference")
         axis.set_title(f"sigma {sigma:g}", fontsize=10)
-        axis.set_xlabel("seconds per input")
+        axis.set_xlabel("seconds per input and sigma, from one call")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("mean |error| against Monte Carlo")
-    axes[-1].legend(fontsize=7)
+    # outside: inside, it would cover points
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside right upper")
     figure.suptitle("Digits: time and error; Monte Carlo at 10, 100, 1,000 draws is the line")
     figure.savefig(path)
 
 
 def photographs(crops: np.ndarray, captions: list[str], path: Path) -> None:
     """The photographs as the network sees them ``[N, H, W, 3]``, a caption under each."""
-    columns = 4
+    columns = min(4, len(crops))
     rows = -(-len(crops) // columns)
-    figure = _figure(3.4 * columns, 4.3 * rows)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat[len(crops) :]:
-        axis.set_visible(False)
-    for axis, crop, caption in zip(axes.flat, crops, captions, strict=False):
+    # In inches, by hand: automatic layouts cut the lower lines of captions this long.
+    side, gap, edge, head, line = 3.3, 0.15, 0.15, 0.45, 0.13
+    below = line * max(caption.count("\n") + 1 for caption in captions) + 2 * gap
+    width = 2 * edge + columns * side + (columns - 1) * gap
+    height = head + rows * (side + below) + edge
+    figure = _figure(width, height, layout=None)
+    for k, (crop, caption) in enumerate(zip(crops, captions, strict=True)):
+        row, column = divmod(k, columns)
+        left = edge + column * (side + gap)
+        bottom = height - head - side - row * (side + below)
+        axis = figure.add_axes([left / width, bottom / height, side / width, side / height])
         axis.imshow(crop)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        # the label below, not a title: the layout leaves room for it
-        axis.set_xlabel(caption, fontsize=7.5, loc="left", family="monospace")
-    figure.suptitle("EfficientNet-Lite0, 1,000 classes: probability that noise keeps the top label")
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+        axis.set_axis_off()
+        figure.text(
+            left / width,
+            (bottom - gap / 2) / height,
+            caption,
+            fontsize=7.5,
+            family="monospace",
+            linespacing=1.2,
+            va="top",
+        )
+    title = "EfficientNet-Lite0, 1,000 classes: probability that noise keeps the top label"
+    figure.suptitle(
+        title if columns > 2 else title.replace(": ", ":\n"),
+        y=1 - 0.5 * head / height,
+        va="center",
+        fontsize=12 if columns > 2 else 9,
+    )
+    figure.savefig(path)

@@ -21,6 +21,12 @@ def make_console():
     return console if console.is_terminal else type(console)(width=130)
 
 
+def say(console, text: str) -> None:
+    """A plain line where no progress bar can show that work goes on: a log, a pipe."""
+    if not console.is_terminal:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 def write_json(path: Path, value) -> None:
     path.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
 
