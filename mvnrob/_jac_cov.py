@@ -51,8 +51,12 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
 
     Edges are mathematics: a row ``u_i = 0`` (a class with the target's gradient) gives
     ``z = +inf``, or ``-inf`` for a negative margin (P(0 <= 0) = 1), and a row of the unit matrix.
-    In float32 a row whose products all underflow (entries below about 1e-23) counts as zero. A NaN
-    or an overflow of ``u_i`` makes ``z_i`` NaN. C = 1 gives n = 0.
+    A NaN makes ``z_i`` NaN. C = 1 gives n = 0.
+
+    Squares must fit the dtype that multiplies: for float32 and bfloat16 Jacobians keep ``||u_i||``
+    between about 1e-15 and 1e18, by a common factor on J and logits (which changes nothing but
+    ``norms``) or by passing float64. Below, entries of less than about 1e-23 count as zero; above,
+    norms are infinite. :func:`mvnrob.robustness` sees to it.
 
     Cost: ``B C^2 D`` flops (half the square; upper tiles only), a float64 ``[B, C, C]`` in memory.
     A problem's answer is the same to the bit for every batch and number of threads, on one build
