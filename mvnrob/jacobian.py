@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from .network import Meter, Network
+from .network import Meter, Network, first_line, warn_caller
 from .noise import PROBES, row_keys, standard_normal
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
@@ -58,6 +57,10 @@ class LogitMap:
         self._copies = max(1, max_copies)
         self._method, self._jvp_mode, self._check = method, jvp_mode, check
         self._probe: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def jvp_mode(self) -> str:
+        return self._jvp_mode
 
     @property
     def features(self) -> int:
@@ -205,7 +208,7 @@ class LogitMap:
                     raise
                 self._complain(
                     "the Jacobian could not be checked against a forward-mode product "
-                    f"({str(error).splitlines()[0]}); pass jvp_mode='double_backward' or "
+                    f"({first_line(error)}); pass jvp_mode='double_backward' or "
                     "check='off'",
                 )
                 self._check = "off"
@@ -233,7 +236,7 @@ class LogitMap:
     def _complain(self, text: str) -> None:
         if self._check == "raise":
             raise RuntimeError(f"{self.network.op}: {text}")
-        warnings.warn(f"{self.network.op}: {text}", RuntimeWarning, stacklevel=2)
+        warn_caller(f"{self.network.op}: {text}")
 
 
 def jacobian(
@@ -274,7 +277,7 @@ def jacobian(
     check_choice(op, "method", method, JACOBIAN_METHODS)
     check_choice(op, "check", check, CHECKS)
     check_inputs(op, x)
-    network = Network(op, model, preprocessing, x.dtype)
+    network = Network(op, model, preprocessing, x)
     x = working_copy(x, network.work_dtype)
     batch, features = x.shape[0], x[0:1].numel()
     if batch == 0:
@@ -326,6 +329,11 @@ def check_inputs(op: str, x) -> None:
         raise TypeError(
             f"{op}: x must be floating point, got {str(x.dtype).removeprefix('torch.')}"
         )
+    if x.layout != torch.strided or x.is_nested:
+        kind = "a nested tensor" if x.is_nested else f"{x.layout}; pass x.to_dense()"
+        raise TypeError(f"{op}: x must be a dense tensor, got {kind}")
+    if x.is_meta:
+        raise ValueError(f"{op}: x must hold numbers, got a tensor on device meta")
     if x.dim() < 2 or x[0:1].numel() == 0 and x.shape[0] > 0:
         raise ValueError(f"{op}: x must have shape [B, *shape], got {list(x.shape)}")
 

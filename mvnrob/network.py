@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 _HALF = (torch.float16, torch.bfloat16)
+#: The packages whose frames a warning skips (mvnrob.demo is a caller like any other).
+_INSIDE = (__package__, f"{__package__}.estimators")
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,18 @@ class Meter:
         )
 
 
+def warn_caller(text: str) -> None:
+    """A RuntimeWarning at the line outside this package that called into it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__package__") in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def owning_module(model: Callable) -> nn.Module | None:
     """The module behind a callable, where Python shows it: bound methods and functools.partial."""
     while isinstance(model, functools.partial):
@@ -84,13 +100,12 @@ class Network:
         preprocessing: ``dict(mean=..., std=..., axis=...)`` as in Foolbox: the model is given
             ``(x - mean) / std``; ``axis`` (negative) is the one that 1-D values lie along. Noise and
             Jacobians stay in the units of x.
-        dtype: dtype of x; what the model is given. Half precision inputs are kept in float32 here
-            (noise is added there) and rounded on entry to the model.
+        x: the inputs. Their dtype is what the model is given: half precision inputs are kept in
+            float32 here (noise is added there) and rounded on entry to the model.
     """
 
-    def __init__(
-        self, op: str, model: Callable, preprocessing: Mapping | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, op: str, model: Callable, preprocessing: Mapping | None, x: Tensor) -> None:
+        dtype = x.dtype
         if not callable(model):
             raise TypeError(f"{op}: model must be callable, got {type(model).__name__}")
         module = owning_module(model)
@@ -104,27 +119,65 @@ class Network:
         self._model = model
         self._entry_dtype = dtype
         self.work_dtype = torch.float32 if dtype in _HALF else dtype
-        self._mean, self._std = _read_preprocessing(op, preprocessing)
+        self._shape, self._device = list(x.shape), x.device
+        self._mean, self._std = _read_preprocessing(op, preprocessing, self._shape)
         self.classes: int | None = None
         self._half_inside = dtype in _HALF
+        self._single_inside = self.work_dtype == torch.float32
 
     def rounding(self) -> float:
         """Relative difference that forward and reverse derivatives may have by rounding alone."""
         if self._half_inside:
             return 5e-2
-        return 1e-3 if self.work_dtype == torch.float32 else 1e-7
+        return 1e-3 if self._single_inside else 1e-7
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits ``[b, C]`` in float32 (float64 from a float64 model); keeps the autograd graph."""
         if self._mean is not None:
             x = (x - self._mean.to(x)) / self._std.to(x)
-        out = self._model(x.to(self._entry_dtype))
+        x = x.to(self._entry_dtype)
+        out = self._model(x) if self.classes is not None else self._first_pass(x)
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])
         if out.dtype in _HALF:
             self._half_inside = True
             return out.float()
+        # float64 inputs that the model casts
+        self._single_inside = self._single_inside or out.dtype == torch.float32
         return out
+
+    def _first_pass(self, x: Tensor):
+        """The model at x, or an error that says what is wrong with the inputs.
+
+        dtype and device are compared with the model's after a failure only: models that cast their
+        inputs, or are spread over devices, are served.
+        """
+        try:
+            return self._model(x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._compare_with_parameters(error)
+            raise ValueError(
+                f"{self.op}: x must be what the model takes, got shape {self._shape} "
+                f"{self._entry_dtype}: {first_line(error)}"
+            ) from error
+
+    def _compare_with_parameters(self, cause: Exception | None) -> None:
+        module = owning_module(self._model)
+        for parameter in module.parameters() if module is not None else ():
+            if not parameter.is_floating_point():
+                continue
+            for name, want, got in (
+                ("dtype", parameter.dtype, self._entry_dtype),
+                ("device", parameter.device, self._device),
+            ):
+                if want != got:
+                    raise ValueError(
+                        f"{self.op}: x must have the {name} of the model's parameters ({want}), "
+                        f"got {got}"
+                    ) from cause
+            return
 
     def _check_output(self, out, rows: int) -> None:
         want = f"{self.op}: model must return logits [B, C] with C >= 2"
@@ -132,6 +185,12 @@ class Network:
             raise TypeError(f"{want}, got {type(out).__name__}")
         if not out.is_floating_point():
             raise TypeError(f"{want}, got dtype {str(out.dtype).removeprefix('torch.')}")
+        if out.device != self._device:  # a model on meta answers without complaint
+            self._compare_with_parameters(None)
+            raise ValueError(
+                f"{self.op}: model must return logits on the device of x ({self._device}), "
+                f"got {out.device}"
+            )
         shape = list(out.shape)
         if out.dim() != 2 or shape[0] != rows or shape[1] < 2:
             raise ValueError(f"{want}, got {shape} for {rows} inputs")
@@ -165,7 +224,9 @@ class Network:
         return sum(seen.values()) + x.nbytes + out.nbytes
 
 
-def _read_preprocessing(op: str, given: Mapping | None) -> tuple[Tensor | None, Tensor | None]:
+def _read_preprocessing(
+    op: str, given: Mapping | None, shape: list[int]
+) -> tuple[Tensor | None, Tensor | None]:
     if given is None:
         return None, None
     if not isinstance(given, Mapping):
@@ -178,6 +239,11 @@ def _read_preprocessing(op: str, given: Mapping | None) -> tuple[Tensor | None, 
     axis = given.get("axis")
     if axis is not None and (isinstance(axis, bool) or not isinstance(axis, int) or axis >= 0):
         raise ValueError(f"{op}: preprocessing axis must be a negative int, got {axis!r}")
+    if axis is not None and -axis >= len(shape):
+        raise ValueError(
+            f"{op}: preprocessing axis must be one of an input's {len(shape) - 1}, "
+            f"-1 to {1 - len(shape)}, got {axis}"
+        )
     read = []
     for name, default in (("mean", 0.0), ("std", 1.0)):
         value = torch.as_tensor(given.get(name, default), dtype=torch.float64)
@@ -188,6 +254,11 @@ def _read_preprocessing(op: str, given: Mapping | None) -> tuple[Tensor | None, 
         if value.dim() > 1:
             raise ValueError(
                 f"{op}: preprocessing {name} must be a number or 1-D, got {value.dim()} dimensions"
+            )
+        if value.dim() == 1 and axis is not None and len(value) not in (1, shape[axis]):
+            raise ValueError(
+                f"{op}: preprocessing {name} must hold {shape[axis]} numbers, the size of axis "
+                f"{axis} of x {shape}, got {len(value)}"
             )
         if not value.isfinite().all() or (name == "std" and not (value > 0).all()):
             wanted = "positive and finite" if name == "std" else "finite"
@@ -203,7 +274,10 @@ def check_bounds(op: str, x: Tensor, bounds: tuple[float, float] | None) -> None
     if bounds is None:
         return
     try:
-        low, high = (float(b) for b in bounds)
+        low, high = bounds
+        if isinstance(low, str) or isinstance(high, str):
+            raise TypeError
+        low, high = float(low), float(high)
     except (TypeError, ValueError):
         raise ValueError(f"{op}: bounds must be a pair (low, high), got {bounds!r}") from None
     if not low < high or math.isnan(low) or math.isnan(high):

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,8 +88,11 @@ class Noise:
                 raise ValueError(
                     f"{op}: noise_factor must have shape [{features}, r], got {list(factor.shape)}"
                 )
-            if not factor.is_floating_point() or not factor.isfinite().all():
-                raise ValueError(f"{op}: noise_factor must be real and finite")
+            if not factor.is_floating_point():
+                raise TypeError(f"{op}: noise_factor must be floating point, got {factor.dtype}")
+            if not factor.isfinite().all():
+                bad = factor[~factor.isfinite()][0].item()
+                raise ValueError(f"{op}: noise_factor must be finite, got {bad}")
             self._matrix = factor.detach().to(x)
             self.dim = factor.shape[1]
         elif callable(factor):
@@ -116,10 +120,22 @@ class Noise:
                     f"input's shape {list(self._shape)}, got a tensor of shape {list(sigma.shape)}"
                 )
             scale = sigma.detach().to(x)
-            if not (scale.isfinite() & (scale >= 0)).all():
-                raise ValueError(f"{op}: sigma must be finite and not negative")
+            bad = ~(scale.isfinite() & (scale >= 0))
+            if bad.any():
+                raise ValueError(
+                    f"{op}: sigma must be finite and not negative, got {scale[bad][0].item():g} "
+                    f"among its {scale.numel()} numbers"
+                )
             self._scale = scale.flatten()
             return [1.0]
+        if isinstance(sigma, np.ndarray) and sigma.ndim > 0:
+            if sigma.ndim > 1:
+                raise ValueError(
+                    f"{op}: sigma must be a 1-D array (a list of numbers, a curve) or a tensor of "
+                    f"one input's shape {list(self._shape)}, got an array of shape "
+                    f"{list(sigma.shape)}"
+                )
+            sigma = list(sigma)
         if not (_is_number(sigma) or isinstance(sigma, (list, tuple, range))):
             raise TypeError(
                 f"{op}: sigma must be a number, a list of numbers or a tensor, "
@@ -183,7 +199,13 @@ def _is_number(value) -> bool:
         return False
     if isinstance(value, (int, float)):
         return True
-    return getattr(value, "ndim", None) == 0
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_complex() and value.dtype != torch.bool
+    return (
+        isinstance(value, (np.generic, np.ndarray))
+        and value.ndim == 0
+        and (value.dtype.kind in "iuf")
+    )
 
 
 def _number(op: str, value) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from .jacobian import (
     check_inputs,
     working_copy,
 )
-from .network import Cost, Meter, Network, check_bounds
+from .network import Cost, Meter, Network, check_bounds, warn_caller
 from .noise import Noise
 from .screening import SCREENS
 
@@ -50,7 +50,7 @@ _READERS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RobustnessResult:
     """What :func:`robustness` knows of each input.
 
@@ -64,7 +64,11 @@ class RobustnessResult:
     )
     lower: Tensor  #: (s) the limits that ``error`` stands for, possibly unequal distances from prob
     upper: Tensor  #: (s)
-    status: Tensor  #: (s) int64, the numbers of :class:`mvnrob.Status`
+    #: (s) int64, the numbers of :class:`mvnrob.Status`: how the integral alone ended. It does not
+    #: speak of sampling error (``mmse``, ``logit_moments``), which ``abs_tol`` does not govern.
+    #: EXACT for ``softmax``, ``taylor_mvs`` and ``mmse_mvs``, formulas without an integral; for
+    #: ``mc``, MAX_POINTS where ``width`` was not reached.
+    status: Tensor
     target: Tensor  #: int64 ``[B]``, the class whose probability this is
     runner_up: Tensor  #: (s) int64, the class the input most probably flips to
     n_screened: Tensor  #: (s) int64, rivals that did not enter the integral
@@ -72,14 +76,26 @@ class RobustnessResult:
     method: str
     cost: Cost
 
+    def __repr__(self) -> str:
+        """A line: the tensors are for indexing."""
+        shape = "x".join(map(str, self.prob.shape)) or "one"
+        text = f"RobustnessResult(method={self.method!r}, prob: {shape}"
+        if self.prob.numel():
+            text += f" with mean {self.prob.nanmean().item():.4g}"
+            text += f", largest error {self.error.max().item():.2g}, status:"
+            kinds, counts = self.status.unique(return_counts=True)
+            for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+                text += f" {count} {Status(kind).name}"
+        return text + ")"
+
 
 def robustness(
     model: Callable,
     x: Tensor,
-    sigma: float | Sequence[float] | Tensor,
+    sigma: float | Sequence[float] | np.ndarray | Tensor,
     *,
     method: str = "taylor",
-    target: str | int | Tensor | None = None,
+    target: str | int | Sequence[int] | np.ndarray | Tensor | None = None,
     n_samples: int | None = None,
     sampling: str | None = None,
     slope: float | str | None = None,
@@ -106,10 +122,13 @@ def robustness(
     Args:
         model: ``[B, *shape] -> [B, C]`` logits, C >= 2: an ``nn.Module`` in eval mode, or a callable;
             an output object with ``.logits`` is accepted. Rows must be independent of each other.
-            Half precision outputs are computed with in float32.
-        x: inputs ``[B, *shape]``, floating point: images, tables, any shape.
-        sigma: standard deviation of the Gaussian noise in the units of x. A number; a list of numbers
-            (a curve: results gain a leading dimension); or a tensor of one input's shape, one for
+            Half precision outputs are computed with in float32. Train mode is refused where it can
+            be seen: in a module, its bound methods and ``functools.partial`` of them. A lambda or
+            function that calls a module is not searched; call ``model.eval()`` yourself.
+        x: inputs ``[B, *shape]``, a dense floating point tensor of the dtype and on the device that
+            the model takes: images, tables, any shape.
+        sigma: standard deviation of the Gaussian noise in the units of x. A number; a list or
+            1-D NumPy array of numbers (a curve: results gain a leading dimension); or a tensor of one input's shape, one for
             each feature.
         method:
             ``"mc"`` counts ``n_samples`` noisy copies: ``lower`` and ``upper`` are Clopper-Pearson
@@ -125,8 +144,9 @@ def robustness(
             No ``error`` but that of ``"mc"`` covers the network's departure from the method's model.
             A jackknife interval is approximate: with fewer than 50 copies it misses in up to 4 % of
             the cases, not 1 % (measured on digits; rates in ``estimators/jackknife.py``).
-        target: None or ``"prediction"``: the argmax at x; labels int ``[B]``; or one class. A target
-            that is not the argmax at x is answered all the same.
+        target: None or ``"prediction"``: the argmax at x; B labels (a tensor, a NumPy array or
+            a list of ints); or one class for all, an int. A target that is not the argmax at x is
+            answered all the same.
         n_samples: noisy copies per input and sigma: 10,000 for ``mc``, 10 for ``mmse`` and
             ``mmse_mvs``, 100 for ``logit_moments``.
         sampling: ``"antithetic"`` (default) or ``"iid"`` (as published), for ``mmse``, ``mmse_mvs``
@@ -136,7 +156,8 @@ def robustness(
         temperature: of the softmax, 1 by default; a number, or one per sigma
             (:func:`mvnrob.estimators.softmax_temperature` gives T = sigma k).
         width: ``mc`` stops drawing for an input when its interval is at most this wide.
-        abs_tol: 99 % error to reach by integral and screening together (default 1e-3).
+        abs_tol: 99 % error to reach by integral and screening together (default 1e-3). It does not
+            govern the sampling error of ``mmse`` and ``logit_moments``: more ``n_samples`` do.
         screen: which rivals' gradients are computed. ``"exact"`` (default): all, but only those that
             can matter enter the integral. ``"sketch"``: bounds from 32 to 256 forward-mode products,
             then gradients of those that can matter (for very many classes). ``"none"``.
@@ -154,6 +175,10 @@ def robustness(
         jvp_mode: ``"forward"`` (default), or ``"double_backward"`` where forward mode is missing.
         check: ``"warn"`` (default), ``"raise"`` or ``"off"``: compare every input's rows with one
             random forward-mode product.
+
+    ``status`` tells how the integral ended and nothing else: ``CONVERGED`` beside a large ``error``
+    means that sampling is what is uncertain. Inputs that end with ``abs_tol`` unmet or with
+    ``INDEFINITE`` are counted in one warning each.
 
     Edges: sigma = 0 gives 1 where the target is the argmax (ties count as kept), else 0; a rival
     with the target's gradient never changes its margin; NaN logits give NaN with status
@@ -190,15 +215,19 @@ def robustness(
     for name, value, least in (("seed", seed, None), ("first_index", first_index, 0)):
         _check_int(op, name, value, least)
     _check_int(op, "max_bytes", max_bytes, 1)
-    network = Network(op, model, preprocessing, x.dtype)
+    network = Network(op, model, preprocessing, x)
+    target = _plain_target(op, target)
     check_bounds(op, x, bounds)
     with torch.inference_mode(False):
         inputs = working_copy(x, network.work_dtype)
         noise = Noise(op, sigma, noise_factor, inputs)
         settings = _settings(op, method, given, noise, seed, max_bytes)
         estimate, chosen, cost = _run(network, inputs, noise, settings, method, target, first_index)
+    _warn_of_statuses(op, method, estimate.status)
     values = {name: value if noise.many else value[0] for name, value in vars(estimate).items()}
-    levels = sigma.detach() if isinstance(sigma, Tensor) else torch.tensor(sigma)
+    levels = (
+        sigma.detach() if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)
+    )
     return RobustnessResult(
         **values, target=chosen, sigma=levels.double(), method=method, cost=cost
     )
@@ -248,11 +277,7 @@ def _run(
             if step == 1 and copies == 1:
                 raise
             step, copies = max(1, step // 2), max(1, copies // 2)
-            warnings.warn(
-                f"{network.op}: out of memory; going on with {step} inputs at a time",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warn_caller(f"{network.op}: out of memory; going on with {step} inputs at a time")
             continue
         parts.append(part.with_nan_rows(chunk.clean.isnan().any(1)))
         start += len(numbers)
@@ -354,11 +379,44 @@ def _read_temperature(op: str, given, noise: Noise) -> Tensor:
     return temperature
 
 
+def _warn_of_statuses(op: str, method: str, status: Tensor) -> None:
+    if method not in _READERS["abs_tol"]:
+        return
+    for kind, what in (
+        (Status.MAX_POINTS, "ended before abs_tol was met; their error says how far they came"),
+        (Status.INDEFINITE, "got NaN: the covariance of their margins is not semidefinite"),
+    ):
+        count = int((status == kind).any(0).sum())
+        if count:
+            warn_caller(f"{op}: {count} of {status.shape[1]} inputs {what}")
+
+
+_TARGETS = "None, 'prediction', an int or B labels (a tensor, an array or a list of ints)"
+
+
+def _plain_target(op: str, target):
+    """NumPy integers, arrays and lists of integers as an int or a tensor."""
+    if isinstance(target, (list, tuple)):
+        for label in target:
+            if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
+                raise TypeError(
+                    f"{op}: target must be {_TARGETS}, "
+                    f"got a {type(target).__name__} that holds {type(label).__name__}"
+                )
+        return torch.tensor([int(label) for label in target], dtype=torch.int64)
+    if isinstance(target, (np.integer, np.ndarray)):
+        if target.dtype.kind not in "iu":
+            raise TypeError(f"{op}: target must be {_TARGETS}, got an array of {target.dtype}")
+        return torch.from_numpy(np.array(target, dtype=np.int64))
+    return target
+
+
 def _check_target(op: str, target, batch: int) -> None:
     if target is None:
         return
     if isinstance(target, str):
-        check_choice(op, "target", target, ("prediction",))
+        if target != "prediction":
+            raise ValueError(f"{op}: target must be {_TARGETS}, got {target!r}")
         return
     if isinstance(target, Tensor):
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
@@ -367,10 +425,7 @@ def _check_target(op: str, target, batch: int) -> None:
             raise ValueError(f"{op}: target must have shape [{batch}], got {list(target.shape)}")
         return
     if isinstance(target, bool) or not isinstance(target, int):
-        raise TypeError(
-            f"{op}: target must be None, 'prediction', an int or a tensor, "
-            f"got {type(target).__name__}"
-        )
+        raise TypeError(f"{op}: target must be {_TARGETS}, got {type(target).__name__}")
 
 
 def _read_target(op: str, target, clean: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ._jac_cov import jac_cov_accumulate, jac_cov_norms
 from .intervals import chi_square_quantile
 from .jacobian import LogitMap
+from .network import first_line
 from .noise import Noise, standard_normal
 
 SCREENS = ("exact", "sketch", "none")
@@ -266,7 +267,15 @@ def _margin_products(logits: LogitMap, noise: Noise, e: Tensor, target: Tensor) 
     """u_i . e for directions e ``[b, m, r]``: ``[b, m, C]``, float64."""
     b, m, _ = e.shape
     along = noise.push(e.flatten(0, 1).to(logits.x)).reshape(b, m, -1)
-    out = logits.jvp(along)
+    try:
+        out = logits.jvp(along)
+    except (NotImplementedError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or logits.jvp_mode != "forward":
+            raise
+        raise ValueError(
+            f"{logits.network.op}: model must have forward-mode derivatives for screen='sketch', "
+            f"got {first_line(error)!r}; pass jvp_mode='double_backward' or screen='exact'"
+        ) from error
     return out.gather(2, target[:, None, None].expand(b, m, 1)) - out
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -130,6 +133,14 @@ class Estimate:
                 setattr(self, field.name, value.masked_fill(bad, torch.nan))
         self.status = self.status.masked_fill(bad, int(Status.NAN_INPUT))
         return self
+
+
+@contextlib.contextmanager
+def statuses_not_warnings() -> Iterator[None]:
+    """mvn_cdf without its warning: ``robustness`` reads the statuses and warns once, in its terms."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "mvn_cdf: .*max_points", RuntimeWarning)
+        yield
 
 
 def clamped(prob: Tensor, below: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:

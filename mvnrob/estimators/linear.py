@@ -19,7 +19,7 @@ from ..screening import (
     screen_sketch,
     standardised,
 )
-from .chunk import LEVEL, Chunk, Estimate, clamped
+from .chunk import LEVEL, Chunk, Estimate, clamped, statuses_not_warnings
 from .jackknife import group_weights, sampling_error
 
 SHARES = {"exact": EXACT_SHARE, "sketch": SKETCH_SHARE, "none": 0.0}
@@ -119,7 +119,7 @@ def _screen(
 
 def _cdf(chunk: Chunk, z: Tensor, corr: Tensor):
     s = chunk.settings
-    with chunk.meter.clock("cdf"):
+    with chunk.meter.clock("cdf"), statuses_not_warnings():
         return mvn_cdf(
             z,
             corr,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._mvn_cdf import mvn_cdf
 from ..screening import rival_order
-from .chunk import LEVEL, Chunk, Estimate, clamped, split_units
+from .chunk import LEVEL, Chunk, Estimate, clamped, split_units, statuses_not_warnings
 from .jackknife import MOST_GROUPS, group_weights, sampling_error
 from .linear import nearest
 
@@ -39,7 +39,7 @@ def _one_sigma(chunk: Chunk, noise) -> Estimate:
     for version in range(len(weights)):
         chosen = margins if version == 0 else margins[:, group_of != version - 1]
         mean, cov = moments(chosen, pairs)
-        with chunk.meter.clock("cdf"):
+        with chunk.meter.clock("cdf"), statuses_not_warnings():
             infos.append(
                 mvn_cdf(mean, cov, abs_tol=s.abs_tol, seed=chunk.cdf_seeds(), return_info=True)
             )
