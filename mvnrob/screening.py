@@ -1,8 +1,7 @@
 """Which classes matter: rows of the Jacobian for them only, and a bound on what the others hold.
 
-With u_i = J_t - J_i and
-z_i = (f_t - f_i) / (sigma ||u_i||), dropping a set of classes changes P(X <= z) by at most the sum
-of their Phi(-z_i): P_S - sum <= P <= P_S.
+With u_i = J_t - J_i and z_i = (f_t - f_i) / (sigma ||u_i||), dropping a set of classes changes
+P(X <= z) by at most the sum of their Phi(-z_i): P_S - sum <= P <= P_S.
 """
 
 from __future__ import annotations
@@ -99,6 +98,16 @@ def mean_rows(rows: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("bkgr,g->bkr", rows, weights.to(rows))
 
 
+def squarable(rows: Tensor) -> Tensor:
+    """The rows, in float64 where float32 squares of some would over- or underflow."""
+    if rows.dtype == torch.float64 or rows.numel() == 0:
+        return rows
+    size = rows.abs().amax(-1)
+    small = torch.where(size > 0, size, 1.0).amin()
+    fits = (small > 1e-15) & (size.amax() < 1e15)
+    return rows if bool(fits) else rows.double()
+
+
 def screen_none(
     logits: LogitMap, noise: Noise, target: Tensor, margins: Tensor, *, row_budget: int
 ) -> Screened:
@@ -143,7 +152,7 @@ def exact_norms(
         else:
             rows = torch.cat([held[:, :1], noise.pull(logits.rows(wanted))], 1)
         for version, weight in enumerate(weights):
-            squares = jac_cov_norms(mean_rows(rows, weight), place)[:, 1:]
+            squares = jac_cov_norms(squarable(mean_rows(rows, weight)), place)[:, 1:]
             norms[version].scatter_(1, order[:, start:stop], squares.sqrt())
     return norms, held if hold else None
 
@@ -329,7 +338,7 @@ def scatter_sums(
         pieces = _column_ranges(logits, noise, screened.classes, row_budget)
     for rows in pieces:
         for version, weight in enumerate(weights):
-            jac_cov_accumulate(out[version], mean_rows(rows, weight), place)
+            jac_cov_accumulate(out[version], squarable(mean_rows(rows, weight)), place)
     return out
 
 

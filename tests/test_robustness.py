@@ -203,6 +203,25 @@ def _close_to_float64(net, x, options):
     assert (gap <= single.error + double.error + 1e-4).all(), gap.max()
 
 
+@pytest.mark.parametrize("method", ["taylor", "mmse", "taylor_mvs", "mmse_mvs"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e-22, 1e19, 1e30])
+def test_scale_of_the_logits_does_not_matter_in_float32(method, scale):
+    """Squares of such gradients under- or overflow: once p = 1 with error 0, or NaN."""
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(6, 6, generator=generator)
+    x = torch.randn(2, 6, generator=generator)
+
+    def probabilities(factor):
+        model = nn.Linear(6, 6, bias=False)
+        model.weight.data = weight * factor
+        return robustness(model.eval(), x, 0.5, method=method)
+
+    plain, scaled = probabilities(1.0), probabilities(scale)
+    assert (plain.prob > 0.01).all() and (plain.prob < 0.99).all()
+    assert ((scaled.prob - plain.prob).abs() <= plain.error + scaled.error + 1e-5).all()
+    assert ((scaled.upper - plain.upper).abs() <= 2e-3).all()
+
+
 def test_runner_up_is_where_monte_carlo_flips():
     _, _, model = linear_model(6, 10)
     x = inputs(40, 10)
