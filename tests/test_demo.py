@@ -286,4 +286,6 @@ def test_photograph_part_runs(network, photographs, tmp_path):
     assert "4 copies per sigma; " in lines[1]
     assert "20 copies per sigma (time budget: not 22)" in lines[2]
     assert any("mc drew 22 copies per sigma; for lack of time fewer: coffee 20." in s for s in said)
+    half = max(high - low for low, high in zip(mc["lower"], mc["upper"], strict=True)) / 2
+    assert any(f"half-widths up to {half:.2f}:" in line for line in said)
     assert (tmp_path / "photographs.png").read_bytes().startswith(b"\x89PNG")

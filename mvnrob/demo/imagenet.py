@@ -318,11 +318,18 @@ def _copies(summary: dict[str, Any], method: str) -> str:
 
 def _print_agreement(console, summary: dict[str, Any]) -> None:
     """Says in words where each method follows the real network, and where it does not."""
+    limits = [r["methods"]["mc"] for r in summary["photographs"]]
+    widest = max(
+        (high - low) / 2
+        for mc in limits
+        for low, high in zip(mc["lower"], mc["upper"], strict=True)
+    )
     text = (
         f"* off Monte Carlo's interval by more than {CLOSE}. The error of taylor is that of the "
         "integral and of the classes screened out: it does not cover the linearisation. That of "
         "logit_moments is of the integral and of its copies' sampling, not of the normal law. Monte "
-        "Carlo counts what the real network does."
+        "Carlo counts what the real network does, with intervals of half-widths up to "
+        f"{widest:.2f}: gaps smaller than that can hide in them."
     )
     lines = [text, *(_copies(summary, method) for method in METHODS[1:])]
     records = summary["photographs"]
