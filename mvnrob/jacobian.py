@@ -219,7 +219,7 @@ class LogitMap:
             [count / self.samples for _, count in self.groups], dtype=rows.dtype, device=rows.device
         )
         reverse = torch.einsum("bkgd,bd->bkg", rows, direction[:, 0]) @ shares
-        size = torch.linalg.vector_norm(rows, dim=-1).amax((1, 2))
+        size = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).amax((1, 2))
         gap = (reverse - product.gather(1, classes)).abs().amax(1)
         wrong = gap > self.network.rounding() * size
         if wrong.any():
