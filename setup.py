@@ -55,7 +55,9 @@ CPU_SOURCES = [
     "csrc/cpu/closed_form.cpp",
     "csrc/cpu/jac_cov.cpp",
     "csrc/cpu/mvn_cdf.cpp",
-    "csrc/cpu/mvn_cdf_plan.cpp",
+    "csrc/cpu/mvn_cdf_factor.cpp",
+    "csrc/cpu/mvn_cdf_pack.cpp",
+    "csrc/cpu/mvn_cdf_problem.cpp",
     "csrc/cpu/mvn_cdf_row.cpp",
 ]
 CUDA_SOURCES = ["csrc/cuda/module.cpp", "csrc/cuda/bvn_cdf.cpp"]

@@ -1,6 +1,6 @@
 // Exact answers: up to three variables, or independent ones.
 #pragma once
-#include "cpu/mvn_cdf_plan.h"
+#include "cpu/mvn_cdf_problem.h"
 #include "cpu/mvn_cdf_row.h"
 
 namespace mvnrob {

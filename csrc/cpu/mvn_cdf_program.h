@@ -1,4 +1,4 @@
-// What the sampler executes for one problem. Torch-free; built by mvn_cdf_plan.cpp, run by
+// What the sampler executes for one problem. Torch-free; built by mvn_cdf_pack.cpp, run by
 // mvn_cdf_simd.cpp.
 //
 // The factor's rows form a sequence. Pivot j comes with the rows that have no variance left once
@@ -37,15 +37,15 @@ struct RowList {
   const uint8_t* flags;
 };
 
-// Sum over samples, in float64, of each quantity of one stage.
-struct StageSums {
+// Sums over samples, in float64.
+struct SampleSums {
   double value;       // f: the (completed) integrand
   double complement;  // 1 - f, accumulated without cancellation
   double below;       // upper bound on how far the truth given y may lie below f
   double above;       // and above it
   double square;      // f^2
 
-  void add(const StageSums& other) {
+  void add(const SampleSums& other) {
     value += other.value;
     complement += other.complement;
     below += other.below;
@@ -54,32 +54,23 @@ struct StageSums {
   }
 };
 
-// One stage: sample the rows of `sampled`, then complete with `completion`. The second stage, when
-// there is one, goes on from the first one's y's, and its sums of value and complement are those of
-// the difference to the first stage's (square: of the squared difference).
-template <class scalar_t>
-struct Stage {
-  RowList<scalar_t> sampled;
-  RowList<scalar_t> completion;
-};
-
 template <class scalar_t>
 struct Program {
-  int n_stages;
-  Stage<scalar_t> stages[2];
-  int n_pivots;         // y's in all
+  RowList<scalar_t> sampled;
+  RowList<scalar_t> completion;
+  int n_pivots;
   scalar_t skip_limit;  // a completion row with every limit of the tile above it is left out
 };
 
-// Samples points first .. first + 64 * tiles - 1 of one shift and adds to sums[stage].
+// Samples points first .. first + 64 * tiles - 1 of one shift and adds to `sums`.
 template <class scalar_t>
 using SampleFn = void (*)(const Program<scalar_t>& program, const uint32_t* generator,
                           const uint32_t* shift, uint32_t first, int64_t tiles, scalar_t* workspace,
-                          StageSums* sums);
+                          SampleSums* sums);
 
 // Elements of the `workspace` of a SampleFn.
 inline int64_t workspace_size(int n_pivots) {
-  return int64_t(kTileSamples) * (n_pivots + kMaxBlockRows + 10);
+  return int64_t(kTileSamples) * (n_pivots + kMaxBlockRows + 8);
 }
 
 struct SimdTable {

@@ -73,7 +73,7 @@ struct RowWorkspace {
   PackedProgram<float> program_float;
   PackedProgram<double> program_double;
   std::vector<uint32_t> shifts;
-  std::vector<StageSums> task_sums;
+  std::vector<SampleSums> task_sums;
 
   PackedProgram<float>& program(float) { return program_float; }
   PackedProgram<double>& program(double) { return program_double; }
@@ -93,14 +93,15 @@ class Series {
   Series(RowWorkspace& workspace, const Runner& run, uint64_t seed, const uint32_t* generators)
       : w_(workspace), run_(run), seed_(seed), generators_(generators) {}
 
-  void restart(int64_t pivots, double skip_limit) {
+  void restart(double skip_limit) {
+    const int64_t pivots = w_.factor.pivots();
     PackedProgram<scalar_t>& packed = w_.program(scalar_t(0));
-    packed.pack(w_.factor, 0, pivots, skip_limit);
+    packed.pack(w_.factor, skip_limit);
     w_.shifts.resize(kShifts * pivots);
     for (int s = 0; s < kShifts; ++s)
       for (int64_t j = 0; j < pivots; ++j)
         w_.shifts[s * pivots + j] = math::hash_shift(seed_, uint32_t(s), uint32_t(j));
-    for (StageSums& sums : sums_) sums = {};
+    for (SampleSums& sums : sums_) sums = {};
     points_ = 0;
   }
 
@@ -141,7 +142,7 @@ class Series {
     Estimate e;
     e.value = value.mean;
     double sum = 0, square = 0;
-    for (const StageSums& s : sums_) {
+    for (const SampleSums& s : sums_) {
       e.complement += s.complement / (n * kShifts);
       sum += s.value;
       square += s.square;
@@ -163,7 +164,7 @@ class Series {
   const Runner& run_;
   const uint64_t seed_;
   const uint32_t* generators_;
-  StageSums sums_[kShifts];
+  SampleSums sums_[kShifts];
   int64_t points_ = 0;
 };
 
@@ -251,7 +252,7 @@ class Integrator {
       pivots = std::min(pivots, w_.factor.pivots());
       const bool complete = w_.factor.exhausted() && pivots == w_.factor.pivots();
       result.n_pivots = pivots;
-      series_.restart(pivots, limit);
+      series_.restart(limit);
       int64_t next = kPilot;
       bool deepen = false;
       while (!deepen) {

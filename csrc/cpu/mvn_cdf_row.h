@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <functional>
 
-#include "cpu/mvn_cdf_plan.h"
+#include "cpu/mvn_cdf_pack.h"
 
 namespace mvnrob {
 

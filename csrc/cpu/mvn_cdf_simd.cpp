@@ -55,12 +55,10 @@ struct Tile {
   scalar_t* complement;   // 1 - f
   scalar_t* upper;        // limits of the pivot whose group is being read
   scalar_t* lower;
-  scalar_t* completed;     // f times the probabilities of the completion's rows
-  scalar_t* missing;       // f - completed, without cancellation
-  scalar_t* mass;          // sum of the completion's probabilities of failing
-  scalar_t* largest;       // and the largest of them
-  scalar_t* value_before;  // the integrand of the stage before, for the difference
-  scalar_t* complement_before;
+  scalar_t* completed;  // f times the probabilities of the completion's rows
+  scalar_t* missing;    // f - completed, without cancellation
+  scalar_t* mass;       // sum of the completion's probabilities of failing
+  scalar_t* largest;    // and the largest of them
 };
 
 template <class scalar_t>
@@ -152,11 +150,12 @@ void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, uint32_t firs
 
 template <class scalar_t>
 void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile,
-                 const uint32_t* generator, const uint32_t* shift, uint32_t first, int& known) {
+                 const uint32_t* generator, const uint32_t* shift, uint32_t first) {
   using V = Vec<scalar_t>;
   constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
   const scalar_t infinity = scalar_t(__builtin_inf());
   bool has_upper = false, has_lower = false;
+  int known = 0;  // pivots whose y is drawn
   for (int64_t b = 0; b < list.n_blocks; ++b) {
     const Block& block = list.blocks[b];
     const scalar_t* coef = list.coef + block.coef;
@@ -242,10 +241,9 @@ void complete_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, sc
   }
 }
 
-// Adds the tile's integrand (completed when the stage completes) to the stage's sums; from the
-// second stage on, its difference to the stage before.
+// Adds the tile's integrand, completed when there is a completion.
 template <class scalar_t>
-void add_stage(const Tile<scalar_t>& tile, bool completes, bool is_difference, StageSums& sums) {
+void add_tile(const Tile<scalar_t>& tile, bool completes, SampleSums& sums) {
   using V = Vec<scalar_t>;
   constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
   const V zero(scalar_t(0)), one(scalar_t(1));
@@ -263,16 +261,9 @@ void add_stage(const Tile<scalar_t>& tile, bool completes, bool is_difference, S
       value = load(tile.completed, p);
       complement = complement + missing;
     }
-    V value_term = value, complement_term = complement;
-    if (is_difference) {
-      value_term = value - load(tile.value_before, p);
-      complement_term = complement - load(tile.complement_before, p);
-    }
-    store(tile.value_before, p, value);
-    store(tile.complement_before, p, complement);
-    value_sum = value_sum + value_term;
-    complement_sum = complement_sum + complement_term;
-    square_sum = math::fma(value_term, value_term, square_sum);
+    value_sum = value_sum + value;
+    complement_sum = complement_sum + complement;
+    square_sum = math::fma(value, value, square_sum);
   }
   sums.value += double(math::reduce_add(value_sum));
   sums.complement += double(math::reduce_add(complement_sum));
@@ -283,7 +274,7 @@ void add_stage(const Tile<scalar_t>& tile, bool completes, bool is_difference, S
 
 template <class scalar_t>
 void sample(const Program<scalar_t>& program, const uint32_t* generator, const uint32_t* shift,
-            uint32_t first, int64_t tiles, scalar_t* workspace, StageSums* sums) {
+            uint32_t first, int64_t tiles, scalar_t* workspace, SampleSums* sums) {
   scalar_t* next = workspace;
   auto take = [&next](int64_t rows) {
     scalar_t* p = next;
@@ -293,21 +284,16 @@ void sample(const Program<scalar_t>& program, const uint32_t* generator, const u
   Tile<scalar_t> tile;
   tile.y = take(program.n_pivots);
   tile.accumulator = take(kBlockRows);
-  for (scalar_t** p :
-       {&tile.value, &tile.complement, &tile.upper, &tile.lower, &tile.completed, &tile.missing,
-        &tile.mass, &tile.largest, &tile.value_before, &tile.complement_before})
+  for (scalar_t** p : {&tile.value, &tile.complement, &tile.upper, &tile.lower, &tile.completed,
+                       &tile.missing, &tile.mass, &tile.largest})
     *p = take(1);
+  const bool completes = program.completion.n_blocks > 0;
   for (int64_t t = 0; t < tiles; ++t) {
     fill(tile.value, scalar_t(1));
     fill(tile.complement, scalar_t(0));
-    int known = 0;
-    for (int s = 0; s < program.n_stages; ++s) {
-      const Stage<scalar_t>& stage = program.stages[s];
-      sample_rows(stage.sampled, tile, generator, shift, first + uint32_t(t) * kTileSamples, known);
-      const bool completes = stage.completion.n_blocks > 0;
-      if (completes) complete_rows(stage.completion, tile, program.skip_limit);
-      add_stage(tile, completes, s > 0, sums[s]);
-    }
+    sample_rows(program.sampled, tile, generator, shift, first + uint32_t(t) * kTileSamples);
+    if (completes) complete_rows(program.completion, tile, program.skip_limit);
+    add_tile(tile, completes, *sums);
   }
 }
 

@@ -1,0 +1,50 @@
+// The ordered, rank-revealing Cholesky factor (Gibson, Glasbey and Elston 1994). Torch-free.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cpu/mvn_cdf_problem.h"
+
+namespace mvnrob {
+
+// Whether the factor could be continued: `indefinite` is a variance negative beyond rounding, `nan`
+// an entry of the matrix.
+enum class Advanced { yes, indefinite, nan };
+
+// Partial rank-revealing Cholesky factor of the correlation, in greedy order: at each step the
+// variable least likely to hold given the expected values of those before it. No jitter: a variable
+// whose variance given the pivots is within its rounding leaves the live rows and joins the
+// group of the last pivot, which it bounds.
+class Factor {
+ public:
+  void start(const Problem& problem, const CovarianceView& cov);
+
+  // Adds pivots until there are `target` or none is left.
+  Advanced advance(int64_t target);
+
+  int64_t size() const { return m_; }
+  int64_t pivots() const { return pivots_; }
+  bool exhausted() const { return live_end_ == pivots_; }
+  // Largest variance that was within its rounding and taken as zero.
+  double neglected() const { return neglected_; }
+
+ private:
+  friend class Packer;
+  double entry(int64_t row, int64_t column) const { return L_[column * m_ + row]; }
+  int64_t choose() const;
+  void swap(int64_t a, int64_t b);
+
+  const Problem* problem_ = nullptr;
+  CovarianceView cov_{};
+  int64_t m_ = 0, pivots_ = 0, live_end_ = 0;
+  double neglected_ = 0;
+  // By position: pivots, then live rows, then rows with no variance left.
+  std::vector<int64_t> position_;  // index into the problem
+  std::vector<double> upper_, lower_, variance_, mean_, variance_error_;
+  std::vector<int64_t> group_;
+  std::vector<double> L_;    // column-major, m_ rows
+  std::vector<double> row_;  // scratch
+  mutable std::vector<double> scratch_;
+};
+
+}  // namespace mvnrob

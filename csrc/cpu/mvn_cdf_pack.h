@@ -1,0 +1,35 @@
+// From a factor to the blocks that the sampler executes. Torch-free.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cpu/mvn_cdf_factor.h"
+#include "cpu/mvn_cdf_program.h"
+
+namespace mvnrob {
+
+// Owns the arrays of a Program.
+template <class scalar_t>
+class PackedProgram {
+ public:
+  // The pivots and their groups are sampled, the live rows complete.
+  void pack(const Factor& factor, double skip_limit);
+  const Program<scalar_t>& program() const { return program_; }
+  double cost() const { return cost_; }  // per sample, in units of one multiply-add
+
+ private:
+  struct List {
+    std::vector<Block> blocks;
+    std::vector<scalar_t> coef, upper, lower;
+    std::vector<uint8_t> flags;
+    RowList<scalar_t> view() const {
+      return {blocks.data(), int64_t(blocks.size()), coef.data(),
+              upper.data(),  lower.data(),           flags.data()};
+    }
+  };
+  List sampled_, completion_;
+  Program<scalar_t> program_{};
+  double cost_ = 0;
+};
+
+}  // namespace mvnrob
