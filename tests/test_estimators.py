@@ -395,3 +395,12 @@ def test_screening_and_budget_on_digits(digits):
         result = robustness(model, x, SIGMAS, **options)
         assert ((result.prob - full.prob).abs() <= result.error + full.error).all()
         assert (result.error <= 1e-3).all()
+
+
+def test_softmax_of_infinite_logits_is_the_limit():
+    logits = torch.tensor(
+        [[1.0, torch.inf, 2.0], [torch.inf, torch.inf, 0.0], [1.0, 1.0, -torch.inf]]
+    )
+    r = robustness(lambda x: logits[: len(x)], torch.zeros(3, 2), 0.1, method="softmax", target=1)
+    assert r.prob.tolist() == pytest.approx([1.0, 0.5, 0.5], abs=1e-15)
+    assert r.complement.tolist() == pytest.approx([0.0, 0.5, 0.5], abs=1e-15)

@@ -30,7 +30,11 @@ def softmax(chunk: Chunk) -> Estimate:
     s = chunk.settings
     sigmas = len(chunk.noise.sigmas)
     temperature = s.temperature.reshape(-1, 1).expand(sigmas, 1)
-    scaled = chunk.clean / temperature[..., None]  # [n_sigma, b, C]
+    # Classes at +inf share the whole, at any temperature.
+    infinite = chunk.clean == torch.inf
+    shared = torch.where(infinite, 0.0, -torch.inf).to(chunk.clean)
+    clean = torch.where(infinite.any(1, keepdim=True), shared, chunk.clean)
+    scaled = clean / temperature[..., None]  # [n_sigma, b, C]
     whole = scaled.logsumexp(-1)
     target = chunk.target[None, :, None].expand(sigmas, -1, 1)
     prob = (scaled.gather(2, target)[..., 0] - whole).exp()
