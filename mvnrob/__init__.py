@@ -1,5 +1,6 @@
 """Average-case robustness of classifiers by batched multivariate normal probabilities."""
 
+from ._bvn_cdf import bvn_cdf
 from ._jac_cov import (
     JacCovResult,
     jac_cov,
@@ -16,6 +17,7 @@ __all__ = [
     "MVNResult",
     "RobustnessResult",
     "Status",
+    "bvn_cdf",
     "jac_cov",
     "jac_cov_accumulate",
     "jac_cov_finalize",
