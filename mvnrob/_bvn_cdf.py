@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _load
+from ._checks import check_alike
 
 
 def bvn_cdf(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
@@ -24,20 +25,7 @@ def bvn_cdf(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
         NotImplementedError: a tensor requires grad, or is on a device without kernels.
     """
     named = {"h": h, "k": k, "rho": rho}
-    for name, t in named.items():
-        if not isinstance(t, Tensor):
-            raise TypeError(f"bvn_cdf: {name} must be a tensor, got {type(t).__name__}")
-        if t.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"bvn_cdf: {name} must be float32 or float64, got {t.dtype}")
-        if t.dtype != h.dtype:
-            raise TypeError(f"bvn_cdf: {name} must have the dtype of h, got {t.dtype}")
-        if t.device != h.device:
-            raise ValueError(f"bvn_cdf: {name} must be on the device of h, got {t.device}")
-        if t.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(
-                f"bvn_cdf: {name} must not require grad, got requires_grad=True "
-                "(gradients are not built yet; pass x.detach() or use torch.no_grad())"
-            )
+    check_alike("bvn_cdf", named)
     if h.device.type == "cuda" and _load.cuda_unavailable:
         raise NotImplementedError(
             f"bvn_cdf: h must be on the CPU, got {h.device}: {_load.cuda_unavailable}"

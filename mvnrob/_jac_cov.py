@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _load
+from ._checks import check_device, check_tensor
 
 _J_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _REAL_DTYPES = (torch.float32, torch.float64)
@@ -154,21 +155,6 @@ def _values_at_hand(t: Tensor) -> bool:
     return type(t) is Tensor and t.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _check_tensor(op: str, name: str, t) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
-    if t.requires_grad and torch.is_grad_enabled():
-        raise NotImplementedError(
-            f"{op}: {name} must not require grad, got requires_grad=True "
-            "(gradients are not built yet; pass x.detach() or use torch.no_grad())"
-        )
-
-
-def _check_device(op: str, name: str, t: Tensor, device: torch.device, of: str) -> None:
-    if t.device != device:
-        raise ValueError(f"{op}: {name} must be on the device of {of}, got {t.device}")
-
-
 def _check_backend(op: str, name: str, t: Tensor) -> None:
     if t.device.type == "cuda":
         reason = _load.cuda_unavailable or "its CUDA kernels are not built yet"
@@ -178,7 +164,7 @@ def _check_backend(op: str, name: str, t: Tensor) -> None:
 
 
 def _check_target(op: str, target) -> None:
-    _check_tensor(op, "target", target)
+    check_tensor(op, "target", target)
     if target.dtype != torch.int64:
         raise TypeError(f"{op}: target must be int64, got {_dtype_name(target)}")
 
@@ -194,19 +180,19 @@ def _check_target_shape(op: str, target: Tensor, batch: int, classes: int) -> No
 
 
 def _check_rows(op: str, J, target) -> None:
-    _check_tensor(op, "J", J)
+    check_tensor(op, "J", J)
     _check_target(op, target)
     if J.dim() != 3 or J.shape[1] < 1:
         raise ValueError(f"{op}: J must have shape [B, C, D] with C >= 1, got {list(J.shape)}")
     if J.dtype not in _J_DTYPES:
         raise TypeError(f"{op}: J must be float32, float64 or bfloat16, got {_dtype_name(J)}")
     _check_backend(op, "J", J)
-    _check_device(op, "target", target, J.device, "J")
+    check_device(op, "target", target, J.device, "J")
     _check_target_shape(op, target, J.shape[0], J.shape[1])
 
 
 def _check_S(op: str, S, batch: int, classes: int, device: torch.device) -> None:
-    _check_tensor(op, "S", S)
+    check_tensor(op, "S", S)
     if S.dtype not in _REAL_DTYPES:
         raise TypeError(f"{op}: S must be float32 or float64, got {_dtype_name(S)}")
     if S.dim() != 3 or S.shape[0] != batch or S.shape[1] != classes or S.shape[2] != classes:
@@ -215,7 +201,7 @@ def _check_S(op: str, S, batch: int, classes: int, device: torch.device) -> None
         )
     if not S.is_contiguous():
         raise ValueError(f"{op}: S must be contiguous, got strides {list(S.stride())}")
-    _check_device(op, "S", S, device, "J" if op == "jac_cov_accumulate" else "logits")
+    check_device(op, "S", S, device, "J" if op == "jac_cov_accumulate" else "logits")
 
 
 def _check_accumulate(op: str, S, J, target) -> None:
@@ -224,7 +210,7 @@ def _check_accumulate(op: str, S, J, target) -> None:
 
 
 def _check_logits(op: str, logits, target: Tensor, shape: tuple[int, int] | None) -> Tensor:
-    _check_tensor(op, "logits", logits)
+    check_tensor(op, "logits", logits)
     if logits.dtype == torch.bfloat16:
         logits = logits.float()
     if logits.dtype not in _REAL_DTYPES:
@@ -246,14 +232,14 @@ def _check_logits(op: str, logits, target: Tensor, shape: tuple[int, int] | None
 def _check_sigma(op: str, sigma, logits: Tensor) -> Tensor:
     batch = logits.shape[0]
     if isinstance(sigma, Tensor):
-        _check_tensor(op, "sigma", sigma)
+        check_tensor(op, "sigma", sigma)
         if sigma.dtype not in _REAL_DTYPES:
             raise TypeError(f"{op}: sigma must be float32 or float64, got {_dtype_name(sigma)}")
         if sigma.dim() > 1 or (sigma.dim() == 1 and sigma.shape[0] != batch):
             raise ValueError(
                 f"{op}: sigma must have shape [{batch}] or [], got {list(sigma.shape)}"
             )
-        _check_device(op, "sigma", sigma, logits.device, "logits")
+        check_device(op, "sigma", sigma, logits.device, "logits")
         if _values_at_hand(sigma):
             bad = sigma[~((sigma > 0) & sigma.isfinite())]
             if bad.numel():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _load
+from ._checks import check_alike
 
 METHODS = ("auto", "sov", "closed_form")
 COMPUTE_DTYPES = {None: "auto", torch.float32: "float32", torch.float64: "float64"}
@@ -186,34 +187,19 @@ def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype) -> None:
 
 def _check_tensors(upper, cov, lower, mean) -> torch.Size:
     """Raises for a bad tensor; returns the batch shape."""
-    named = {"upper": upper, "cov": cov, "lower": lower, "mean": mean}
-    for name, t in named.items():
-        if t is None and name in ("lower", "mean"):
-            continue
-        if not isinstance(t, Tensor):
-            raise TypeError(f"mvn_cdf: {name} must be a tensor, got {type(t).__name__}")
-        if t.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"mvn_cdf: {name} must be float32 or float64, got {t.dtype}")
-        if t.dtype != upper.dtype:
-            raise TypeError(f"mvn_cdf: {name} must have the dtype of upper, got {t.dtype}")
-        if t.device != upper.device:
-            raise ValueError(f"mvn_cdf: {name} must be on the device of upper, got {t.device}")
-        if t.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(
-                f"mvn_cdf: {name} must not require grad, got requires_grad=True "
-                "(gradients are not built yet; pass x.detach() or use torch.no_grad())"
-            )
+    given = {"upper": upper, "cov": cov, "lower": lower, "mean": mean}
+    named = {name: t for name, t in given.items() if t is not None or name in ("upper", "cov")}
+    check_alike("mvn_cdf", named)
     if upper.dim() < 1:
         raise ValueError("mvn_cdf: upper must have shape [..., n], got []")
     n = upper.shape[-1]
     if cov.dim() < 2 or cov.shape[-1] != n or cov.shape[-2] != n:
         raise ValueError(f"mvn_cdf: cov must have shape [..., {n}, {n}], got {list(cov.shape)}")
     for name in ("lower", "mean"):
-        t = named[name]
+        t = named.get(name)
         if t is not None and (t.dim() < 1 or t.shape[-1] != n):
             raise ValueError(f"mvn_cdf: {name} must have shape [..., {n}], got {list(t.shape)}")
-    shapes = [(name, t.shape[:-1] if name != "cov" else t.shape[:-2])
-              for name, t in named.items() if t is not None]  # fmt: skip
+    shapes = [(name, t.shape[: -2 if name == "cov" else -1]) for name, t in named.items()]
     batch = torch.Size()
     for name, shape in shapes:
         joined = _broadcast(batch, shape)

@@ -1,0 +1,33 @@
+"""Requirements that several ops share, in the words of the house: ``<op>: <argument> must ...``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(op: str, name: str, t) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
+    if t.requires_grad and torch.is_grad_enabled():
+        raise NotImplementedError(
+            f"{op}: {name} must not require grad, got requires_grad=True "
+            "(gradients are not built yet; pass x.detach() or use torch.no_grad())"
+        )
+
+
+def check_device(op: str, name: str, t: Tensor, device: torch.device, of: str) -> None:
+    if t.device != device:
+        raise ValueError(f"{op}: {name} must be on the device of {of}, got {t.device}")
+
+
+def check_alike(op: str, named: dict[str, Tensor]) -> None:
+    """Float32 or float64 tensors with the dtype and device of the first."""
+    first, model = next(iter(named.items()))
+    for name, t in named.items():
+        check_tensor(op, name, t)
+        if t.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{op}: {name} must be float32 or float64, got {t.dtype}")
+        if t.dtype != model.dtype:
+            raise TypeError(f"{op}: {name} must have the dtype of {first}, got {t.dtype}")
+        check_device(op, name, t, model.device, first)
