@@ -257,7 +257,7 @@ class Integrator {
       bool deepen = false;
       while (!deepen) {
         next = std::min(next, points_left(result));
-        if (next <= series_.points()) return stop(dropped, result);
+        if (next <= series_.points()) return stop(result);
         result.n_points += kShifts * (next - series_.points());
         series_.extend(next);
         const double t = confidence_.next(series_.points() == kPilot);
@@ -269,16 +269,16 @@ class Integrator {
         if (complete && pivots == 1) {  // the integrand is constant: only rounding is left
           if (std::is_same<scalar_t, float>::value) return Outcome::needs_double;
           result.status = w_.factor.neglected() > 1e-12 ? Status::converged : Status::exact;
-          estimate_ = e;
-          return stop(dropped, result);
+          keep(e, dropped);
+          return stop(result);
         }
         e.error = std::max(e.error, unseen(e, mass, largest));
-        estimate_ = e;
+        keep(e, dropped);
         if (dropped > 0 && 0.5 * dropped > 0.25 * tolerance_) return Outcome::screen_less;
         const double allowed = tolerance_ - 0.5 * dropped;
         if (e.error <= allowed) {
           result.status = Status::converged;
-          return stop(dropped, result);
+          return stop(result);
         }
         if (!complete && e.bias > 0.35 * allowed) {
           deepen = true;
@@ -342,8 +342,14 @@ class Integrator {
     return round_up(double(series_.points()) * factor);
   }
 
-  Outcome stop(double dropped, RowResult& result) {
-    finish(estimate_, dropped, result);
+  // The latest estimate, with the screened mass of its own plan.
+  void keep(const Estimate& e, double dropped) {
+    estimate_ = e;
+    dropped_ = dropped;
+  }
+
+  Outcome stop(RowResult& result) {
+    finish(estimate_, dropped_, result);
     return Outcome::done;
   }
 
@@ -363,6 +369,7 @@ class Integrator {
   const Generators generators_;
   Series<scalar_t> series_;
   Estimate estimate_;
+  double dropped_ = 0;
   Confidence confidence_;  // one budget for all plans of the row
   double tolerance_ = 0;
 };
