@@ -176,12 +176,7 @@ def screen_exact(
     largest = max(noise.sigmas)
     ranked = tail(margins, norms, largest).gather(1, order)
     keep = keep_largest(ranked, allowed, LEAST_KEPT)
-    dropped = torch.stack(
-        [
-            tail(margins, norms, sigma).gather(1, order).masked_fill(keep, 0.0).sum(1)
-            for sigma in noise.sigmas
-        ]
-    )
+    dropped = _dropped_mass(margins, norms, order, keep, noise.sigmas)
     ranks, valid = _packed(keep)
     chosen = _classes(order, ranks, valid, target)
     rows = None
@@ -255,12 +250,7 @@ def screen_sketch(
         if int(saving) <= JVP_IN_VJPS * size:
             break
     keep = kept[0] | forced
-    dropped = torch.stack(
-        [
-            tail(margins, most, sigma).gather(1, order).masked_fill(keep, 0.0).sum(1)
-            for sigma in noise.sigmas
-        ]
-    )
+    dropped = _dropped_mass(margins, most, order, keep, noise.sigmas)
     ranks, valid = _packed(keep)
     chosen = _classes(order, ranks, valid, target)
     rows = None
@@ -270,6 +260,12 @@ def screen_sketch(
             rows = torch.cat([near_rows, noise.pull(logits.rows(chosen[:, near:]))], 1)
     unknown = margins.new_full((b, classes), math.nan)
     return Screened(chosen, rows, unknown, dropped, (~keep).sum(1))
+
+
+def _dropped_mass(margins: Tensor, norms: Tensor, order: Tensor, keep: Tensor, sigmas) -> Tensor:
+    """Sum of Phi(-z) over the rivals that are not kept: ``[n_sigma, b]``."""
+    masses = [tail(margins, norms, sigma).gather(1, order) for sigma in sigmas]
+    return torch.stack([mass.masked_fill(keep, 0.0).sum(1) for mass in masses])
 
 
 def _margin_products(logits: LogitMap, noise: Noise, e: Tensor, target: Tensor) -> Tensor:

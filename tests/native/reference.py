@@ -6,7 +6,6 @@ import mpmath as mp
 
 mp.mp.dps = 40
 ROOT_TWO = mp.sqrt(2)
-LN_TWO = mp.log(2)
 
 
 @functools.lru_cache(None)
