@@ -55,13 +55,20 @@ CPU_SOURCES = [
     "csrc/cpu/closed_form.cpp",
     "csrc/cpu/jac_cov.cpp",
     "csrc/cpu/mvn_cdf.cpp",
+    "csrc/cpu/mvn_cdf_batch.cpp",
     "csrc/cpu/mvn_cdf_factor.cpp",
     "csrc/cpu/mvn_cdf_pack.cpp",
     "csrc/cpu/mvn_cdf_problem.cpp",
     "csrc/cpu/mvn_cdf_row.cpp",
+    "csrc/cpu/mvn_cdf_series.cpp",
+    "csrc/cpu/mvn_cdf_sums.cpp",
 ]
-CUDA_SOURCES = ["csrc/cuda/module.cpp", "csrc/cuda/bvn_cdf.cpp"]
-CUDA_KERNELS = ["csrc/cuda/bvn_cdf.cu"]
+CUDA_SOURCES = ["csrc/cuda/module.cpp", "csrc/cuda/bvn_cdf.cpp", "csrc/cuda/mvn_cdf.cpp"]
+CUDA_KERNELS = [
+    "csrc/cuda/mvn_cdf_float.cu",
+    "csrc/cuda/mvn_cdf_double.cu",
+    "csrc/cuda/bvn_cdf.cu",
+]
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 
@@ -158,7 +165,16 @@ def run_jobs(jobs):
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         print(" ".join(str(word) for word in command), flush=True)
-        subprocess.run([str(word) for word in command], check=True)
+        # Its output in one piece: ptxas' reports of several files would mix.
+        done = subprocess.run(
+            [str(word) for word in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        print(done.stdout, end="", flush=True)
+        done.check_returncode()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(run, jobs))

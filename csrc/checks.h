@@ -3,32 +3,69 @@
 #pragma once
 #include <limits>
 #include <optional>
+#include <vector>
 
 #include "torch_utils.h"
 
 namespace mvnrob {
 
-inline void check_mvn_cdf(const Tensor& upper, const Tensor& cov,
-                          const std::optional<Tensor>& lower, const Tensor& seed) {
-  STD_TORCH_CHECK(upper.dim() == 2, "mvn_cdf: upper must have shape [B, n], got ",
-                  shape_text(upper));
+inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor& cov,
+                               const std::optional<Tensor>& lower, const Tensor& seed) {
+  STD_TORCH_CHECK(upper.dim() == 2, op, ": upper must have shape [B, n], got ", shape_text(upper));
   const int64_t batch = upper.size(0), n = upper.size(1);
   STD_TORCH_CHECK(cov.dim() == 3 && cov.size(0) == batch && cov.size(1) == n && cov.size(2) == n,
-                  "mvn_cdf: cov must have shape [", batch, ", ", n, ", ", n, "], got ",
+                  op, ": cov must have shape [", batch, ", ", n, ", ", n, "], got ",
                   shape_text(cov));
-  STD_TORCH_CHECK(is_float_or_double(upper), "mvn_cdf: upper must be float32 or float64");
-  STD_TORCH_CHECK(cov.scalar_type() == upper.scalar_type(),
-                  "mvn_cdf: cov must have the dtype of upper");
+  STD_TORCH_CHECK(is_float_or_double(upper), op, ": upper must be float32 or float64");
+  STD_TORCH_CHECK(cov.scalar_type() == upper.scalar_type(), op,
+                  ": cov must have the dtype of upper");
   if (lower.has_value()) {
-    STD_TORCH_CHECK(lower->dim() == 2 && lower->size(0) == batch && lower->size(1) == n,
-                    "mvn_cdf: lower must have shape [", batch, ", ", n, "], got ",
-                    shape_text(*lower));
-    STD_TORCH_CHECK(lower->scalar_type() == upper.scalar_type(),
-                    "mvn_cdf: lower must have the dtype of upper");
+    STD_TORCH_CHECK(lower->dim() == 2 && lower->size(0) == batch && lower->size(1) == n, op,
+                    ": lower must have shape [", batch, ", ", n, "], got ", shape_text(*lower));
+    STD_TORCH_CHECK(lower->scalar_type() == upper.scalar_type(), op,
+                    ": lower must have the dtype of upper");
   }
   STD_TORCH_CHECK(
-      seed.dim() == 1 && seed.size(0) == batch && seed.scalar_type() == ScalarType::Long,
-      "mvn_cdf: seed must be int64 of shape [", batch, "], got ", shape_text(seed));
+      seed.dim() == 1 && seed.size(0) == batch && seed.scalar_type() == ScalarType::Long, op,
+      ": seed must be int64 of shape [", batch, "], got ", shape_text(seed));
+}
+
+inline void check_mvn_cdf(const Tensor& upper, const Tensor& cov,
+                          const std::optional<Tensor>& lower, const Tensor& seed) {
+  check_mvn_cdf_rows("mvn_cdf", upper, cov, lower, seed);
+}
+
+inline void check_mvn_cdf_sums(const Tensor& upper, const Tensor& cov,
+                               const std::optional<Tensor>& lower, const Tensor& seed,
+                               const Tensor& order, int64_t n_points,
+                               const std::string& compute_dtype) {
+  const char* op = "mvn_cdf_sums";
+  check_mvn_cdf_rows(op, upper, cov, lower, seed);
+  const int64_t batch = upper.size(0), n = upper.size(1);
+  STD_TORCH_CHECK(order.dim() == 2 && order.size(0) == batch && order.size(1) >= 1 &&
+                      order.size(1) <= n && order.scalar_type() == ScalarType::Long,
+                  op, ": order must be int64 of shape [", batch, ", k] with 1 <= k <= ", n,
+                  ", got ", shape_text(order));
+  STD_TORCH_CHECK(n_points > 0 && n_points % 64 == 0 && n_points <= int64_t(1) << 31, op,
+                  ": n_points must be a positive multiple of 64, at most 2^31, got ", n_points);
+  STD_TORCH_CHECK(compute_dtype == "float32" || compute_dtype == "float64", op,
+                  ": compute_dtype must be float32 or float64, got ", compute_dtype);
+}
+
+// Values, where they are at hand (on the CPU).
+inline void check_mvn_cdf_order_values(const int64_t* order, int64_t batch, int64_t pivots,
+                                       int64_t n) {
+  std::vector<bool> seen(n);
+  for (int64_t b = 0; b < batch; ++b) {
+    seen.assign(n, false);
+    for (int64_t k = 0; k < pivots; ++k) {
+      const int64_t i = order[b * pivots + k];
+      STD_TORCH_CHECK(i >= 0 && i < n && !seen[i],
+                      "mvn_cdf_sums: order must name distinct variables of [0, ", n,
+                      ") in a row, got ", i);
+      seen[i] = true;
+    }
+  }
 }
 
 inline void check_bvn_cdf(const Tensor& h, const Tensor& k, const Tensor& rho) {

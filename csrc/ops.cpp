@@ -11,6 +11,11 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "mvn_cdf(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, float abs_tol, float rel_tol, "
       "int max_points, str method, str compute_dtype) -> (Tensor prob, Tensor complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots)");
+  // Sums over the points of each shift, float64 [B, 8, 5], with the pivots order int64 [B, k]: no
+  // screening, no decisions. For tests and benchmarks.
+  m.def(
+      "mvn_cdf_sums(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor order, "
+      "int n_points, str compute_dtype) -> Tensor");
   // S [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i; target int64 [B]
   m.def("jac_cov_accumulate_(Tensor(a!) S, Tensor J, Tensor target) -> ()");
   // z, norms [B, C - 1], corr [B, C - 1, C - 1] of the classes other than t; sigma float64 [B]

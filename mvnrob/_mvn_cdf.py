@@ -25,6 +25,9 @@ class Status(enum.IntEnum):
     MAX_POINTS = 2  #: ``max_points`` were spent before the tolerance was met
     INDEFINITE = 3  #: the covariance has a negative eigenvalue beyond rounding; the result is NaN
     NAN_INPUT = 4  #: a limit or an entry of the covariance is NaN, or a variance infinite
+    #: ``method="closed_form"`` on a GPU, for a row that has none; the result is NaN. (The CPU raises
+    #: ValueError; a GPU cannot without waiting for it.)
+    NO_CLOSED_FORM = 5
 
 
 class MVNResult(NamedTuple):
@@ -209,13 +212,14 @@ def _check_tensors(upper, cov, lower, mean) -> torch.Size:
                 f"got {list(shape)}"
             )
         batch = joined
-    if upper.device.type == "cuda":
-        reason = _load.cuda_unavailable or "its CUDA kernels are not built yet"
+    if upper.device.type == "cuda" and _load.cuda_unavailable:
         raise NotImplementedError(
-            f"mvn_cdf: upper must be on the CPU, got {upper.device}: {reason}"
+            f"mvn_cdf: upper must be on the CPU, got {upper.device}: {_load.cuda_unavailable}"
         )
-    if upper.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(f"mvn_cdf: upper must be on the CPU, got {upper.device}")
+    if upper.device.type not in ("cpu", "cuda", "meta"):
+        raise NotImplementedError(
+            f"mvn_cdf: upper must be on the CPU or a CUDA device, got {upper.device}"
+        )
     return batch
 
 
@@ -244,7 +248,7 @@ def _check_seed(seed, batch: torch.Size, device: torch.device) -> Tensor:
         raise TypeError(f"mvn_cdf: seed must be an int or int64, got {type(seed).__name__}")
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"mvn_cdf: seed must fit 64 bits, got {seed}")
-    return torch.tensor(seed, dtype=torch.int64, device=device)
+    return torch.full((), seed, dtype=torch.int64, device=device)
 
 
 def _check_covariance(cov: Tensor) -> None:
@@ -295,6 +299,24 @@ def _no_gradient(ctx, *grads):
 
 
 torch.library.register_autograd("mvnrob::mvn_cdf", _no_gradient)
+
+
+# torch.ops.mvnrob.mvn_cdf_sums serves tests and benchmarks: it samples a plan that the caller gives,
+# so that backends and dtypes can be compared sum by sum, and timed at a known amount of work. The
+# pivots are exactly order [B, k], in this order; the other variables complete, those with no variance
+# left bound their pivot. Nothing is screened or skipped. It returns float64 [B, 8, 5]: for each shift
+# the sums over its n_points (a multiple of 64) of the integrand f, of 1 - f, of how far the truth may
+# lie below f and above it, and of f^2. A row is NaN when one of its pivots has no variance left at
+# its turn, or when mvn_cdf would answer it without an integral (a NaN, a variance that is not
+# positive, limits that contain nothing).
+@torch.library.register_fake("mvnrob::mvn_cdf_sums")
+def _(upper, cov, lower, seed, order, n_points, compute_dtype):
+    torch._check(upper.dim() == 2, lambda: "mvn_cdf_sums: upper must have shape [B, n]")
+    torch._check(order.dim() == 2, lambda: "mvn_cdf_sums: order must have shape [B, k]")
+    return upper.new_empty(upper.shape[0], 8, 5, dtype=torch.float64)
+
+
+torch.library.register_autograd("mvnrob::mvn_cdf_sums", _no_gradient)
 
 
 def mvn_cdf_reference(

@@ -102,7 +102,7 @@ def rounding_of_input(problem, unit=2.0**-24):
     return total
 
 
-def run(problems, *, abs_tol, dtype=torch.float64, seeds=(0,), **options):
+def run(problems, *, abs_tol, dtype=torch.float64, seeds=(0,), device="cpu", **options):
     """One Row per problem and seed; problems of one n go through mvn_cdf in one batch.
 
     Every row gets a seed of its own: rows with one seed share their shifts, and their misses would
@@ -121,14 +121,16 @@ def run(problems, *, abs_tol, dtype=torch.float64, seeds=(0,), **options):
             part = group[at : at + size]
             tensor = lambda name, part=part: torch.from_numpy(
                 np.stack([getattr(p, name) for p in part])
-            ).to(dtype)
+            ).to(device, dtype)
             arguments = {"lower": tensor("lower") if has_lower else None}
             arguments["mean"] = tensor("mean") if has_mean else None
             upper, cov = tensor("upper"), tensor("cov")
             single = dtype == torch.float32
             rounding = [2.0**-23 + rounding_of_input(p) if single else 1e-12 for p in part]
             for seed in seeds:
-                own = torch.tensor([1_000_003 * seed + len(rows) + k for k in range(len(part))])
+                own = torch.tensor(
+                    [1_000_003 * seed + len(rows) + k for k in range(len(part))], device=device
+                )
                 with warnings.catch_warnings():
                     # Unmet tolerances show in `status`, which is looked at.
                     warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")

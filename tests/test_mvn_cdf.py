@@ -94,6 +94,10 @@ def test_closed_form_method():
     assert abs(float(diagonal) - stats.norm.cdf(1) ** 20) < 1e-14
     with pytest.raises(ValueError, match="mvn_cdf: method must be auto or sov for a row of more"):
         mvn_cdf(torch.ones(4).double(), equicorrelated(4), method="closed_form")
+    with pytest.raises(ValueError, match="mvn_cdf: method must be auto or sov for a row of more"):
+        # Not even where the tolerance would screen all but three.
+        upper = torch.tensor([1.0, 1, 1, 6]).double()
+        mvn_cdf(upper, equicorrelated(4), method="closed_form", abs_tol=1e-2)
 
 
 def test_compute_dtype_is_honoured():
@@ -338,6 +342,26 @@ def test_antiparallel_is_an_interval():
     assert (both.prob - interval.prob).abs() <= both.error + interval.error
 
 
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0.0, 7.0])
+def test_multiples_of_one_variable_are_an_interval(compute_dtype, shift):
+    """Without sampling, so in float64 and with the digits of both tails."""
+    scale = torch.tensor([1.0, -2.0, 4.0, 0.5, -1.0]).double()
+    upper = torch.tensor([3.0, 1.0, 5.0, 1.0, 2.0]).double() + shift * scale.abs()
+    r = mvn_cdf(
+        upper, torch.outer(scale, scale), compute_dtype=compute_dtype, abs_tol=1e-20,
+        return_info=True,
+    )  # fmt: skip
+    assert r.status == Status.EXACT and r.n_points == 0 and r.n_pivots == 1
+    low, high = -0.5 - shift, 1.25 + shift
+    assert float(r.prob) == pytest.approx(stats.norm.cdf(high) - stats.norm.cdf(low), rel=1e-14)
+    assert float(r.complement) == pytest.approx(
+        stats.norm.cdf(low) + stats.norm.sf(high), rel=1e-13
+    )
+    empty = mvn_cdf(torch.full((5,), -1.0).double(), torch.outer(scale, scale), return_info=True)
+    assert (empty.prob, empty.complement) == (0, 1)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 5, 30])
 def test_singular_against_counting(rank):
     g = torch.Generator().manual_seed(rank)
@@ -521,6 +545,179 @@ def test_native_checks_speak_for_direct_calls():
         call(ONES[None], EYE[None], None, seed, 1e-3, 0.0, 2**20, "genz", "auto")
 
 
+# ---- sums of a given plan -----------------------------------------------------------------------
+
+
+def sums_of(upper, cov, order, points=512, *, lower=None, seed=0, dtype="float64"):
+    """mvn_cdf_sums for one problem or several, divided by the points: [..., 8 shifts, 5]."""
+    batch = upper.shape[:-1]
+    rows = batch.numel()
+    sums = torch.ops.mvnrob.mvn_cdf_sums(
+        upper.reshape(rows, -1),
+        cov.reshape(rows, *cov.shape[-2:]),
+        None if lower is None else lower.reshape(rows, -1),
+        torch.full((rows,), seed),
+        torch.as_tensor(order).expand(*batch, -1).reshape(rows, -1),
+        points,
+        dtype,
+    )
+    return sums.reshape(*batch, 8, 5) / points
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 13, 31, 49])
+@pytest.mark.parametrize("with_lower", [False, True])
+def test_sums_match_reference(n, with_lower):
+    upper, cov = random_problem(n, n, batch=(3,))
+    lower = -1.5 * cov.diagonal(dim1=-2, dim2=-1).sqrt() - upper if with_lower else None
+    reference, spread = mvn_cdf_reference(upper, cov, lower=lower, n_points=8192)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(n))
+    for pivots in {n, 1 + n // 2}:
+        sums = sums_of(upper, cov, order[:pivots], 8192, lower=lower)
+        value, complement, below, above, square = sums.mean(-2).unbind(-1)
+        error = 5 * (spread + sums.std(-2)[:, [0, 2, 3]].sum(-1) / 8**0.5)
+        # The reference may be off by more than its spread over 8 shifts says where that is zero.
+        assert (reference >= value - below - error - 1e-12).all()
+        assert (reference <= value + above + error + 1e-12).all()
+        assert (value + complement - 1).abs().max() < 1e-12
+        assert (square <= value).all() and (square >= value**2 - 1e-12).all()
+        if pivots == n:
+            assert not below.any() and not above.any()
+        else:
+            assert (below >= 0).all() and (above >= 0).all()
+
+
+@pytest.mark.parametrize(("n", "pivots"), [(12, 12), (60, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_sums_are_what_mvn_cdf_estimates_from(n, pivots, dtype, rectangular):
+    # Equal correlations: the order of the limits is the order of the pivots, and nothing screens.
+    upper, cov = torch.linspace(0.5, 2.5, n).double(), equicorrelated(n, 0.5)
+    lower = -6 - upper if rectangular else None
+    tolerance = 5e-2 if pivots < n else 1e-3
+    r = mvn_cdf(
+        upper, cov, lower=lower, abs_tol=tolerance, compute_dtype=dtype, seed=5, return_info=True
+    )
+    assert r.status == Status.CONVERGED and r.n_active == n and r.n_pivots == pivots
+    sums = sums_of(
+        upper,
+        cov,
+        torch.arange(pivots),
+        int(r.n_points) // 8,
+        lower=lower,
+        seed=5,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    value, complement = sums.mean(-2)[:2]
+    skipped = 0.01 * tolerance if pivots < n else 0.0
+    rounding = 1e-6 if dtype == torch.float32 else 1e-12
+    assert (value - r.prob).abs() <= skipped + rounding
+    assert (complement - r.complement).abs() <= skipped + rounding
+
+
+def test_sums_of_both_dtypes_agree():
+    upper, cov = random_problem(40, 6, batch=(2,))
+    lower = -upper - cov.diagonal(dim1=-2, dim2=-1).sqrt()
+    for pivots in (10, 40):
+        for limits in (None, lower):
+            single, double = (
+                sums_of(upper, cov, torch.arange(pivots), lower=limits, dtype=d)
+                for d in ("float32", "float64")
+            )
+            assert 0 < (single - double).abs().max() < 1e-5
+
+
+def test_sums_depend_on_their_row_only():
+    upper, cov = random_problem(20, 2, batch=(5,))
+    order = torch.arange(20).flip(0)[:15]
+    whole = sums_of(upper, cov, order, 4096 + 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    again = sums_of(upper, cov, order, 4096 + 64)
+    torch.set_num_threads(threads)
+    assert torch.equal(whole, again)
+    for b in range(5):
+        assert torch.equal(whole[b], sums_of(upper[b], cov[b], order, 4096 + 64))
+    assert not torch.equal(whole, sums_of(upper, cov, order, 4096 + 64, seed=1))
+
+
+def test_sums_with_equal_and_unlimited_variables():
+    upper, cov = random_problem(6, 9)
+    once = sums_of(upper, cov, torch.arange(6))
+    # Copies bound the pivot that they equal, wherever they stand.
+    index = torch.arange(6).repeat(3)
+    copies = sums_of(upper[index], cov[index][:, index], torch.arange(6))
+    torch.testing.assert_close(copies, once, rtol=0, atol=1e-9)
+    # A variable without limits changes nothing, drawn last or completed.
+    wide, wide_cov = random_problem(7, 9)
+    wide[6] = INF
+    once = sums_of(wide[:6], wide_cov[:6, :6], torch.arange(6))
+    for pivots in (6, 7):
+        torch.testing.assert_close(
+            sums_of(wide, wide_cov, torch.arange(pivots)), once, rtol=0, atol=1e-12
+        )
+    assert sums_of(wide, wide_cov, [6, 0, 1, 2, 3, 4, 5]).isfinite().all()
+
+
+def test_sums_of_rows_without_an_integral_are_nan():
+    upper, cov = random_problem(4, 1, batch=(7,))
+    lower = torch.full_like(upper, -INF)
+    cov[1] = cov[1][[0, 1, 2, 0]][:, [0, 1, 2, 0]]  # variable 3 is variable 0
+    upper[2, 1] = NAN
+    cov[3, :, 2] = cov[3, 2, :] = 0.0
+    lower[4, 0] = upper[4, 0] + 1
+    cov[5, 0, 1] = cov[5, 1, 0] = 1e3
+    upper[6, 3] = -INF
+    sums = sums_of(upper, cov, torch.arange(4), lower=lower)
+    alone = sums_of(upper[0], cov[0], torch.arange(4), lower=lower[0])
+    assert torch.equal(sums[0], alone) and alone.isfinite().all()
+    assert sums[1:].isnan().all()
+    # The copy follows its variable when it need not be a pivot.
+    assert sums_of(upper[1], cov[1], torch.arange(3)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"order": [[0, 3]]}, r"order must name distinct variables of \[0, 3\) in a row, got 3"),
+        ({"order": [[1, 1]]}, r"order must name distinct variables of \[0, 3\) in a row, got 1"),
+        ({"order": [[-1]]}, r"order must name distinct variables of \[0, 3\) in a row, got -1"),
+        ({"order": [[]]}, r"order must be int64 of shape \[1, k\] with 1 <= k <= 3, got \[1, 0\]"),
+        ({"order": [0]}, r"order must be int64 of shape \[1, k\] with 1 <= k <= 3, got \[1\]"),
+        ({"order": [[0], [1]]}, "order must be int64 of shape"),
+        ({"n_points": 0}, r"n_points must be a positive multiple of 64, at most 2\^31, got 0"),
+        ({"n_points": 100}, "n_points must be a positive multiple of 64, .* got 100"),
+        ({"n_points": 2**32}, "n_points must be a positive multiple of 64, .* got 4294967296"),
+        ({"compute_dtype": "auto"}, "compute_dtype must be float32 or float64, got auto"),
+        ({"upper": ONES}, r"upper must have shape \[B, n\], got \[3\]"),
+        ({"cov": EYE[None].float()}, "cov must have the dtype of upper"),
+        ({"lower": ONES[None, :2]}, r"lower must have shape \[1, 3\], got \[1, 2\]"),
+        ({"seed": torch.zeros(1)}, r"seed must be int64 of shape \[1\], got \[1\]"),
+    ],
+)
+def test_bad_calls_of_sums(change, text):
+    arguments = {
+        "upper": ONES[None],
+        "cov": EYE[None],
+        "lower": None,
+        "seed": torch.zeros(1, dtype=torch.int64),
+        "order": [[0, 1]],
+        "n_points": 64,
+        "compute_dtype": "float64",
+    } | change
+    arguments["order"] = torch.tensor(arguments["order"], dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="mvn_cdf_sums: " + text):
+        torch.ops.mvnrob.mvn_cdf_sums(**arguments)
+
+
+def test_opcheck_of_sums():
+    upper, cov = random_problem(5, 1, batch=(2,))
+    order = torch.tensor([[0, 2], [4, 1]])
+    torch.library.opcheck(
+        torch.ops.mvnrob.mvn_cdf_sums.default,
+        (upper, cov, None, torch.tensor([1, 2]), order, 128, "float32"),
+    )
+
+
 def test_bad_simd_level_says_so():
     done = subprocess.run(
         [sys.executable, "-c", "import mvnrob; mvnrob.simd_level()"],
@@ -533,5 +730,5 @@ def test_bad_simd_level_says_so():
 
 
 def test_status_numbers_match_the_native_ones():
-    assert [int(s) for s in Status] == [0, 1, 2, 3, 4]
+    assert [int(s) for s in Status] == [0, 1, 2, 3, 4, 5]
     assert mvnrob.Status.EXACT == 1

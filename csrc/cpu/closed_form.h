@@ -1,11 +1,19 @@
 // Exact answers: up to three variables, or independent ones.
 #pragma once
 #include "cpu/mvn_cdf_problem.h"
-#include "cpu/mvn_cdf_row.h"
+#include "plan/options.h"
 
 namespace mvnrob {
 
-// True when the answer is exact, with `result` filled in; its status may also be indefinite or nan.
-bool closed_form(const Problem& problem, const CovarianceView& cov, RowResult& result);
+struct ClosedForm {
+  double value, complement, error;
+  Status status;  // exact; indefinite or nan: there is no answer
+};
+
+// Whether all correlations are zero.
+bool independent(const Problem& problem, const CovarianceView& cov);
+
+// The variables are at most three, or independent.
+ClosedForm closed_form(const Problem& problem, const CovarianceView& cov);
 
 }  // namespace mvnrob

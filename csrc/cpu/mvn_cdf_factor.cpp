@@ -6,30 +6,13 @@
 #include <numeric>
 
 #include "cpu/mvn_cdf_program.h"
-#include "math/normal.h"
+#include "plan/variable.h"
 
 namespace mvnrob {
 
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-double phi(double x) { return 0.3989422804014327 * std::exp(-0.5 * x * x); }
-
-// Mean of a standard normal truncated to [a, b].
-double truncated_mean(double a, double b) {
-  if (a == -kInfinity) {
-    // -phi(b) / Phi(b), by its asymptotic series where both underflow.
-    if (b < -30) return b - 1 / std::abs(b) + 2 / std::pow(std::abs(b), 3);
-    return -phi(b) / math::ndtr<double>(b);
-  }
-  if (b == kInfinity) return -truncated_mean(-kInfinity, -a);
-  if (a + b > 0) return -truncated_mean(-b, -a);
-  const double mass = math::ndtr<double>(b) - math::ndtr<double>(a);
-  // A narrow or a very far interval: between its ends, next to the one nearer to zero.
-  if (!(mass > 1e-280) || b - a < 1e-8) return b < -30 ? std::max(a, b + 1 / b) : 0.5 * (a + b);
-  return std::min(b, std::max(a, (phi(a) - phi(b)) / mass));
-}
 
 }  // namespace
 
@@ -45,41 +28,35 @@ void Factor::start(const Problem& problem, const CovarianceView& cov) {
   lower_ = problem.lower;
   variance_.assign(m_, 1.0);
   mean_.assign(m_, 0.0);
-  // A few entries' worth, so that rows equal up to rounding count as equal.
-  variance_error_.assign(m_, 8 * problem.entry_error);
+  variance_error_.assign(m_, plan::first_variance_error(problem.entry_error));
   group_.assign(m_, -1);
   L_.clear();
 }
 
 int64_t Factor::choose() const {
-  const int64_t begin = pivots_, end = live_end_;
-  int64_t best = begin;
+  const int64_t begin = pivots_, count = live_end_ - begin;
+  int64_t best = 0;
   double lowest = kInfinity;
-  if (!problem_->rectangular) {  // Phi is monotone: the smallest limit
-    for (int64_t i = begin; i < end; ++i) {
-      const double t = (upper_[i] - mean_[i]) / std::sqrt(variance_[i]);
-      if (t < lowest) lowest = t, best = i;
-    }
-    return best;
+  auto offer = [&](int64_t i, double priority) {
+    if (priority < lowest) lowest = priority, best = i;
+  };
+  if (!problem_->rectangular) {
+    for (int64_t i = 0; i < count; ++i)
+      offer(i, plan::priority(upper_[begin + i], -kInfinity, mean_[begin + i], variance_[begin + i],
+                              false));
+    return begin + best;
   }
-  const int64_t count = end - begin;
-  scratch_.resize(4 * count);
-  double *u = scratch_.data(), *l = u + count, *pu = l + count, *pl = pu + count;
+  // plan::priority, the intervals' probabilities vectorised.
+  scratch_.resize(3 * count);
+  double *u = scratch_.data(), *l = u + count, *p = l + count;
   for (int64_t i = 0; i < count; ++i) {
     const double scale = 1 / std::sqrt(variance_[begin + i]);
     u[i] = (upper_[begin + i] - mean_[begin + i]) * scale;
     l[i] = (lower_[begin + i] - mean_[begin + i]) * scale;
-    if (u[i] + l[i] > 0) {  // reflect: the difference keeps its digits in the lower tail
-      const double t = u[i];
-      u[i] = -l[i];
-      l[i] = -t;
-    }
   }
-  simd_table().ndtr(u, pu, count);
-  simd_table().ndtr(l, pl, count);
-  for (int64_t i = 0; i < count; ++i)
-    if (pu[i] - pl[i] < lowest) lowest = pu[i] - pl[i], best = begin + i;
-  return best;
+  simd_table().interval(l, u, p, count);
+  for (int64_t i = 0; i < count; ++i) offer(i, p[i]);
+  return begin + best;
 }
 
 void Factor::swap(int64_t a, int64_t b) {
@@ -95,51 +72,76 @@ void Factor::swap(int64_t a, int64_t b) {
   for (int64_t l = 0; l < columns; ++l) std::swap(L_[l * m_ + a], L_[l * m_ + b]);
 }
 
-Advanced Factor::advance(int64_t target) {
-  row_.resize(std::max<int64_t>(int64_t(row_.size()), m_));
-  while (pivots_ < target && pivots_ < live_end_) {
-    const int64_t j = pivots_;
-    swap(choose(), j);
-    const double d = std::sqrt(variance_[j]);
-    const double t_upper = (upper_[j] - mean_[j]) / d, t_lower = (lower_[j] - mean_[j]) / d;
-    const double y = truncated_mean(t_lower, t_upper);
-    L_.resize((j + 1) * m_);
-    double* column = L_.data() + j * m_;
-    std::fill(column, column + j, 0.0);
-    column[j] = d;
-    const int64_t p = position_[j];
-    for (int64_t i = j + 1; i < m_; ++i) column[i] = problem_->correlation(cov_, p, position_[i]);
-    for (int64_t l = 0; l < j; ++l) row_[l] = entry(j, l);
-    simd_table().eliminate(column + j + 1, L_.data() + j + 1, m_, row_.data(), j, m_ - j - 1);
-    // Rounding of the entries, taken as independent, makes the variance given the pivots wrong by
-    // about entry_error (1 + |w|^2), w the regression on the pivots (the derivative of a Schur
-    // complement); its growth by this pivot is c^2 / d^2 times the pivot's own. A variance within
-    // its error is zero.
-    const double inverse = 1 / d, growth = variance_error_[j] / variance_[j];
-    bool exhausts = false;
-    for (int64_t i = j + 1; i < m_; ++i) {
-      const double c = column[i] * inverse;
-      column[i] = c;
-      variance_[i] -= c * c;
-      mean_[i] += c * y;
-      variance_error_[i] += c * c * growth;
-      exhausts |= variance_[i] <= variance_error_[i];
-      if (!(variance_[i] > -10 * variance_error_[i]))
-        return std::isnan(variance_[i]) ? Advanced::nan : Advanced::indefinite;
+Advanced Factor::add_pivot(int64_t position) {
+  const int64_t j = pivots_;
+  swap(position, j);
+  const double d = std::sqrt(variance_[j]);
+  const double y = plan::truncated_mean((lower_[j] - mean_[j]) / d, (upper_[j] - mean_[j]) / d);
+  L_.resize((j + 1) * m_);
+  double* column = L_.data() + j * m_;
+  std::fill(column, column + j, 0.0);
+  column[j] = d;
+  const int64_t p = position_[j];
+  for (int64_t i = j + 1; i < m_; ++i) column[i] = problem_->correlation(cov_, p, position_[i]);
+  row_.resize(m_);
+  for (int64_t l = 0; l < j; ++l) row_[l] = entry(j, l);
+  simd_table().eliminate(column + j + 1, L_.data() + j + 1, m_, row_.data(), j, m_ - j - 1);
+  const double inverse = 1 / d, growth = variance_error_[j] / variance_[j];
+  bool exhausts = false;
+  for (int64_t i = j + 1; i < m_; ++i) {
+    const double c = column[i] * inverse;
+    column[i] = c;
+    variance_[i] -= c * c;
+    mean_[i] += c * y;
+    variance_error_[i] += c * c * growth;
+    exhausts |= plan::is_zero_variance(variance_[i], variance_error_[i]);
+    if (!plan::is_valid_variance(variance_[i], variance_error_[i]))
+      return std::isnan(variance_[i]) ? Advanced::nan : Advanced::indefinite;
+  }
+  ++pivots_;
+  if (!exhausts) return Advanced::yes;
+  for (int64_t i = pivots_; i < live_end_;) {
+    if (!plan::is_zero_variance(variance_[i], variance_error_[i])) {
+      ++i;
+      continue;
     }
-    ++pivots_;
-    if (!exhausts) continue;
-    for (int64_t i = pivots_; i < live_end_;) {
-      if (variance_[i] > variance_error_[i]) {
-        ++i;
-        continue;
-      }
-      group_[i] = j;
-      neglected_ = std::max(neglected_, variance_[i]);
-      swap(i, --live_end_);
-    }
+    group_[i] = j;
+    neglected_ = std::max(neglected_, variance_[i]);
+    swap(i, --live_end_);
   }
   return Advanced::yes;
+}
+
+Advanced Factor::advance(int64_t target) {
+  while (pivots_ < target && pivots_ < live_end_) {
+    const Advanced advanced = add_pivot(choose());
+    if (advanced != Advanced::yes) return advanced;
+  }
+  return Advanced::yes;
+}
+
+bool Factor::follow(const int64_t* variables, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    int64_t i = pivots_;
+    while (i < live_end_ && problem_->variable[position_[i]] != variables[k]) ++i;
+    if (i == live_end_ || add_pivot(i) != Advanced::yes) return false;
+  }
+  return true;
+}
+
+plan::FactorFacts Factor::facts() const {
+  return {int32_t(m_), int32_t(pivots_),      live_end_ == pivots_,
+          neglected_,  problem_->entry_error, plan::entry_error(true)};
+}
+
+plan::Bounds Factor::interval() const {
+  plan::Bounds all{-kInfinity, kInfinity};
+  for (int64_t i = 0; i < m_; ++i) {
+    const plan::Bounds one = plan::bounds_on_pivot(lower_[i], upper_[i], entry(i, 0));
+    all.lower = std::max(all.lower, one.lower);
+    all.upper = std::min(all.upper, one.upper);
+  }
+  return all;
 }
 
 }  // namespace mvnrob

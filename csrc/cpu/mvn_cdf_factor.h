@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/mvn_cdf_problem.h"
+#include "plan/ordering.h"
 
 namespace mvnrob {
 
@@ -22,16 +23,21 @@ class Factor {
   // Adds pivots until there are `target` or none is left.
   Advanced advance(int64_t target);
 
-  int64_t size() const { return m_; }
+  // Makes these variables the pivots, in this order. False when one of them has no variance left at
+  // its turn or the matrix is not semidefinite.
+  bool follow(const int64_t* variables, int64_t count);
+
   int64_t pivots() const { return pivots_; }
-  bool exhausted() const { return live_end_ == pivots_; }
-  // Largest variance that was within its rounding and taken as zero.
-  double neglected() const { return neglected_; }
+  plan::FactorFacts facts() const;
+
+  // Where one pivot is all: the interval of it in which every variable holds.
+  plan::Bounds interval() const;
 
  private:
   friend class Packer;
   double entry(int64_t row, int64_t column) const { return L_[column * m_ + row]; }
   int64_t choose() const;
+  Advanced add_pivot(int64_t position);
   void swap(int64_t a, int64_t b);
 
   const Problem* problem_ = nullptr;

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "plan/ordering.h"
+
 namespace mvnrob {
 
 namespace {
@@ -90,16 +92,14 @@ class Packer {
     list.coef.resize(list.coef.size() + after * count, 0);
   }
 
-  // Dividing by a negative coefficient exchanges the limits.
   template <class List>
   void limits(List& list, int64_t i, double divisor, int flags) {
-    const double upper = (divisor > 0 ? f_.upper_[i] : f_.lower_[i]) / divisor;
-    const double lower = (divisor > 0 ? f_.lower_[i] : f_.upper_[i]) / divisor;
+    const plan::Bounds bounds = plan::bounds_on_pivot(f_.lower_[i], f_.upper_[i], divisor);
     using scalar_t = typename decltype(list.coef)::value_type;
-    list.upper.push_back(scalar_t(upper));
-    list.lower.push_back(scalar_t(lower));
-    if (upper < kInfinity) flags |= kHasUpper;
-    if (lower > -kInfinity) flags |= kHasLower;
+    list.upper.push_back(scalar_t(bounds.upper));
+    list.lower.push_back(scalar_t(bounds.lower));
+    if (bounds.upper < kInfinity) flags |= kHasUpper;
+    if (bounds.lower > -kInfinity) flags |= kHasLower;
     list.flags.push_back(uint8_t(flags));
   }
 

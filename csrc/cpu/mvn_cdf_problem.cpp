@@ -5,6 +5,8 @@
 #include <limits>
 
 #include "cpu/mvn_cdf_program.h"
+#include "plan/screening.h"
+#include "plan/variable.h"
 
 namespace mvnrob {
 
@@ -12,48 +14,55 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-}  // namespace
-
-double entry_error(bool is_double) {
-  return is_double ? 4 * std::numeric_limits<double>::epsilon()
-                   : double(std::numeric_limits<float>::epsilon());
+// Calls take(i, variable) for each; returns what they say of the row together.
+template <class Take>
+uint32_t read_variables(const RowInput& input, double entry_error, const Take& take) {
+  auto limit = [&](const void* p, int64_t i) {
+    return input.is_double ? static_cast<const double*>(p)[i]
+                           : double(static_cast<const float*>(p)[i]);
+  };
+  double largest = 0;
+  for (int64_t i = 0; i < input.n; ++i) largest = std::max(largest, input.cov.at(i, i));
+  uint32_t facts = 0;
+  for (int64_t i = 0; i < input.n; ++i) {
+    const double lower = input.lower ? limit(input.lower, i) : -kInfinity;
+    const plan::Variable v =
+        plan::read_variable(limit(input.upper, i), lower, input.cov.at(i, i), largest, entry_error);
+    facts |= v.facts;
+    take(i, v);
+  }
+  return facts;
 }
 
-Prepared Problem::read(const RowInput& input) {
+}  // namespace
+
+void Problem::clear(double error_of_entry) {
   variable.clear();
   upper.clear();
   lower.clear();
   inverse_sd.clear();
+  mass.clear();
   rectangular = false;
-  entry_error = mvnrob::entry_error(input.cov.is_double);
-  bool zero = false, negative = false;
-  double largest = 0;
-  for (int64_t i = 0; i < input.n; ++i) largest = std::max(largest, input.cov.at(i, i));
-  for (int64_t i = 0; i < input.n; ++i) {
-    auto limit = [&](const void* p) {
-      return input.is_double ? static_cast<const double*>(p)[i]
-                             : double(static_cast<const float*>(p)[i]);
-    };
-    const double u = limit(input.upper), l = input.lower ? limit(input.lower) : -kInfinity;
-    const double variance = input.cov.at(i, i);
-    if (std::isnan(u) || std::isnan(l) || !std::isfinite(variance)) return Prepared::nan;
-    if (variance < -10 * entry_error * largest) negative = true;
-    if (l > u || u == -kInfinity || l == kInfinity) zero = true;
-    if (u == kInfinity && l == -kInfinity) continue;
-    if (variance <= 0) {  // a constant zero; the limits include their ends
-      if (u < 0 || l > 0) zero = true;
-      continue;
-    }
-    if (l == u) zero = true;
-    const double scale = 1 / std::sqrt(variance);
-    variable.push_back(i);
-    inverse_sd.push_back(scale);
-    upper.push_back(u * scale);
-    lower.push_back(l * scale);
-    rectangular |= l != -kInfinity;
-  }
-  if (negative) return Prepared::indefinite;
-  if (zero) return Prepared::zero;
+  entry_error = error_of_entry;
+}
+
+void Problem::add(int64_t i, double standard_upper, double standard_lower, double inverse) {
+  variable.push_back(i);
+  upper.push_back(standard_upper);
+  lower.push_back(standard_lower);
+  inverse_sd.push_back(inverse);
+  rectangular |= standard_lower != -kInfinity;
+}
+
+Prepared Problem::read(const RowInput& input) {
+  clear(plan::entry_error(input.cov.is_double));
+  const uint32_t facts =
+      read_variables(input, entry_error, [&](int64_t i, const plan::Variable& v) {
+        if (v.active) add(i, v.upper, v.lower, v.inverse_sd);
+      });
+  if (facts & plan::kNanInput) return Prepared::nan;
+  if (facts & plan::kIndefinite) return Prepared::indefinite;
+  if (facts & plan::kImpossible) return Prepared::zero;
   const int64_t m = int64_t(variable.size());
   mass.resize(m);
   std::vector<double> negated(m);
@@ -67,45 +76,39 @@ Prepared Problem::read(const RowInput& input) {
   return m == 0 ? Prepared::one : Prepared::integrate;
 }
 
-double screen(const Problem& all, double tau, Problem& kept) {
+bool Problem::read_all(const RowInput& input) {
+  clear(plan::entry_error(input.cov.is_double));
+  const uint32_t facts =
+      read_variables(input, entry_error, [&](int64_t i, const plan::Variable& v) {
+        if (v.active)
+          add(i, v.upper, v.lower, v.inverse_sd);
+        else
+          add(i, kInfinity, -kInfinity, 1 / std::sqrt(input.cov.at(i, i)));
+      });
+  return !(facts & (plan::kNanInput | plan::kZeroVariance | plan::kImpossible));
+}
+
+void screen(const Problem& all, plan::RowPlan& plan, Problem& kept) {
+  const double tau = plan.tau;
+  plan::ScreenCut cut{0, 0};
+  if (tau > 0) {
+    uint64_t units[plan::kScreenBuckets] = {};
+    for (double mass : all.mass)
+      if (mass <= tau) units[plan::screen_bucket(mass, tau)] += plan::screen_units(mass, tau);
+    cut = plan::screen_cut(units);
+  }
+  plan.dropped = plan::dropped_mass(tau, cut);
+  plan.mass = plan.largest = 0;
+  kept.clear(all.entry_error);
   const int64_t m = int64_t(all.variable.size());
-  // Masses far below tau go without being sorted.
-  std::vector<int64_t> small;
-  double dropped = 0;
-  std::vector<char> drop(m, 0);
   for (int64_t i = 0; i < m; ++i) {
-    if (all.mass[i] <= tau / double(2 * m)) {
-      drop[i] = 1;
-      dropped += all.mass[i];
-    } else if (all.mass[i] <= tau) {
-      small.push_back(i);
-    }
-  }
-  std::sort(small.begin(), small.end(), [&](int64_t a, int64_t b) {
-    return all.mass[a] != all.mass[b] ? all.mass[a] < all.mass[b] : a < b;
-  });
-  for (int64_t i : small) {
-    if (dropped + all.mass[i] > tau) break;
-    dropped += all.mass[i];
-    drop[i] = 1;
-  }
-  kept.variable.clear();
-  kept.upper.clear();
-  kept.lower.clear();
-  kept.inverse_sd.clear();
-  kept.mass.clear();
-  kept.rectangular = false;
-  kept.entry_error = all.entry_error;
-  for (int64_t i = 0; i < m; ++i) {
-    if (drop[i]) continue;
-    kept.variable.push_back(all.variable[i]);
-    kept.upper.push_back(all.upper[i]);
-    kept.lower.push_back(all.lower[i]);
-    kept.inverse_sd.push_back(all.inverse_sd[i]);
+    if (plan::screened_out(all.mass[i], tau, cut)) continue;
+    kept.add(all.variable[i], all.upper[i], all.lower[i], all.inverse_sd[i]);
     kept.mass.push_back(all.mass[i]);
-    kept.rectangular |= all.lower[i] != -kInfinity;
+    plan.mass += all.mass[i];
+    plan.largest = std::max(plan.largest, all.mass[i]);
   }
-  return dropped;
+  plan.kept = int32_t(kept.variable.size());
 }
 
 }  // namespace mvnrob

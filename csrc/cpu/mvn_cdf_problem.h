@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "plan/row_plan.h"
+
 namespace mvnrob {
 
 // One covariance of the batch, float32 or float64, any strides.
@@ -28,10 +30,6 @@ struct RowInput {
   CovarianceView cov;
 };
 
-// Error of one entry of the correlation: the input's own rounding for float32, that of the
-// arithmetic for float64.
-double entry_error(bool is_double);
-
 enum class Prepared { integrate, one, zero, nan, indefinite };
 
 // The variables that matter, standardised.
@@ -44,13 +42,19 @@ struct Problem {
   // Reads limits and variances, drops what holds with probability one.
   Prepared read(const RowInput& input);
 
+  // Keeps every variable, also one without limits; no masses. False when the row needs no integral:
+  // a NaN, a variance that is not positive, limits that contain nothing.
+  bool read_all(const RowInput& input);
+
   double correlation(const CovarianceView& cov, int64_t i, int64_t j) const {
     return cov.at(variable[i], variable[j]) * inverse_sd[i] * inverse_sd[j];
   }
+
+  void clear(double error_of_entry);
+  void add(int64_t i, double standard_upper, double standard_lower, double inverse);
 };
 
-// Drops the variables least likely to fail while the sum of their probabilities of failing stays
-// within tau. P_kept - dropped <= P <= P_kept (Bonferroni). Returns that sum; keeps `all` as it is.
-double screen(const Problem& all, double tau, Problem& kept);
+// Drops variables within plan.tau (plan/screening.h), keeping `all` as it is, and tells the plan.
+void screen(const Problem& all, plan::RowPlan& plan, Problem& kept);
 
 }  // namespace mvnrob

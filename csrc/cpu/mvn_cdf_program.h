@@ -6,15 +6,16 @@
 //   y_j in [max of the lower bounds, min of the upper bounds],  bound = limit + sum_l coef_l y_l,
 // with the limits and coefficients already divided by the row's coefficient of y_j, and the
 // coefficients negated. Rows of a "completion" have variance left after the last pivot sampled;
-// given the y's each is a single normal probability.
+// given the y's each is a single normal probability. kTileSamples samples walk through the rows
+// together.
 #pragma once
 #include <cstdint>
 
+#include "plan/estimate.h"
+
 namespace mvnrob {
 
-constexpr int kTileSamples = 64;  // samples that walk through the rows together
 constexpr int kMaxBlockRows = 6;  // rows of a register block (a level may use fewer)
-constexpr int kShifts = 8;        // independent random shifts of the lattice
 
 enum RowFlag : uint8_t { kHasUpper = 1, kHasLower = 2, kClosesPivot = 4 };
 
@@ -35,23 +36,6 @@ struct RowList {
   const scalar_t* upper;
   const scalar_t* lower;
   const uint8_t* flags;
-};
-
-// Sums over samples, in float64.
-struct SampleSums {
-  double value;       // f: the (completed) integrand
-  double complement;  // 1 - f, accumulated without cancellation
-  double below;       // upper bound on how far the truth given y may lie below f
-  double above;       // and above it
-  double square;      // f^2
-
-  void add(const SampleSums& other) {
-    value += other.value;
-    complement += other.complement;
-    below += other.below;
-    above += other.above;
-    square += other.square;
-  }
 };
 
 template <class scalar_t>
@@ -82,6 +66,8 @@ struct SimdTable {
                     int64_t m);
   // p[i] = Phi(x[i])
   void (*ndtr)(const double* x, double* p, int64_t n);
+  // p[i] = Phi(upper[i]) - Phi(lower[i])
+  void (*interval)(const double* lower, const double* upper, double* p, int64_t n);
 };
 
 const SimdTable& simd_table();

@@ -1,7 +1,7 @@
 // The sampler of mvn_cdf: separation of variables (Genz 1992) over tiles of 64 samples, vectorised
 // over the samples. Compiled once per instruction set (setup.py), so nothing here may call code
-// that the linker could merge with another level's copy: only math/ (namespaced by level) and what
-// is static to this file.
+// that the linker could merge with another level's copy: only math/ (namespaced by level), what
+// is static to this file and what is always inlined.
 #include <cstdint>
 
 #include "cpu/mvn_cdf_program.h"
@@ -9,6 +9,7 @@
 #include "math/lattice.h"
 #include "math/normal.h"
 #include "math/pack.h"
+#include "plan/ordering.h"
 
 namespace mvnrob {
 namespace MVNROB_ISA {
@@ -312,6 +313,14 @@ void eliminate(double* __restrict column, const double* __restrict L, int64_t ld
   }
 }
 
+void interval_array(const double* lower, const double* upper, double* p, int64_t n) {
+  using V = Vec<double>;
+  int64_t i = 0;
+  for (; i + kWidth<double> <= n; i += kWidth<double>)
+    plan::interval_probability<V>(V::load(lower + i), V::load(upper + i)).store(p + i);
+  for (; i < n; ++i) p[i] = plan::interval_probability<double>(lower[i], upper[i]);
+}
+
 void ndtr_array(const double* x, double* p, int64_t n) {
   using V = Vec<double>;
   int64_t i = 0;
@@ -325,6 +334,6 @@ void ndtr_array(const double* x, double* p, int64_t n) {
 extern const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table);
 const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table) = {
     MVNROB_ISA::kBlockRows, MVNROB_ISA::sample<float>, MVNROB_ISA::sample<double>,
-    MVNROB_ISA::eliminate, MVNROB_ISA::ndtr_array};
+    MVNROB_ISA::eliminate,  MVNROB_ISA::ndtr_array,    MVNROB_ISA::interval_array};
 
 }  // namespace mvnrob

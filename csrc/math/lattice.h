@@ -14,7 +14,7 @@ inline namespace MVNROB_ISA {
 
 // floor(sqrt(prime) 2^32) mod 2^32, made odd so that k a runs through all 2^32 residues.
 // Exact: integer square root of prime 2^64, prime < 2^32.
-inline uint32_t richtmyer_from_prime(uint32_t prime) {
+MVNROB_HD_FN uint32_t richtmyer_from_prime(uint32_t prime) {
   const unsigned __int128 target = static_cast<unsigned __int128>(prime) << 64;
   uint64_t root = 0;
   for (int bit = 47; bit >= 0; --bit) {

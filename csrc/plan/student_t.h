@@ -2,7 +2,7 @@
 #pragma once
 #include <cmath>
 
-namespace mvnrob {
+namespace mvnrob::plan {
 
 // P(|T| > t), 7 degrees of freedom: the finite cosine series of odd degrees (Abramowitz and Stegun
 // 26.7.3), with theta = atan(t / sqrt(7)).
@@ -22,4 +22,4 @@ inline double student_t7_quantile(double alpha) {
   return high;
 }
 
-}  // namespace mvnrob
+}  // namespace mvnrob::plan

@@ -1,0 +1,88 @@
+#include "cpu/mvn_cdf_batch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+
+namespace mvnrob {
+
+namespace {
+
+// Exceptions must not leave a worker thread: the first one waits here.
+class FirstException {
+ public:
+  template <class F>
+  void guard(const F& f) {
+    try {
+      f();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!first_) first_ = std::current_exception();
+    }
+  }
+  void rethrow() {
+    if (first_) std::rethrow_exception(first_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr first_;
+};
+
+void run_on_threads(int64_t count, const std::function<void(int64_t)>& task) {
+  FirstException failure;
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) failure.guard([&] { task(i); });
+  });
+  failure.rethrow();
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
+  if (!t.has_value()) return std::nullopt;
+  return torch::stable::contiguous(*t);
+}
+
+}  // namespace
+
+Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
+             const Tensor& seed)
+    : upper_(torch::stable::contiguous(upper)),
+      cov_(cov),
+      lower_(contiguous(lower)),
+      seed_(torch::stable::contiguous(seed)),
+      is_double_(upper.scalar_type() == ScalarType::Double) {}
+
+RowInput Batch::row(int64_t b) const {
+  const int64_t n = upper_.size(1), element = is_double_ ? 8 : 4;
+  auto at = [&](const Tensor& t, int64_t elements) -> const void* {
+    return static_cast<const char*>(t.const_data_ptr()) + elements * element;
+  };
+  return {n,
+          at(upper_, b * n),
+          lower_.has_value() ? at(*lower_, b * n) : nullptr,
+          is_double_,
+          {at(cov_, b * cov_.stride(0)), is_double_, cov_.stride(1), cov_.stride(2)}};
+}
+
+void solve_rows(int64_t count, const RowSolver& solve) {
+  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  if (threads > 1 && count < 2 * threads) {
+    RowWorkspace workspace;
+    for (int64_t b = 0; b < count; ++b) solve(b, workspace, run_on_threads);
+    return;
+  }
+  // Rows differ in cost by orders of magnitude: each thread takes the next one.
+  std::atomic<int64_t> next{0};
+  FirstException failure;
+  torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      failure.guard([&] {
+        RowWorkspace workspace;
+        for (int64_t b = next++; b < count; b = next++) solve(b, workspace, run_here);
+      });
+  });
+  failure.rethrow();
+}
+
+}  // namespace mvnrob

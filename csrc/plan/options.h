@@ -1,0 +1,41 @@
+// What mvn_cdf is asked for, and how a row ends; the same on every backend.
+#pragma once
+#include <cstdint>
+
+#include "math/config.h"
+
+namespace mvnrob {
+
+// The numbers of mvnrob.Status.
+enum class Status : int64_t {
+  converged = 0,
+  exact = 1,
+  max_points = 2,
+  indefinite = 3,
+  nan = 4,
+  no_closed_form = 5,
+};
+
+enum class Method { automatic, sov, closed_form };
+enum class ComputeType { automatic, float32, float64 };
+
+struct RowOptions {
+  double abs_tol, rel_tol;
+  int64_t max_points;
+  Method method;
+  ComputeType compute_type;
+
+  // Whether samples are float32. Fewer than five digits do not need more.
+  MVNROB_HD bool samples_float32() const {
+    return compute_type == ComputeType::float32 ||
+           (compute_type == ComputeType::automatic && abs_tol >= 1e-5);
+  }
+};
+
+struct RowResult {
+  double prob, complement, error;
+  Status status;
+  int64_t n_points, n_active, n_pivots;
+};
+
+}  // namespace mvnrob

@@ -1,0 +1,81 @@
+// Arithmetic of the ordered, rank-revealing Cholesky factor that every backend shares.
+#pragma once
+#include <cmath>
+
+#include "math/normal.h"
+
+namespace mvnrob::plan {
+
+MVNROB_HD_FN double phi(double x) { return 0.3989422804014327 * ::exp(-0.5 * x * x); }
+
+// Mean of a standard normal truncated to [-inf, b]: -phi(b) / Phi(b), by its asymptotic series
+// where both underflow.
+MVNROB_HD_FN double mean_below(double b) {
+  if (b < -30) return b + 1 / b - 2 / (b * b * b);
+  return -phi(b) / math::ndtr<double>(b);
+}
+
+// Mean of a standard normal truncated to [a, b].
+MVNROB_HD_FN double truncated_mean(double a, double b) {
+  if (a == -HUGE_VAL) return mean_below(b);
+  if (b == HUGE_VAL) return -mean_below(-a);
+  const bool reflect = a + b > 0;
+  const double low = reflect ? -b : a, high = reflect ? -a : b;
+  const double mass = math::ndtr<double>(high) - math::ndtr<double>(low);
+  double mean;
+  if (!(mass > 1e-280) || high - low < 1e-8) {
+    // A narrow or a very far interval: between its ends, next to the one nearer to zero.
+    mean = high < -30 ? math::max(low, high + 1 / high) : 0.5 * (low + high);
+  } else {
+    mean = math::min(high, math::max(low, (phi(low) - phi(high)) / mass));
+  }
+  return reflect ? -mean : mean;
+}
+
+// P(a <= X <= b), the difference taken in the lower tail; T is double or a pack of them.
+template <class T>
+MVNROB_HD T interval_probability(T a, T b) {
+  const auto reflect = a + b > T(0.0);
+  return math::ndtr<T>(math::select(reflect, -a, b)) - math::ndtr<T>(math::select(reflect, -b, a));
+}
+
+// The same and its complement, each without cancellation; an interval may be empty.
+struct IntervalProbability {
+  double value, complement;
+};
+
+MVNROB_HD_FN IntervalProbability interval(double a, double b) {
+  if (!(a < b)) return {0, 1};
+  return {interval_probability(a, b), math::ndtr<double>(a) + math::ndtr<double>(-b)};
+}
+
+// What orders the variables given those already chosen: the smallest goes first. Without lower
+// limits the limit itself will do, because Phi is monotone.
+MVNROB_HD_FN double priority(double upper, double lower, double mean, double variance,
+                             bool rectangular) {
+  const double scale = 1 / ::sqrt(variance);
+  const double b = (upper - mean) * scale;
+  return rectangular ? interval_probability<double>((lower - mean) * scale, b) : b;
+}
+
+// What a row with no variance left says of its pivot: limits divided by its coefficient there,
+// which exchanges them when it is negative.
+struct Bounds {
+  double lower, upper;
+};
+
+MVNROB_HD Bounds bounds_on_pivot(double lower, double upper, double coefficient) {
+  const double from_lower = lower / coefficient, from_upper = upper / coefficient;
+  return coefficient > 0 ? Bounds{from_lower, from_upper} : Bounds{from_upper, from_lower};
+}
+
+// Rounding of the entries, taken as independent, makes the variance given the pivots wrong by about
+// entry_error (1 + |w|^2), w the regression on the pivots (the derivative of a Schur complement); a
+// new pivot of variance d^2 adds c^2 / d^2 times its own error. A variance within its error is
+// zero; one below minus ten times it says that the matrix is indefinite. The start is a few
+// entries' worth, so that rows equal up to rounding count as equal.
+MVNROB_HD double first_variance_error(double entry_error) { return 8 * entry_error; }
+MVNROB_HD bool is_zero_variance(double variance, double error) { return variance <= error; }
+MVNROB_HD bool is_valid_variance(double variance, double error) { return variance > -10 * error; }
+
+}  // namespace mvnrob::plan

@@ -1,0 +1,278 @@
+// How one row is integrated: a state machine that every backend drives.
+//
+// The backend screens, factors, samples; after each it reports what it found and is told what to do
+// next. All decisions are here, so that all backends take the same ones.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "math/normal.h"
+#include "plan/confidence.h"
+#include "plan/estimate.h"
+#include "plan/options.h"
+
+namespace mvnrob::plan {
+
+constexpr int64_t kPilot = kTileSamples;  // points per shift before the first look
+constexpr int kFullBelow = 48;            // variables up to which all are sampled at once
+constexpr int kFirstPivots = 16;          // otherwise
+
+enum class Step : int32_t {
+  screen,       // drop variables within `tau`, then screened()
+  closed_form,  // few or independent variables: integrate exactly, then closed()
+  factor,       // advance the factor to `target` pivots, then factored()
+  rank_one,     // one pivot bounds everything: an interval, then ranked()
+  sample,       // extend to `next` points of each shift, then looked()
+  done,
+};
+
+// What the backend knows of the row's factor.
+struct FactorFacts {
+  int32_t variables, pivots;
+  bool exhausted;       // no row has variance left
+  double neglected;     // largest variance that was taken as zero
+  double entry_error;   // of the correlation
+  double double_error;  // entry_error of float64
+};
+
+struct RowPlan {
+  double largest_of_all = 0;     // mass of the variable most likely to fail
+  double tau = 0;                // most mass to screen
+  double dropped = 0;            // mass screened
+  double mass = 0, largest = 0;  // of the variables kept: the sum, the largest
+  double skip_limit = 40;        // completed rows farther than this in a whole tile are left out
+  double skipped = 0;            // what that may cost
+  double tolerance = 0;          // asked for, at the latest estimate
+  int32_t all = 0, kept = 0;     // variables before and after screening
+  int32_t target = 0;            // pivots wanted
+  int32_t pivots = 0;            // of the present factor
+  int64_t points = 0, next = 0;  // of each shift: sampled, to be sampled
+  int64_t n_points = 0;          // all shifts and plans together
+  int32_t pilot_looks = 0, later_looks = 0;  // one budget of confidence for all plans of the row
+  Estimate best;                             // the latest estimate
+  double best_dropped = 0;                   // the screened mass of its own plan
+  Status status = Status::max_points;
+  Step step = Step::screen;
+};
+
+namespace detail {
+
+MVNROB_HD double tolerance(const RowOptions& options, double min_p) {
+  return math::max(options.abs_tol, options.rel_tol * min_p);
+}
+
+// 1 - p is at least the largest single mass, and p at most one minus it.
+MVNROB_HD double guess_of_min(const RowPlan& plan) {
+  return math::min(plan.largest_of_all, math::max(1 - plan.largest_of_all, 0.0));
+}
+
+// The spread over the shifts knows nothing of a corner that no point has met, and where p is near 1
+// the integrand is flat but for such corners. N points leave a set of probability 4 / N unseen at
+// odds of e^-4, and the integrand is at most 1 - largest there. When few samples carry the sum, the
+// range term of the empirical Bernstein bound (Maurer and Pontil 2009) at 99 %, 7/3 ln(200) / N, is
+// wanted. Neither is more than what is certain: largest <= 1 - P <= mass.
+MVNROB_HD double unseen_points(const Estimate& e) { return e.effective < 50 ? 12.4 : 4.0; }
+
+MVNROB_HD double unseen(const RowPlan& plan, const Estimate& e) {
+  const double range =
+      unseen_points(e) * (1 - plan.largest) / (double(kShifts) * double(plan.points));
+  return math::min(range, plan.mass - plan.largest);
+}
+
+// float32 limits near a narrow interval are wrong by an ulp of the limits, so its error is
+// absolute; float64 keeps the digits of p and of 1 - p, neither of which is a difference.
+MVNROB_HD double rounding(bool float32, double small) {
+  return float32 ? 3e-7 : 1e-15 + 1e-12 * small;
+}
+
+// Effect of taking a variance s^2 as zero in some of m rows: the limits move by at most about
+// s sqrt(2 ln 2m), where P has slope 1 / sqrt(2 pi). For float64 only: the rounding of a float32
+// matrix, far larger, is the input's and not the integral's.
+MVNROB_HD_FN double neglected(const FactorFacts& facts) {
+  if (facts.entry_error > facts.double_error) return 0;
+  return 0.4 * ::sqrt(2 * ::log(2.0 * facts.variables) * facts.neglected);
+}
+
+MVNROB_HD int64_t round_up(double points) {
+  return (int64_t(points) + kTileSamples - 1) / kTileSamples * kTileSamples;
+}
+
+// At least double; further when the error, falling like N^-0.7, asks for it.
+MVNROB_HD_FN int64_t next_points(const RowPlan& plan, const Estimate& e, double t, double t_next,
+                                 double allowed) {
+  const double wanted = math::max(allowed - e.bias, 0.3 * allowed);
+  const double ratio = 1.1 * e.sampling * (t_next / t) / wanted;
+  const double factor = math::min(16.0, math::max(2.0, ::exp(::log(math::max(ratio, 0.0)) / 0.7)));
+  int64_t next = round_up(double(plan.points) * factor);
+  // And enough to bring the unseen corner within what is allowed.
+  if (allowed < plan.mass - plan.largest) {
+    const double range = unseen_points(e) * (1 - plan.largest) / kShifts;
+    const double corner = math::min(range / allowed, 16.0 * double(next));
+    if (round_up(corner) > next) next = round_up(corner);
+  }
+  return next;
+}
+
+MVNROB_HD double t_of_next_look(const Quantiles& q, int later_looks) {
+  return q.later[later_looks < kLaterLooks ? later_looks : kLaterLooks - 1];
+}
+
+MVNROB_HD double t_of_look(RowPlan& plan, const Quantiles& q) {
+  if (plan.points == kPilot && plan.pilot_looks < kPilotLooks) {
+    ++plan.pilot_looks;
+    return q.pilot;
+  }
+  return t_of_next_look(q, plan.later_looks++);
+}
+
+// Screening took more than a relative tolerance, now known better, leaves room for.
+MVNROB_HD bool screens_too_much(const RowPlan& plan) {
+  return plan.dropped > 0 && 0.5 * plan.dropped > 0.25 * plan.tolerance;
+}
+
+MVNROB_HD Step screen_less(RowPlan& plan) {
+  plan.tau = 0.1 * plan.tolerance;
+  return Step::screen;
+}
+
+MVNROB_HD void keep(RowPlan& plan, const Estimate& e) {
+  plan.best = e;
+  plan.best_dropped = plan.dropped;
+}
+
+// To `next` points of each shift, as far as max_points lasts; then done.
+MVNROB_HD Step sample_to(RowPlan& plan, const RowOptions& options, int64_t next) {
+  int64_t left = (options.max_points - plan.n_points) / kShifts + plan.points;
+  left = left / kTileSamples * kTileSamples;
+  if (next > left) next = left;
+  if (next <= plan.points) return Step::done;
+  plan.n_points += kShifts * (next - plan.points);
+  plan.next = next;
+  return Step::sample;
+}
+
+}  // namespace detail
+
+// `all` variables matter; largest_of_all is the largest of their masses.
+MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
+                        double largest_of_all) {
+  plan.all = all;
+  plan.largest_of_all = largest_of_all;
+  // A closed form takes them all.
+  const bool exact = all <= 3 || options.method == Method::closed_form;
+  plan.tau = exact ? 0 : 0.1 * detail::tolerance(options, detail::guess_of_min(plan));
+  return Step::screen;
+}
+
+// The exact answer of the variables kept.
+MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value, double complement,
+                         double error) {
+  Estimate e;
+  e.value = value;
+  e.complement = complement;
+  e.error = error;
+  plan.tolerance = detail::tolerance(options, math::min(value, complement));
+  if (detail::screens_too_much(plan)) return detail::screen_less(plan);
+  detail::keep(plan, e);
+  plan.pivots = plan.kept;
+  plan.status = Status::exact;
+  return Step::done;
+}
+
+// The row has no answer: a negative variance or a NaN turned up in the matrix, for instance.
+MVNROB_HD Step failed(RowPlan& plan, Status status) {
+  plan.status = status;
+  return Step::done;
+}
+
+// plan.dropped, mass, largest and kept are known. Where this says factor, unless the method is sov,
+// the backend looks whether the variables kept are independent, which has a closed form too; if
+// they are not and the method is closed_form, the row has failed(no_closed_form).
+MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
+  plan.points = 0;
+  if (plan.kept == 0) {
+    Estimate e;
+    e.value = 1;
+    e.error = 1e-15;
+    detail::keep(plan, e);
+    plan.status = Status::exact;
+    return Step::done;
+  }
+  if (options.method != Method::sov && plan.kept <= 3) return Step::closed_form;
+  // m rows left out of a tile, of two tails each, together stay below 1 % of the tolerance.
+  const double tolerance = detail::tolerance(options, detail::guess_of_min(plan));
+  const double each = 0.005 * tolerance / plan.kept;
+  plan.skip_limit = each > 0 ? -math::ndtri<double>(math::max(each, 1e-300)) : 40.0;
+  plan.skipped = plan.skip_limit < 40 ? 0.01 * tolerance : 0;
+  plan.target = options.method == Method::sov || plan.kept <= kFullBelow ? plan.kept : kFirstPivots;
+  plan.status = Status::max_points;
+  return Step::factor;
+}
+
+MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const FactorFacts& facts) {
+  plan.pivots = facts.pivots;
+  plan.points = 0;
+  if (facts.exhausted && facts.pivots == 1) return Step::rank_one;
+  return detail::sample_to(plan, options, kPilot);
+}
+
+// The variables kept are all multiples of one: they hold with the probability of an interval.
+MVNROB_HD_FN Step ranked(RowPlan& plan, const RowOptions& options, const FactorFacts& facts,
+                         double value, double complement) {
+  const double small = math::min(value, complement);
+  const Step step = closed(plan, options, value, complement,
+                           detail::rounding(false, small) + detail::neglected(facts));
+  if (step == Step::done) plan.pivots = 1;
+  return step;
+}
+
+// `sums` of each shift over plan.next points.
+MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantiles& quantiles,
+                         const FactorFacts& facts, const SampleSums* sums) {
+  plan.points = plan.next;
+  const double t = detail::t_of_look(plan, quantiles);
+  Estimate e = estimate(sums, double(plan.points), t);
+  const double small = math::min(e.value, e.complement);
+  plan.tolerance = detail::tolerance(options, small);
+  e.error += detail::rounding(options.samples_float32(), small);
+  e.error += facts.exhausted ? 0 : plan.skipped;
+  e.error += detail::neglected(facts);
+  e.error = math::max(e.error, detail::unseen(plan, e));
+  detail::keep(plan, e);
+  if (detail::screens_too_much(plan)) return detail::screen_less(plan);
+  const double allowed = plan.tolerance - 0.5 * plan.dropped;
+  if (e.error <= allowed) {
+    plan.status = Status::converged;
+    return Step::done;
+  }
+  const double room_for_bias = 0.35 * allowed;
+  if (!facts.exhausted && e.bias > room_for_bias) {
+    // The bound falls at least like 1 / k.
+    plan.target = (e.bias > 8 * room_for_bias ? 4 : 2) * plan.pivots;
+    return Step::factor;
+  }
+  const double t_next = detail::t_of_next_look(quantiles, plan.later_looks);
+  return detail::sample_to(plan, options, detail::next_points(plan, e, t, t_next, allowed));
+}
+
+// The truth is between value - dropped and value: report the middle.
+MVNROB_HD_FN RowResult result(const RowPlan& plan) {
+  const Estimate& e = plan.best;
+  const double half = 0.5 * math::min(plan.best_dropped, e.value);
+  RowResult r;
+  r.prob = (e.complement < 0.5 ? 1 - e.complement : e.value) - half;
+  r.complement = (e.complement < 0.5 ? e.complement : 1 - e.value) + half;
+  r.prob = math::min(1.0, math::max(0.0, r.prob));
+  r.complement = math::min(1.0, math::max(0.0, r.complement));
+  r.error = e.error + half;
+  r.status = plan.status;
+  if (plan.status == Status::indefinite || plan.status == Status::nan ||
+      plan.status == Status::no_closed_form)
+    r.prob = r.complement = r.error = NAN;
+  r.n_points = plan.n_points;
+  r.n_active = plan.kept;
+  r.n_pivots = plan.pivots;
+  return r;
+}
+
+}  // namespace mvnrob::plan
