@@ -1,17 +1,24 @@
-"""Compiles a C++ source of tests/native into a Python module, per instruction set."""
+"""Compiles a C++ source of tests/native into a Python module, per instruction set, or a program.
+
+What was compiled lies in build/native under a hash of the compiler, the flags, the source and every
+header of the project that it includes.
+"""
 
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-MATH = ROOT / "csrc" / "math"
+CSRC = ROOT / "csrc"
+MATH = CSRC / "math"
 
 # As in setup.py: what is tested is what is shipped.
 FLOAT_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
@@ -45,7 +52,7 @@ def missing_features(isa):
 
 
 def build_flags(isa):
-    """Compiler flags shared by the test module and the benchmark."""
+    """Compiler flags shared by the test modules, the programs and the benchmark."""
     return [
         "-std=c++17",
         *FLOAT_FLAGS,
@@ -55,8 +62,39 @@ def build_flags(isa):
         "-Wextra",
         "-Werror",
         "-Wno-psabi",  # packs are passed by value only to functions that are inlined
+        f"-I{CSRC}",
         f"-I{MATH}",
     ]
+
+
+def with_headers(source):
+    """The source and every header it includes, directly or not, from its folder or from csrc."""
+    found, left = set(), [source]
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in re.findall(r'^\s*#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            places = (folder / name for folder in (path.parent, CSRC, MATH))
+            left += [place.resolve() for place in places if place.exists()]
+    return sorted(found)
+
+
+def compiled(source, name, suffix, flags, folder=None):
+    """Path of what the compiler makes of the source, from an earlier call if nothing changed."""
+    digest = hashlib.sha256(" ".join([compiler(), sys.version, *flags]).encode())
+    for path in with_headers(source):
+        digest.update(path.read_bytes())
+    folder = Path(folder or ROOT / "build" / "native")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}-{digest.hexdigest()[:16]}{suffix}"
+    if not target.exists():
+        # Under another name first: several test processes may build at once.
+        partial = target.with_suffix(f".{os.getpid()}")
+        subprocess.run([compiler(), *flags, str(source), "-o", str(partial)], check=True)
+        partial.replace(target)
+    return target
 
 
 def load(source, isa, folder=None):
@@ -74,18 +112,23 @@ def load(source, isa, folder=None):
         f"-isystem{pybind11.get_include()}",
         f"-isystem{sysconfig.get_paths()['include']}",
     ]
-    digest = hashlib.sha256(" ".join([compiler(), sys.version, *flags]).encode())
-    for path in [source, *sorted(MATH.glob("*.h"))]:
-        digest.update(path.read_bytes())
-    folder = Path(folder or ROOT / "build" / "native")
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}-{digest.hexdigest()[:16]}.so"
-    if not target.exists():
-        # Under another name first: several test processes may build at once.
-        partial = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler(), *flags, str(source), "-o", str(partial)], check=True)
-        partial.replace(target)
+    target = compiled(source, name, ".so", flags, folder)
     spec = importlib.util.spec_from_file_location(name, target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def executable(source, name, flags, folder=None):
+    """Path of the program compiled from tests/native/<source>; flags come after the usual ones."""
+    source = HERE / source
+    return compiled(source, name, ".out", [*build_flags("generic"), *flags], folder)
+
+
+def links_with(flags):
+    """Whether the compiler has what the flags ask for, such as the run-time of a sanitizer."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "empty.cpp")
+        source.write_text("int main() {}\n")
+        command = [compiler(), *flags, str(source), "-o", str(source.with_suffix(".out"))]
+        return subprocess.run(command, check=False, capture_output=True).returncode == 0

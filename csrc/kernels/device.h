@@ -1,0 +1,78 @@
+// What kernel bodies may use: CUDA's own names under nvcc, the shim's under a C++ compiler.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "math/config.h"
+
+#if defined(__CUDACC__)
+#define MVNROB_DEVICE __device__ __forceinline__
+#define MVNROB_DEVICE_FN __device__ inline
+#define MVNROB_UNROLL _Pragma("unroll")
+#define MVNROB_ROLLED _Pragma("unroll 1")
+#else
+#include "shim/cuda.h"
+#define MVNROB_DEVICE inline __attribute__((always_inline))
+#define MVNROB_DEVICE_FN inline
+#define MVNROB_UNROLL
+#define MVNROB_ROLLED
+#endif
+
+namespace mvnrob::kernels {
+
+// Blocks that a multiprocessor is to hold, which bounds their registers: one number from sm_90 on,
+// one for the compilers of earlier architectures, which need a few registers more.
+constexpr int resident_blocks(int sm_90, int earlier) {
+#if defined(__CUDA_ARCH__)
+  return __CUDA_ARCH__ >= 900 ? sm_90 : earlier;
+#else
+  return sm_90 > earlier ? sm_90 : earlier;
+#endif
+}
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kWarp = 32;
+
+// The block's dynamic shared memory.
+template <class T>
+MVNROB_DEVICE T* dynamic_shared() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char block_shared[];
+  return reinterpret_cast<T*>(block_shared);
+#else
+  return static_cast<T*>(shim::dynamic_shared());
+#endif
+}
+
+// 16 bytes from global to shared memory, in the background; both ends aligned to 16.
+MVNROB_DEVICE void copy_async16(void* shared, const void* global) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+               "l"(global)
+               : "memory");
+#else
+  shim::copy_async16(shared, global);
+#endif
+}
+
+// Closes a group of copies.
+MVNROB_DEVICE void copy_async_commit() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+#else
+  shim::copy_async_commit();
+#endif
+}
+
+// Waits until at most `groups` of this thread's groups are under way.
+template <int groups>
+MVNROB_DEVICE void copy_async_wait() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(groups) : "memory");
+#else
+  shim::copy_async_wait(groups);
+#endif
+}
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,113 @@
+// Runs kernel bodies on the CPU, for tests: shim::launch<Body>(blocks, shared_bytes, args).
+//
+// Blocks run one after another. What the device leaves undefined is made visible: shared memory
+// starts as 0xFF bytes (NaN) in every block and ends where the launch said (AddressSanitizer sees
+// the first byte beyond, otherwise a guard area is looked at after the block), asynchronous copies
+// arrive as late as allowed (copy_async.h), and threads and blocks can be run in other orders
+// (set_order, or MVNROB_SHIM_ORDER in the environment). Not modelled: blocks at work at the same
+// time, memory weaker than the host's, bank conflicts, anything in PTX.
+#pragma once
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "shim/grid.h"
+#include "shim/scheduler.h"
+
+namespace mvnrob::shim {
+
+// The most that one block can ask for on any device (227 KB, sm_90).
+constexpr size_t kMaxSharedBytes = 232448;
+
+// Seed of the order in which threads and blocks run; 0 is the natural one.
+inline uint64_t& order() {
+  static uint64_t seed = [] {
+    const char* text = std::getenv("MVNROB_SHIM_ORDER");
+    return text == nullptr ? uint64_t(0) : std::strtoull(text, nullptr, 10);
+  }();
+  return seed;
+}
+inline void set_order(uint64_t seed) { order() = seed; }
+
+class SharedMemory {
+ public:
+  explicit SharedMemory(size_t bytes) : bytes_(bytes) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 16, bytes + kGuard) != 0) throw std::bad_alloc();
+    data_ = static_cast<unsigned char*>(memory);
+  }
+  ~SharedMemory() { std::free(data_); }
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+
+  unsigned char* data() { return data_; }
+  void fill() { std::memset(data_, 0xFF, bytes_ + kGuard); }
+  void check_guard(const Grid& grid) const {
+    for (size_t i = bytes_; i < bytes_ + kGuard; ++i) {
+      if (data_[i] == 0xFF) continue;
+      throw std::runtime_error(grid.name() + " wrote to byte " + std::to_string(i) + " of its " +
+                               std::to_string(bytes_) + " bytes of shared memory");
+    }
+  }
+
+ private:
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr size_t kGuard = 0;
+#else
+  static constexpr size_t kGuard = 256;
+#endif
+  size_t bytes_;
+  unsigned char* data_ = nullptr;
+};
+
+// What every launch does, whatever its body.
+inline void launch_grid(Grid grid, Scheduler::Body body, const void* args) {
+  if (grid.blocks == 0) throw std::invalid_argument("launch: blocks must be positive, got 0");
+  if (grid.shared_bytes > kMaxSharedBytes) {
+    throw std::invalid_argument("launch: shared_bytes must be at most " +
+                                std::to_string(kMaxSharedBytes) + ", got " +
+                                std::to_string(grid.shared_bytes));
+  }
+  SharedMemory shared(grid.shared_bytes);
+  grid.shared = shared.data();
+  Scheduler scheduler(grid.threads, order());
+  // Every block once: a step without a common factor with their number, from anywhere.
+  uint64_t step = 1, block = 0;
+  if (order() != 0) {
+    step = order() * 0x9E3779B97F4A7C15u % grid.blocks;
+    while (std::gcd(step, uint64_t(grid.blocks)) != 1) step = (step + 1) % grid.blocks;
+    block = order() % grid.blocks;
+  }
+  for (unsigned i = 0; i < grid.blocks; ++i) {
+    grid.block = unsigned(block);
+    shared.fill();
+    scheduler.run(body, args, grid);
+    shared.check_guard(grid);
+    block = (block + step) % grid.blocks;
+  }
+}
+
+template <class Body>
+void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+  static_assert(Body::kThreads >= 1 && Body::kThreads <= 1024, "a block has 1 to 1024 threads");
+  Grid grid;
+  grid.body = &typeid(Body);
+  grid.threads = Body::kThreads;
+  grid.blocks = blocks;
+  grid.shared_bytes = shared_bytes;
+  const auto run = [](const void* a) { Body::run(*static_cast<const typename Body::Args*>(a)); };
+  launch_grid(grid, run, &args);
+}
+
+// For the templates that take the sequence of launches from a Launcher.
+struct Launcher {
+  template <class Body>
+  void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    shim::launch<Body>(blocks, shared_bytes, args);
+  }
+};
+
+}  // namespace mvnrob::shim

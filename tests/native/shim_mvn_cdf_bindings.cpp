@@ -1,0 +1,106 @@
+// pybind11 module: mvn_cdf and mvn_cdf_sums by the CUDA kernels' bodies on the shim.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "shim_mvn_cdf.h"
+
+namespace py = pybind11;
+using mvnrob::kernels::MvnCdfArgs;
+
+namespace {
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+// Input common to both; the arrays must outlive the arguments.
+template <class T>
+MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
+                     const std::optional<Array<T>>& lower, const Array<int64_t>& seed) {
+  MvnCdfArgs a{};
+  a.rows = upper.shape(0);
+  a.n = int32_t(upper.shape(1));
+  a.is_double = sizeof(T) == 8;
+  a.upper = upper.data();
+  a.lower = lower ? lower->data() : nullptr;
+  a.cov = cov.data();
+  const int64_t element = sizeof(T);
+  a.cov_strides = {cov.strides(0) / element, cov.strides(1) / element, cov.strides(2) / element};
+  a.seed = seed.data();
+  return a;
+}
+
+void run(const MvnCdfArgs& a, int64_t tile_rows, int64_t resident) {
+  if (a.options.samples_float32())
+    mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident);
+  else
+    mvnrob::shim::run_mvn_cdf<double>(a, tile_rows, resident);
+}
+
+mvnrob::ComputeType compute_type(const std::string& name) {
+  return name == "float32"   ? mvnrob::ComputeType::float32
+         : name == "float64" ? mvnrob::ComputeType::float64
+                             : mvnrob::ComputeType::automatic;
+}
+
+template <class T>
+py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
+                  const std::optional<Array<T>>& lower, const Array<int64_t>& seed, double abs_tol,
+                  double rel_tol, int64_t max_points, const std::string& method,
+                  const std::string& compute_dtype, int64_t tile_rows, int64_t resident) {
+  MvnCdfArgs a = arguments(upper, cov, lower, seed);
+  a.options = {abs_tol, rel_tol, max_points,
+               method == "sov"           ? mvnrob::Method::sov
+               : method == "closed_form" ? mvnrob::Method::closed_form
+                                         : mvnrob::Method::automatic,
+               compute_type(compute_dtype)};
+  Array<T> prob(a.rows), complement(a.rows), error(a.rows);
+  Array<int64_t> status(a.rows), n_points(a.rows), n_active(a.rows), n_pivots(a.rows);
+  a.prob = prob.mutable_data();
+  a.complement = complement.mutable_data();
+  a.error = error.mutable_data();
+  a.status = status.mutable_data();
+  a.n_points = n_points.mutable_data();
+  a.n_active = n_active.mutable_data();
+  a.n_pivots = n_pivots.mutable_data();
+  run(a, tile_rows, resident);
+  return py::make_tuple(prob, complement, error, status, n_points, n_active, n_pivots);
+}
+
+template <class T>
+Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
+                           const std::optional<Array<T>>& lower, const Array<int64_t>& seed,
+                           const Array<int64_t>& order, int64_t n_points,
+                           const std::string& compute_dtype, int64_t tile_rows, int64_t resident) {
+  MvnCdfArgs a = arguments(upper, cov, lower, seed);
+  a.options = {0, 0, n_points, mvnrob::Method::automatic, compute_type(compute_dtype)};
+  a.order = order.data();
+  a.n_order = int32_t(order.shape(1));
+  a.forced_points = n_points;
+  Array<double> sums({a.rows, int64_t(mvnrob::kShifts), int64_t(5)});
+  a.forced_sums = reinterpret_cast<mvnrob::SampleSums*>(sums.mutable_data());
+  run(a, tile_rows, resident);
+  return sums;
+}
+
+template <class T>
+void define(py::module_& m) {
+  m.def("mvn_cdf", &mvn_cdf<T>, py::arg("upper"), py::arg("cov"), py::arg("lower").none(true),
+        py::arg("seed"), py::arg("abs_tol"), py::arg("rel_tol"), py::arg("max_points"),
+        py::arg("method"), py::arg("compute_dtype"), py::arg("tile_rows") = 1 << 20,
+        py::arg("resident") = 3);
+  m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
+        py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
+        py::arg("compute_dtype"), py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(MVNROB_MODULE, m) {
+  define<float>(m);
+  define<double>(m);
+  m.def("set_order", [](uint64_t seed) { mvnrob::shim::set_order(seed); });
+}

@@ -1,0 +1,95 @@
+// mvn_cdf's kernels on problems with known answers, for the sanitizers; a wrong answer throws.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "shim_mvn_cdf.h"
+
+namespace shim_tests {
+
+// P(X <= 0) = 1 / (n + 1) for n standard normal variables with correlation 1/2; each of them comes
+// `copies` times, and between limits only if `rectangular`: the lower ones are far out.
+struct Orthants {
+  int64_t rows, n, copies;
+  bool rectangular;
+
+  template <class T, class scalar_t>
+  void check(double tolerance, int64_t tile_rows, int64_t resident) const {
+    const int64_t size = n * copies;
+    std::vector<T> upper(rows * size, 0), lower(rows * size, T(-8)), cov(size * size);
+    for (int64_t i = 0; i < size; ++i)
+      for (int64_t j = 0; j < size; ++j) cov[i * size + j] = i % n == j % n ? T(1) : T(0.5);
+    std::vector<T> prob(rows), complement(rows), error(rows);
+    std::vector<int64_t> seed(rows), status(rows), points(rows), active(rows), pivots(rows);
+    for (int64_t b = 0; b < rows; ++b) seed[b] = b;
+    mvnrob::kernels::MvnCdfArgs a{};
+    a.rows = rows;
+    a.n = int32_t(size);
+    a.is_double = sizeof(T) == 8;
+    a.upper = upper.data();
+    a.lower = rectangular ? lower.data() : nullptr;
+    a.cov = cov.data();
+    a.cov_strides = {0, size, 1};
+    a.seed = seed.data();
+    a.prob = prob.data();
+    a.complement = complement.data();
+    a.error = error.data();
+    a.status = status.data();
+    a.n_points = points.data();
+    a.n_active = active.data();
+    a.n_pivots = pivots.data();
+    a.options = {tolerance, 0, 1 << 16, mvnrob::Method::automatic,
+                 sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32
+                                       : mvnrob::ComputeType::float64};
+    mvnrob::shim::run_mvn_cdf<scalar_t>(a, tile_rows, resident);
+    for (int64_t b = 0; b < rows; ++b) {
+      const double wrong = std::abs(double(prob[b]) - 1.0 / double(n + 1));
+      if (!(wrong <= double(error[b])) || !(double(error[b]) <= tolerance) || status[b] > 1)
+        throw std::runtime_error("wrong probability, n = " + std::to_string(size) + ": " +
+                                 std::to_string(double(prob[b])) + " +- " +
+                                 std::to_string(double(error[b])));
+    }
+  }
+};
+
+inline void check_small() {
+  for (const int64_t n : {1, 2, 3, 4, 8, 9, 31, 32}) {
+    Orthants{3, n, 1, false}.check<double, float>(0.02, 2, 2);
+    Orthants{2, n, 1, true}.check<float, float>(0.02, 2, 3);
+  }
+  Orthants{2, 9, 1, false}.check<double, double>(0.02, 2, 1);
+}
+
+inline void check_groups() {
+  Orthants{2, 5, 3, false}.check<double, float>(0.02, 2, 2);
+  Orthants{1, 1, 7, true}.check<float, float>(0.02, 1, 2);
+  Orthants{1, 34, 2, false}.check<double, float>(0.02, 1, 2);
+}
+
+inline void check_blocked() {
+  for (const int64_t n : {33, 47}) Orthants{2, n, 1, false}.check<double, float>(0.02, 2, 2);
+  Orthants{1, 40, 1, true}.check<double, double>(0.02, 1, 2);
+}
+
+// More variables than are all sampled: some complete, and the plan deepens.
+inline void check_completed() {
+  Orthants{1, 66, 1, false}.check<double, float>(0.004, 1, 2);
+  Orthants{1, 70, 1, true}.check<float, double>(0.004, 1, 2);
+}
+
+struct MvnCdfCase {
+  const char* name;
+  void (*run)();
+};
+
+const MvnCdfCase kMvnCdfCases[] = {
+    {"mvn_cdf_small", check_small},
+    {"mvn_cdf_groups", check_groups},
+    {"mvn_cdf_blocked", check_blocked},
+    {"mvn_cdf_completed", check_completed},
+};
+
+}  // namespace shim_tests
