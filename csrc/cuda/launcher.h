@@ -1,0 +1,58 @@
+// Launches kernel bodies on a CUDA stream. For .cu files; no torch.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mvnrob::cuda {
+
+template <class Body>
+__global__ void __launch_bounds__(Body::kThreads, Body::kResidentBlocks)
+    kernel(const __grid_constant__ typename Body::Args args) {
+  Body::run(args);
+}
+
+// Keeps the first error; later launches are left out.
+class Launcher {
+ public:
+  Launcher(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
+
+  cudaError_t error() const { return error_; }
+
+  template <class Body>
+  void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    if (error_ != cudaSuccess) return;
+    kernel<Body><<<blocks, Body::kThreads, shared_bytes, stream_>>>(args);
+    keep(cudaGetLastError());
+  }
+
+  void clear(void* pointer, size_t bytes) {
+    if (error_ == cudaSuccess) keep(cudaMemsetAsync(pointer, 0, bytes, stream_));
+  }
+
+  // Blocks that the device holds at once. Also lets the kernel have that much shared memory.
+  template <class Body>
+  int64_t resident_blocks(size_t shared_bytes) {
+    if (error_ != cudaSuccess) return 1;
+    int processors = 0, each = 0;
+    if (shared_bytes > 48 * 1024)
+      keep(cudaFuncSetAttribute(kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                int(shared_bytes)));
+    keep(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
+    keep(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel<Body>, Body::kThreads,
+                                                       shared_bytes));
+    return int64_t(processors) * each;
+  }
+
+ private:
+  void keep(cudaError_t error) {
+    if (error_ == cudaSuccess) error_ = error;
+  }
+
+  int device_;
+  cudaStream_t stream_;
+  cudaError_t error_ = cudaSuccess;
+};
+
+}  // namespace mvnrob::cuda

@@ -1,0 +1,120 @@
+// Arguments of mvn_cdf's kernels. No device code: the torch side includes this too.
+#pragma once
+#include <cstdint>
+
+#include "math/config.h"
+#include "plan/confidence.h"
+#include "plan/estimate.h"
+#include "plan/options.h"
+
+namespace mvnrob::kernels {
+
+// Byte offsets within a row's memory.
+struct RowLayout {
+  int64_t state, variable, group, inverse_sd, upper, lower, variance, mean, variance_error, scratch,
+      factor, program_rows, row_of, pivot_of, blocks, outer, coef, shifts, totals, slots;
+  int64_t bytes;
+  int32_t max_chunks;  // slots are [kShifts][max_chunks]
+};
+
+struct CovarianceStrides {
+  int64_t batch, row, column;
+};
+
+// One unit of work list: the items base.. of a row, until the next entry's base.
+struct WorkEntry {
+  uint64_t base;
+  int64_t row;
+};
+
+// Reset before every tile; one for each round.
+struct RoundCounters {
+  unsigned long long small, blocked;            // entries << 40 | items
+  unsigned long long small_next, blocked_next;  // items handed out
+  unsigned active, closed;
+};
+
+constexpr int kItemBits = 40;
+MVNROB_HD uint64_t items_of(uint64_t packed) { return packed & ((uint64_t(1) << kItemBits) - 1); }
+MVNROB_HD int64_t entries_of(uint64_t packed) { return int64_t(packed >> kItemBits); }
+
+// Arguments of every kernel, by value.
+struct MvnCdfArgs {
+  // The tile's part of the input; limits contiguous [rows, n].
+  int64_t rows;
+  int32_t n;
+  bool is_double;
+  const void* upper;
+  const void* lower;  // null: minus infinity
+  const void* cov;
+  CovarianceStrides cov_strides;  // in elements
+  const int64_t* seed;
+  // and of the output, [rows] each
+  void* prob;
+  void* complement;
+  void* error;
+  int64_t* status;
+  int64_t* n_points;
+  int64_t* n_active;
+  int64_t* n_pivots;
+
+  RowOptions options;
+  plan::Quantiles quantiles;
+
+  // Forced plan (mvn_cdf_sums): the pivots in order, points of each shift, sums out [rows, 8, 5].
+  const int64_t* order;  // [rows, n_order]; null: not forced
+  int32_t n_order;
+  int64_t forced_points;
+  SampleSums* forced_sums;
+
+  RowLayout layout;
+  unsigned char* memory;   // rows * layout.bytes
+  uint32_t* generators;    // [n]
+  void* history;           // of the blocked sampler, one piece for each of its blocks
+  int64_t history_stride;  // bytes
+  RoundCounters* counters;
+  int64_t* active[2];  // rows to plan, this round's and the next one's in turn
+  int64_t* closed;     // rows for the closed form
+  WorkEntry* small;
+  WorkEntry* blocked;
+  int32_t round;
+  bool last_round;
+
+  template <class T>
+  MVNROB_HD T* at(int64_t row, int64_t offset) const {
+    return reinterpret_cast<T*>(memory + row * layout.bytes + offset);
+  }
+  MVNROB_HD double limit(const void* p, int64_t row, int32_t i) const {
+    const int64_t k = row * n + i;
+    return is_double ? static_cast<const double*>(p)[k] : double(static_cast<const float*>(p)[k]);
+  }
+  MVNROB_HD double covariance(int64_t row, int32_t i, int32_t j) const {
+    const int64_t k = row * cov_strides.batch + i * cov_strides.row + j * cov_strides.column;
+    return is_double ? static_cast<const double*>(cov)[k]
+                     : double(static_cast<const float*>(cov)[k]);
+  }
+};
+
+// Rows first .. first + rows - 1 of a batch.
+inline MvnCdfArgs tile_of(MvnCdfArgs a, int64_t first, int64_t rows) {
+  const int64_t element = a.is_double ? 8 : 4;
+  const auto input = [](const void* p, int64_t bytes) -> const void* {
+    return p ? static_cast<const char*>(p) + bytes : nullptr;
+  };
+  const auto output = [&](void*& p) { p = p ? static_cast<char*>(p) + first * element : nullptr; };
+  a.rows = rows;
+  a.upper = input(a.upper, first * a.n * element);
+  a.lower = input(a.lower, first * a.n * element);
+  a.cov = input(a.cov, first * a.cov_strides.batch * element);
+  a.seed += first;
+  for (void** p : {&a.prob, &a.complement, &a.error}) output(*p);
+  for (int64_t** p : {&a.status, &a.n_points, &a.n_active, &a.n_pivots})
+    if (*p) *p += first;
+  if (a.order) {
+    a.order += first * a.n_order;
+    a.forced_sums += first * kShifts;
+  }
+  return a;
+}
+
+}  // namespace mvnrob::kernels

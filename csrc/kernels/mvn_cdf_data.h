@@ -1,0 +1,158 @@
+// What the kernels of mvn_cdf share in global memory.
+//
+// A batch is worked through in tiles of rows. Every row of a tile owns a piece of the workspace,
+// laid out alike (RowLayout); what a row writes there depends on that row alone.
+//
+// A row's rows of its factor are executed as a program. Pivot j comes with the rows that have no
+// variance left once y_0..y_j are known (its group): each bounds y_j from above or below, so that
+//   y_j in [max of the lower bounds, min of the upper bounds],  bound = limit + sum_l coef_l y_l,
+// limits and coefficients already divided by the row's coefficient of y_j, coefficients negated.
+// After the pivots come the rows that complete: each has variance left, and given the y's is one
+// normal probability.
+#pragma once
+#include "kernels/device.h"
+#include "kernels/mvn_cdf_args.h"
+#include "plan/row_plan.h"
+#include "plan/variable.h"
+
+namespace mvnrob::kernels {
+
+constexpr int kMaxSmallPivots = 32;  // up to here a warp works alone
+
+// Rows of a register block of the program. A small program has blocks of 8 only. A blocked one has
+// outer blocks of 64 (32 in float64), whose part of earlier pivots is one matrix product, and in
+// them inner ones of 16.
+constexpr int kSmallRows = 8;
+constexpr int kInnerRows = 16;
+template <class scalar_t>
+constexpr int kOuterRows = 256 / int(sizeof(scalar_t));
+constexpr int kMostOuterRows = 64;
+
+// A stream is the points of one shift and chunk. A block of the blocked sampler takes two at a
+// time, a thread for each point.
+constexpr int kBlockedThreads = 128;
+constexpr int kStreamsPerBlock = kBlockedThreads / kTileSamples;
+
+enum ProgramFlag : int32_t {
+  kHasUpper = 1,
+  kHasLower = 2,
+  kClosesPivot = 4,
+  kBoundedBelow = 8,  // with kClosesPivot: some row of the group has a lower limit
+};
+
+template <class scalar_t>
+struct alignas(16) ProgramRow {
+  scalar_t upper, lower;
+  int32_t flags;
+};
+
+// A register block: coefficients of the pivots base..known, column by column, then the shifted
+// triangle: entry k of column r multiplies, in row r + 1 + k, the pivot that row r closes.
+struct ProgramBlock {
+  int64_t coef;
+  int32_t base, known;
+};
+
+// An outer block: coefficients of the pivots before it, column by column.
+struct OuterBlock {
+  int64_t coef;
+  int32_t known;
+};
+
+struct Program {
+  int32_t pivots;
+  int32_t sampled_blocks, sampled_outer;  // of kSmallRows or kInnerRows rows; of kOuterRows
+  int32_t completion_rows;                // padded to whole blocks
+  int64_t completion_coef;
+  // What to sample now: `tiles` times 64 points of each shift from point `first`, in chunks.
+  int64_t first;
+  int32_t tiles, chunk_tiles, chunks;
+};
+
+// State of a row between launches.
+struct RowState {
+  plan::RowPlan plan;
+  plan::FactorFacts facts;
+  int32_t live;  // rows of the factor with variance left, pivots excepted
+  bool rectangular;
+  Program program;
+};
+
+// The matrix is indefinite. One of float64 that was computed in float32 is so by float32 rounding:
+// it is judged again as a float32 matrix.
+MVNROB_DEVICE_FN void judge_again(const RowOptions& options, RowState& s) {
+  const double single = plan::entry_error(false);
+  if (s.facts.entry_error >= single) {
+    s.plan.step = plan::failed(s.plan, Status::indefinite);
+    return;
+  }
+  const int32_t all = s.plan.all;
+  const double largest = s.plan.largest_of_all;
+  s.plan = plan::RowPlan{};
+  s.facts.entry_error = single;
+  s.plan.step = plan::begin(s.plan, options, all, largest);
+}
+
+// Pointers into a row's memory. Computed where they are used: the offsets are in constant memory,
+// and registers are dear.
+template <class scalar_t>
+class RowMemory {
+ public:
+  MVNROB_DEVICE RowMemory(const MvnCdfArgs& a, int64_t row)
+      : layout_(a.layout), base_(a.memory + row * a.layout.bytes) {}
+
+  MVNROB_DEVICE RowState* state() const { return at<RowState>(layout_.state); }
+  MVNROB_DEVICE int32_t* variable() const { return at<int32_t>(layout_.variable); }
+  MVNROB_DEVICE int32_t* group() const { return at<int32_t>(layout_.group); }
+  MVNROB_DEVICE double* inverse_sd() const { return at<double>(layout_.inverse_sd); }
+  MVNROB_DEVICE double* upper() const { return at<double>(layout_.upper); }
+  MVNROB_DEVICE double* lower() const { return at<double>(layout_.lower); }
+  MVNROB_DEVICE double* variance() const { return at<double>(layout_.variance); }
+  MVNROB_DEVICE double* mean() const { return at<double>(layout_.mean); }
+  MVNROB_DEVICE double* variance_error() const { return at<double>(layout_.variance_error); }
+  MVNROB_DEVICE double* scratch() const { return at<double>(layout_.scratch); }
+  // columns of `variables` numbers
+  MVNROB_DEVICE double* factor() const { return at<double>(layout_.factor); }
+  // the sampled ones, padded, then those that complete
+  MVNROB_DEVICE ProgramRow<scalar_t>* program_rows() const {
+    return at<ProgramRow<scalar_t>>(layout_.program_rows);
+  }
+  // of each sampled row of the program, in the factor
+  MVNROB_DEVICE int32_t* row_of() const { return at<int32_t>(layout_.row_of); }
+  // and the pivot that it bounds
+  MVNROB_DEVICE int32_t* pivot_of() const { return at<int32_t>(layout_.pivot_of); }
+  MVNROB_DEVICE ProgramBlock* blocks() const { return at<ProgramBlock>(layout_.blocks); }
+  MVNROB_DEVICE OuterBlock* outer() const { return at<OuterBlock>(layout_.outer); }
+  MVNROB_DEVICE scalar_t* coef() const { return at<scalar_t>(layout_.coef); }
+  // [kShifts][pivots]
+  MVNROB_DEVICE uint32_t* shifts() const { return at<uint32_t>(layout_.shifts); }
+  MVNROB_DEVICE SampleSums* totals() const { return at<SampleSums>(layout_.totals); }
+  // [kShifts][max_chunks]
+  MVNROB_DEVICE SampleSums* slots() const { return at<SampleSums>(layout_.slots); }
+
+ private:
+  template <class T>
+  MVNROB_DEVICE T* at(int64_t offset) const {
+    return reinterpret_cast<T*>(base_ + offset);
+  }
+
+  const RowLayout& layout_;
+  unsigned char* base_;
+};
+
+// Sizes. `n` variables, any plan.
+
+MVNROB_HD int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+// Coefficients of any program: the triangle and the completion together never exceed n^2 / 2 plus
+// what padding adds to each row.
+MVNROB_HD int64_t max_coefs(int64_t n) {
+  const int64_t rows = round_up(n, kMostOuterRows) + kMostOuterRows;
+  const int64_t small = (round_up(n, kSmallRows) + kSmallRows) *
+                        ((n < kMaxSmallPivots ? n : kMaxSmallPivots) + kSmallRows);
+  if (n <= kMaxSmallPivots) return small;
+  const int64_t blocked = rows * (rows / 2 + kMostOuterRows + kInnerRows);
+  return blocked > small ? blocked : small;
+}
+
+}  // namespace mvnrob::kernels

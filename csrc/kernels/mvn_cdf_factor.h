@@ -1,0 +1,183 @@
+// The ordered, rank-revealing Cholesky factor (Gibson, Glasbey and Elston 1994), one column at a
+// time; collective over a block. The decisions are those of csrc/cpu/mvn_cdf_factor.cpp.
+//
+// Pivots move to the front. A row that a pivot leaves without variance joins that pivot's group and
+// stays where it is. Left-looking: a new column reads the columns before it once, coalesced, and
+// the choice of the next pivot needs only the running means and variances.
+#pragma once
+#include "kernels/block.h"
+#include "kernels/mvn_cdf_data.h"
+#include "plan/ordering.h"
+
+namespace mvnrob::kernels {
+
+enum FactorFinding : unsigned { kExhausts = 1, kNegative = 2, kNotANumber = 4 };
+
+template <class scalar_t, int threads>
+class FactorKernel {
+ public:
+  MVNROB_DEVICE FactorKernel(const MvnCdfArgs& a, int64_t row, const Block<threads>& block,
+                             RowState& s)
+      : a_(a), row_(row), block_(block), s_(s), m_(a, row), size_(s.facts.variables) {}
+
+  // Adds pivots until there are plan.target or none is left, and asks the plan what is next.
+  MVNROB_DEVICE_FN void advance() {
+    Status failure = Status::converged;
+    int pivots = s_.facts.pivots, live = s_.live;
+    double neglected = s_.facts.neglected;
+    while (pivots < s_.plan.target && live > 0) {
+      const int chosen = a_.order ? find(pivots) : choose(pivots);
+      if (chosen < 0) {  // forced, but it has no variance left
+        failure = Status::nan;
+        break;
+      }
+      swap(chosen, pivots);
+      const unsigned found = add_column(pivots);
+      if (found & (kNegative | kNotANumber)) {
+        failure = found & kNotANumber ? Status::nan : Status::indefinite;
+        break;
+      }
+      ++pivots;
+      --live;
+      if (found & kExhausts) {
+        double largest = 0;
+        live -= retire(pivots, largest);
+        neglected = math::max(largest, neglected);
+      }
+    }
+    block_.sync();
+    if (block_.thread() == 0) {
+      s_.live = live;
+      s_.facts.pivots = pivots;
+      s_.facts.exhausted = live == 0;
+      s_.facts.neglected = neglected;
+      settle(failure);
+    }
+    block_.sync();
+  }
+
+ private:
+  MVNROB_DEVICE void settle(Status failure) {
+    if (failure == Status::converged) {
+      s_.plan.step = plan::factored(s_.plan, a_.options, s_.facts);
+      if (a_.order) {
+        s_.plan.step = plan::Step::sample;
+        s_.plan.next = a_.forced_points;
+      }
+      return;
+    }
+    if (failure == Status::indefinite && !a_.order)
+      judge_again(a_.options, s_);
+    else
+      s_.plan.step = plan::failed(s_.plan, failure);
+  }
+
+  MVNROB_DEVICE_FN int choose(int begin) const {
+    Indexed best{HUGE_VAL, INT_MAX};
+    for (int i = begin + block_.thread(); i < size_; i += threads) {
+      if (m_.group()[i] >= 0) continue;
+      const double key = plan::priority(m_.upper()[i], m_.lower()[i], m_.mean()[i],
+                                        m_.variance()[i], s_.rectangular);
+      const Indexed candidate{key == key ? key : HUGE_VAL, i};
+      if (goes_before(candidate, best)) best = candidate;
+    }
+    return block_.first(best).index;
+  }
+
+  // The row of the variable that the forced order names; -1 when it has left.
+  MVNROB_DEVICE_FN int find(int begin) const {
+    const int64_t wanted = a_.order[row_ * a_.n_order + begin];
+    Indexed best{0, INT_MAX};
+    for (int i = begin + block_.thread(); i < size_; i += threads)
+      if (m_.variable()[i] == wanted && m_.group()[i] < 0) best.index = i;
+    best = block_.first(best);
+    return best.index == INT_MAX ? -1 : best.index;
+  }
+
+  template <class T>
+  static MVNROB_DEVICE void exchange(T* p, int i, int j) {
+    const T x = p[i];
+    p[i] = p[j];
+    p[j] = x;
+  }
+
+  // Exchanges two rows and copies the upper one's part of the factor to the scratch.
+  MVNROB_DEVICE_FN void swap(int from, int to) {
+    if (block_.thread() == 0 && from != to) {
+      exchange(m_.variable(), from, to);
+      exchange(m_.group(), from, to);
+      exchange(m_.inverse_sd(), from, to);
+      exchange(m_.upper(), from, to);
+      exchange(m_.lower(), from, to);
+      exchange(m_.variance(), from, to);
+      exchange(m_.mean(), from, to);
+      exchange(m_.variance_error(), from, to);
+    }
+    for (int l = block_.thread(); l < to; l += threads) {
+      double* column = m_.factor() + int64_t(l) * size_;
+      const double x = column[from];
+      column[from] = column[to];
+      column[to] = x;
+      m_.scratch()[l] = x;
+    }
+    block_.sync();
+  }
+
+  MVNROB_DEVICE_FN unsigned add_column(int j) {
+    const double pivot_variance = m_.variance()[j], d = ::sqrt(pivot_variance), inverse = 1 / d;
+    const double mean = m_.mean()[j];
+    const double y =
+        plan::truncated_mean((m_.lower()[j] - mean) * inverse, (m_.upper()[j] - mean) * inverse);
+    const double growth = m_.variance_error()[j] / pivot_variance;
+    const double scale = m_.inverse_sd()[j];
+    const int32_t variable = m_.variable()[j];
+    double* column = m_.factor() + int64_t(j) * size_;
+    unsigned found = 0;
+    for (int i = j + 1 + block_.thread(); i < size_; i += threads) {
+      double c = a_.covariance(row_, variable, m_.variable()[i]) * scale * m_.inverse_sd()[i];
+      const double* entry = m_.factor() + i;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 4
+#endif
+      for (int l = 0; l < j; ++l, entry += size_) c -= *entry * m_.scratch()[l];
+      c *= inverse;
+      column[i] = c;
+      const double variance = m_.variance()[i] - c * c;
+      const double error = m_.variance_error()[i] + c * c * growth;
+      m_.variance()[i] = variance;
+      m_.mean()[i] += c * y;
+      m_.variance_error()[i] = error;
+      // A row that has left is followed on: its variance turns negative where it contradicts a
+      // later pivot.
+      if (m_.group()[i] < 0 && plan::is_zero_variance(variance, error)) found |= kExhausts;
+      if (!plan::is_valid_variance(variance, error))
+        found |= variance != variance ? kNotANumber : kNegative;
+    }
+    if (block_.thread() == 0) column[j] = d;
+    return block_.any_bits(found);
+  }
+
+  // Rows that the last pivot has left without variance join its group. How many, and the largest
+  // variance among them.
+  MVNROB_DEVICE_FN int retire(int pivots, double& largest) {
+    double count = 0;
+    for (int i = pivots + block_.thread(); i < size_; i += threads) {
+      if (m_.group()[i] >= 0 || !plan::is_zero_variance(m_.variance()[i], m_.variance_error()[i]))
+        continue;
+      m_.group()[i] = pivots - 1;
+      largest = math::max(m_.variance()[i], largest);
+      count += 1;
+    }
+    largest = block_.max(largest);
+    return int(block_.sum(count));
+  }
+
+  const MvnCdfArgs& a_;
+  const int64_t row_;
+  const Block<threads>& block_;
+  RowState& s_;
+  const RowMemory<scalar_t> m_;
+  const int size_;
+};
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,31 @@
+// The Richtmyer generators on the device, so that a call needs no table from the host.
+#pragma once
+#include "kernels/block.h"
+#include "kernels/mvn_cdf_data.h"
+#include "math/lattice.h"
+
+namespace mvnrob::kernels {
+
+MVNROB_DEVICE_FN bool is_prime(uint32_t x) {
+  if (x < 4) return x > 1;
+  if (x % 2 == 0) return false;
+  for (uint32_t d = 3; d * d <= x; d += 2)
+    if (x % d == 0) return false;
+  return true;
+}
+
+// generators[j] of the first n primes, in order; collective over a block.
+template <int threads>
+MVNROB_DEVICE_FN void fill_generators(const MvnCdfArgs& a, const Block<threads>& block) {
+  int found = 0;
+  for (uint32_t first = 2; found < a.n; first += threads) {
+    const uint32_t candidate = first + uint32_t(block.thread());
+    const bool prime = is_prime(candidate);
+    int total = 0;
+    const int j = found + block.rank(prime, total);
+    if (prime && j < a.n) a.generators[j] = math::richtmyer_from_prime(candidate);
+    found += total;
+  }
+}
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,226 @@
+// The planning kernel of mvn_cdf: a block takes a row from what the last samples said to the next
+// samples or to the end, through screening, factor and program as far as the plan asks for them.
+//
+// Mapping: a warp for each row up to n = 32, 128 or 512 threads beyond; blocks stride over the
+// rows that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
+// each) for small rows, reading the factor's columns for large ones. Both are small beside the
+// sampling that follows a plan: m k^2 / 2 multiply-adds against N (m k + ...).
+#pragma once
+#include "kernels/mvn_cdf_factor.h"
+#include "kernels/mvn_cdf_generators.h"
+#include "kernels/mvn_cdf_pack.h"
+#include "kernels/mvn_cdf_screen.h"
+
+namespace mvnrob::kernels {
+
+template <class scalar_t, int threads>
+struct MvnCdfPlan {
+  using Args = MvnCdfArgs;
+  static constexpr int kThreads = threads;
+  static constexpr int kResidentBlocks = 512 / threads;
+
+  struct Shared {
+    typename Block<threads>::Shared block;
+    ScreenShared screen;
+    RowState state;
+  };
+  static constexpr size_t kSharedBytes = sizeof(Shared);
+
+  static MVNROB_DEVICE_FN void run(const Args& a) {
+    Shared& shared = *dynamic_shared<Shared>();
+    const Block<threads> block(shared.block);
+    const bool first = a.round == 0;
+    if (first && blockIdx.x == gridDim.x - 1) {  // a block of the first launch beyond the rows'
+      fill_generators(a, block);
+      return;
+    }
+    const unsigned blocks = first ? gridDim.x - 1 : gridDim.x;
+    const int64_t rows = first ? a.rows : int64_t(a.counters[a.round].active);
+    for (int64_t i = blockIdx.x; i < rows; i += blocks) {
+      const int64_t row = first ? i : a.active[a.round & 1][i];
+      MvnCdfPlan(a, row, block, shared).advance(first);
+      block.sync();
+    }
+  }
+
+ private:
+  using Step = plan::Step;
+
+  MVNROB_DEVICE MvnCdfPlan(const Args& a, int64_t row, const Block<threads>& block, Shared& shared)
+      : a_(a), row_(row), block_(block), shared_(shared), s_(shared.state) {}
+
+  MVNROB_DEVICE_FN void advance(bool first) {
+    if (first) {
+      begin_row(a_, row_, block_, s_);
+    } else {
+      if (block_.thread() == 0) s_ = *a_.template at<RowState>(row_, a_.layout.state);
+      block_.sync();
+      if (s_.plan.step == Step::sample) look();
+    }
+    for (;;) {
+      // One thread writes the step, all read it: nobody may run ahead and write the next one.
+      const Step step = s_.plan.step;
+      block_.sync();
+      if (step == Step::screen) {
+        screen_row<scalar_t>(a_, row_, block_, shared_.screen, s_);
+        if (s_.plan.step == Step::factor && !a_.order) try_independent();
+      } else if (step == Step::factor) {
+        FactorKernel<scalar_t, threads>(a_, row_, block_, s_).advance();
+        if (s_.plan.step == Step::sample) Packer<scalar_t, threads>(a_, row_, block_, s_).pack();
+      } else if (step == Step::rank_one) {
+        bound_one_pivot();
+      } else {
+        break;
+      }
+    }
+    if (block_.thread() == 0) leave();
+  }
+
+  // Adds the samples of the last round, chunk after chunk, and decides.
+  MVNROB_DEVICE_FN void look() {
+    const RowMemory<scalar_t> m(a_, row_);
+    for (int shift = block_.thread(); shift < kShifts; shift += threads) {
+      SampleSums sums = m.totals()[shift];
+      for (int c = 0; c < s_.program.chunks; ++c)
+        sums.add(m.slots()[int64_t(shift) * a_.layout.max_chunks + c]);
+      m.totals()[shift] = sums;
+    }
+    block_.sync();
+    if (block_.thread() == 0) {
+      if (a_.order) {
+        for (int shift = 0; shift < kShifts; ++shift)
+          a_.forced_sums[row_ * kShifts + shift] = m.totals()[shift];
+        s_.plan.step = Step::done;
+      } else {
+        s_.plan.step = plan::looked(s_.plan, a_.options, a_.quantiles, s_.facts, m.totals());
+      }
+    }
+    block_.sync();
+  }
+
+  // Independent variables multiply, whatever their number; a dependent row without closed form may
+  // have to give up here.
+  MVNROB_DEVICE_FN void try_independent() {
+    if (a_.options.method == Method::sov) return;
+    const RowMemory<scalar_t> m(a_, row_);
+    const int size = s_.facts.variables;
+    bool dependent = false;
+    for (int i = 1; i < size && !dependent; ++i) {
+      unsigned found = 0;
+      for (int j = block_.thread(); j < i; j += threads)
+        found |= !(a_.covariance(row_, m.variable()[i], m.variable()[j]) * m.inverse_sd()[i] *
+                       m.inverse_sd()[j] ==
+                   0);
+      dependent = block_.any_bits(found) != 0;
+    }
+    if (dependent) {
+      if (block_.thread() == 0 && a_.options.method == Method::closed_form)
+        s_.plan.step = plan::failed(s_.plan, Status::no_closed_form);
+      block_.sync();
+      return;
+    }
+    for (int i = block_.thread(); i < size; i += threads) {
+      m.scratch()[i] = plan::mass_outside(m.upper()[i], m.lower()[i]);
+      m.mean()[i] = plan::interval_probability(m.lower()[i], m.upper()[i]);
+    }
+    block_.sync();
+    if (block_.thread() == 0) {
+      double value = 1, complement = 0;
+      for (int i = 0; i < size; ++i) {
+        complement += value * m.scratch()[i];
+        value *= m.mean()[i];
+      }
+      s_.plan.step = plan::closed(s_.plan, a_.options, value, complement, 4e-15 * size);
+    }
+    block_.sync();
+  }
+
+  // Every row is a multiple of the one pivot: the probability of an interval.
+  MVNROB_DEVICE_FN void bound_one_pivot() {
+    const RowMemory<scalar_t> m(a_, row_);
+    double upper = HUGE_VAL, lower = -HUGE_VAL;
+    for (int i = block_.thread(); i < s_.facts.variables; i += threads) {
+      const double divisor = m.factor()[i];
+      const double high = (divisor > 0 ? m.upper()[i] : m.lower()[i]) / divisor;
+      const double low = (divisor > 0 ? m.lower()[i] : m.upper()[i]) / divisor;
+      upper = math::min(high, upper);
+      lower = math::max(low, lower);
+    }
+    upper = block_.min(upper);
+    lower = block_.max(lower);
+    if (block_.thread() == 0) {
+      const plan::IntervalProbability p = plan::interval(lower, upper);
+      s_.plan.step = plan::ranked(s_.plan, a_.options, s_.facts, p.value, p.complement);
+    }
+    block_.sync();
+  }
+
+  // One thread: hands the row on to the samplers or the closed form, or writes its result.
+  MVNROB_DEVICE_FN void leave() {
+    Step step = s_.plan.step;
+    if (a_.last_round && step != Step::done) step = Step::done;  // keeps status max_points
+    if (step == Step::done) {
+      if (a_.order)
+        write_forced();
+      else
+        write(plan::result(s_.plan));
+      return;
+    }
+    RoundCounters& now = a_.counters[a_.round];
+    if (step == Step::closed_form) {
+      a_.closed[atomicAdd(&now.closed, 1u)] = row_;
+    } else {
+      schedule(now);
+    }
+    *a_.template at<RowState>(row_, a_.layout.state) = s_;
+    RoundCounters& next = a_.counters[a_.round + 1];
+    a_.active[(a_.round + 1) & 1][atomicAdd(&next.active, 1u)] = row_;
+  }
+
+  MVNROB_DEVICE void schedule(RoundCounters& now) {
+    Program& p = s_.program;
+    p.first = s_.plan.points;
+    p.tiles = int32_t((s_.plan.next - s_.plan.points) / kTileSamples);
+    p.chunk_tiles = (p.tiles + a_.layout.max_chunks - 1) / a_.layout.max_chunks;
+    p.chunks = (p.tiles + p.chunk_tiles - 1) / p.chunk_tiles;
+    const bool small = p.pivots <= kMaxSmallPivots;
+    const int streams = kShifts * p.chunks;
+    const uint64_t items = small ? streams : (streams + kStreamsPerBlock - 1) / kStreamsPerBlock;
+    // One addition gives both the place in the list and the first item, so the list is sorted.
+    const uint64_t before = atomicAdd(small ? &now.small : &now.blocked,
+                                      (1ull << kItemBits) + static_cast<unsigned long long>(items));
+    (small ? a_.small : a_.blocked)[entries_of(before)] = WorkEntry{items_of(before), row_};
+  }
+
+  MVNROB_DEVICE void write_forced() {
+    if (s_.plan.status != Status::nan && s_.plan.status != Status::indefinite) return;
+    for (int shift = 0; shift < kShifts; ++shift)
+      a_.forced_sums[row_ * kShifts + shift] = {NAN, NAN, NAN, NAN, NAN};
+  }
+
+  MVNROB_DEVICE void write(const RowResult& r) {
+    if (a_.is_double) {
+      static_cast<double*>(a_.prob)[row_] = r.prob;
+      static_cast<double*>(a_.complement)[row_] = r.complement;
+      static_cast<double*>(a_.error)[row_] = r.error;
+    } else {
+      // A float32 answer is rounded: half an ulp of it belongs to the error.
+      const double rounding = r.error == 0 ? 0 : 6e-8 * math::max(r.prob, r.complement);
+      static_cast<float*>(a_.prob)[row_] = float(r.prob);
+      static_cast<float*>(a_.complement)[row_] = float(r.complement);
+      static_cast<float*>(a_.error)[row_] = float(r.error + rounding);
+    }
+    a_.status[row_] = int64_t(r.status);
+    a_.n_points[row_] = r.n_points;
+    a_.n_active[row_] = r.n_active;
+    a_.n_pivots[row_] = r.n_pivots;
+  }
+
+  const Args& a_;
+  const int64_t row_;
+  const Block<threads>& block_;
+  Shared& shared_;
+  RowState& s_;
+};
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,151 @@
+// What the two samplers of mvn_cdf share: a stream's place in the work, a draw, a completed row,
+// the sums.
+#pragma once
+#include "kernels/block.h"
+#include "kernels/mvn_cdf_data.h"
+#include "math/lattice.h"
+#include "math/normal.h"
+
+namespace mvnrob::kernels {
+
+// Consecutive numbers moved as 16 bytes.
+template <class scalar_t>
+struct alignas(16) Quad {
+  static constexpr int kCount = 16 / int(sizeof(scalar_t));
+  scalar_t v[kCount];
+};
+
+// x[0..count) = p[0..count), p aligned to 16 bytes.
+template <int count, class scalar_t>
+MVNROB_DEVICE void load(const scalar_t* p, scalar_t (&x)[count]) {
+  constexpr int kStep = Quad<scalar_t>::kCount;
+  MVNROB_UNROLL
+  for (int q = 0; q < count / kStep; ++q) {
+    const Quad<scalar_t> quad = reinterpret_cast<const Quad<scalar_t>*>(p)[q];
+    MVNROB_UNROLL
+    for (int e = 0; e < kStep; ++e) x[q * kStep + e] = quad.v[e];
+  }
+}
+
+// Tiles of one shift that a stream walks through.
+struct Stream {
+  int shift, chunk;
+  int64_t first;  // point
+  int tiles;
+
+  MVNROB_DEVICE Stream(const Program& p, int64_t index)
+      : shift(int(index / p.chunks)), chunk(int(index % p.chunks)) {
+    const int tile = chunk * p.chunk_tiles;
+    first = p.first + int64_t(tile) * kTileSamples;
+    tiles = p.tiles - tile < p.chunk_tiles ? p.tiles - tile : p.chunk_tiles;
+  }
+};
+
+// The entry that an item belongs to: the last one whose base is not beyond it.
+MVNROB_DEVICE_FN int64_t find_entry(const WorkEntry* entries, int64_t count, uint64_t item) {
+  int64_t low = 0, high = count;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (entries[middle].base <= item)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// One sample on its way through the program.
+template <class scalar_t>
+struct Sample {
+  scalar_t value, complement;  // the running product f, and 1 - f
+  scalar_t upper, lower;       // limits of the pivot whose group is being read
+
+  MVNROB_DEVICE void start() {
+    value = 1;
+    complement = 0;
+    open_pivot();
+  }
+  MVNROB_DEVICE void open_pivot() {
+    upper = scalar_t(HUGE_VAL);
+    lower = scalar_t(-HUGE_VAL);
+  }
+
+  // A row of the pivot's group bounds it.
+  MVNROB_DEVICE void bound(const ProgramRow<scalar_t>& row, scalar_t sum) {
+    if (row.flags & kHasUpper) upper = math::min(upper, row.upper + sum);
+    if (row.flags & kHasLower) lower = math::max(lower, row.lower + sum);
+  }
+
+  // Draws the pivot within its limits.
+  MVNROB_DEVICE scalar_t draw(bool bounded_below, uint32_t point, uint32_t generator,
+                              uint32_t shift) {
+    scalar_t w, wc, e, ec, y;
+    math::lattice_point<scalar_t>(point, generator, shift, w, wc);
+    if (bounded_below)
+      math::step_interval<scalar_t>(lower, upper, w, wc, e, ec, y);
+    else
+      math::step_upper<scalar_t>(upper, w, wc, e, ec, y);
+    // 1 - f e = (1 - f) + f (1 - e): no subtraction, so 1 - f keeps its digits.
+    complement = math::fma(value, ec, complement);
+    value = value * e;
+    open_pivot();
+    return y;
+  }
+};
+
+// What the rows that complete make of a sample.
+template <class scalar_t>
+struct Completion {
+  scalar_t completed;      // f times the rows' probabilities
+  scalar_t missing;        // f - completed, without cancellation
+  scalar_t mass, largest;  // of the rows' probabilities of failing
+
+  MVNROB_DEVICE void start(scalar_t value) {
+    completed = value;
+    missing = mass = largest = 0;
+  }
+
+  static MVNROB_DEVICE scalar_t nearest(const ProgramRow<scalar_t>& row, scalar_t sum) {
+    return math::min(row.upper + sum, -(row.lower + sum));
+  }
+
+  MVNROB_DEVICE void multiply(const ProgramRow<scalar_t>& row, scalar_t sum) {
+    scalar_t e, q;
+    math::ndtr_pair<scalar_t>(row.upper + sum, e, q);
+    if (row.flags & kHasLower) {
+      scalar_t below, above;
+      const scalar_t limit = row.lower + sum;
+      math::ndtr_pair<scalar_t>(limit, below, above);
+      // Phi(u) - Phi(l) in whichever tail both are small.
+      e = math::max(limit > 0 ? above - q : e - below, scalar_t(0));
+      q = q + below;
+    }
+    missing = math::fma(completed, q, missing);
+    completed = completed * e;
+    mass = mass + q;
+    largest = math::max(largest, q);
+  }
+};
+
+// Adds one sample. Given y, the rows that complete hold with probability in [max(0, 1 - mass),
+// 1 - largest] (Bonferroni, Frechet), and so does the product of their probabilities.
+template <class scalar_t>
+MVNROB_DEVICE void add_sample(const Sample<scalar_t>& sample, const Completion<scalar_t>& rest,
+                              SampleSums& sums) {
+  const scalar_t zero = 0, one = 1;
+  const scalar_t below =
+      math::max(math::fma(sample.value, math::min(rest.mass, one), -rest.missing), zero);
+  const scalar_t above = math::max(math::fma(-sample.value, rest.largest, rest.missing), zero);
+  sums.value += double(rest.completed);
+  sums.complement += double(sample.complement + rest.missing);
+  sums.below += double(below);
+  sums.above += double(above);
+  sums.square += double(rest.completed * rest.completed);
+}
+
+MVNROB_DEVICE SampleSums warp_sums(const SampleSums& s) {
+  return {warp_sum(s.value), warp_sum(s.complement), warp_sum(s.below), warp_sum(s.above),
+          warp_sum(s.square)};
+}
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,173 @@
+// The sampler of mvn_cdf for up to 32 pivots: separation of variables (Genz 1992), a warp to
+// itself.
+//
+// Mapping: a warp takes a stream (the points of one shift and chunk), two points a lane; y in
+// shared memory as [pivot][point], coefficients by 16-byte broadcast loads that the L1 cache keeps,
+// eight rows of sums in registers. The rows of a block are a rolled loop with shifting
+// accumulators, so register indices stay static and the code small. No barrier within a block of
+// threads. Limiter: issue of the draw (about 65 instructions a point and pivot in float32, 230 in
+// float64), then for many rows that complete 16 multiply-adds for 4 loads.
+#pragma once
+#include "kernels/mvn_cdf_sample.h"
+
+namespace mvnrob::kernels {
+
+template <class scalar_t>
+struct MvnCdfSampleSmall {
+  using Args = MvnCdfArgs;
+  static constexpr int kThreads = 128;
+  static constexpr int kResidentBlocks = sizeof(scalar_t) == 4 ? 5 : 2;
+  static constexpr int kWarps = kThreads / kWarp;
+  static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
+  static constexpr int kRunItems = 8;                   // most items taken at once
+
+  // y of n variables at most.
+  static size_t shared_bytes(int n) {
+    const int pivots = n < kMaxSmallPivots ? n : kMaxSmallPivots;
+    return size_t(kWarps) * pivots * kTileSamples * sizeof(scalar_t);
+  }
+
+  static MVNROB_DEVICE_FN void run(const Args& a) {
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+    const int pivots = a.n < kMaxSmallPivots ? a.n : kMaxSmallPivots;
+    scalar_t* y = dynamic_shared<scalar_t>() + warp * pivots * kTileSamples + lane;
+    RoundCounters& counters = a.counters[a.round];
+    const uint64_t items = items_of(counters.small);
+    const int64_t entries = entries_of(counters.small);
+    // Long runs save searches, short ones balance the load.
+    const uint64_t share = items / (uint64_t(gridDim.x) * kWarps * 4);
+    const uint64_t run = share < 1 ? 1 : share < kRunItems ? share : kRunItems;
+    for (;;) {
+      unsigned long long taken = 0;
+      if (lane == 0) taken = atomicAdd(&counters.small_next, static_cast<unsigned long long>(run));
+      uint64_t item = __shfl_sync(kFullWarp, taken, 0);
+      if (item >= items) return;
+      const uint64_t end = item + run < items ? item + run : items;
+      int64_t entry = find_entry(a.small, entries, item);
+      for (; item < end; ++item) {
+        while (entry + 1 < entries && a.small[entry + 1].base <= item) ++entry;
+        sample_stream(a, a.small[entry].row, int64_t(item - a.small[entry].base), lane, y);
+      }
+    }
+  }
+
+ private:
+  static MVNROB_DEVICE_FN void sample_stream(const Args& a, int64_t row, int64_t index, int lane,
+                                             scalar_t* y) {
+    const RowMemory<scalar_t> m(a, row);
+    const Program p = m.state()->program;
+    const scalar_t skip = scalar_t(a.order ? HUGE_VAL : m.state()->plan.skip_limit);
+    const Stream stream(p, index);
+    SampleSums sums{0, 0, 0, 0, 0};
+    for (int t = 0; t < stream.tiles; ++t) {
+      const uint32_t point = uint32_t(stream.first) + uint32_t(t) * kTileSamples + uint32_t(lane);
+      Sample<scalar_t> samples[kPoints];
+      for (Sample<scalar_t>& s : samples) s.start();
+      sample_rows(a, m, p, m.shifts() + stream.shift * p.pivots, point, y, samples);
+      Completion<scalar_t> rest[kPoints];
+      for (int q = 0; q < kPoints; ++q) rest[q].start(samples[q].value);
+      complete_rows(m, p, y, skip, rest);
+      for (int q = 0; q < kPoints; ++q) add_sample(samples[q], rest[q], sums);
+    }
+    sums = warp_sums(sums);
+    if (lane == 0) m.slots()[int64_t(stream.shift) * a.layout.max_chunks + stream.chunk] = sums;
+  }
+
+  // sum[r][q] += coef[l][r] y_l[q] for `columns` pivots
+  static MVNROB_DEVICE void multiply(const scalar_t* coef, int columns, const scalar_t* y,
+                                     scalar_t (&sum)[kSmallRows][kPoints]) {
+    for (int l = 0; l < columns; ++l, coef += kSmallRows, y += kTileSamples) {
+      scalar_t c[kSmallRows];
+      load(coef, c);
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) {
+        const scalar_t value = y[q * kWarp];
+        MVNROB_UNROLL
+        for (int r = 0; r < kSmallRows; ++r) sum[r][q] = math::fma(c[r], value, sum[r][q]);
+      }
+    }
+  }
+
+  static MVNROB_DEVICE void clear(scalar_t (&sum)[kSmallRows][kPoints]) {
+    MVNROB_UNROLL
+    for (int r = 0; r < kSmallRows; ++r) MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q) sum[r][q] = 0;
+  }
+
+  static MVNROB_DEVICE void sample_rows(const Args& a, const RowMemory<scalar_t>& m,
+                                        const Program& p, const uint32_t* shifts, uint32_t point,
+                                        scalar_t* y, Sample<scalar_t> (&samples)[kPoints]) {
+    int known = 0;
+    for (int b = 0; b < p.sampled_blocks; ++b) {
+      const scalar_t* coef = m.coef() + m.blocks()[b].coef;
+      scalar_t sum[kSmallRows][kPoints];
+      clear(sum);
+      multiply(coef, known, y, sum);
+      const scalar_t* triangle = coef + known * kSmallRows;
+      MVNROB_ROLLED
+      for (int r = 0; r < kSmallRows; ++r, triangle += kSmallRows) {
+        const ProgramRow<scalar_t> row = m.program_rows()[b * kSmallRows + r];
+        scalar_t drawn[kPoints], c[kSmallRows];
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) {
+          samples[q].bound(row, sum[0][q]);
+          drawn[q] = 0;
+        }
+        MVNROB_UNROLL
+        for (int k = 0; k < kSmallRows; ++k) c[k] = 0;
+        if (row.flags & kClosesPivot) {
+          load(triangle, c);
+          const uint32_t generator = a.generators[known], shift = shifts[known];
+          MVNROB_UNROLL
+          for (int q = 0; q < kPoints; ++q) {
+            drawn[q] = samples[q].draw(row.flags & kBoundedBelow, point + uint32_t(q * kWarp),
+                                       generator, shift);
+            y[known * kTileSamples + q * kWarp] = drawn[q];
+          }
+          ++known;
+        }
+        // The next row's sums move to the front, with the new y's part.
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) {
+          MVNROB_UNROLL
+          for (int k = 0; k + 1 < kSmallRows; ++k)
+            sum[k][q] = math::fma(c[k], drawn[q], sum[k + 1][q]);
+        }
+      }
+    }
+  }
+
+  static MVNROB_DEVICE void complete_rows(const RowMemory<scalar_t>& m, const Program& p,
+                                          const scalar_t* y, scalar_t skip,
+                                          Completion<scalar_t> (&rest)[kPoints]) {
+    const ProgramRow<scalar_t>* rows = m.program_rows() + p.sampled_blocks * kSmallRows;
+    const scalar_t* coef = m.coef() + p.completion_coef;
+    constexpr int kStep = 4;  // rows of one trip: code size against moving sums to the front
+    for (int first = 0; first < p.completion_rows; first += kSmallRows) {
+      scalar_t sum[kSmallRows][kPoints];
+      clear(sum);
+      multiply(coef + int64_t(first) * p.pivots, p.pivots, y, sum);
+      MVNROB_ROLLED
+      for (int r = 0; r < kSmallRows; r += kStep) {
+        MVNROB_UNROLL
+        for (int k = 0; k < kStep; ++k) {
+          const ProgramRow<scalar_t> row = rows[first + r + k];
+          scalar_t nearest = Completion<scalar_t>::nearest(row, sum[k][0]);
+          MVNROB_UNROLL
+          for (int q = 1; q < kPoints; ++q)
+            nearest = math::min(nearest, Completion<scalar_t>::nearest(row, sum[k][q]));
+          // Rows that are far for the whole warp are left out; plan.skipped is what that may cost.
+          if (__any_sync(kFullWarp, !(nearest > skip))) {
+            MVNROB_UNROLL
+            for (int q = 0; q < kPoints; ++q) rest[q].multiply(row, sum[k][q]);
+          }
+        }
+        MVNROB_UNROLL
+        for (int k = 0; k + kStep < kSmallRows; ++k) MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) sum[k][q] = sum[k + kStep][q];
+      }
+    }
+  }
+};
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,168 @@
+// The host's part of mvn_cdf on a device: how memory is laid out and which kernels run in which
+// order. Nothing here waits for the device, so a call can be captured into a graph.
+//
+// Launcher gives: launch<Body>(blocks, shared_bytes, args); clear(pointer, bytes); and
+// resident_blocks<Body>(shared_bytes), how many blocks the device holds at once.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/mvn_cdf_closed_form.h"
+#include "kernels/mvn_cdf_plan.h"
+#include "kernels/mvn_cdf_sample_blocked.h"
+#include "kernels/mvn_cdf_sample_small.h"
+
+namespace mvnrob::kernels {
+
+// Hands out offsets in order.
+class Offsets {
+ public:
+  int64_t take(int64_t bytes, int64_t alignment = 16) {
+    const int64_t at = round_up(end_, alignment);
+    end_ = at + bytes;
+    return at;
+  }
+  int64_t end() const { return end_; }
+
+ private:
+  int64_t end_ = 0;
+};
+
+// Enough chunks that one row alone fills a device; a function of n only, so that results do not
+// depend on the batch.
+inline int32_t max_chunks(int32_t n) { return n <= kMaxSmallPivots ? 16 : 64; }
+
+template <class scalar_t>
+RowLayout row_layout(int32_t n) {
+  const int64_t rows = round_up(n, kMostOuterRows) + kMostOuterRows + kInnerRows;  // of a program
+  RowLayout l{};
+  l.max_chunks = max_chunks(n);
+  Offsets o;
+  l.state = o.take(sizeof(RowState));
+  for (int64_t* p : {&l.variable, &l.group}) *p = o.take(4 * int64_t(n));
+  for (int64_t* p :
+       {&l.inverse_sd, &l.upper, &l.lower, &l.variance, &l.mean, &l.variance_error, &l.scratch})
+    *p = o.take(8 * int64_t(n));
+  l.factor = o.take(8 * int64_t(n) * n);
+  l.program_rows = o.take(int64_t(sizeof(ProgramRow<scalar_t>)) * rows);
+  for (int64_t* p : {&l.row_of, &l.pivot_of}) *p = o.take(4 * int64_t(n));
+  l.blocks = o.take(int64_t(sizeof(ProgramBlock)) * (rows / kSmallRows));
+  l.outer = o.take(int64_t(sizeof(OuterBlock)) * (rows / kOuterRows<scalar_t> + 1));
+  l.coef = o.take(int64_t(sizeof(scalar_t)) * max_coefs(n));
+  l.shifts = o.take(4 * int64_t(kShifts) * n);
+  l.totals = o.take(int64_t(sizeof(SampleSums)) * kShifts);
+  l.slots = o.take(int64_t(sizeof(SampleSums)) * kShifts * l.max_chunks);
+  l.bytes = round_up(o.end(), 128);
+  return l;
+}
+
+// Looks that a row may need: its points double from the pilot to max_points, and each deepening of
+// the plan, like a screening that took too much, may start again. A row that is not done by then
+// says max_points.
+inline int32_t max_rounds(const MvnCdfArgs& a) {
+  if (a.order) return 1;
+  const auto doublings = [](double ratio) { return int32_t(std::ceil(std::log2(ratio))); };
+  const double most = double(a.options.max_points) / (kShifts * plan::kPilot);
+  int32_t rounds = 6 + doublings(std::max(most, 1.0));
+  if (a.n > plan::kFullBelow) rounds += 2 * doublings(double(a.n) / plan::kFirstPivots);
+  if (a.options.rel_tol > 0) rounds += 3;
+  return rounds;
+}
+
+// A piece of device memory for one tile of rows.
+template <class scalar_t>
+struct Workspace {
+  int64_t counters, generators, active[2], closed, small, blocked, history, memory, bytes;
+
+  Workspace(const MvnCdfArgs& a, int64_t rows, int64_t history_blocks) {
+    Offsets o;
+    constexpr int64_t kAlignment = 256;
+    counters = o.take(int64_t(sizeof(RoundCounters)) * (max_rounds(a) + 2), kAlignment);
+    generators = o.take(4 * int64_t(a.n), kAlignment);
+    for (int64_t& p : active) p = o.take(8 * rows, kAlignment);
+    closed = o.take(8 * rows, kAlignment);
+    small = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
+    blocked = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
+    history = o.take(history_blocks * history_stride(a.n), kAlignment);
+    memory = o.take(rows * row_layout<scalar_t>(a.n).bytes, kAlignment);
+    bytes = o.end();
+  }
+
+  static int64_t history_stride(int32_t n) {
+    return int64_t(MvnCdfSampleBlocked<scalar_t>::history_bytes(n));
+  }
+
+  void place(MvnCdfArgs& a, unsigned char* base) const {
+    a.layout = row_layout<scalar_t>(a.n);
+    a.counters = reinterpret_cast<RoundCounters*>(base + counters);
+    a.generators = reinterpret_cast<uint32_t*>(base + generators);
+    for (int i = 0; i < 2; ++i) a.active[i] = reinterpret_cast<int64_t*>(base + active[i]);
+    a.closed = reinterpret_cast<int64_t*>(base + closed);
+    a.small = reinterpret_cast<WorkEntry*>(base + small);
+    a.blocked = reinterpret_cast<WorkEntry*>(base + blocked);
+    a.history = base + history;
+    a.history_stride = history_stride(a.n);
+    a.memory = base + memory;
+  }
+};
+
+// Blocks of the blocked sampler: no more than have work at the most, or than a GiB of history
+// serves.
+template <class scalar_t, class Launcher>
+int64_t blocked_blocks(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
+  if (a.n <= kMaxSmallPivots) return 0;
+  using Body = MvnCdfSampleBlocked<scalar_t>;
+  const int64_t resident = launcher.template resident_blocks<Body>(Body::kSharedBytes);
+  const int64_t items = rows * kShifts * max_chunks(a.n) / kStreamsPerBlock;
+  const int64_t afford = (int64_t(1) << 30) / Workspace<scalar_t>::history_stride(a.n);
+  return std::max<int64_t>(1, std::min({resident, items, afford}));
+}
+
+template <class scalar_t, int plan_threads, class Launcher>
+void run_rounds(Launcher& launcher, MvnCdfArgs a, int64_t history_blocks) {
+  using Plan = MvnCdfPlan<scalar_t, plan_threads>;
+  using ClosedForm = MvnCdfClosedForm<scalar_t>;
+  using Small = MvnCdfSampleSmall<scalar_t>;
+  using Blocked = MvnCdfSampleBlocked<scalar_t>;
+  const auto blocks = [&](int64_t wanted, int64_t resident) {
+    return unsigned(std::max<int64_t>(1, std::min(wanted, resident)));
+  };
+  const size_t small_bytes = Small::shared_bytes(a.n);
+  const unsigned plan_blocks =
+      blocks(a.rows, launcher.template resident_blocks<Plan>(Plan::kSharedBytes));
+  const unsigned closed_blocks = blocks((a.rows + ClosedForm::kThreads - 1) / ClosedForm::kThreads,
+                                        launcher.template resident_blocks<ClosedForm>(0));
+  const unsigned small_blocks = blocks(a.rows * kShifts * max_chunks(a.n) / Small::kWarps,
+                                       launcher.template resident_blocks<Small>(small_bytes));
+  const int32_t rounds = max_rounds(a);
+  launcher.clear(a.counters, sizeof(RoundCounters) * size_t(rounds + 2));
+  for (a.round = 0; a.round <= rounds; ++a.round) {
+    a.last_round = a.round == rounds;
+    // The first launch has one block more, which fills the generators.
+    launcher.template launch<Plan>(plan_blocks + (a.round == 0), Plan::kSharedBytes, a);
+    if (a.last_round) break;
+    // A row meets its closed form when it is screened: at first, or judged or screened again.
+    const bool screens = a.round < 2 || a.options.rel_tol > 0;
+    if (screens && a.options.method != Method::sov && !a.order)
+      launcher.template launch<ClosedForm>(closed_blocks, 0, a);
+    launcher.template launch<Small>(small_blocks, small_bytes, a);
+    if (a.n > kMaxSmallPivots)
+      launcher.template launch<Blocked>(unsigned(history_blocks), Blocked::kSharedBytes, a);
+  }
+}
+
+// One tile: `a` with input, output and options set, memory of Workspace(a, a.rows, ...).bytes.
+template <class scalar_t, class Launcher>
+void run_tile(Launcher& launcher, MvnCdfArgs a, int64_t history_blocks, unsigned char* memory) {
+  Workspace<scalar_t>(a, a.rows, history_blocks).place(a, memory);
+  a.quantiles = plan::quantiles();
+  if (a.n <= 32)
+    run_rounds<scalar_t, 32>(launcher, a, history_blocks);
+  else if (a.n <= 256)
+    run_rounds<scalar_t, 128>(launcher, a, history_blocks);
+  else
+    run_rounds<scalar_t, 512>(launcher, a, history_blocks);
+}
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,305 @@
+"""The bodies of mvn_cdf's CUDA kernels, run on the CPU by csrc/shim, against the CPU backend.
+
+Both take their decisions from csrc/plan, so they nearly always take the same ones; what the samples
+sum to is compared under forced plans. tests/native/shim_mvn_cdf_cases.h has the same kernels under
+the sanitizers.
+"""
+
+import math
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import honesty
+import numpy as np
+import problems
+import pytest
+import torch
+from test_cuda import AGREEMENT, pivot_order, standard_form
+from test_mvn_cdf import EDGES, equicorrelated, random_problem
+
+from mvnrob import Status, mvn_cdf
+
+sys.path.insert(0, str(Path(__file__).parent / "native"))
+import native_build
+
+# Round the edges of the register blocks (8, 16), of a warp and of an outer block (32, 64).
+SIZES = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 66, 127, 128, 129, 200)
+MAX_POINTS = 8 * 2**14
+
+
+@pytest.fixture(scope="module")
+def shim():
+    isa = next(isa for isa in ("avx2", "generic") if not native_build.missing_features(isa))
+    return native_build.load("shim_mvn_cdf_bindings.cpp", isa)
+
+
+def array(t):
+    return None if t is None else t.numpy()
+
+
+class Result:
+    """What mvn_cdf returns, by the kernels; fields are arrays."""
+
+    def __init__(self, fields):
+        self.prob, self.complement, self.error, status, *counts = fields
+        self.status = status
+        self.n_points, self.n_active, self.n_pivots = counts
+
+    def bits(self):
+        return [np.asarray(x).tobytes() for x in vars(self).values()]
+
+
+def by_kernels(
+    shim, upper, cov, lower=None, *, abs_tol=1e-3, rel_tol=0.0, seed=None, method="auto",
+    compute_dtype="auto", max_points=MAX_POINTS, tile_rows=1 << 20, resident=3,
+):  # fmt: skip
+    seed = np.arange(len(upper)) if seed is None else np.asarray(seed)
+    return Result(
+        shim.mvn_cdf(
+            array(upper), array(cov), array(lower), seed, abs_tol, rel_tol, max_points, method,
+            compute_dtype, tile_rows=tile_rows, resident=resident,
+        )
+    )  # fmt: skip
+
+
+def by_cpu(upper, cov, lower=None, *, abs_tol=1e-3, seed=None, compute_dtype="auto", **options):
+    seed = torch.arange(len(upper)) if seed is None else torch.as_tensor(seed)
+    dtype = {"auto": None, "float32": torch.float32, "float64": torch.float64}[compute_dtype]
+    return mvn_cdf(
+        upper, cov, lower=lower, abs_tol=abs_tol, seed=seed, compute_dtype=dtype,
+        max_points=MAX_POINTS, return_info=True, **options,
+    )  # fmt: skip
+
+
+def assert_agree(kernels, cpu):
+    """The same plan gives the same numbers to rounding; another one agrees within the errors."""
+    same_plan = (
+        (kernels.n_points == cpu.n_points.numpy())
+        & (kernels.n_active == cpu.n_active.numpy())
+        & (kernels.n_pivots == cpu.n_pivots.numpy())
+    )
+    allowed = np.where(same_plan, 2e-6, kernels.error + cpu.error.numpy())
+    for ours, theirs in ((kernels.prob, cpu.prob), (kernels.complement, cpu.complement)):
+        theirs = theirs.numpy()
+        assert (np.isnan(ours) == np.isnan(theirs)).all()
+        difference = np.abs(np.nan_to_num(ours) - np.nan_to_num(theirs))
+        assert (difference <= np.nan_to_num(allowed)).all(), difference.max()
+    assert (kernels.status == cpu.status.numpy())[same_plan].all()
+    return same_plan
+
+
+# ---- forced plans ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", SIZES)
+def test_sums_agree_under_a_forced_plan(shim, n, compute_dtype):
+    rng = np.random.default_rng(n)
+    for pivots in sorted({1, max(1, n // 3), min(n, 16), min(n, 32), min(n, 33), max(1, n - 1), n}):
+        for rank in (n + 1, pivots):  # of full rank; the last pivots exhaust the others
+            rows = 2
+            root = rng.normal(size=(rows, n, rank))
+            cov = root @ root.transpose(0, 2, 1)
+            sd = np.sqrt(np.diagonal(cov, axis1=1, axis2=2))
+            upper = sd * rng.uniform(0.5, 2.5, (rows, n))
+            lower = -sd * rng.uniform(0.5, 3, (rows, n)) if pivots % 2 else None
+            order = np.stack([rng.permutation(n)[:pivots] for _ in range(rows)])
+            compare_sums(shim, upper, cov, lower, order, compute_dtype)
+
+
+def compare_sums(shim, upper, cov, lower, order, compute_dtype, n_points=192):
+    seed = np.arange(len(upper))
+    ours = shim.mvn_cdf_sums(upper, cov, lower, seed, order, n_points, compute_dtype)
+    theirs = torch.ops.mvnrob.mvn_cdf_sums(
+        *(torch.from_numpy(x) for x in (upper, cov)),
+        None if lower is None else torch.from_numpy(lower),
+        torch.from_numpy(seed),
+        torch.from_numpy(order),
+        n_points,
+        compute_dtype,
+    ).numpy()
+    relative, each = AGREEMENT[compute_dtype]
+    assert (np.isnan(ours) == np.isnan(theirs)).all()
+    # The bounds below and above are small differences of the others.
+    scale = np.abs(theirs)
+    scale[..., 2:4] = np.maximum(scale[..., 2:4], np.minimum(scale[..., :1], scale[..., 1:2]))
+    allowed = relative * scale + each * n_points
+    assert (np.nan_to_num(np.abs(ours - theirs)) <= np.nan_to_num(allowed)).all()
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
+def test_sums_agree_over_all_families(shim, compute_dtype):
+    """At least 200 problems of all kinds, singular ones and rectangles included."""
+    seen, families = 0, set()
+    for problem in problems.known_answers(0):
+        if problem.n > 130:
+            continue
+        upper, lower, cov = standard_form(problem)
+        order = pivot_order(upper, lower, cov)
+        if len(order) == 0:
+            continue
+        for pivots in sorted({len(order), max(1, len(order) // 2)}):
+            chosen = np.array([order[:pivots]])
+            compare_sums(shim, upper[None], cov[None], lower[None], chosen, compute_dtype, 128)
+        seen += 1
+        families.add(problem.family)
+    assert seen >= 200 and len(families) >= 15
+
+
+# ---- whole calls ----------------------------------------------------------------------------------
+
+
+def known(limit=200):
+    chosen = sorted((p for p in problems.known_answers(0) if p.n <= limit), key=lambda p: p.n)
+    for _, group in groupby(chosen, key=lambda p: p.n):
+        yield list(group)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_answers(shim, dtype):
+    """The CPU's plans and numbers, and the truth within the stated error."""
+    rows = same = misses = 0
+    for group in known():
+        mean = [np.zeros(p.n) if p.mean is None else p.mean for p in group]
+        upper, cov, lower = (
+            torch.from_numpy(np.stack(x)).to(dtype)
+            for x in (
+                [p.upper - m for p, m in zip(group, mean, strict=True)],
+                [p.cov for p in group],
+                [
+                    (np.full(p.n, -math.inf) if p.lower is None else p.lower) - m
+                    for p, m in zip(group, mean, strict=True)
+                ],
+            )
+        )
+        kernels = by_kernels(shim, upper, cov, lower)
+        same += int(assert_agree(kernels, by_cpu(upper, cov, lower)).sum())
+        rows += len(group)
+        truth = np.array([p.prob for p in group])
+        slack = np.array([p.abs_err_of_answer for p in group])
+        if dtype == torch.float32:
+            slack += [honesty.rounding_of_input(p) for p in group]
+        misses += int((np.abs(kernels.prob - truth) > kernels.error + slack).sum())
+    assert rows >= 500
+    assert same >= 0.97 * rows
+    assert misses <= 0.005 * rows
+
+
+@pytest.mark.parametrize("n", [300, 520])
+def test_large_rows(shim, n):
+    """512 threads plan; some rows screen to a few variables, flat ones deepen."""
+    upper, cov = random_problem(n, n, rank=40, batch=(2,))
+    upper = upper * torch.tensor([1.0, 2.5])[:, None]
+    assert assert_agree(by_kernels(shim, upper, cov), by_cpu(upper, cov)).all()
+
+
+@pytest.mark.parametrize("upper, cov, lower, prob, status", EDGES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_edges(shim, upper, cov, lower, prob, status, dtype):
+    upper, cov = torch.tensor([upper]).to(dtype), torch.tensor([cov]).to(dtype)
+    n = upper.shape[-1]
+    lower = None if lower is None else torch.tensor([lower]).to(dtype).reshape(1, n)
+    result = by_kernels(shim, upper, cov.reshape(1, n, n), lower, abs_tol=1e-5)
+    assert result.status[0] == status
+    if math.isnan(prob):
+        assert np.isnan([result.prob, result.complement, result.error]).all()
+    else:
+        assert result.prob[0] == pytest.approx(prob, abs=1e-6)
+        assert result.complement[0] == pytest.approx(1 - prob, abs=1e-6)
+
+
+@pytest.mark.parametrize("rel_tol", [1e-2, 1e-4])
+def test_relative_tolerance(shim, rel_tol):
+    """Screening that took too much for a relative tolerance is undone, closed forms included."""
+    upper, cov = random_problem(12, 5, batch=(6,))
+    upper = upper * torch.linspace(0.5, 5, 6, dtype=torch.float64)[:, None]
+    options = {"abs_tol": 0.0, "rel_tol": rel_tol, "compute_dtype": "float64"}
+    assert_agree(by_kernels(shim, upper, cov, **options), by_cpu(upper, cov, **options))
+
+
+def test_methods(shim):
+    upper, cov = random_problem(6, 3, batch=(2,))
+    assert_agree(by_kernels(shim, upper, cov, method="sov"), by_cpu(upper, cov, method="sov"))
+    refused = by_kernels(shim, upper, cov, method="closed_form")
+    assert (refused.status == Status.NO_CLOSED_FORM).all() and np.isnan(refused.prob).all()
+    product = by_kernels(shim, upper, torch.eye(6).double().expand(2, 6, 6), method="closed_form")
+    expected = torch.special.ndtr(upper).prod(-1).numpy()
+    assert (product.status == Status.EXACT).all()
+    assert product.prob == pytest.approx(expected, rel=1e-13)
+    small = by_kernels(shim, upper[:, :3], cov[:, :3, :3], method="closed_form")
+    assert_agree(small, by_cpu(upper[:, :3], cov[:, :3, :3], method="closed_form"))
+
+
+def test_max_points(shim):
+    upper, cov = random_problem(40, 1, batch=(3,))
+    result = by_kernels(shim, upper, cov, abs_tol=1e-6, compute_dtype="float64", max_points=4096)
+    assert (result.status == Status.MAX_POINTS).all()
+    assert (result.n_points <= 4096).all() and (result.error > 1e-6).all()
+
+
+def test_indefinite_and_rounded_to_float32(shim):
+    indefinite = torch.tensor(
+        [[1.0, 1, 0, 0], [1, 1, 0.5, 0], [0, 0.5, 1, 0], [0, 0, 0, 1]]
+    ).double()
+    gram = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    rounded = (gram @ gram.T).double()  # rank 3, indefinite by float32's rounding
+    assert by_kernels(shim, torch.ones(1, 4).double(), indefinite[None]).status[0] == 3
+    upper = torch.linspace(0.5, 2, 7).double()[None]
+    assert_agree(by_kernels(shim, upper, rounded[None]), by_cpu(upper, rounded[None]))
+    assert by_kernels(shim, upper, rounded[None]).status[0] == Status.CONVERGED
+
+
+# ---- independence of everything but the row ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Rows of every kind in one batch: closed forms, small, blocked, completed, bad."""
+    upper, cov = random_problem(70, 7, rank=60, batch=(6,))
+    upper = upper * torch.tensor([0.6, 1.0, 2.0, 3.0, 1.0, 1.0]).double()[:, None]
+    cov[4] = torch.eye(70).double()
+    cov[5, 3, 3] = math.nan
+    return upper, cov
+
+
+def test_same_bits_for_any_tile_and_grid(shim, mixed):
+    expected = by_kernels(shim, *mixed).bits()
+    for tile_rows, resident in ((1, 1), (2, 5), (4, 17), (6, 2)):
+        assert by_kernels(shim, *mixed, tile_rows=tile_rows, resident=resident).bits() == expected
+
+
+def test_same_bits_in_any_company(shim, mixed):
+    upper, cov = mixed
+    whole = by_kernels(shim, upper, cov)
+    for rows in ([3], [5, 0], [4, 2, 1, 0, 5, 3]):
+        part = by_kernels(shim, upper[rows], cov[rows], seed=rows)
+        for name, values in vars(part).items():
+            assert values.tobytes() == getattr(whole, name)[rows].tobytes(), name
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_same_bits_in_any_order_of_threads(shim, mixed, order):
+    expected = by_kernels(shim, *mixed).bits()
+    shim.set_order(order)
+    try:
+        assert by_kernels(shim, *mixed).bits() == expected
+    finally:
+        shim.set_order(0)
+
+
+def test_strided_and_expanded_input(shim):
+    upper, cov = random_problem(9, 2, batch=(4,))
+    expected = by_kernels(shim, upper, cov).bits()
+    wide = torch.zeros(4, 18, 18).double()
+    wide[:, ::2, ::2] = cov
+    assert by_kernels(shim, upper, wide[:, ::2, ::2]).bits() == expected
+    assert by_kernels(shim, upper, cov.mT).bits() == expected
+    shared = equicorrelated(9)[None].expand(4, 9, 9)
+    assert by_kernels(shim, upper, shared).bits() == by_kernels(shim, upper, shared.clone()).bits()
+
+
+def test_no_rows_and_no_variables(shim):
+    assert by_kernels(shim, torch.ones(0, 5).double(), torch.ones(0, 5, 5).double()).prob.size == 0
+    nothing = by_kernels(shim, torch.ones(3, 0).double(), torch.ones(3, 0, 0).double())
+    assert (nothing.prob == 1).all() and (nothing.status == Status.EXACT).all()
