@@ -78,7 +78,7 @@ cuda: .venv-test/tools.stamp
 	mkdir -p build/cuda
 	MVNROB_CUDA=1 .venv-test/bin/python setup.py build_ext --build-lib build/cuda 2>&1 \
 	  | tee build/cuda/log.txt
-	.venv-test/bin/python .ci/check_binaries.py spills build/cuda/log.txt
+	.venv-test/bin/python .ci/check_binaries.py registers build/cuda/log.txt .ci/registers.txt
 	.venv-test/bin/python .ci/check_binaries.py abi build/cuda/mvnrob
 
 clean:

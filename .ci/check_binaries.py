@@ -1,10 +1,13 @@
-"""Checks on what the compilers made. Standard library and binutils' nm only.
+"""Checks on what the compilers made. Standard library and binutils' nm and c++filt only.
 
 check_binaries.py abi FOLDER     every .so in it: abi3 name; undefined symbols only from the C and
                                  C++ run-time libraries, Python's C API, the CUDA runtime and
                                  torch's stable C interface, those of _C_cuda on the list in
                                  cuda_symbols.txt
-check_binaries.py spills LOG     ptxas' report in LOG: at least one kernel, no spilled register
+check_binaries.py registers LOG TABLE
+                                 ptxas' report in LOG against TABLE (.ci/registers.txt says how
+                                 it is written): no kernel spills, every one is within its budget
+                                 on every architecture, every one is listed, every line is used
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 # The stable interface is C: a mangled name (_Z...) of at:: or c10:: would tie the binary to one
@@ -58,20 +62,125 @@ def check_abi(folder: Path) -> list[str]:
     return wrong
 
 
-def check_spills(log: Path) -> list[str]:
-    text = log.read_text()
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
-    if not spills:
+@dataclass
+class Kernel:
+    """What ptxas says of one kernel on one architecture. A stack frame is local memory: an array
+    indexed at run time, or a function that was not inlined."""
+
+    symbol: str
+    architecture: str
+    stack: int = 0
+    spill: int = 0
+    registers: int = 0
+    shared: int = 0
+
+
+def read_ptxas(text: str) -> list[Kernel]:
+    """Every kernel image that LOG reports. Raises ValueError where lines of two compilations mix."""
+    kernels: list[Kernel] = []
+    now = None  # the kernel whose "Used ... registers" is still to come
+    for line in text.splitlines():
+        if found := re.search(r"Compiling entry function '(\S+)' for '(\w+)'", line):
+            if now is not None:
+                raise ValueError(f"{found[1]} begins before the registers of {now.symbol} are told")
+            now = Kernel(found[1], found[2])
+        elif found := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
+            # Also printed for functions that were not inlined: theirs belong to the kernel.
+            if now is not None:
+                now.stack = max(now.stack, int(found[1]))
+                now.spill += int(found[2]) + int(found[3])
+        elif found := re.search(r"Used (\d+) registers", line):
+            if now is None:
+                raise ValueError(f"registers of no kernel: {line.strip()}")
+            now.registers = int(found[1])
+            shared = re.search(r"(\d+) bytes smem", line)
+            now.shared = int(shared[1]) if shared else 0
+            kernels.append(now)
+            now = None
+    if now is not None:
+        raise ValueError(f"the registers of {now.symbol} are not told")
+    return kernels
+
+
+def short_name(demangled: str) -> str:
+    """`void a::(anonymous namespace)::f<b::K<float, 16> >(b::Args)` is `f<K<float,16>>`, and a
+    wrapper `kernel<Body>` goes by the name of its body. No spaces: a table has columns."""
+    name = demangled.replace("(anonymous namespace)::", "")
+    depth = 0
+    for at, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:  # the arguments begin
+            name = name[:at]
+            break
+    name = re.sub(r"^\w+ ", "", name)  # templates come with their return type
+    name = re.sub(r"\b\w+::", "", name).replace(" ", "")
+    body = re.fullmatch(r"kernel<(.*)>", name)
+    return body[1] if body else name
+
+
+def demangle(symbols: list[str]) -> dict[str, str]:
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), check=True, capture_output=True, text=True
+    )
+    return dict(zip(symbols, done.stdout.splitlines(), strict=True))
+
+
+def read_budgets(table: Path) -> dict[str, tuple[int, int]]:
+    """Registers and bytes of stack allowed for each kernel."""
+    budgets: dict[str, tuple[int, int]] = {}
+    for number, line in enumerate(table.read_text().splitlines(), 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) not in (2, 3) or not all(word.isdigit() for word in words[1:]):
+            raise ValueError(f"{table.name}:{number}: not NAME REGISTERS [STACK]: {line}")
+        if words[0] in budgets:
+            raise ValueError(f"{table.name}:{number}: {words[0]} has a line already")
+        budgets[words[0]] = (int(words[1]), int(words[2]) if len(words) == 3 else 0)
+    return budgets
+
+
+def check_registers(log: Path, table: Path) -> list[str]:
+    try:
+        kernels, budgets = read_ptxas(log.read_text()), read_budgets(table)
+    except ValueError as error:
+        return [f"{log.name}: {error}" if table.name not in str(error) else str(error)]
+    if not kernels:
         return [f"{log}: no ptxas report, so nothing was compiled"]
-    names = re.findall(r"Function properties for (\S+)", text)
-    print(f"ptxas: {len(spills)} kernel images of {len(set(names))} functions")
-    wrong = [pair for pair in spills if pair != ("0", "0")]
-    return [f"ptxas: {stores} bytes of spill stores, {loads} of loads" for stores, loads in wrong]
+    names = demangle(sorted({kernel.symbol for kernel in kernels}))
+    images: dict[str, list[Kernel]] = {}
+    for kernel in kernels:
+        images.setdefault(short_name(names[kernel.symbol]), []).append(kernel)
+    wrong = []
+    width = max(len(name) for name in images)
+    for name, group in sorted(images.items()):
+        most = max(kernel.registers for kernel in group)
+        stack = max(kernel.stack for kernel in group)
+        shared = max(kernel.shared for kernel in group)
+        detail = " ".join(f"{k.architecture}:{k.registers}" for k in group)
+        print(f"{name:{width}}  {most:3} registers, {stack} stack, {shared} shared  ({detail})")
+        if name not in budgets:
+            wrong.append(f"{name}: not in {table.name}; it needs a line `{name} {most}`")
+            continue
+        registers, frame = budgets[name]
+        for kernel in group:
+            where = f"{name} on {kernel.architecture}"
+            if kernel.registers > registers:
+                wrong.append(f"{where}: {kernel.registers} registers, {registers} are allowed")
+            if kernel.stack > frame:
+                wrong.append(f"{where}: {kernel.stack} bytes of stack, {frame} are allowed")
+            if kernel.spill:
+                wrong.append(f"{where}: {kernel.spill} bytes spilled")
+    for name in sorted(set(budgets) - set(images)):
+        wrong.append(f"{table.name}: {name} is no kernel of this build")
+    return wrong
 
 
 def main() -> int:
-    check = {"abi": check_abi, "spills": check_spills}[sys.argv[1]]
-    wrong = check(Path(sys.argv[2]))
+    checks = {"abi": check_abi, "registers": check_registers}
+    wrong = checks[sys.argv[1]](*map(Path, sys.argv[2:]))
     for line in wrong:
         print(line, file=sys.stderr)
     return bool(wrong)

@@ -170,17 +170,72 @@ def test_abi_check_finds_a_cpp_symbol_of_torch(tmp_path):
     assert "c10" in done.stderr
 
 
+def ptxas_report(symbol, registers, architecture="sm_90", stack=0, spill=0, shared=""):
+    """A kernel in ptxas' words (nvcc 13.0)."""
+    return (
+        f"ptxas info    : Compiling entry function '{symbol}' for '{architecture}'\n"
+        f"ptxas info    : Function properties for {symbol}\n"
+        f"    {stack} bytes stack frame, {spill} bytes spill stores, {spill} bytes spill loads\n"
+        f"ptxas info    : Used {registers} registers, used 1 barriers{shared}\n"
+        "ptxas info    : Compile time = 100.000 ms\n"
+    )
+
+
+# mvnrob::cuda::(anonymous namespace)::copy(double*, long), the namespace as nvcc names it
+COPY = "_ZN6mvnrob4cuda39_GLOBAL__N__ac3d6bf6_7_copy_cu_74d11f2b4copyEPdl"
+# void mvnrob::cuda::kernel<mvnrob::kernels::Sum<float, 16> >(mvnrob::kernels::Sum<float, 16>::Args)
+SUM = "_ZN6mvnrob4cuda6kernelINS_7kernels3SumIfLi16EEEEEvNT_4ArgsE"
+
+
 @pytest.mark.parametrize(
-    ("log", "message"),
+    ("log", "table", "messages"),
     [
-        ("", "no ptxas report"),
-        ("8 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\n", "4 bytes of spill"),
+        (
+            ptxas_report(COPY, 20, "sm_80") + ptxas_report(COPY, 24) + ptxas_report(SUM, 80),
+            "copy 24  # a remark\n\nSum<float,16> 80\n",
+            [],
+        ),
+        (
+            ptxas_report(COPY, 20, "sm_80") + ptxas_report(COPY, 25),
+            "copy 24",
+            ["copy on sm_90: 25 registers, 24 are allowed"],
+        ),
+        (
+            ptxas_report(SUM, 80),
+            "copy 24",
+            [
+                "Sum<float,16>: not in registers.txt; it needs a line `Sum<float,16> 80`",
+                "registers.txt: copy is no kernel of this build",
+            ],
+        ),
+        (ptxas_report(COPY, 24, stack=8), "copy 24", ["8 bytes of stack, 0 are allowed"]),
+        (ptxas_report(COPY, 24, stack=8), "copy 24 8", []),
+        (ptxas_report(COPY, 24, spill=4), "copy 24", ["copy on sm_90: 8 bytes spilled"]),
+        # `make cuda` compiles several files at once
+        (
+            ptxas_report(COPY, 24).splitlines(keepends=True)[0] + ptxas_report(SUM, 80),
+            "copy 24",
+            [f"log.txt: {SUM} begins before the registers of {COPY} are told"],
+        ),
+        (ptxas_report(COPY, 24)[:-120], "copy 24", [f"the registers of {COPY} are not told"]),
+        ("", "copy 24", ["no ptxas report"]),
+        (ptxas_report(COPY, 24), "copy: 24", ["not in registers.txt", "copy: is no kernel"]),
+        (ptxas_report(COPY, 24), "copy many", ["registers.txt:1: not NAME REGISTERS [STACK]"]),
+        (ptxas_report(COPY, 24), "copy 24\ncopy 30", ["registers.txt:2: copy has a line already"]),
     ],
-    ids=["nothing compiled", "spill"],
 )
-def test_spill_check_fails(tmp_path, log, message):
-    path = tmp_path / "log.txt"
-    path.write_text(log)
-    done = run_check("spills", path)
-    assert done.returncode == 1
-    assert message in done.stderr
+def test_register_check(tmp_path, log, table, messages):
+    (tmp_path / "log.txt").write_text(log)
+    (tmp_path / "registers.txt").write_text(table)
+    done = run_check("registers", tmp_path / "log.txt", tmp_path / "registers.txt")
+    assert done.returncode == bool(messages), done.stderr
+    assert len(done.stderr.splitlines()) == len(messages)
+    for message, line in zip(messages, done.stderr.splitlines(), strict=True):
+        assert message in line
+
+
+def test_register_check_tells_shared_memory(tmp_path):
+    (tmp_path / "log.txt").write_text(ptxas_report(COPY, 24, shared=", 1024 bytes smem"))
+    (tmp_path / "registers.txt").write_text("copy 24\n")
+    done = run_check("registers", tmp_path / "log.txt", tmp_path / "registers.txt")
+    assert done.stdout == "copy   24 registers, 0 stack, 1024 shared  (sm_90:24)\n"

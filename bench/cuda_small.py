@@ -1,0 +1,142 @@
+"""A small set that goes through every kernel, for compute-sanitizer and Nsight Compute.
+
+python -m bench.cuda_small [--seconds 30] [--set small|profile] [--device cuda]
+
+small: each size round the edges of the mappings, both dtypes, rectangles, singular and screened
+problems, edges. Cases come in an order that has the broad ones first; those for which the seconds do
+not suffice are named. Answers are compared with the CPU backend's: under a sanitizer, too, a wrong
+answer is an error. profile: one call per dtype and size, large enough to fill a GPU, no comparison.
+"""
+
+import argparse
+import sys
+import time
+
+import torch
+
+from mvnrob import bvn_cdf, mvn_cdf
+
+SIZES = (9, 33, 65, 4, 120, 3, 2, 1, 32, 31, 8, 49, 48, 17, 129, 64, 200)
+DTYPES = (torch.float32, torch.float64)
+
+
+def problem(n, batch, seed, rank=None, spread=2.0):
+    """Limits and covariances that are no correlations; singular when rank < n."""
+    g = torch.Generator().manual_seed(seed)
+    shape = (batch, n, rank or n + 3)
+    factor = torch.randn(shape, generator=g, dtype=torch.float64)
+    factor += torch.randn(batch, 1, shape[2], generator=g, dtype=torch.float64)
+    z = spread * torch.rand(batch, n, generator=g, dtype=torch.float64)
+    return z * factor.norm(dim=-1), factor @ factor.mT
+
+
+def small_set():
+    """Pairs of a name and a call that takes a device and gives answers and their errors."""
+    cases = []
+
+    def add(name, upper, cov, lower=None, **options):
+        def call(device):
+            put = lambda t: None if t is None else t.to(device)
+            r = mvn_cdf(
+                put(upper), put(cov), lower=put(lower), return_info=True,
+                **{"abs_tol": 1e-2, **options},
+            )  # fmt: skip
+            return r.prob.cpu().double(), r.error.cpu().double()
+
+        cases.append((name, call))
+
+    def add_bvn():
+        h, k, rho = torch.linspace(-0.9, 0.9, 3 * 301, dtype=torch.float64).reshape(3, -1)
+
+        def call(device):
+            p = bvn_cdf(*(t.to(device) for t in (h, k, rho)))
+            return p.cpu(), torch.full((301,), 1e-14, dtype=torch.float64)
+
+        cases.append(("bvn_cdf", call))
+
+    for n in SIZES:
+        upper, cov = problem(n, 3, n)
+        for dtype in DTYPES:
+            # Tighter than float32 goes by itself: the other dtype of the recursion.
+            add(f"n={n} {dtype}", upper.to(dtype), cov.to(dtype), compute_dtype=dtype)
+        if n == 9:
+            add_bvn()
+            edges = torch.tensor([[torch.inf] * 9, [torch.nan] * 9, [-torch.inf] * 9])
+            add("edges", edges.double(), cov)
+        if n in (9, 33, 120, 3, 129):
+            add(f"rectangle n={n}", upper, cov, lower=-upper - 0.5)
+            singular = problem(n, 3, n, rank=max(1, n // 3))
+            add(f"singular n={n}", *singular)
+            # Few variables matter: screened and completed ones.
+            wide = upper * torch.linspace(1, 5, n).double()
+            add(f"screened n={n}", wide, cov, abs_tol=1e-3)
+            add(f"sov n={n}", upper, cov, method="sov", abs_tol=0.0, max_points=512)
+    return cases
+
+
+def profile_set():
+    """Calls that give the kernels of each size something to do."""
+
+    def call(n, batch, dtype, device):
+        upper, cov = (t.to(device) for t in problem(n, 8, n, spread=5.0))
+        index = torch.arange(batch, device=device) % 8
+        upper, cov = upper[index], cov[index]
+        seed = torch.arange(batch, device=device)
+        options = {"seed": seed, "compute_dtype": dtype}
+        mvn_cdf(upper, cov, abs_tol=1e-3, **options)
+        mvn_cdf(upper, cov, abs_tol=0.0, max_points=8192, method="sov", **options)
+        if n == 9:
+            bvn_cdf(*torch.linspace(-0.9, 0.9, 3 * 2**22, device=device).double().reshape(3, -1))
+
+    sizes = ((9, 20_000), (99, 2_000), (999, 100), (3, 20_000), (28, 10_000))
+    for n, batch in sizes:
+        for dtype in DTYPES:
+            yield (
+                f"n={n} {dtype}",
+                lambda device, n=n, batch=batch, dtype=dtype: call(n, batch, dtype, device),
+            )
+
+
+def compare(name, call, device):
+    """What is wrong with the answers on the device, or None."""
+    prob, error = call(device)
+    expected, allowed = call("cpu")
+    # A NaN must be one on both sides; float32 results are rounded to 6e-8.
+    same = (prob.isnan() & expected.isnan()) | ((prob - expected).abs() <= error + allowed + 2e-7)
+    if bool(same.all()):
+        return None
+    return f"{name}: {prob.tolist()} on {device}, {expected.tolist()} on the CPU"
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--seconds", type=float, default=30)
+    p.add_argument("--set", choices=("small", "profile"), default="small")
+    p.add_argument("--device", default="cuda")
+    p.add_argument("--threads", type=int, default=1, help="of the CPU backend")
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.set == "profile":
+        for _, call in profile_set():
+            call(args.device)
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        return 0
+    end = time.monotonic() + args.seconds
+    wrong, done, cases = [], 0, small_set()
+    for name, call in cases:
+        if done and time.monotonic() > end:
+            break
+        if said := compare(name, call, args.device):
+            wrong.append(said)
+        done += 1
+    print(f"cuda_small: {done} of {len(cases)} cases, {len(wrong)} wrong")
+    if done < len(cases):
+        print(f"cuda_small: no time for {', '.join(name for name, _ in cases[done:])}")
+    for said in wrong:
+        print(f"cuda_small: {said}")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call: bench/gpu.sh OUTDIR [SECTION ...]
+#
+#   build     compiles mvnrob with this machine's torch and nvcc, for the GPU at hand only
+#   tests     tests/test_cuda.py; a test that would be skipped for want of a GPU fails
+#   sanitize  compute-sanitizer (memcheck, racecheck, initcheck) on a small set
+#   time      bench/bench_cuda.py
+#   profile   Nsight Compute on each kernel, where ncu is there
+#
+# Default: all of them, in that order, in less than ten minutes. Each has its limit of time, and one
+# that fails does not stop the others. `build` installs into build/gpu of this checkout and the
+# others use what lies there. Exit code: 0 if every section passed.
+#
+# Needed: a GPU, torch 2.10 or later built with CUDA, that CUDA's nvcc, numpy and scipy; for the
+# tests pytest and hypothesis; no network. BoTorch is timed beside mvnrob where it is installed.
+#
+# OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
+# profile.csv, profile.log. Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the
+# commit where the checkout has no .git; MVNROB_GPU_LIMIT=2 doubles every limit of time.
+set -uo pipefail
+
+if [[ $# -lt 1 || $1 == -* ]]; then
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"
+  exit 2
+fi
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+shift
+every=(build tests sanitize time profile)
+sections=("${@:-${every[@]}}")
+[[ $# -eq 0 ]] && sections=("${every[@]}")
+declare -A limit=([build]=170 [tests]=120 [sanitize]=100 [time]=110 [profile]=90)
+for section in "${sections[@]}"; do
+  if [[ -z ${limit[$section]:-} ]]; then
+    echo "gpu.sh: a section must be one of ${every[*]}, got $section" >&2
+    exit 2
+  fi
+done
+
+python=${PYTHON:-python3}
+work=$root/build/gpu
+site=$work/installed
+mkdir -p "$work"
+# The built mvnrob comes before the source tree's, which has no native module; nobody starts in the
+# source tree, which Python would put first.
+export PYTHONPATH=$site:$root PYTHONDONTWRITEBYTECODE=1
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+cd "$work" || exit 2
+
+needs_build() {
+  [[ -e $site/mvnrob ]] && return
+  echo "gpu.sh: nothing is built in $site; run the section build first"
+  return 1
+}
+
+run_build() {
+  local answer
+  # The architecture of the GPU at hand, and the toolkit that torch finds (nvcc need not be on PATH).
+  answer=$("$python" - <<'EOF'
+import sys, torch
+from torch.utils.cpp_extension import CUDA_HOME
+if not torch.cuda.is_available():
+    sys.exit(f"gpu.sh: torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU")
+print("%d.%d" % torch.cuda.get_device_capability(), CUDA_HOME or "")
+EOF
+  ) || return
+  export TORCH_CUDA_ARCH_LIST=${answer%% *} MVNROB_CUDA=1
+  if [[ -z ${CUDA_HOME:-} && -x ${answer#* }/bin/nvcc ]]; then export CUDA_HOME=${answer#* }; fi
+  echo "architecture $TORCH_CUDA_ARCH_LIST, CUDA_HOME ${CUDA_HOME:-not set}"
+  # Objects of an earlier build stay and are reused; what setuptools packs from does not. Those of
+  # another set of architectures would be reused as well, so each set has its own place.
+  rm -rf "$root"/build/lib* "$root"/build/bdist* "$site"
+  if [[ $(cat "$work/architecture" 2>/dev/null) != "$TORCH_CUDA_ARCH_LIST" ]]; then
+    rm -f "$root"/build/temp*/*.cu.o
+  fi
+  "$python" -m pip install -v --disable-pip-version-check --no-index --no-build-isolation --no-deps \
+    --target "$site" "$root" || return
+  echo "$TORCH_CUDA_ARCH_LIST" >"$work/architecture"
+  "$python" -c '
+import sys, mvnrob, mvnrob._load as load
+print("built", mvnrob.__file__)
+sys.exit(load.cuda_unavailable and "gpu.sh: " + load.cuda_unavailable)'
+}
+
+run_tests() {
+  needs_build || return
+  MVNROB_REQUIRE_CUDA=1 "$python" -m pytest -p no:cacheprovider --durations=10 \
+    "$root/tests/test_cuda.py"
+}
+
+run_sanitize() {
+  needs_build || return
+  local tool tool_path bad=0
+  tool_path=$(find_tool compute-sanitizer) || return
+  # Each tensor its own allocation: memcheck then sees a kernel leave one.
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  for tool in memcheck racecheck initcheck; do
+    echo "== $tool"
+    # An error found is an exit code of 9; initcheck looks at our kernels' reads of global memory.
+    "$tool_path" --tool "$tool" --error-exitcode 9 --print-limit 20 \
+      "$python" -m bench.cuda_small --seconds "$(($(scaled 100) / 6))" || bad=1
+  done
+  return $bad
+}
+
+run_time() {
+  needs_build || return
+  "$python" -u -m bench.bench_cuda --json "$out/timings.json" --budget "$(scaled 100)"
+}
+
+run_profile() {
+  needs_build || return
+  local ncu
+  if ! ncu=$(find_tool ncu); then return 77; fi
+  "$python" -m bench.cuda_profile --ncu "$ncu" --csv "$out/profile.csv"
+}
+
+# A tool on PATH or in the usual places of a toolkit; says so when it is nowhere.
+find_tool() {
+  command -v "$1" && return
+  local found
+  for found in ${CUDA_HOME:+"$CUDA_HOME"/bin/"$1"} /usr/local/cuda/bin/"$1" \
+    /usr/local/cuda*/bin/"$1" /opt/nvidia/nsight-compute/*/"$1"; do
+    [[ -x $found ]] && echo "$found" && return
+  done
+  echo "gpu.sh: $1 is not on PATH, in CUDA_HOME or in /usr/local/cuda" >&2
+  return 1
+}
+
+scaled() { awk -v x="$1" -v f="${MVNROB_GPU_LIMIT:-1}" 'BEGIN { printf "%d", x * f }'; }
+
+# `timeout` needs a program: the script calls itself for one section.
+if [[ -n ${MVNROB_GPU_SECTION:-} ]]; then
+  "run_$MVNROB_GPU_SECTION"
+  exit
+fi
+
+"$python" -m bench.cuda_environment "$out/environment.json" before "gpu.sh ${sections[*]}"
+declare -A result seconds log=([build]=build.log [tests]=tests.log [sanitize]=sanitize.log
+  [time]=timings.txt [profile]=profile.log)
+code=0
+for section in "${sections[@]}"; do
+  echo "== $section (at most $(scaled "${limit[$section]}") s)"
+  start=$SECONDS
+  file=$out/${log[$section]}
+  # Timings are read as they come; of the other sections only what went wrong.
+  shown=/dev/null
+  [[ $section == time ]] && shown=/dev/stdout
+  MVNROB_GPU_SECTION=$section timeout -k 10 "$(scaled "${limit[$section]}")" \
+    bash "$root/bench/gpu.sh" "$out" 2>&1 | tee "$file" >"$shown"
+  status=${PIPESTATUS[0]}
+  case $status in
+    0) result[$section]=passed ;;
+    77) result[$section]=skipped ;;
+    124 | 137) result[$section]="FAILED: out of time" ;;
+    *) result[$section]=FAILED ;;
+  esac
+  if [[ $status -ne 0 ]]; then
+    [[ $section == time ]] || tail -n 30 "$file"
+    [[ $status -eq 77 ]] || code=1
+  fi
+  seconds[$section]=$((SECONDS - start))
+done
+
+summary=()
+for section in "${sections[@]}"; do
+  summary+=("$section=${result[$section]}=${seconds[$section]}")
+done
+"$python" -m bench.cuda_environment "$out/environment.json" after "${summary[@]}"
+printf '\n%-10s %-20s %8s  %s\n' section result seconds log
+for section in "${sections[@]}"; do
+  printf '%-10s %-20s %8s  %s\n' "$section" "${result[$section]}" "${seconds[$section]}" \
+    "${log[$section]}"
+done
+exit $code
