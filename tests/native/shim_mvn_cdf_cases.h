@@ -41,9 +41,9 @@ struct Orthants {
     a.n_points = points.data();
     a.n_active = active.data();
     a.n_pivots = pivots.data();
-    a.options = {tolerance, 0, 1 << 16, mvnrob::Method::automatic,
-                 sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32
-                                       : mvnrob::ComputeType::float64};
+    a.options = {
+        tolerance, 0, 1 << 16, mvnrob::Method::automatic,
+        sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64};
     mvnrob::shim::run_mvn_cdf<scalar_t>(a, tile_rows, resident);
     for (int64_t b = 0; b < rows; ++b) {
       const double wrong = std::abs(double(prob[b]) - 1.0 / double(n + 1));
