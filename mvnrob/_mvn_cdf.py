@@ -87,6 +87,13 @@ def mvn_cdf(
 
     Batch dimensions broadcast. A covariance shared by the batch is not copied.
 
+    On CUDA tensors the call returns without waiting for the device and can be captured into a graph.
+    It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
+    otherwise they agree within the sum of their errors. No warning is raised there, since that would
+    wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status
+    ``NO_CLOSED_FORM``. Memory there is about ``8 n^2`` bytes a row and type of samples, at most 8 GiB
+    at a time (larger batches go through in pieces).
+
     Edges are mathematics: ``n = 0`` gives 1; zero variance is a step, closed at the limit
     (P(0 <= 0) = 1); ``lower > upper`` gives 0; a NaN in a limit, a mean or a variance, or in an
     entry of ``cov`` that is read, gives NaN for that row alone.
