@@ -46,6 +46,21 @@ struct Program {
   scalar_t skip_limit;  // a completion row with every limit of the tile above it is left out
 };
 
+// The union of the events that a variable fails, for samples of it (mvn_cdf_union.h).
+struct UnionProgram {
+  int64_t n_variables, n_pivots;
+  const double* coef;  // the factor in blocks of rows: block b begins at b * rows * n_pivots
+  const double *upper, *lower;  // of each variable, in the factor's order
+  const double* correlation;    // [n_variables][n_variables]
+  // Event i < n_variables: X_i > upper_i; those after it: X_i < lower_i. In the problem's order,
+  // since the factor's differs between backends where rows have left.
+  int64_t n_events;
+  const int64_t* row_of;  // in the factor's order
+  const double* mass;     // of each event
+  const double* share;    // share of the whole mass that this event and those before it have
+  double whole_mass;
+};
+
 // Samples points first .. first + 64 * tiles - 1 of one shift and adds to `sums`.
 template <class scalar_t>
 using SampleFn = void (*)(const Program<scalar_t>& program, const uint32_t* generator,
@@ -57,10 +72,19 @@ inline int64_t workspace_size(int n_pivots) {
   return int64_t(kTileSamples) * (n_pivots + kMaxBlockRows + 8);
 }
 
+using UnionSampleFn = void (*)(const UnionProgram& program, const uint32_t* generator,
+                               const uint32_t* shift, uint32_t first, int64_t tiles,
+                               double* workspace, SampleSums* sums);
+
+inline int64_t union_workspace_size(const UnionProgram& p) {
+  return int64_t(kTileSamples) * (p.n_variables + kMaxBlockRows + p.n_pivots + 4);
+}
+
 struct SimdTable {
   int block_rows;
   SampleFn<float> sample_float;
   SampleFn<double> sample_double;
+  UnionSampleFn sample_union;
   // column[i] -= sum_l L[l * ld + i] * row[l] for i < m, l < columns
   void (*eliminate)(double* column, const double* L, int64_t ld, const double* row, int64_t columns,
                     int64_t m);

@@ -71,7 +71,11 @@ class Integrator {
     if (advanced == Advanced::nan) return plan::failed(plan_, Status::nan);
     if (advanced == Advanced::indefinite) return plan::failed(plan_, Status::indefinite);
     const plan::Step step = plan::factored(plan_, options_, w_.factor.facts());
-    if (step == plan::Step::sample) series_.start(w_.factor, plan_.skip_limit, seed_);
+    if (step != plan::Step::sample) return step;
+    if (plan_.unites)
+      w_.samples_of_union.start(w_.factor, seed_);
+    else
+      series_.start(w_.factor, plan_.skip_limit, seed_);
     return step;
   }
 
@@ -83,8 +87,14 @@ class Integrator {
 
   plan::Step sample() {
     static const plan::Quantiles quantiles = plan::quantiles();
-    series_.extend(plan_.next, run_);
-    return plan::looked(plan_, options_, quantiles, w_.factor.facts(), series_.sums());
+    const SampleSums* sums = series_.sums();
+    if (plan_.unites) {
+      w_.samples_of_union.extend(plan_.next, run_);
+      sums = w_.samples_of_union.sums();
+    } else {
+      series_.extend(plan_.next, run_);
+    }
+    return plan::looked(plan_, options_, quantiles, w_.factor.facts(), sums);
   }
 
   const RowInput& input_;

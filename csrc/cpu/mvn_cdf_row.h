@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "cpu/mvn_cdf_series.h"
+#include "cpu/mvn_cdf_union.h"
 #include "plan/options.h"
 
 namespace mvnrob {
@@ -13,6 +14,7 @@ struct RowWorkspace {
   Factor factor;
   Series<float> series_float;
   Series<double> series_double;
+  Union samples_of_union;
 };
 
 // Throws std::invalid_argument when the method is closed_form and the row has none.

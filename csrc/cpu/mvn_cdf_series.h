@@ -1,19 +1,11 @@
-// The points sampled of one factor, and what they sum to. Torch-free.
+// The points sampled of one factor by separation of variables, and what they sum to. Torch-free.
 #pragma once
 #include <cstdint>
-#include <functional>
-#include <vector>
 
-#include "cpu/generators.h"
 #include "cpu/mvn_cdf_pack.h"
+#include "cpu/mvn_cdf_points.h"
 
 namespace mvnrob {
-
-// Runs task(0) .. task(count - 1), in any order, possibly at once.
-using Runner = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
-
-// Runs them in order on the calling thread.
-void run_here(int64_t count, const std::function<void(int64_t)>& task);
 
 template <class scalar_t>
 class Series {
@@ -24,15 +16,11 @@ class Series {
   // Continues to `points` of each shift.
   void extend(int64_t points, const Runner& run);
 
-  const SampleSums* sums() const { return sums_; }  // of each shift
+  const SampleSums* sums() const { return points_.sums(); }  // of each shift
 
  private:
   PackedProgram<scalar_t> packed_;
-  Generators generators_;
-  std::vector<uint32_t> shifts_;
-  std::vector<SampleSums> task_sums_;
-  SampleSums sums_[kShifts] = {};
-  int64_t points_ = 0;  // of each shift
+  Points points_;
 };
 
 }  // namespace mvnrob

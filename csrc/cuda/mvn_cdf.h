@@ -10,7 +10,8 @@ namespace mvnrob::cuda {
 // What one tile of a.rows rows needs.
 struct MvnCdfSizes {
   cudaError_t error;
-  int64_t history_blocks, bytes;
+  int64_t blocked, united;  // blocks of the samplers that keep a history
+  int64_t bytes;
 };
 
 // scalar_t is the type of the samples. `a` has its input, output and options; `memory` is

@@ -12,7 +12,8 @@ namespace mvnrob::kernels {
 // Byte offsets within a row's memory.
 struct RowLayout {
   int64_t state, variable, group, inverse_sd, upper, lower, variance, mean, variance_error, scratch,
-      factor, program_rows, row_of, pivot_of, blocks, outer, coef, shifts, totals, slots;
+      factor, program_rows, row_of, pivot_of, blocks, outer, coef, shifts, totals, slots,
+      event_mass, event_share;
   int64_t bytes;
   int32_t max_chunks;  // slots are [kShifts][max_chunks]
 };
@@ -29,8 +30,8 @@ struct WorkEntry {
 
 // Reset before every tile; one for each round.
 struct RoundCounters {
-  unsigned long long small, blocked;            // entries << 40 | items
-  unsigned long long small_next, blocked_next;  // items handed out
+  unsigned long long small, blocked, united;                 // entries << 40 | items
+  unsigned long long small_next, blocked_next, united_next;  // items handed out
   unsigned active, closed;
 };
 
@@ -68,15 +69,16 @@ struct MvnCdfArgs {
   SampleSums* forced_sums;
 
   RowLayout layout;
-  unsigned char* memory;   // rows * layout.bytes
-  uint32_t* generators;    // [n]
-  void* history;           // of the blocked sampler, one piece for each of its blocks
-  int64_t history_stride;  // bytes
+  unsigned char* memory;                   // rows * layout.bytes
+  uint32_t* generators;                    // [n + 1]
+  void* history;                           // of a sampler's blocks, one piece for each
+  int64_t blocked_history, union_history;  // bytes of each
   RoundCounters* counters;
   int64_t* active[2];  // rows to plan, this round's and the next one's in turn
   int64_t* closed;     // rows for the closed form
   WorkEntry* small;
   WorkEntry* blocked;
+  WorkEntry* united;
   int32_t round;
   bool last_round;
 

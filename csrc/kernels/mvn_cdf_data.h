@@ -61,6 +61,8 @@ struct OuterBlock {
 
 struct Program {
   int32_t pivots;
+  int32_t events;                         // of the union
+  double whole_mass;                      // and theirs together
   int32_t sampled_blocks, sampled_outer;  // of kSmallRows or kInnerRows rows; of kOuterRows
   int32_t completion_rows;                // padded to whole blocks
   int64_t completion_coef;
@@ -117,18 +119,21 @@ class RowMemory {
   MVNROB_DEVICE ProgramRow<scalar_t>* program_rows() const {
     return at<ProgramRow<scalar_t>>(layout_.program_rows);
   }
-  // of each sampled row of the program, in the factor
+  // in the factor, of each sampled row of the program, or of each event's variable
   MVNROB_DEVICE int32_t* row_of() const { return at<int32_t>(layout_.row_of); }
   // and the pivot that it bounds
   MVNROB_DEVICE int32_t* pivot_of() const { return at<int32_t>(layout_.pivot_of); }
   MVNROB_DEVICE ProgramBlock* blocks() const { return at<ProgramBlock>(layout_.blocks); }
   MVNROB_DEVICE OuterBlock* outer() const { return at<OuterBlock>(layout_.outer); }
   MVNROB_DEVICE scalar_t* coef() const { return at<scalar_t>(layout_.coef); }
-  // [kShifts][pivots]
+  // [kShifts][dimensions of the points]
   MVNROB_DEVICE uint32_t* shifts() const { return at<uint32_t>(layout_.shifts); }
   MVNROB_DEVICE SampleSums* totals() const { return at<SampleSums>(layout_.totals); }
   // [kShifts][max_chunks]
   MVNROB_DEVICE SampleSums* slots() const { return at<SampleSums>(layout_.slots); }
+  // of the union's events: the variables above their upper limits, then below their lower ones
+  MVNROB_DEVICE double* event_mass() const { return at<double>(layout_.event_mass); }
+  MVNROB_DEVICE double* event_share() const { return at<double>(layout_.event_share); }
 
  private:
   template <class T>

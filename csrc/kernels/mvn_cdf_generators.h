@@ -14,16 +14,17 @@ MVNROB_DEVICE_FN bool is_prime(uint32_t x) {
   return true;
 }
 
-// generators[j] of the first n primes, in order; collective over a block.
+// generators[j] of the first n + 1 primes, in order; collective over a block. Samples of the union
+// have a dimension more than there are variables.
 template <int threads>
 MVNROB_DEVICE_FN void fill_generators(const MvnCdfArgs& a, const Block<threads>& block) {
   int found = 0;
-  for (uint32_t first = 2; found < a.n; first += threads) {
+  for (uint32_t first = 2; found <= a.n; first += threads) {
     const uint32_t candidate = first + uint32_t(block.thread());
     const bool prime = is_prime(candidate);
     int total = 0;
     const int j = found + block.rank(prime, total);
-    if (prime && j < a.n) a.generators[j] = math::richtmyer_from_prime(candidate);
+    if (prime && j <= a.n) a.generators[j] = math::richtmyer_from_prime(candidate);
     found += total;
   }
 }

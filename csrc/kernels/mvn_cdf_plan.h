@@ -10,6 +10,7 @@
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_pack.h"
 #include "kernels/mvn_cdf_screen.h"
+#include "kernels/mvn_cdf_union.h"
 
 namespace mvnrob::kernels {
 
@@ -66,7 +67,12 @@ struct MvnCdfPlan {
         if (s_.plan.step == Step::factor && !a_.order) try_independent();
       } else if (step == Step::factor) {
         FactorKernel<scalar_t, threads>(a_, row_, block_, s_).advance();
-        if (s_.plan.step == Step::sample) Packer<scalar_t, threads>(a_, row_, block_, s_).pack();
+        if (s_.plan.step == Step::sample) {
+          if (s_.plan.unites)
+            start_union<scalar_t>(a_, row_, block_, s_);
+          else
+            Packer<scalar_t, threads>(a_, row_, block_, s_).pack();
+        }
       } else if (step == Step::rank_one) {
         bound_one_pivot();
       } else {
@@ -183,13 +189,20 @@ struct MvnCdfPlan {
     p.tiles = int32_t((s_.plan.next - s_.plan.points) / kTileSamples);
     p.chunk_tiles = (p.tiles + a_.layout.max_chunks - 1) / a_.layout.max_chunks;
     p.chunks = (p.tiles + p.chunk_tiles - 1) / p.chunk_tiles;
-    const bool small = p.pivots <= kMaxSmallPivots;
-    const int streams = kShifts * p.chunks;
-    const uint64_t items = small ? streams : (streams + kStreamsPerBlock - 1) / kStreamsPerBlock;
-    // One addition gives both the place in the list and the first item, so the list is sorted.
-    const uint64_t before = atomicAdd(small ? &now.small : &now.blocked,
-                                      (1ull << kItemBits) + static_cast<unsigned long long>(items));
-    (small ? a_.small : a_.blocked)[entries_of(before)] = WorkEntry{items_of(before), row_};
+    const uint64_t streams = uint64_t(kShifts) * uint64_t(p.chunks);
+    if (s_.plan.unites)
+      enter(now.united, a_.united, streams);
+    else if (p.pivots <= kMaxSmallPivots)
+      enter(now.small, a_.small, streams);
+    else
+      enter(now.blocked, a_.blocked, (streams + kStreamsPerBlock - 1) / kStreamsPerBlock);
+  }
+
+  // One addition gives both the place in the list and the first item, so the list is sorted.
+  MVNROB_DEVICE void enter(unsigned long long& counter, WorkEntry* list, uint64_t items) {
+    const uint64_t before =
+        atomicAdd(&counter, (1ull << kItemBits) + static_cast<unsigned long long>(items));
+    list[entries_of(before)] = WorkEntry{items_of(before), row_};
   }
 
   MVNROB_DEVICE void write_forced() {

@@ -54,6 +54,30 @@ MVNROB_DEVICE_FN int64_t find_entry(const WorkEntry* entries, int64_t count, uin
   return low;
 }
 
+// Streams handed out to warps: sample(row, index of the stream in the row) for each of this warp's.
+template <class Sample>
+MVNROB_DEVICE_FN void for_each_stream(uint64_t packed, unsigned long long& next,
+                                      const WorkEntry* list, int warps, const Sample& sample) {
+  constexpr uint64_t kMostAtOnce = 8;
+  const uint64_t items = items_of(packed);
+  const int64_t entries = entries_of(packed);
+  // Long runs save searches, short ones balance the load.
+  const uint64_t share = items / (uint64_t(gridDim.x) * warps * 4);
+  const uint64_t run = share < 1 ? 1 : share < kMostAtOnce ? share : kMostAtOnce;
+  for (;;) {
+    unsigned long long taken = 0;
+    if (threadIdx.x % kWarp == 0) taken = atomicAdd(&next, static_cast<unsigned long long>(run));
+    uint64_t item = __shfl_sync(kFullWarp, taken, 0);
+    if (item >= items) return;
+    const uint64_t end = item + run < items ? item + run : items;
+    int64_t entry = find_entry(list, entries, item);
+    for (; item < end; ++item) {
+      while (entry + 1 < entries && list[entry + 1].base <= item) ++entry;
+      sample(list[entry].row, int64_t(item - list[entry].base));
+    }
+  }
+}
+
 // One sample on its way through the program.
 template <class scalar_t>
 struct Sample {

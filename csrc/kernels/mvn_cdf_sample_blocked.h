@@ -72,7 +72,7 @@ struct MvnCdfSampleBlocked {
         skip_(scalar_t(a.order ? HUGE_VAL : m_.state()->plan.skip_limit)),
         thread_(int(threadIdx.x)),
         history_(reinterpret_cast<scalar_t*>(static_cast<unsigned char*>(a.history) +
-                                             blockIdx.x * a.history_stride)) {}
+                                             blockIdx.x * a.blocked_history)) {}
 
   MVNROB_DEVICE_FN void sample_item(int64_t item) {
     SampleSums& sums = shared_.sums[thread_];

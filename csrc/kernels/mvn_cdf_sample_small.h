@@ -19,7 +19,6 @@ struct MvnCdfSampleSmall {
   static constexpr int kResidentBlocks = sizeof(scalar_t) == 4 ? 5 : 2;
   static constexpr int kWarps = kThreads / kWarp;
   static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
-  static constexpr int kRunItems = 8;                   // most items taken at once
 
   // y of n variables at most.
   static size_t shared_bytes(int n) {
@@ -32,23 +31,8 @@ struct MvnCdfSampleSmall {
     const int pivots = a.n < kMaxSmallPivots ? a.n : kMaxSmallPivots;
     scalar_t* y = dynamic_shared<scalar_t>() + warp * pivots * kTileSamples + lane;
     RoundCounters& counters = a.counters[a.round];
-    const uint64_t items = items_of(counters.small);
-    const int64_t entries = entries_of(counters.small);
-    // Long runs save searches, short ones balance the load.
-    const uint64_t share = items / (uint64_t(gridDim.x) * kWarps * 4);
-    const uint64_t run = share < 1 ? 1 : share < kRunItems ? share : kRunItems;
-    for (;;) {
-      unsigned long long taken = 0;
-      if (lane == 0) taken = atomicAdd(&counters.small_next, static_cast<unsigned long long>(run));
-      uint64_t item = __shfl_sync(kFullWarp, taken, 0);
-      if (item >= items) return;
-      const uint64_t end = item + run < items ? item + run : items;
-      int64_t entry = find_entry(a.small, entries, item);
-      for (; item < end; ++item) {
-        while (entry + 1 < entries && a.small[entry + 1].base <= item) ++entry;
-        sample_stream(a, a.small[entry].row, int64_t(item - a.small[entry].base), lane, y);
-      }
-    }
+    for_each_stream(counters.small, counters.small_next, a.small, kWarps,
+                    [&](int64_t row, int64_t index) { sample_stream(a, row, index, lane, y); });
   }
 
  private:

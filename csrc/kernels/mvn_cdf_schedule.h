@@ -12,6 +12,7 @@
 #include "kernels/mvn_cdf_plan.h"
 #include "kernels/mvn_cdf_sample_blocked.h"
 #include "kernels/mvn_cdf_sample_small.h"
+#include "kernels/mvn_cdf_union.h"
 
 namespace mvnrob::kernels {
 
@@ -50,9 +51,10 @@ RowLayout row_layout(int32_t n) {
   l.blocks = o.take(int64_t(sizeof(ProgramBlock)) * (rows / kSmallRows));
   l.outer = o.take(int64_t(sizeof(OuterBlock)) * (rows / kOuterRows<scalar_t> + 1));
   l.coef = o.take(int64_t(sizeof(scalar_t)) * max_coefs(n));
-  l.shifts = o.take(4 * int64_t(kShifts) * n);
+  l.shifts = o.take(4 * int64_t(kShifts) * (n + 1));
   l.totals = o.take(int64_t(sizeof(SampleSums)) * kShifts);
   l.slots = o.take(int64_t(sizeof(SampleSums)) * kShifts * l.max_chunks);
+  for (int64_t* p : {&l.event_mass, &l.event_share}) *p = o.take(16 * int64_t(n));
   l.bytes = round_up(o.end(), 128);
   return l;
 }
@@ -70,27 +72,66 @@ inline int32_t max_rounds(const MvnCdfArgs& a) {
   return rounds;
 }
 
+// Whether a row may come to sample the union.
+inline bool may_unite(const MvnCdfArgs& a) {
+  return a.n > 3 && a.options.method == Method::automatic && !a.order;
+}
+
+// Bytes that one block of a sampler keeps of its points.
+template <class scalar_t>
+int64_t blocked_history(int32_t n) {
+  return int64_t(MvnCdfSampleBlocked<scalar_t>::history_bytes(n));
+}
+template <class scalar_t>
+int64_t union_history(int32_t n) {
+  return int64_t(MvnCdfSampleUnion<scalar_t>::history_bytes(n));
+}
+
+// Blocks of the samplers that keep a history.
+struct Grids {
+  int64_t blocked, united;
+};
+
+// No more than can have work, or than a GiB of history serves.
+template <class scalar_t, class Launcher>
+Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
+  using Blocked = MvnCdfSampleBlocked<scalar_t>;
+  using Union = MvnCdfSampleUnion<scalar_t>;
+  const int64_t streams = rows * kShifts * max_chunks(a.n);
+  const auto blocks = [](int64_t resident, int64_t items, int64_t history) {
+    const int64_t afford = (int64_t(1) << 30) / std::max<int64_t>(history, 1);
+    return std::max<int64_t>(1, std::min({resident, items, afford}));
+  };
+  Grids grids{0, 0};
+  if (a.n > kMaxSmallPivots)
+    grids.blocked = blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
+                           streams / kStreamsPerBlock, blocked_history<scalar_t>(a.n));
+  if (may_unite(a))
+    grids.united = blocks(launcher.template resident_blocks<Union>(0), streams / Union::kWarps,
+                          union_history<scalar_t>(a.n));
+  return grids;
+}
+
 // A piece of device memory for one tile of rows.
 template <class scalar_t>
 struct Workspace {
-  int64_t counters, generators, active[2], closed, small, blocked, history, memory, bytes;
+  int64_t counters, generators, active[2], closed, small, blocked, united, history, memory, bytes;
 
-  Workspace(const MvnCdfArgs& a, int64_t rows, int64_t history_blocks) {
+  Workspace(const MvnCdfArgs& a, int64_t rows, const Grids& grids) {
     Offsets o;
     constexpr int64_t kAlignment = 256;
     counters = o.take(int64_t(sizeof(RoundCounters)) * (max_rounds(a) + 2), kAlignment);
-    generators = o.take(4 * int64_t(a.n), kAlignment);
+    generators = o.take(4 * (int64_t(a.n) + 1), kAlignment);
     for (int64_t& p : active) p = o.take(8 * rows, kAlignment);
     closed = o.take(8 * rows, kAlignment);
     small = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
     blocked = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
-    history = o.take(history_blocks * history_stride(a.n), kAlignment);
+    united = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
+    history = o.take(std::max(grids.blocked * blocked_history<scalar_t>(a.n),
+                              grids.united * union_history<scalar_t>(a.n)),
+                     kAlignment);
     memory = o.take(rows * row_layout<scalar_t>(a.n).bytes, kAlignment);
     bytes = o.end();
-  }
-
-  static int64_t history_stride(int32_t n) {
-    return int64_t(MvnCdfSampleBlocked<scalar_t>::history_bytes(n));
   }
 
   void place(MvnCdfArgs& a, unsigned char* base) const {
@@ -101,30 +142,21 @@ struct Workspace {
     a.closed = reinterpret_cast<int64_t*>(base + closed);
     a.small = reinterpret_cast<WorkEntry*>(base + small);
     a.blocked = reinterpret_cast<WorkEntry*>(base + blocked);
+    a.united = reinterpret_cast<WorkEntry*>(base + united);
     a.history = base + history;
-    a.history_stride = history_stride(a.n);
+    a.blocked_history = blocked_history<scalar_t>(a.n);
+    a.union_history = union_history<scalar_t>(a.n);
     a.memory = base + memory;
   }
 };
 
-// Blocks of the blocked sampler: no more than have work at the most, or than a GiB of history
-// serves.
-template <class scalar_t, class Launcher>
-int64_t blocked_blocks(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
-  if (a.n <= kMaxSmallPivots) return 0;
-  using Body = MvnCdfSampleBlocked<scalar_t>;
-  const int64_t resident = launcher.template resident_blocks<Body>(Body::kSharedBytes);
-  const int64_t items = rows * kShifts * max_chunks(a.n) / kStreamsPerBlock;
-  const int64_t afford = (int64_t(1) << 30) / Workspace<scalar_t>::history_stride(a.n);
-  return std::max<int64_t>(1, std::min({resident, items, afford}));
-}
-
 template <class scalar_t, int plan_threads, class Launcher>
-void run_rounds(Launcher& launcher, MvnCdfArgs a, int64_t history_blocks) {
+void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
   using Plan = MvnCdfPlan<scalar_t, plan_threads>;
   using ClosedForm = MvnCdfClosedForm<scalar_t>;
   using Small = MvnCdfSampleSmall<scalar_t>;
   using Blocked = MvnCdfSampleBlocked<scalar_t>;
+  using Union = MvnCdfSampleUnion<scalar_t>;
   const auto blocks = [&](int64_t wanted, int64_t resident) {
     return unsigned(std::max<int64_t>(1, std::min(wanted, resident)));
   };
@@ -148,21 +180,22 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, int64_t history_blocks) {
       launcher.template launch<ClosedForm>(closed_blocks, 0, a);
     launcher.template launch<Small>(small_blocks, small_bytes, a);
     if (a.n > kMaxSmallPivots)
-      launcher.template launch<Blocked>(unsigned(history_blocks), Blocked::kSharedBytes, a);
+      launcher.template launch<Blocked>(unsigned(grids.blocked), Blocked::kSharedBytes, a);
+    if (may_unite(a)) launcher.template launch<Union>(unsigned(grids.united), 0, a);
   }
 }
 
 // One tile: `a` with input, output and options set, memory of Workspace(a, a.rows, ...).bytes.
 template <class scalar_t, class Launcher>
-void run_tile(Launcher& launcher, MvnCdfArgs a, int64_t history_blocks, unsigned char* memory) {
-  Workspace<scalar_t>(a, a.rows, history_blocks).place(a, memory);
+void run_tile(Launcher& launcher, MvnCdfArgs a, const Grids& grids, unsigned char* memory) {
+  Workspace<scalar_t>(a, a.rows, grids).place(a, memory);
   a.quantiles = plan::quantiles();
   if (a.n <= 32)
-    run_rounds<scalar_t, 32>(launcher, a, history_blocks);
+    run_rounds<scalar_t, 32>(launcher, a, grids);
   else if (a.n <= 256)
-    run_rounds<scalar_t, 128>(launcher, a, history_blocks);
+    run_rounds<scalar_t, 128>(launcher, a, grids);
   else
-    run_rounds<scalar_t, 512>(launcher, a, history_blocks);
+    run_rounds<scalar_t, 512>(launcher, a, grids);
 }
 
 }  // namespace mvnrob::kernels

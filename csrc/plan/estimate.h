@@ -17,7 +17,7 @@ struct SampleSums {
   double complement;  // 1 - f, accumulated without cancellation
   double below;       // upper bound on how far the truth given y may lie below f
   double above;       // and above it
-  double square;      // f^2
+  double square;      // f^2, or (1 - f)^2 of samples of the union
 
   MVNROB_HD void add(const SampleSums& other) {
     value += other.value;
@@ -54,22 +54,26 @@ MVNROB_HD_FN Spread spread(const Get& get) {
 }
 
 // The interval at t standard errors after n points of each shift. The truth lies between
-// value - below and value + above in expectation, so the ends' own spreads count.
-MVNROB_HD_FN Estimate estimate(const SampleSums* sums, double n, double t) {
-  const Spread value = spread([&](int s) { return sums[s].value / n; });
-  const Spread low = spread([&](int s) { return (sums[s].value - sums[s].below) / n; });
-  const Spread high = spread([&](int s) { return (sums[s].value + sums[s].above) / n; });
+// value - below and value + above in expectation, so the ends' own spreads count. Samples of the
+// union (plan.unites) have their squares of 1 - f.
+MVNROB_HD_FN Estimate estimate(const SampleSums* sums, double n, double t, bool unites) {
   Estimate e;
-  e.value = value.mean;
-  double sum = 0, square = 0;
   for (int s = 0; s < kShifts; ++s) {
+    e.value += sums[s].value / (n * kShifts);
     e.complement += sums[s].complement / (n * kShifts);
-    sum += sums[s].value;
-    square += sums[s].square;
   }
+  // The smaller of the two has the digits.
+  const bool near_one = e.complement < e.value;
+  const auto centre = [&](int s) { return near_one ? -sums[s].complement : sums[s].value; };
+  const Spread middle = spread([&](int s) { return centre(s) / n; });
+  const Spread low = spread([&](int s) { return (centre(s) - sums[s].below) / n; });
+  const Spread high = spread([&](int s) { return (centre(s) + sums[s].above) / n; });
+  double square = 0;
+  for (int s = 0; s < kShifts; ++s) square += sums[s].square;
+  const double sum = n * kShifts * (unites ? e.complement : e.value);
   e.error =
-      math::max(value.mean - low.mean + t * low.error, high.mean + t * high.error - value.mean);
-  e.sampling = t * value.error;
+      math::max(middle.mean - low.mean + t * low.error, high.mean - middle.mean + t * high.error);
+  e.sampling = t * middle.error;
   e.bias = math::max(e.error - e.sampling, 0.0);
   e.effective = square > 0 ? sum * sum / square : 0;
   return e;

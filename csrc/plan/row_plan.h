@@ -22,7 +22,7 @@ enum class Step : int32_t {
   closed_form,  // few or independent variables: integrate exactly, then closed()
   factor,       // advance the factor to `target` pivots, then factored()
   rank_one,     // one pivot bounds everything: an interval, then ranked()
-  sample,       // extend to `next` points of each shift, then looked()
+  sample,       // extend to `next` points of each shift, of the union if it unites; then looked()
   done,
 };
 
@@ -46,6 +46,7 @@ struct RowPlan {
   int32_t all = 0, kept = 0;     // variables before and after screening
   int32_t target = 0;            // pivots wanted
   int32_t pivots = 0;            // of the present factor
+  bool unites = false;           // samples the union of the events that a variable fails
   int64_t points = 0, next = 0;  // of each shift: sampled, to be sampled
   int64_t n_points = 0;          // all shifts and plans together
   int32_t pilot_looks = 0, later_looks = 0;  // one budget of confidence for all plans of the row
@@ -73,24 +74,36 @@ MVNROB_HD double guess_of_min(const RowPlan& plan) {
 // wanted. Neither is more than what is certain: largest <= 1 - P <= mass.
 MVNROB_HD double unseen_points(const Estimate& e) { return e.effective < 50 ? 12.4 : 4.0; }
 
+// How far one sample of 1 - f can lie beyond `largest`: a sample of the union is at most the mass.
+MVNROB_HD double range_of_sample(const RowPlan& plan) {
+  return plan.unites ? plan.mass : 1 - plan.largest;
+}
+
 MVNROB_HD double unseen(const RowPlan& plan, const Estimate& e) {
   const double range =
-      unseen_points(e) * (1 - plan.largest) / (double(kShifts) * double(plan.points));
+      unseen_points(e) * range_of_sample(plan) / (double(kShifts) * double(plan.points));
   return math::min(range, plan.mass - plan.largest);
 }
 
 // float32 limits near a narrow interval are wrong by an ulp of the limits, so its error is
 // absolute; float64 keeps the digits of p and of 1 - p, neither of which is a difference.
-MVNROB_HD double rounding(bool float32, double small) {
-  return float32 ? 3e-7 : 1e-15 + 1e-12 * small;
+// Samples of the union are added up as 1 - p alone.
+MVNROB_HD double rounding(const RowPlan& plan, const RowOptions& options, double small) {
+  if (plan.unites) return 1e-12 * small;
+  return options.samples_float32() ? 3e-7 : 1e-15 + 1e-12 * small;
 }
 
 // Effect of taking a variance s^2 as zero in some of m rows: the limits move by at most about
-// s sqrt(2 ln 2m), where P has slope 1 / sqrt(2 pi). For float64 only: the rounding of a float32
-// matrix, far larger, is the input's and not the integral's.
-MVNROB_HD_FN double neglected(const FactorFacts& facts) {
-  if (facts.entry_error > facts.double_error) return 0;
-  return 0.4 * ::sqrt(2 * ::log(2.0 * facts.variables) * facts.neglected);
+// s sqrt(2 ln 2m), where P has slope sum phi(limit), at most 1 / sqrt(2 pi) and, since
+// phi(u) <= 1.26 (1 + u) Phi(-u), at most 1.26 M (1 + sqrt(2 ln(m / M))) for a mass of M. For
+// float64 only: the rounding of a float32 matrix, far larger, is the input's and not the
+// integral's.
+MVNROB_HD_FN double neglected(const RowPlan& plan, const FactorFacts& facts) {
+  if (facts.entry_error > facts.double_error || facts.neglected == 0) return 0;
+  const double m = facts.variables, mass = math::max(plan.mass, 1e-300);
+  const double slope =
+      math::min(0.4, 1.26 * mass * (1 + ::sqrt(math::max(2 * ::log(m / mass), 0.0))));
+  return slope * ::sqrt(2 * ::log(2 * m) * facts.neglected);
 }
 
 MVNROB_HD int64_t round_up(double points) {
@@ -106,11 +119,38 @@ MVNROB_HD_FN int64_t next_points(const RowPlan& plan, const Estimate& e, double 
   int64_t next = round_up(double(plan.points) * factor);
   // And enough to bring the unseen corner within what is allowed.
   if (allowed < plan.mass - plan.largest) {
-    const double range = unseen_points(e) * (1 - plan.largest) / kShifts;
+    const double range = unseen_points(e) * range_of_sample(plan) / kShifts;
     const double corner = math::min(range / allowed, 16.0 * double(next));
     if (round_up(corner) > next) next = round_up(corner);
   }
   return next;
+}
+
+// Multiply-adds of a sample, about: Phi counts 20, a draw 60.
+MVNROB_HD double cost_of_sample(double variables, double pivots) {
+  return variables * pivots + 20 * variables + 60 * pivots;
+}
+
+// Whether the rest of the way is shorter by sampling the union of the events that a variable fails
+// (mvn_cdf_union): its samples of 1 - p are spread by at most sqrt(c (mass - c)), c = 1 - p, and
+// bounded by the mass (Owen, Maximov and Chertkov 2019, theorem 1), so with p near 1 they are few
+// where separation of variables waits for corners.
+MVNROB_HD_FN bool union_is_cheaper(const RowPlan& plan, const RowOptions& options,
+                                   const Estimate& e, double t, double t_next, double allowed) {
+  if (plan.unites || options.method != Method::automatic || !(allowed > 0) || e.complement > 0.2)
+    return false;
+  const double corner = allowed < plan.mass - plan.largest ? unseen_points(e) / allowed : 0;
+  const double wanted = math::max(allowed - e.bias, 0.3 * allowed);
+  const double ratio = math::max(1.1 * e.sampling * (t_next / t) / wanted, 1e-3);
+  const double points = math::max(double(kShifts) * double(plan.points) * ::exp(::log(ratio) / 0.7),
+                                  corner * (1 - plan.largest));
+  const double c = math::min(math::max(e.complement, plan.largest), plan.mass);
+  const double united =
+      math::max(t_next * t_next * c * (plan.mass - c) / (allowed * allowed), corner * plan.mass);
+  const double m = plan.kept;
+  // The whole factor first, a third of m^3; then a product of m^2 for each sample.
+  const double cost = (united + double(kShifts) * double(kPilot) + m / 3) * cost_of_sample(m, m);
+  return 2 * cost < points * cost_of_sample(m, plan.pivots);
 }
 
 MVNROB_HD double t_of_next_look(const Quantiles& q, int later_looks) {
@@ -131,6 +171,7 @@ MVNROB_HD bool screens_too_much(const RowPlan& plan) {
 }
 
 MVNROB_HD Step screen_less(RowPlan& plan) {
+  plan.unites = false;
   plan.tau = 0.1 * plan.tolerance;
   return Step::screen;
 }
@@ -212,7 +253,7 @@ MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
 MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const FactorFacts& facts) {
   plan.pivots = facts.pivots;
   plan.points = 0;
-  if (facts.exhausted && facts.pivots == 1) return Step::rank_one;
+  if (facts.exhausted && facts.pivots == 1 && !plan.unites) return Step::rank_one;
   return detail::sample_to(plan, options, kPilot);
 }
 
@@ -221,7 +262,7 @@ MVNROB_HD_FN Step ranked(RowPlan& plan, const RowOptions& options, const FactorF
                          double value, double complement) {
   const double small = math::min(value, complement);
   const Step step = closed(plan, options, value, complement,
-                           detail::rounding(false, small) + detail::neglected(facts));
+                           1e-15 + 1e-12 * small + detail::neglected(plan, facts));
   if (step == Step::done) plan.pivots = 1;
   return step;
 }
@@ -231,12 +272,12 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
                          const FactorFacts& facts, const SampleSums* sums) {
   plan.points = plan.next;
   const double t = detail::t_of_look(plan, quantiles);
-  Estimate e = estimate(sums, double(plan.points), t);
+  Estimate e = estimate(sums, double(plan.points), t, plan.unites);
   const double small = math::min(e.value, e.complement);
   plan.tolerance = detail::tolerance(options, small);
-  e.error += detail::rounding(options.samples_float32(), small);
-  e.error += facts.exhausted ? 0 : plan.skipped;
-  e.error += detail::neglected(facts);
+  e.error += detail::rounding(plan, options, small);
+  e.error += facts.exhausted || plan.unites ? 0 : plan.skipped;
+  e.error += detail::neglected(plan, facts);
   e.error = math::max(e.error, detail::unseen(plan, e));
   detail::keep(plan, e);
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
@@ -245,13 +286,18 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
     plan.status = Status::converged;
     return Step::done;
   }
+  const double t_next = detail::t_of_next_look(quantiles, plan.later_looks);
+  if (detail::union_is_cheaper(plan, options, e, t, t_next, allowed)) {
+    plan.unites = true;
+    plan.target = plan.kept;
+    return Step::factor;
+  }
   const double room_for_bias = 0.35 * allowed;
   if (!facts.exhausted && e.bias > room_for_bias) {
     // The bound falls at least like 1 / k.
     plan.target = (e.bias > 8 * room_for_bias ? 4 : 2) * plan.pivots;
     return Step::factor;
   }
-  const double t_next = detail::t_of_next_look(quantiles, plan.later_looks);
   return detail::sample_to(plan, options, detail::next_points(plan, e, t, t_next, allowed));
 }
 

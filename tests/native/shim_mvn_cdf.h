@@ -28,13 +28,13 @@ void run_mvn_cdf(kernels::MvnCdfArgs a, int64_t tile_rows, int64_t resident) {
   const kernels::MvnCdfArgs whole = a;
   for (int64_t first = 0; first < whole.rows; first += tile_rows) {
     a = kernels::tile_of(whole, first, std::min(tile_rows, whole.rows - first));
-    const int64_t blocks = kernels::blocked_blocks<scalar_t>(launcher, a, a.rows);
-    const kernels::Workspace<scalar_t> workspace(a, a.rows, blocks);
+    const kernels::Grids grids = kernels::grids_of<scalar_t>(launcher, a, a.rows);
+    const kernels::Workspace<scalar_t> workspace(a, a.rows, grids);
     std::vector<std::max_align_t> memory(workspace.bytes / sizeof(std::max_align_t) + 17);
     std::memset(memory.data(), 0xFF, memory.size() * sizeof(std::max_align_t));
     const auto address = reinterpret_cast<uintptr_t>(memory.data());
     auto* base = reinterpret_cast<unsigned char*>((address + 255) / 256 * 256);
-    kernels::run_tile<scalar_t>(launcher, a, blocks, base);
+    kernels::run_tile<scalar_t>(launcher, a, grids, base);
   }
 }
 

@@ -1,0 +1,170 @@
+// Samples of the union of the events that a variable fails (plan/union.h), for rows whose 1 - p is
+// small. Its set-up is collective over a block; the sampler is a kernel.
+//
+// Mapping: a warp takes a stream, two points a lane, always in float64. The normals e and X = L e
+// go through global memory, a column for each point, coalesced; L is read straight from the factor
+// by uniform loads, eight rows at a time. Limiter: double-precision multiply-adds of L e, then the
+// gather of a correlation for each point and variable.
+#pragma once
+#include "kernels/mvn_cdf_sample.h"
+#include "plan/union.h"
+#include "plan/variable.h"
+
+namespace mvnrob::kernels {
+
+// Masses and shares of the events, in the order of the variables (the factor's own differs between
+// backends where rows have left); what the factor leaves unset above its diagonal becomes zero.
+template <class scalar_t, int threads>
+MVNROB_DEVICE_FN void start_union(const MvnCdfArgs& a, int64_t row, const Block<threads>& block,
+                                  RowState& s) {
+  const RowMemory<scalar_t> m(a, row);
+  const int size = s.facts.variables, pivots = s.facts.pivots;
+  for (int i = block.thread(); i < size; i += threads) {
+    const int32_t variable = m.variable()[i];
+    int before = 0;
+    for (int j = 0; j < size; ++j) before += m.variable()[j] < variable;
+    m.row_of()[before] = i;
+    m.event_mass()[before] = math::ndtr<double>(-m.upper()[i]);
+    m.event_mass()[size + before] = math::ndtr<double>(m.lower()[i]);
+  }
+  for (int l = 1; l < pivots; ++l)
+    for (int i = block.thread(); i < l; i += threads) m.factor()[int64_t(l) * size + i] = 0;
+  for (int e = block.thread(); e < kShifts * (pivots + 1); e += threads)
+    m.shifts()[e] = math::hash_shift(uint64_t(a.seed[row]), uint32_t(e / (pivots + 1)),
+                                     uint32_t(e % (pivots + 1)));
+  for (int e = block.thread(); e < kShifts; e += threads) m.totals()[e] = {0, 0, 0, 0, 0};
+  block.sync();
+  if (block.thread() == 0) {
+    const int events = s.rectangular ? 2 * size : size;
+    double whole = 0;
+    for (int h = 0; h < events; ++h) m.event_share()[h] = whole += m.event_mass()[h];
+    for (int h = 0; h < events; ++h) m.event_share()[h] /= whole;
+    s.program.pivots = pivots;
+    s.program.events = events;
+    s.program.whole_mass = whole;
+  }
+  block.sync();
+}
+
+template <class scalar_t>
+struct MvnCdfSampleUnion {
+  using Args = MvnCdfArgs;
+  static constexpr int kThreads = 128;
+  static constexpr int kResidentBlocks = 3;
+  static constexpr int kWarps = kThreads / kWarp;
+  static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
+  static constexpr int kRows = 8;
+
+  // e and X of one block's streams.
+  static size_t history_bytes(int n) {
+    return size_t(kWarps) * (2 * round_up(n, kRows)) * kTileSamples * sizeof(double);
+  }
+
+  static MVNROB_DEVICE_FN void run(const Args& a) {
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+    const int64_t columns = 2 * round_up(a.n, kRows);
+    double* e = reinterpret_cast<double*>(static_cast<unsigned char*>(a.history) +
+                                          blockIdx.x * a.union_history) +
+                warp * columns * kTileSamples + lane;
+    RoundCounters& counters = a.counters[a.round];
+    for_each_stream(counters.united, counters.united_next, a.united, kWarps,
+                    [&](int64_t row, int64_t index) {
+                      sample_stream(a, row, index, lane, e, e + columns / 2 * kTileSamples);
+                    });
+  }
+
+ private:
+  static MVNROB_DEVICE_FN void sample_stream(const Args& a, int64_t row, int64_t index, int lane,
+                                             double* e, double* x) {
+    const RowMemory<scalar_t> m(a, row);
+    const Program& p = m.state()->program;
+    const int size = m.state()->facts.variables;
+    const Stream stream(p, index);
+    const uint32_t* shifts = m.shifts() + stream.shift * (p.pivots + 1);
+    SampleSums sums{0, 0, 0, 0, 0};
+    for (int t = 0; t < stream.tiles; ++t) {
+      const uint32_t point = uint32_t(stream.first) + uint32_t(t) * kTileSamples + uint32_t(lane);
+      draw_normals(a.generators, shifts, p.pivots, point, e);
+      multiply_factor(m.factor(), size, p.pivots, e, x);
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) {
+        const double failed = count_failed(a, row, m, p, size, a.generators[0], shifts[0],
+                                           point + uint32_t(q * kWarp), x + q * kWarp);
+        const double value = p.whole_mass / failed;
+        sums.complement += value;
+        sums.value += 1 - value;
+        sums.square += value * value;
+      }
+    }
+    sums = warp_sums(sums);
+    if (lane == 0) m.slots()[int64_t(stream.shift) * a.layout.max_chunks + stream.chunk] = sums;
+  }
+
+  static MVNROB_DEVICE void draw_normals(const uint32_t* generators, const uint32_t* shifts,
+                                         int pivots, uint32_t point, double* e) {
+    for (int j = 0; j < pivots; ++j) {
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) {
+        double w, wc;
+        math::lattice_point<double>(point + uint32_t(q * kWarp), generators[j + 1], shifts[j + 1],
+                                    w, wc);
+        const double z = math::ndtri_half<double>(math::min(w, wc));
+        e[j * kTileSamples + q * kWarp] = w < wc ? z : -z;
+      }
+    }
+  }
+
+  // X = L e. The factor has no rows beyond its last one: those of the last block are read again.
+  static MVNROB_DEVICE void multiply_factor(const double* factor, int size, int pivots,
+                                            const double* e, double* x) {
+    for (int first = 0; first < size; first += kRows) {
+      double sum[kRows][kPoints];
+      MVNROB_UNROLL
+      for (int r = 0; r < kRows; ++r) MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) sum[r][q] = 0;
+      for (int l = 0; l < pivots; ++l) {
+        const double* column = factor + int64_t(l) * size;
+        double y[kPoints];
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) y[q] = e[l * kTileSamples + q * kWarp];
+        MVNROB_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const double c = column[first + r < size ? first + r : size - 1];
+          MVNROB_UNROLL
+          for (int q = 0; q < kPoints; ++q) sum[r][q] = math::fma(c, y[q], sum[r][q]);
+        }
+      }
+      MVNROB_UNROLL
+      for (int r = 0; r < kRows; ++r) MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) x[(first + r) * kTileSamples + q * kWarp] = sum[r][q];
+    }
+  }
+
+  // Draws the event that happens and how far out, moves X there, counts the variables that fail.
+  static MVNROB_DEVICE double count_failed(const Args& a, int64_t row, const RowMemory<scalar_t>& m,
+                                           const Program& p, int size, uint32_t generator,
+                                           uint32_t shift, uint32_t point, const double* x) {
+    double w, wc;
+    math::lattice_point<double>(point, generator, shift, w, wc);
+    const int64_t event = plan::find_event(m.event_share(), p.events, w);
+    const double tail =
+        plan::tail_within_event(m.event_share(), m.event_mass(), p.whole_mass, event, w);
+    const double z = math::ndtri<double>(tail);  // negative
+    const bool above = event < size;
+    const int failing = m.row_of()[above ? event : event - size];
+    const double move = (above ? -z : z) - x[failing * kTileSamples];
+    const double scale = m.inverse_sd()[failing];
+    const int32_t variable = m.variable()[failing];
+    double failed = 0;
+    for (int i = 0; i < size; ++i) {
+      const double correlation =
+          a.covariance(row, variable, m.variable()[i]) * scale * m.inverse_sd()[i];
+      const double moved = x[i * kTileSamples] + correlation * move;
+      // Rounding must not save the variable that fails.
+      failed += moved > m.upper()[i] || moved < m.lower()[i] || i == failing ? 1.0 : 0.0;
+    }
+    return failed;
+  }
+};
+
+}  // namespace mvnrob::kernels
