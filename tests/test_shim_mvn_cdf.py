@@ -17,6 +17,7 @@ import pytest
 import torch
 from test_cuda import AGREEMENT, pivot_order, standard_form
 from test_mvn_cdf import EDGES, equicorrelated, random_problem
+from test_mvn_cdf_union import problem as union_problem
 
 from mvnrob import Status, mvn_cdf
 
@@ -216,6 +217,21 @@ def test_relative_tolerance(shim, rel_tol):
     upper = upper * torch.linspace(0.5, 5, 6, dtype=torch.float64)[:, None]
     options = {"abs_tol": 0.0, "rel_tol": rel_tol, "compute_dtype": "float64"}
     assert_agree(by_kernels(shim, upper, cov, **options), by_cpu(upper, cov, **options))
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+@pytest.mark.parametrize("n", [5, 33, 70])
+def test_union(shim, n, rectangular):
+    made = [union_problem(n, near, n, rectangular) for near in (3.0, 5.0, 7.0)]
+    upper, cov = (torch.from_numpy(np.array([m[i] for m in made])) for i in (0, 1))
+    lower = torch.from_numpy(np.array([m[2] for m in made])) if rectangular else None
+    options = {"abs_tol": 0.0, "rel_tol": 1e-2}
+    kernels, cpu = (
+        by_kernels(shim, upper, cov, lower, **options),
+        by_cpu(upper, cov, lower, **options),
+    )
+    assert assert_agree(kernels, cpu).all()
+    assert kernels.complement == pytest.approx(cpu.complement.numpy(), rel=1e-11)
 
 
 def test_methods(shim):

@@ -80,16 +80,43 @@ inline void check_completed() {
   Orthants{1, 70, 1, true}.check<float, double>(0.004, 1, 2);
 }
 
+// Near 1: samples of the union, in digits of 1 - p.
+inline void check_union() {
+  const int64_t n = 40;
+  std::vector<double> upper(n, 4), cov(n * n, 0.5), prob(1), complement(1), error(1);
+  for (int64_t i = 0; i < n; ++i) cov[i * n + i] = 1;
+  std::vector<int64_t> seed(1, 0), status(1), points(1), active(1), pivots(1);
+  mvnrob::kernels::MvnCdfArgs a{};
+  a.rows = 1;
+  a.n = int32_t(n);
+  a.is_double = true;
+  a.upper = upper.data();
+  a.cov = cov.data();
+  a.cov_strides = {0, n, 1};
+  a.seed = seed.data();
+  a.prob = prob.data();
+  a.complement = complement.data();
+  a.error = error.data();
+  a.status = status.data();
+  a.n_points = points.data();
+  a.n_active = active.data();
+  a.n_pivots = pivots.data();
+  a.options = {0, 0.1, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
+  mvnrob::shim::run_mvn_cdf<double>(a, 1, 2);
+  const double truth = 0.0010566603590;  // by quadrature over the common factor
+  if (!(std::abs(complement[0] - truth) <= error[0]) || status[0] != 0)
+    throw std::runtime_error("wrong complement: " + std::to_string(complement[0] * 1e6) + "e-6");
+}
+
 struct MvnCdfCase {
   const char* name;
   void (*run)();
 };
 
 const MvnCdfCase kMvnCdfCases[] = {
-    {"mvn_cdf_small", check_small},
-    {"mvn_cdf_groups", check_groups},
-    {"mvn_cdf_blocked", check_blocked},
-    {"mvn_cdf_completed", check_completed},
+    {"mvn_cdf_small", check_small},     {"mvn_cdf_groups", check_groups},
+    {"mvn_cdf_blocked", check_blocked}, {"mvn_cdf_completed", check_completed},
+    {"mvn_cdf_union", check_union},
 };
 
 }  // namespace shim_tests
