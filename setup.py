@@ -63,6 +63,7 @@ CPU_SOURCES = [
     "csrc/cpu/mvn_cdf_row.cpp",
     "csrc/cpu/mvn_cdf_series.cpp",
     "csrc/cpu/mvn_cdf_sums.cpp",
+    "csrc/cpu/mvn_cdf_tilt.cpp",
     "csrc/cpu/mvn_cdf_union.cpp",
 ]
 CUDA_SOURCES = ["csrc/cuda/module.cpp", "csrc/cuda/bvn_cdf.cpp", "csrc/cuda/mvn_cdf.cpp"]

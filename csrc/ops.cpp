@@ -10,7 +10,8 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   m.def(
       "mvn_cdf(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, float abs_tol, float rel_tol, "
       "int max_points, str method, str compute_dtype) -> (Tensor prob, Tensor complement, "
-      "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots)");
+      "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
+      "Tensor log_prob, Tensor log_error)");
   // Sums over the points of each shift, float64 [B, 8, 5], with the pivots order int64 [B, k]: no
   // screening, no decisions. For tests and benchmarks.
   m.def(

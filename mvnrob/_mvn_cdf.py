@@ -35,7 +35,9 @@ class MVNResult(NamedTuple):
 
     prob: Tensor  #: the probability
     complement: Tensor  #: one minus it, computed without cancellation
+    log_prob: Tensor  #: its logarithm, right where the probability itself underflows
     error: Tensor  #: 99 % bound on ``|prob - truth|`` (and on the complement's)
+    log_error: Tensor  #: 99 % bound on ``|log_prob - truth|``; inf where p is not told from 0
     status: Tensor  #: int64, the numbers of :class:`Status`
     n_points: Tensor  #: int64, integrand evaluations, all shifts together
     n_active: Tensor  #: int64, variables left after screening
@@ -150,9 +152,18 @@ def mvn_cdf(
         if "mvn_cdf: method must be" in str(error):  # found out row by row
             raise ValueError(str(error)) from None
         raise
-    result = MVNResult(*(t.reshape(batch) for t in out))
+    result = _result(out, batch)
     _warn(result)
     return result if return_info else result.prob
+
+
+def _result(out: tuple[Tensor, ...], batch: torch.Size) -> MVNResult:
+    prob, complement, error, status, n_points, n_active, n_pivots, log_prob, log_error = (
+        t.reshape(batch) for t in out
+    )
+    return MVNResult(
+        prob, complement, log_prob, error, log_error, status, n_points, n_active, n_pivots
+    )
 
 
 def _warn(result: MVNResult) -> None:
@@ -298,7 +309,7 @@ def _(upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dty
     def integer():
         return upper.new_empty(upper.shape[0], dtype=torch.int64)
 
-    return real(), real(), real(), integer(), integer(), integer(), integer()
+    return real(), real(), real(), integer(), integer(), integer(), integer(), real(), real()
 
 
 def _no_gradient(ctx, *grads):

@@ -16,12 +16,14 @@ bool independent(const Problem& problem, const CovarianceView& cov) {
 ClosedForm closed_form(const Problem& problem, const CovarianceView& cov) {
   const int64_t m = int64_t(problem.variable.size());
   if (m > 3 || independent(problem, cov)) {
-    double p = 1, missing = 0;
+    double p = 1, missing = 0, log_value = 0;
     for (int64_t i = 0; i < m; ++i) {
+      const plan::IntervalProbability one = plan::interval(problem.lower[i], problem.upper[i]);
       missing += p * problem.mass[i];
-      p *= plan::interval_probability<double>(problem.lower[i], problem.upper[i]);
+      p *= one.value;
+      log_value += one.log_value;
     }
-    return {p, missing, 4e-15 * double(m), Status::exact};
+    return {p, missing, log_value, 4e-15 * double(m), Status::exact};
   }
   auto pair = [&](int64_t i, int64_t j) {
     const int64_t v = problem.variable[i], w = problem.variable[j];
@@ -32,9 +34,9 @@ ClosedForm closed_form(const Problem& problem, const CovarianceView& cov) {
   if (m == 3) box.pairs[1] = pair(2, 0), box.pairs[2] = pair(2, 1);
   for (int64_t i = 0; i < m; ++i) box.limits[i] = {problem.lower[i], problem.upper[i]};
   const math::BoxProbability p = math::box_probability(box, 80 * problem.entry_error);
-  if (p.nan) return {0, 0, 0, Status::nan};
-  if (!p.consistent) return {0, 0, 0, Status::indefinite};
-  return {p.value, p.complement, p.error, Status::exact};
+  if (p.nan) return {0, 0, 0, 0, Status::nan};
+  if (!p.consistent) return {0, 0, 0, 0, Status::indefinite};
+  return {p.value, p.complement, p.log_value, p.error, Status::exact};
 }
 
 }  // namespace mvnrob

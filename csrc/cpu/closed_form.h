@@ -6,8 +6,8 @@
 namespace mvnrob {
 
 struct ClosedForm {
-  double value, complement, error;
-  Status status;  // exact; indefinite or nan: there is no answer
+  double value, complement, log_value, error;  // log_value is NaN where it is log(value)
+  Status status;                               // exact; indefinite or nan: there is no answer
 };
 
 // Whether all correlations are zero.

@@ -1,5 +1,6 @@
 // mvn_cdf on the CPU.
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <tuple>
 
@@ -33,7 +34,7 @@ const SimdTable& simd_table() {
   }
 }
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                     const Tensor& seed, double abs_tol, double rel_tol, int64_t max_points,
@@ -48,7 +49,7 @@ Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor
   auto real = [&] { return torch::stable::new_empty(upper, {batch}); };
   auto integer = [&] { return torch::stable::new_empty(upper, {batch}, ScalarType::Long); };
   Tensor prob = real(), complement = real(), error = real(), status = integer(), points = integer(),
-         active = integer(), pivots = integer();
+         active = integer(), pivots = integer(), log_prob = real(), log_error = real();
   auto store = [&](Tensor& t, int64_t b, double x) {
     if (is_double)
       t.mutable_data_ptr<double>()[b] = x;
@@ -60,15 +61,18 @@ Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor
     const RowResult r = integrate_row(rows.row(b), rows.seed(b), options, workspace, run);
     // A float32 answer is rounded: half an ulp of it belongs to the error.
     const double rounding = is_double || r.error == 0 ? 0 : 6e-8 * std::max(r.prob, r.complement);
+    const double log_rounding = is_double || r.log_error == 0 ? 0 : 6e-8 * std::abs(r.log_prob);
     store(prob, b, r.prob);
     store(complement, b, r.complement);
     store(error, b, r.error + rounding);
+    store(log_prob, b, r.log_prob);
+    store(log_error, b, r.log_error + log_rounding);
     status.mutable_data_ptr<int64_t>()[b] = int64_t(r.status);
     points.mutable_data_ptr<int64_t>()[b] = r.n_points;
     active.mutable_data_ptr<int64_t>()[b] = r.n_active;
     pivots.mutable_data_ptr<int64_t>()[b] = r.n_pivots;
   });
-  return {prob, complement, error, status, points, active, pivots};
+  return {prob, complement, error, status, points, active, pivots, log_prob, log_error};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) { m.impl("mvn_cdf", TORCH_BOX(&mvn_cdf_cpu)); }

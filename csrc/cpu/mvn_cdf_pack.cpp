@@ -122,7 +122,7 @@ void PackedProgram<scalar_t>::pack(const Factor& factor, double skip_limit) {
   packer.sampled(sampled_);
   packer.completion(completion_);
   const int64_t pivots = factor.pivots();
-  program_ = {sampled_.view(), completion_.view(), int(pivots), scalar_t(skip_limit)};
+  program_ = {sampled_.view(), completion_.view(), int(pivots), scalar_t(skip_limit), nullptr, 0};
   // Phi counts about as 20 multiply-adds, a draw as 60 (bench_math).
   cost_ = double(sampled_.coef.size() + completion_.coef.size()) +
           20.0 * double(completion_.flags.size()) + 60.0 * double(pivots);

@@ -14,6 +14,11 @@ class PackedProgram {
  public:
   // The pivots and their groups are sampled, the live rows complete.
   void pack(const Factor& factor, double skip_limit);
+  // Its samples are tilted from now on; the tilt must outlive them.
+  void set_tilt(const scalar_t* tilt, double log_unit) {
+    program_.tilt = tilt;
+    program_.log_unit = log_unit;
+  }
   const Program<scalar_t>& program() const { return program_; }
   double cost() const { return cost_; }  // per sample, in units of one multiply-add
 

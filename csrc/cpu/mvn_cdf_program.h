@@ -44,6 +44,9 @@ struct Program {
   RowList<scalar_t> completion;
   int n_pivots;
   scalar_t skip_limit;  // a completion row with every limit of the tile above it is left out
+  // Tilted samples (plan/tilt.h): of each pivot, or null; weights in units of exp(log_unit).
+  const scalar_t* tilt;
+  double log_unit;
 };
 
 // The union of the events that a variable fails, for samples of it (mvn_cdf_union.h).
@@ -84,6 +87,7 @@ struct SimdTable {
   int block_rows;
   SampleFn<float> sample_float;
   SampleFn<double> sample_double;
+  SampleFn<double> sample_tilted;
   UnionSampleFn sample_union;
   // column[i] -= sum_l L[l * ld + i] * row[l] for i < m, l < columns
   void (*eliminate)(double* column, const double* L, int64_t ld, const double* row, int64_t columns,

@@ -63,7 +63,7 @@ class Integrator {
   plan::Step close() {
     const ClosedForm c = closed_form(w_.kept, input_.cov);
     if (c.status != Status::exact) return plan::failed(plan_, c.status);
-    return plan::closed(plan_, options_, c.value, c.complement, c.error);
+    return plan::closed(plan_, options_, c.value, c.complement, c.error, c.log_value);
   }
 
   plan::Step factor() {
@@ -72,17 +72,22 @@ class Integrator {
     if (advanced == Advanced::indefinite) return plan::failed(plan_, Status::indefinite);
     const plan::Step step = plan::factored(plan_, options_, w_.factor.facts());
     if (step != plan::Step::sample) return step;
-    if (plan_.unites)
+    if (plan_.tilted) {
+      w_.tilt.find(w_.factor);
+      plan_.log_unit = w_.tilt.log_unit();
+      w_.series_double.start_tilted(w_.factor, plan_.skip_limit, seed_, w_.tilt);
+    } else if (plan_.unites) {
       w_.samples_of_union.start(w_.factor, seed_);
-    else
+    } else {
       series_.start(w_.factor, plan_.skip_limit, seed_);
+    }
     return step;
   }
 
   plan::Step rank_one() {
     const plan::Bounds y = w_.factor.interval();
     const plan::IntervalProbability p = plan::interval(y.lower, y.upper);
-    return plan::ranked(plan_, options_, w_.factor.facts(), p.value, p.complement);
+    return plan::ranked(plan_, options_, w_.factor.facts(), p.value, p.complement, p.log_value);
   }
 
   plan::Step sample() {
@@ -120,13 +125,13 @@ RowResult integrate_row(const RowInput& input, uint64_t seed, const RowOptions& 
   const double nan = std::numeric_limits<double>::quiet_NaN();
   switch (w.all.read(input)) {
     case Prepared::nan:
-      return {nan, nan, nan, Status::nan, 0, 0, 0};
+      return {nan, nan, nan, nan, nan, Status::nan, 0, 0, 0};
     case Prepared::indefinite:
-      return {nan, nan, nan, Status::indefinite, 0, 0, 0};
+      return {nan, nan, nan, nan, nan, Status::indefinite, 0, 0, 0};
     case Prepared::zero:
-      return {0, 1, 0, Status::exact, 0, 0, 0};
+      return {0, 1, -std::numeric_limits<double>::infinity(), 0, 0, Status::exact, 0, 0, 0};
     case Prepared::one:
-      return {1, 0, 0, Status::exact, 0, 0, 0};
+      return {1, 0, 0, 0, 0, Status::exact, 0, 0, 0};
     case Prepared::integrate:
       break;
   }

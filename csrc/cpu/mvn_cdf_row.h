@@ -15,6 +15,7 @@ struct RowWorkspace {
   Series<float> series_float;
   Series<double> series_double;
   Union samples_of_union;
+  Tilt tilt;
 };
 
 // Throws std::invalid_argument when the method is closed_form and the row has none.

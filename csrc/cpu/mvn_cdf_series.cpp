@@ -4,8 +4,10 @@ namespace mvnrob {
 
 namespace {
 
-SampleFn<float> pick(const SimdTable& table, float) { return table.sample_float; }
-SampleFn<double> pick(const SimdTable& table, double) { return table.sample_double; }
+SampleFn<float> pick(const SimdTable& table, const Program<float>&) { return table.sample_float; }
+SampleFn<double> pick(const SimdTable& table, const Program<double>& program) {
+  return program.tilt ? table.sample_tilted : table.sample_double;
+}
 
 }  // namespace
 
@@ -15,10 +17,17 @@ void Series<scalar_t>::start(const Factor& factor, double skip_limit, uint64_t s
   points_.start(factor.pivots(), seed);
 }
 
+template <>
+void Series<double>::start_tilted(const Factor& factor, double skip_limit, uint64_t seed,
+                                  const Tilt& tilt) {
+  start(factor, skip_limit, seed);
+  packed_.set_tilt(tilt.of_pivots().data(), tilt.log_unit());
+}
+
 template <class scalar_t>
 void Series<scalar_t>::extend(int64_t points, const Runner& run) {
   const Program<scalar_t>& program = packed_.program();
-  const SampleFn<scalar_t> sample = pick(simd_table(), scalar_t(0));
+  const SampleFn<scalar_t> sample = pick(simd_table(), program);
   points_.extend(points, packed_.cost(), run,
                  [&](const uint32_t* shift, uint32_t first, int64_t tiles, SampleSums* sums) {
                    sample(program, points_.generators(), shift, first, tiles,

@@ -4,6 +4,7 @@
 
 #include "cpu/mvn_cdf_pack.h"
 #include "cpu/mvn_cdf_points.h"
+#include "cpu/mvn_cdf_tilt.h"
 
 namespace mvnrob {
 
@@ -12,6 +13,9 @@ class Series {
  public:
   // Of this factor and seed; no points yet.
   void start(const Factor& factor, double skip_limit, uint64_t seed);
+
+  // The same, tilted, which only float64 samples are; the tilt is kept by reference.
+  void start_tilted(const Factor& factor, double skip_limit, uint64_t seed, const Tilt& tilt);
 
   // Continues to `points` of each shift.
   void extend(int64_t points, const Runner& run);

@@ -54,8 +54,27 @@ void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, uint32_t firs
   }
 }
 
-template <class scalar_t>
-void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile,
+// The same from N(tilt, 1). tile.value holds the logarithm of the weight.
+inline void draw_tilted(const Tile<double>& tile, double* y, double tilt, uint32_t first,
+                        uint32_t generator, uint32_t shift) {
+  using V = WideVec<double>;
+  using Index = math::UintPackOf<V>;
+  const V mu(tilt), half(0.5);
+  for (int at = 0; at < kTileSamples; at += math::width<V>) {
+    const Index index = Index::load(kLanes) + Index(first + uint32_t(at));
+    V w, wc, e, ec, z;
+    math::lattice_point<V>(index, generator, shift, w, wc);
+    const V lower = V::load(tile.lower + at) - mu, upper = V::load(tile.upper + at) - mu;
+    math::step_interval<V>(lower, upper, w, wc, e, ec, z);
+    (z + mu).store(y + at);
+    // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
+    const V loss = math::fma(half, math::minus_two_log_interval<V>(lower, upper) + mu * mu, mu * z);
+    (V::load(tile.value + at) - loss).store(tile.value + at);
+  }
+}
+
+template <bool tilted, class scalar_t>
+void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, const scalar_t* tilt,
                  const uint32_t* generator, const uint32_t* shift, uint32_t first) {
   using V = Vec<scalar_t>;
   constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
@@ -92,8 +111,13 @@ void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile,
       has_lower |= (flags & kHasLower) != 0;
       if (flags & kClosesPivot) {
         if (!has_upper) fill(tile.upper, infinity);
-        draw(tile, tile.y + int64_t(known) * kTileSamples, has_lower, first, generator[known],
-             shift[known]);
+        scalar_t* y = tile.y + int64_t(known) * kTileSamples;
+        if constexpr (tilted) {
+          if (!has_lower) fill(tile.lower, -infinity);
+          draw_tilted(tile, y, tilt[known], first, generator[known], shift[known]);
+        } else {
+          draw(tile, y, has_lower, first, generator[known], shift[known]);
+        }
         ++known;
         has_upper = has_lower = false;
       }
@@ -178,7 +202,18 @@ void add_tile(const Tile<scalar_t>& tile, bool completes, SampleSums& sums) {
   sums.square += double(math::reduce_add(square_sum));
 }
 
-template <class scalar_t>
+// exp(ln weight - log_unit), the weight of a tilted sample.
+inline void weigh(const Tile<double>& tile, double log_unit) {
+  using V = Vec<double>;
+  for (int p = 0; p < kTileSamples / kWidth<double>; ++p) {
+    const V loss = (V(log_unit) - load(tile.value, p)) * V(2.0);  // -2 ln
+    const V bounded = math::min(math::max(loss, V(-1400.0)), V(1400.0));
+    const V weight = math::times_exp_half(V(1.0), bounded, V(0.0));
+    store(tile.value, p, math::select(loss > V(1400.0), V(0.0), weight));
+  }
+}
+
+template <class scalar_t, bool tilted = false>
 void sample(const Program<scalar_t>& program, const uint32_t* generator, const uint32_t* shift,
             uint32_t first, int64_t tiles, scalar_t* workspace, SampleSums* sums) {
   scalar_t* next = workspace;
@@ -195,9 +230,11 @@ void sample(const Program<scalar_t>& program, const uint32_t* generator, const u
     *p = take(1);
   const bool completes = program.completion.n_blocks > 0;
   for (int64_t t = 0; t < tiles; ++t) {
-    fill(tile.value, scalar_t(1));
+    fill(tile.value, scalar_t(tilted ? 0 : 1));
     fill(tile.complement, scalar_t(0));
-    sample_rows(program.sampled, tile, generator, shift, first + uint32_t(t) * kTileSamples);
+    sample_rows<tilted>(program.sampled, tile, program.tilt, generator, shift,
+                        first + uint32_t(t) * kTileSamples);
+    if constexpr (tilted) weigh(tile, program.log_unit);
     if (completes) complete_rows(program.completion, tile, program.skip_limit);
     add_tile(tile, completes, *sums);
   }
@@ -238,8 +275,8 @@ void ndtr_array(const double* x, double* p, int64_t n) {
 
 extern const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table);
 const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table) = {
-    MVNROB_ISA::kBlockRows,    MVNROB_ISA::sample<float>, MVNROB_ISA::sample<double>,
-    MVNROB_ISA::sample_union,  MVNROB_ISA::eliminate,     MVNROB_ISA::ndtr_array,
-    MVNROB_ISA::interval_array};
+    MVNROB_ISA::kBlockRows,           MVNROB_ISA::sample<float>, MVNROB_ISA::sample<double>,
+    MVNROB_ISA::sample<double, true>, MVNROB_ISA::sample_union,  MVNROB_ISA::eliminate,
+    MVNROB_ISA::ndtr_array,           MVNROB_ISA::interval_array};
 
 }  // namespace mvnrob

@@ -103,7 +103,9 @@ struct Box {
 // P and 1 - P, each without cancellation, and the error of both. Consistent is false where the
 // correlations belong to no distribution within `tolerance`.
 struct BoxProbability {
-  double value, complement, error;
+  double value, complement;
+  double log_value;  // NaN where it is log(value)
+  double error;
   bool consistent, nan;
 };
 
@@ -119,15 +121,17 @@ MVNROB_HD_FN BoxProbability box_probability(const Box& box, double tolerance) {
   const Interval* x = box.limits;
   const PairCorrelation* pairs = box.pairs;
   double r12 = pairs[0].rho, r13 = pairs[1].rho, r23 = pairs[2].rho;
-  BoxProbability out{1, 0, 4e-15 * m, true, false};
+  BoxProbability out{1, 0, 0, 4e-15 * m, true, false};
   if (r12 == 0 && r13 == 0 && r23 == 0) {
     for (int i = 0; i < m; ++i) {
       out.complement += out.value * box1_complement(x[i]);
       out.value *= box1(x[i]);
+      out.log_value -= 0.5 * minus_two_log_interval<double>(x[i].lower, x[i].upper);
     }
     return out;
   }
   out.value = 0;
+  out.log_value = NAN;
   out.complement = box1_complement(x[0]);
   const double rounding = pairs[0].rounding + pairs[1].rounding + pairs[2].rounding;
   if (r12 != r12 || r13 != r13 || r23 != r23) {

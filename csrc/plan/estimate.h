@@ -56,14 +56,15 @@ MVNROB_HD_FN Spread spread(const Get& get) {
 // The interval at t standard errors after n points of each shift. The truth lies between
 // value - below and value + above in expectation, so the ends' own spreads count. Samples of the
 // union (plan.unites) have their squares of 1 - f.
-MVNROB_HD_FN Estimate estimate(const SampleSums* sums, double n, double t, bool unites) {
+MVNROB_HD_FN Estimate estimate(const SampleSums* sums, double n, double t, bool unites,
+                               bool tilted) {
   Estimate e;
   for (int s = 0; s < kShifts; ++s) {
     e.value += sums[s].value / (n * kShifts);
     e.complement += sums[s].complement / (n * kShifts);
   }
   // The smaller of the two has the digits.
-  const bool near_one = e.complement < e.value;
+  const bool near_one = !tilted && e.complement < e.value;
   const auto centre = [&](int s) { return near_one ? -sums[s].complement : sums[s].value; };
   const Spread middle = spread([&](int s) { return centre(s) / n; });
   const Spread low = spread([&](int s) { return (centre(s) - sums[s].below) / n; });

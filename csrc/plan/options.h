@@ -33,7 +33,7 @@ struct RowOptions {
 };
 
 struct RowResult {
-  double prob, complement, error;
+  double prob, complement, log_prob, error, log_error;
   Status status;
   int64_t n_points, n_active, n_pivots;
 };

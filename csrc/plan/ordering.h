@@ -39,14 +39,15 @@ MVNROB_HD T interval_probability(T a, T b) {
   return math::ndtr<T>(math::select(reflect, -a, b)) - math::ndtr<T>(math::select(reflect, -b, a));
 }
 
-// The same and its complement, each without cancellation; an interval may be empty.
+// The same, its complement and its logarithm, each without cancellation; an interval may be empty.
 struct IntervalProbability {
-  double value, complement;
+  double value, complement, log_value;
 };
 
 MVNROB_HD_FN IntervalProbability interval(double a, double b) {
-  if (!(a < b)) return {0, 1};
-  return {interval_probability(a, b), math::ndtr<double>(a) + math::ndtr<double>(-b)};
+  if (!(a < b)) return {0, 1, -HUGE_VAL};
+  return {interval_probability(a, b), math::ndtr<double>(a) + math::ndtr<double>(-b),
+          -0.5 * math::minus_two_log_interval<double>(a, b)};
 }
 
 // What orders the variables given those already chosen: the smallest goes first. Without lower

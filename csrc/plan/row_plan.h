@@ -47,10 +47,16 @@ struct RowPlan {
   int32_t target = 0;            // pivots wanted
   int32_t pivots = 0;            // of the present factor
   bool unites = false;           // samples the union of the events that a variable fails
-  int64_t points = 0, next = 0;  // of each shift: sampled, to be sampled
-  int64_t n_points = 0;          // all shifts and plans together
+  bool tilted = false;           // samples are tilted, their weights in units of exp(log_unit)
+  bool only_samples = false;     // closed forms have not the digits that are asked for
+  double log_unit = 0;
+  int64_t points = 0, next = 0;              // of each shift: sampled, to be sampled
+  int64_t n_points = 0;                      // all shifts and plans together
   int32_t pilot_looks = 0, later_looks = 0;  // one budget of confidence for all plans of the row
   Estimate best;                             // the latest estimate
+  bool best_tilted = false;                  // and whether its weights were in units of
+  double best_log_unit = 0;                  // exp of this
+  double best_log_value = NAN;               // ln p, where a closed form knows it itself
   double best_dropped = 0;                   // the screened mass of its own plan
   Status status = Status::max_points;
   Step step = Step::screen;
@@ -118,7 +124,7 @@ MVNROB_HD_FN int64_t next_points(const RowPlan& plan, const Estimate& e, double 
   const double factor = math::min(16.0, math::max(2.0, ::exp(::log(math::max(ratio, 0.0)) / 0.7)));
   int64_t next = round_up(double(plan.points) * factor);
   // And enough to bring the unseen corner within what is allowed.
-  if (allowed < plan.mass - plan.largest) {
+  if (!plan.tilted && allowed < plan.mass - plan.largest) {
     const double range = unseen_points(e) * range_of_sample(plan) / kShifts;
     const double corner = math::min(range / allowed, 16.0 * double(next));
     if (round_up(corner) > next) next = round_up(corner);
@@ -153,6 +159,13 @@ MVNROB_HD_FN bool union_is_cheaper(const RowPlan& plan, const RowOptions& option
   return 2 * cost < points * cost_of_sample(m, plan.pivots);
 }
 
+// Whether the digits of a small p are asked for: tilted samples have them. They need float64.
+MVNROB_HD bool wants_tilt(const RowPlan& plan, const RowOptions& options, const Estimate& e) {
+  return !plan.tilted && !plan.unites && options.method == Method::automatic &&
+         !options.samples_float32() && e.value < 0.05 && options.rel_tol > 0 &&
+         options.abs_tol <= options.rel_tol * e.value;
+}
+
 MVNROB_HD double t_of_next_look(const Quantiles& q, int later_looks) {
   return q.later[later_looks < kLaterLooks ? later_looks : kLaterLooks - 1];
 }
@@ -171,7 +184,7 @@ MVNROB_HD bool screens_too_much(const RowPlan& plan) {
 }
 
 MVNROB_HD Step screen_less(RowPlan& plan) {
-  plan.unites = false;
+  plan.unites = plan.tilted = false;
   plan.tau = 0.1 * plan.tolerance;
   return Step::screen;
 }
@@ -179,6 +192,8 @@ MVNROB_HD Step screen_less(RowPlan& plan) {
 MVNROB_HD void keep(RowPlan& plan, const Estimate& e) {
   plan.best = e;
   plan.best_dropped = plan.dropped;
+  plan.best_tilted = plan.tilted;
+  plan.best_log_unit = plan.tilted ? plan.log_unit : 0;
 }
 
 // To `next` points of each shift, as far as max_points lasts; then done.
@@ -206,8 +221,9 @@ MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
 }
 
 // The exact answer of the variables kept.
+// log_value is ln p where the closed form knows it better than by value, otherwise NaN.
 MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value, double complement,
-                         double error) {
+                         double error, double log_value) {
   Estimate e;
   e.value = value;
   e.complement = complement;
@@ -215,6 +231,12 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   plan.tolerance = detail::tolerance(options, math::min(value, complement));
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
   detail::keep(plan, e);
+  plan.best_log_value = log_value;
+  if (options.method == Method::automatic && !options.samples_float32() && value < 0.05 &&
+      error > plan.tolerance && log_value != log_value && plan.kept > 1) {
+    plan.only_samples = true;  // its error is absolute; tilted samples have the digits
+    return Step::screen;
+  }
   plan.pivots = plan.kept;
   plan.status = Status::exact;
   return Step::done;
@@ -239,7 +261,8 @@ MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
     plan.status = Status::exact;
     return Step::done;
   }
-  if (options.method != Method::sov && plan.kept <= 3) return Step::closed_form;
+  if (options.method != Method::sov && plan.kept <= 3 && !plan.only_samples)
+    return Step::closed_form;
   // m rows left out of a tile, of two tails each, together stay below 1 % of the tolerance.
   const double tolerance = detail::tolerance(options, detail::guess_of_min(plan));
   const double each = 0.005 * tolerance / plan.kept;
@@ -259,20 +282,64 @@ MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const Facto
 
 // The variables kept are all multiples of one: they hold with the probability of an interval.
 MVNROB_HD_FN Step ranked(RowPlan& plan, const RowOptions& options, const FactorFacts& facts,
-                         double value, double complement) {
+                         double value, double complement, double log_value) {
   const double small = math::min(value, complement);
   const Step step = closed(plan, options, value, complement,
-                           1e-15 + 1e-12 * small + detail::neglected(plan, facts));
+                           1e-15 + 1e-12 * small + detail::neglected(plan, facts), log_value);
   if (step == Step::done) plan.pivots = 1;
   return step;
+}
+
+// More pivots, or more points.
+MVNROB_HD_FN Step go_on(RowPlan& plan, const RowOptions& options, const Quantiles& quantiles,
+                        const FactorFacts& facts, const Estimate& e, double t, double allowed) {
+  const double room_for_bias = 0.35 * allowed;
+  if (!facts.exhausted && e.bias > room_for_bias) {
+    // The bound falls at least like 1 / k.
+    plan.target = (e.bias > 8 * room_for_bias ? 4 : 2) * plan.pivots;
+    return Step::factor;
+  }
+  const double t_next = detail::t_of_next_look(quantiles, plan.later_looks);
+  return detail::sample_to(plan, options, detail::next_points(plan, e, t, t_next, allowed));
+}
+
+// The same for tilted samples: everything in units of exp(log_unit).
+MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
+                                   const Quantiles& quantiles, const FactorFacts& facts,
+                                   const SampleSums* sums) {
+  const double t = detail::t_of_look(plan, quantiles);
+  Estimate e = estimate(sums, double(plan.points), t, false, true);
+  const double unit = ::exp(plan.log_unit);  // may underflow
+  const double allowed_of_value = options.rel_tol * e.value;
+  plan.tolerance = allowed_of_value * unit;
+  // ln of the weight is a sum of that size; skipped and neglected variables act on p itself.
+  double relative = 1e-12 + 1e-15 * ::fabs(plan.log_unit);
+  if (!facts.exhausted) relative += plan.skipped;
+  if (facts.neglected > 0 && facts.entry_error <= facts.double_error)
+    relative += ::sqrt(2 * ::log(2.0 * facts.variables) * facts.neglected) *
+                ::sqrt(double(facts.variables) * (1 + 2 * ::fabs(plan.log_unit)));
+  e.error += relative * e.value;
+  // A weight is about 1 at the most; few that carry the sum say little of those not met.
+  if (e.effective < 50)
+    e.error = math::max(e.error, 12.4 / (double(kShifts) * double(plan.points)));
+  detail::keep(plan, e);
+  if (plan.dropped > 0 && (unit == 0 || detail::screens_too_much(plan)))
+    return detail::screen_less(plan);
+  const double allowed = allowed_of_value - (plan.dropped > 0 ? 0.5 * plan.dropped / unit : 0.0);
+  if (e.error <= allowed) {
+    plan.status = Status::converged;
+    return Step::done;
+  }
+  return go_on(plan, options, quantiles, facts, e, t, allowed);
 }
 
 // `sums` of each shift over plan.next points.
 MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantiles& quantiles,
                          const FactorFacts& facts, const SampleSums* sums) {
   plan.points = plan.next;
+  if (plan.tilted) return looked_at_tilted(plan, options, quantiles, facts, sums);
   const double t = detail::t_of_look(plan, quantiles);
-  Estimate e = estimate(sums, double(plan.points), t, plan.unites);
+  Estimate e = estimate(sums, double(plan.points), t, plan.unites, false);
   const double small = math::min(e.value, e.complement);
   plan.tolerance = detail::tolerance(options, small);
   e.error += detail::rounding(plan, options, small);
@@ -292,29 +359,40 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
     plan.target = plan.kept;
     return Step::factor;
   }
-  const double room_for_bias = 0.35 * allowed;
-  if (!facts.exhausted && e.bias > room_for_bias) {
-    // The bound falls at least like 1 / k.
-    plan.target = (e.bias > 8 * room_for_bias ? 4 : 2) * plan.pivots;
+  if (detail::wants_tilt(plan, options, e)) {
+    plan.tilted = true;
     return Step::factor;
   }
-  return detail::sample_to(plan, options, detail::next_points(plan, e, t, t_next, allowed));
+  return go_on(plan, options, quantiles, facts, e, t, allowed);
 }
 
 // The truth is between value - dropped and value: report the middle.
 MVNROB_HD_FN RowResult result(const RowPlan& plan) {
   const Estimate& e = plan.best;
-  const double half = 0.5 * math::min(plan.best_dropped, e.value);
+  const double unit = ::exp(plan.best_log_unit);
+  const double half = 0.5 * math::min(plan.best_dropped, e.value * unit);
+  const bool small_complement = !plan.best_tilted && e.complement < 0.5;
   RowResult r;
-  r.prob = (e.complement < 0.5 ? 1 - e.complement : e.value) - half;
-  r.complement = (e.complement < 0.5 ? e.complement : 1 - e.value) + half;
+  r.prob = (small_complement ? 1 - e.complement : e.value * unit) - half;
+  r.complement = (small_complement ? e.complement : 1 - e.value * unit) + half;
   r.prob = math::min(1.0, math::max(0.0, r.prob));
   r.complement = math::min(1.0, math::max(0.0, r.complement));
-  r.error = e.error + half;
+  r.error = e.error * unit + half;
+  // Where unit underflows nothing was screened.
+  r.log_prob = small_complement ? ::log1p(-r.complement)
+                                : ::log(e.value) + plan.best_log_unit +
+                                      (half > 0 ? ::log1p(-half / (e.value * unit)) : 0.0);
+  const double relative =
+      small_complement ? r.error / r.prob : (e.error + (half > 0 ? half / unit : 0.0)) / e.value;
+  r.log_error = e.error == 0 && half == 0 ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
+  if (plan.best_log_value == plan.best_log_value) {
+    r.log_prob = plan.best_log_value;
+    r.log_error = math::min(r.log_error, 4e-15 * (plan.kept + ::fabs(r.log_prob)));
+  }
   r.status = plan.status;
   if (plan.status == Status::indefinite || plan.status == Status::nan ||
       plan.status == Status::no_closed_form)
-    r.prob = r.complement = r.error = NAN;
+    r.prob = r.complement = r.error = r.log_prob = r.log_error = NAN;
   r.n_points = plan.n_points;
   r.n_active = plan.kept;
   r.n_pivots = plan.pivots;

@@ -1,0 +1,52 @@
+// Exponential tilting of separation of variables, for small p (Botev 2017).
+//
+// Pivot j is drawn from N(mu_j, 1) within its limits instead of N(0, 1), and the sample weighted by
+//   exp(sum mu_j^2 / 2 - mu_j y_j) prod (Phi(u_j - mu_j) - Phi(l_j - mu_j)),
+// whose logarithm is psi(y, mu). mu is the saddle point of psi, found by iteration: forward,
+// y_j = mu_j + E[Z | l_j - mu_j < Z < u_j - mu_j] with the limits at the y before; backward,
+// mu_k = sum_j d ln(Phi(u_j - mu_j) - Phi(l_j - mu_j)) / d y_k. Any mu is unbiased; a good one
+// makes the weights nearly equal, and exp(psi) there is of their size, so it serves as their unit.
+#pragma once
+#include <cmath>
+
+#include "math/normal.h"
+
+namespace mvnrob::plan {
+
+constexpr int kTiltPasses = 50;
+constexpr double kTiltResidual = 1e-2;  // below it the weights no longer change
+
+// How far to go from the best mu along its residual.
+struct TiltSearch {
+  double best = HUGE_VAL;
+  double step = 0.5;
+
+  // Whether the mu just tried, of this residual, is better.
+  MVNROB_HD bool accept(double residual) {
+    const bool better = residual < best;
+    step = better ? math::min(1.0, 1.3 * step) : 0.4 * step;
+    if (better) best = residual;
+    return better;
+  }
+};
+
+// Of Z in [lower, upper]: ln P, and its derivatives with respect to the limits.
+struct IntervalSlopes {
+  double log_mass;
+  double by_upper, by_lower;  // phi(upper) / P, -phi(lower) / P
+};
+
+MVNROB_HD_FN IntervalSlopes interval_slopes(double lower, double upper) {
+  constexpr double kHalfLogTwoPi = 0.91893853320467274178;
+  if (!(lower < upper)) return {-5e5, 0, 0};
+  const double log_mass = -0.5 * math::minus_two_log_interval<double>(lower, upper);
+  const auto slope = [&](double x) {
+    return ::fabs(x) < 1e8 ? ::exp(-0.5 * x * x - kHalfLogTwoPi - log_mass) : 0.0;
+  };
+  return {log_mass, slope(upper), -slope(lower)};
+}
+
+// Mean of Z in [lower, upper].
+MVNROB_HD double mean_from(const IntervalSlopes& s) { return -(s.by_upper + s.by_lower); }
+
+}  // namespace mvnrob::plan
