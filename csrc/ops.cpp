@@ -12,6 +12,13 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "int max_points, str method, str compute_dtype) -> (Tensor prob, Tensor complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
       "Tensor log_prob, Tensor log_error)");
+  // grad [B] times the derivatives of prob to upper and lower [B, n] and, where wants_cov, to cov
+  // [B, n, n]; what is not wanted is empty. mvnrob/_mvn_cdf_grad.py, by calls of mvn_cdf.
+  m.def(
+      "mvn_cdf_backward(Tensor grad, Tensor upper, Tensor cov, Tensor? lower, Tensor seed, "
+      "Tensor prob, Tensor complement, Tensor n_points, float abs_tol, float rel_tol, "
+      "int max_points, str method, str compute_dtype, bool wants_cov) "
+      "-> (Tensor upper, Tensor lower, Tensor cov)");
   // Sums over the points of each shift, float64 [B, 8, 5], with the pivots order int64 [B, k]: no
   // screening, no decisions. For tests and benchmarks.
   m.def(

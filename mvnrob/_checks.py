@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 
-def check_tensor(op: str, name: str, t) -> None:
+def check_tensor(op: str, name: str, t, *, gradients: bool = False) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
-    if t.requires_grad and torch.is_grad_enabled():
+    if not gradients and t.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             f"{op}: {name} must not require grad, got requires_grad=True "
             "(gradients are not built yet; pass x.detach() or use torch.no_grad())"
@@ -21,11 +21,12 @@ def check_device(op: str, name: str, t: Tensor, device: torch.device, of: str) -
         raise ValueError(f"{op}: {name} must be on the device of {of}, got {t.device}")
 
 
-def check_alike(op: str, named: dict[str, Tensor]) -> None:
-    """Float32 or float64 tensors with the dtype and device of the first."""
+def check_alike(op: str, named: dict[str, Tensor], *, gradients: bool = False) -> None:
+    """Float32 or float64 tensors with the dtype and device of the first; with `gradients`, ones that
+    require grad are taken too."""
     first, model = next(iter(named.items()))
     for name, t in named.items():
-        check_tensor(op, name, t)
+        check_tensor(op, name, t, gradients=gradients)
         if t.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{op}: {name} must be float32 or float64, got {t.dtype}")
         if t.dtype != model.dtype:

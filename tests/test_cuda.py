@@ -588,6 +588,23 @@ def test_opcheck(cuda, lower):
     torch.library.opcheck(torch.ops.mvnrob.bvn_cdf.default, (h, k, rho))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_gradients(cuda, dtype, rectangular):
+    upper, cov = random_problem(7, 3, batch=(4,))
+    upper[0, 2] = INF
+    given = [upper, cov, *([-upper - 1] if rectangular else [])]
+    found = []
+    for device in ("cpu", cuda):
+        leaves = [t.to(device, dtype).requires_grad_() for t in given]
+        prob = mvn_cdf(*leaves[:2], lower=leaves[2] if rectangular else None, abs_tol=1e-4)
+        found.append(torch.autograd.grad(prob.sum(), leaves))
+    for here, there in zip(*found, strict=True):
+        assert there.dtype == dtype and there.device == cuda
+        # Two conditional probabilities of that tolerance, times a density.
+        assert (here - there.cpu()).abs().max() < 1e-4
+
+
 def test_compile_fullgraph(cuda):
     upper, cov = put(random_problem(5, 1, batch=(3,)), cuda)
 

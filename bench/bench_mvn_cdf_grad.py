@@ -1,0 +1,135 @@
+"""Gradients of mvn_cdf: time beside the value's, and their error against a tight run.
+
+python -m bench.bench_mvn_cdf_grad [--n 9,49,99] [--quick]
+
+One thread, CPU time, milliseconds per problem of one batched call, on classifier-like problems
+(bench/classifiers.py). "limits": backward to the upper limits; "cov": to upper limits and
+covariance together, for n > 9 on the first three problems. Errors are root mean squares over all
+entries of a group's problems, in units of the standard deviations, against the same gradients at
+`--reference` (tolerance) with another seed, whose own error is in them (it ends at max_points too);
+"size" is the rms of the gradients themselves. Points: what the op spends.
+"""
+
+import sys
+import warnings
+
+from bench import harness
+
+harness.numpy_threads_one()
+
+import numpy as np
+import torch
+
+COUNTS = {9: 18, 49: 18, 99: 18}
+QUICK = 6
+
+
+def problems(n, count, seed):
+    from bench import classifiers
+
+    cases = classifiers.classifier_problems(n, count, seed)
+    stack = lambda name: torch.from_numpy(np.stack([getattr(c, name) for c in cases]))
+    return stack("upper"), stack("cov")
+
+
+def value(upper, cov, tol, seed=0):
+    from mvnrob import mvn_cdf
+
+    seeds = torch.arange(len(upper)) + 10_000 * seed
+    return mvn_cdf(upper, cov, abs_tol=tol, seed=seeds, return_info=True)
+
+
+def gradients(upper, cov, tol, with_cov, seed=0):
+    upper = upper.detach().requires_grad_()
+    cov = cov.detach().requires_grad_(with_cov)
+    prob = value(upper, cov, tol, seed).prob.sum()
+    return torch.autograd.grad(prob, (upper, cov) if with_cov else (upper,))
+
+
+class Points:
+    """Counts what calls of the op spend while it is entered."""
+
+    def __enter__(self):
+        self.op, self.calls = torch.ops.mvnrob.mvn_cdf, []
+
+        def counted(*args):
+            out = self.op(*args)
+            self.calls.append(int(out[4].sum()))
+            return out
+
+        torch.ops.mvnrob.mvn_cdf = counted
+        return self
+
+    def __exit__(self, *_):
+        torch.ops.mvnrob.mvn_cdf = self.op
+
+
+def rms(x):
+    return float(x.square().mean().sqrt())
+
+
+def lines(n, tolerances, args):
+    upper, cov = problems(n, QUICK if args.quick else COUNTS[n], args.seed)
+    # Pairs cost n^2 conditional problems.
+    few = slice(0, 3 if n > 9 else None)
+    tight_limits = gradients(upper, cov, args.reference, False, seed=7)[0]
+    tight_cov = gradients(upper[few], cov[few], args.reference, True, seed=7)[1]
+    for tol in tolerances:
+        base, result = harness.cpu_time(
+            lambda tol=tol: value(upper, cov, tol), args.repeats, least_s=0.05
+        )
+        line = {
+            "n": n,
+            "problems": len(upper),
+            "abs_tol": tol,
+            "value_ms": 1e3 * base["median_s"] / len(upper),
+            "value_points": float(result.n_points.double().mean()),
+        }
+        for name, with_cov in (("limits", False), ("cov", True)):
+            some = few if with_cov else slice(None)
+            u, c = upper[some], cov[some]
+            if with_cov:
+                base, result = harness.cpu_time(
+                    lambda tol=tol, u=u, c=c: value(u, c, tol), args.repeats, least_s=0.05
+                )
+            both, found = harness.cpu_time(
+                lambda tol=tol, u=u, c=c, w=with_cov: gradients(u, c, tol, w), args.repeats
+            )
+            with Points() as counted:
+                gradients(u, c, tol, with_cov)
+            backward = both["median_s"] - base["median_s"]
+            known = tight_cov if with_cov else tight_limits
+            line |= {
+                f"{name}_ms": 1e3 * backward / len(u),
+                f"{name}/value": backward / base["median_s"],
+                f"{name}_points/value": sum(counted.calls) / max(1, int(result.n_points.sum())),
+                f"{name}_rms": rms(found[-1] - known),
+                f"{name}_size": rms(known),
+            }
+        yield line
+
+
+def main():
+    p = harness.parser(__doc__.splitlines()[0])
+    p.add_argument("--n", default="9,49,99")
+    p.add_argument("--quick", action="store_true", help="fewer problems")
+    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--seed", type=int, default=0, help="of the problems")
+    p.add_argument("--reference", type=float, default=1e-5, help="tolerance of the tight run")
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")
+    report = harness.environment()
+    harness.show_environment(report)
+    rows = []
+    for n in (int(v) for v in args.n.split(",")):
+        rows += lines(n, (1e-3, 1e-4), args)
+        harness.show(rows[-2:], list(rows[0]))
+        # Half of the densities' bound .4, and room for points that ran out.
+        if any(row["limits_rms"] > 0.4 * row["abs_tol"] for row in rows[-2:]):
+            raise SystemExit(f"n = {n}: gradients are farther from the tight run than they may be")
+    harness.write("mvn_cdf_grad", report, rows, args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
