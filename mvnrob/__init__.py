@@ -1,5 +1,7 @@
 """Average-case robustness of classifiers by batched multivariate normal probabilities."""
 
+from . import _vmap as _vmap  # registers the rules of torch.func.vmap
+from . import distributions
 from ._bvn_cdf import bvn_cdf
 from ._jac_cov import (
     JacCovResult,
@@ -18,6 +20,7 @@ __all__ = [
     "RobustnessResult",
     "Status",
     "bvn_cdf",
+    "distributions",
     "jac_cov",
     "jac_cov_accumulate",
     "jac_cov_finalize",

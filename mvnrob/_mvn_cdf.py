@@ -96,6 +96,10 @@ def mvn_cdf(
     ``NO_CLOSED_FORM``. Memory there is about ``8 n^2`` bytes a row and type of samples, at most 8 GiB
     at a time (larger batches go through in pieces).
 
+    ``torch.func.vmap`` over it gives each row the answer that it has alone, to the bit (an int ``seed``
+    serves all rows), in one call for all; ``check`` must be False for what is mapped. Autocast does not
+    touch it: it computes in the dtype that it is given.
+
     Edges are mathematics: ``n = 0`` gives 1; zero variance is a step, closed at the limit
     (P(0 <= 0) = 1); ``lower > upper`` gives 0; a NaN in a limit, a mean or a variance, or in an
     entry of ``cov`` that is read, gives NaN for that row alone.
@@ -136,7 +140,8 @@ def mvn_cdf(
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
-        NotImplementedError: a tensor is on a device without kernels; a second derivative.
+        NotImplementedError: a tensor is on a device without kernels; a second derivative; ``check``
+            looks at a covariance that vmap maps.
     """
     _check_options(abs_tol, rel_tol, max_points, method, compute_dtype)
     batch = _check_tensors(upper, cov, lower, mean)
@@ -192,7 +197,10 @@ def _warn(result: MVNResult) -> None:
         (Status.MAX_POINTS, "spent max_points before they met their tolerance; see their error"),
         (Status.INDEFINITE, "have an indefinite covariance and are NaN"),
     ):
-        count = int((result.status == status).sum())
+        try:
+            count = int((result.status == status).sum())
+        except RuntimeError:
+            return  # inside vmap, which warns itself (_vmap.py), or a tensor without values
         if count:
             warnings.warn(
                 f"mvn_cdf: {count} of {result.status.numel()} rows {text}",
@@ -300,6 +308,14 @@ def _check_covariance(cov: Tensor) -> None:
         flat.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(torch.finfo(torch.float64).tiny)
     )
     finite = flat.isfinite().all(-1).all(-1)
+    try:
+        finite.all().item()
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        raise NotImplementedError(
+            "mvn_cdf: check must be False inside vmap, got True (a map cannot look at its values)"
+        ) from None
     asymmetry = (flat - flat.mT).abs().amax((-2, -1)) / scale
     for row in range(flat.shape[0]):
         if not finite[row]:

@@ -1,0 +1,214 @@
+"""``MultivariateNormal`` of ``torch.distributions`` with a CDF, and with singular covariances."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.distribution import Distribution
+from torch.distributions.utils import _standard_normal, lazy_property
+
+from ._mvn_cdf import MVNResult, mvn_cdf
+
+__all__ = ["MultivariateNormal"]
+
+
+class MultivariateNormal(torch.distributions.MultivariateNormal):
+    """The normal distribution of ``torch.distributions``, with ``cdf``, ``log_cdf``, ``rectangle``.
+
+    Constructor, validation and the other methods are those of
+    :class:`torch.distributions.MultivariateNormal`, and code that takes one takes this one.
+
+    Args:
+        loc: means ``[..., n]``.
+        covariance_matrix, precision_matrix, scale_tril: ``[..., n, n]``, as in ``torch``: the first
+            two positive definite, the third lower triangular with a positive diagonal.
+        validate_args: as in ``torch``.
+        cov_factor: ``[..., n, r]`` for the covariance ``cov_factor @ cov_factor.mT``, which may be
+            singular (r < n, or linearly dependent rows). Sampling takes r draws. Where r < n there
+            is no density: ``log_prob``, ``entropy``, ``scale_tril`` and ``precision_matrix`` raise
+            ValueError. Where r >= n they work if the covariance has a Cholesky factor.
+
+    Exactly one of the four matrices is given. Batch dimensions broadcast. Memory: the constructor
+    does as in ``torch`` (a Cholesky factor of a covariance or precision); with ``cov_factor`` it
+    does nothing, and ``cdf`` forms ``[..., n, n]``.
+
+    Raises:
+        ValueError: not exactly one matrix, a shape that does not fit, or (with ``validate_args``) a
+            value outside its domain.
+    """
+
+    arg_constraints: ClassVar[dict] = {
+        **torch.distributions.MultivariateNormal.arg_constraints,
+        "cov_factor": constraints.independent(constraints.real, 2),
+    }
+
+    def __init__(
+        self,
+        loc: Tensor,
+        covariance_matrix: Tensor | None = None,
+        precision_matrix: Tensor | None = None,
+        scale_tril: Tensor | None = None,
+        validate_args: bool | None = None,
+        *,
+        cov_factor: Tensor | None = None,
+    ) -> None:
+        given = (covariance_matrix, precision_matrix, scale_tril, cov_factor)
+        count = sum(matrix is not None for matrix in given)
+        if count != 1:
+            raise ValueError(
+                "MultivariateNormal: exactly one of covariance_matrix, precision_matrix, scale_tril "
+                f"and cov_factor must be given, got {count}"
+            )
+        if cov_factor is None:
+            super().__init__(loc, covariance_matrix, precision_matrix, scale_tril, validate_args)
+            return
+        if loc.dim() < 1:
+            raise ValueError("loc must be at least one-dimensional.")
+        n = loc.shape[-1]
+        if cov_factor.dim() < 2 or cov_factor.shape[-2] != n:
+            raise ValueError(
+                f"MultivariateNormal: cov_factor must have shape [..., {n}, r], "
+                f"got {list(cov_factor.shape)}"
+            )
+        batch_shape = torch.broadcast_shapes(cov_factor.shape[:-2], loc.shape[:-1])
+        self.loc = loc.expand(*batch_shape, n)
+        self.cov_factor = cov_factor.expand(*batch_shape, *cov_factor.shape[-2:])
+        self._unbroadcasted_cov_factor = cov_factor
+        Distribution.__init__(self, batch_shape, loc.shape[-1:], validate_args=validate_args)
+
+    # The base class validates what is in __dict__ and skips a lazy property that is not, such as
+    # this one when a square matrix was given. It is None then.
+    @lazy_property
+    def cov_factor(self) -> Tensor | None:
+        return None
+
+    # The base class sets this in its constructor, where a square matrix is given: an attribute of the
+    # instance hides a lazy property. It is what log_prob, entropy, scale_tril and precision_matrix
+    # start from.
+    @lazy_property
+    def _unbroadcasted_scale_tril(self) -> Tensor:
+        factor = self._unbroadcasted_cov_factor
+        n, r = factor.shape[-2:]
+        singular = f"MultivariateNormal: cov_factor must have rank {n} for a density, got "
+        if r < n:
+            raise ValueError(singular + f"{r} columns")
+        tril, failed = torch.linalg.cholesky_ex(_gram(factor))
+        if failed.any():
+            raise ValueError(singular + "a singular covariance")
+        return tril
+
+    @property
+    def _is_factored(self) -> bool:
+        return "_unbroadcasted_cov_factor" in self.__dict__
+
+    @lazy_property
+    def covariance_matrix(self) -> Tensor:
+        """``[..., n, n]``."""
+        factor = (
+            self._unbroadcasted_cov_factor if self._is_factored else self._unbroadcasted_scale_tril
+        )
+        n = self._event_shape[0]
+        return _gram(factor).expand(*self._batch_shape, n, n)
+
+    @property
+    def variance(self) -> Tensor:
+        """``[..., n]``."""
+        if not self._is_factored:
+            return super().variance
+        variance = self._unbroadcasted_cov_factor.pow(2).sum(-1)
+        return variance.expand(self._batch_shape + self._event_shape)
+
+    def expand(self, batch_shape, _instance=None) -> MultivariateNormal:
+        """The same distribution with a batch shape that ``batch_shape`` broadcasts to; no copy."""
+        new = self._get_checked_instance(MultivariateNormal, _instance)
+        if not self._is_factored:
+            return super().expand(batch_shape, new)
+        batch_shape = torch.Size(batch_shape)
+        new.loc = self.loc.expand(batch_shape + self.event_shape)
+        for name in ("cov_factor", "covariance_matrix", "scale_tril", "precision_matrix"):
+            if name in self.__dict__:
+                matrix = self.__dict__[name]
+                setattr(new, name, matrix.expand(batch_shape + matrix.shape[-2:]))
+        for name in ("_unbroadcasted_cov_factor", "_unbroadcasted_scale_tril"):
+            if name in self.__dict__:
+                setattr(new, name, self.__dict__[name])
+        Distribution.__init__(new, batch_shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def rsample(self, sample_shape=torch.Size()) -> Tensor:  # noqa: B008 (as in the base class)
+        """Draws ``[*sample_shape, ..., n]`` that are differentiable in the parameters."""
+        if not self._is_factored:
+            return super().rsample(sample_shape)
+        factor = self._unbroadcasted_cov_factor
+        shape = torch.Size(sample_shape) + self._batch_shape + factor.shape[-1:]
+        draws = _standard_normal(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + (factor @ draws.unsqueeze(-1)).squeeze(-1)
+
+    def cdf(self, value: Tensor, **options) -> Tensor | MVNResult:
+        """P(X <= value), ``[...]``, for ``value [..., n]`` that broadcasts with the batch shape.
+
+        ``options`` are those of :func:`mvnrob.mvn_cdf`: ``abs_tol``, ``rel_tol``, ``max_points``,
+        ``method``, ``seed``, ``compute_dtype``, ``check`` and ``return_info``, which returns its
+        :class:`mvnrob.MVNResult`. What it says of tolerance, edges, errors raised, cost and sources
+        holds here. Limits may be infinite. The dtype is float32 or float64.
+
+        Raises also ValueError, with ``validate_args``, for a value that is NaN or does not fit.
+        """
+        return self._probability(None, value, options)
+
+    def rectangle(self, lower: Tensor, upper: Tensor, **options) -> Tensor | MVNResult:
+        """P(lower <= X <= upper), ``[...]``; arguments and options as in :meth:`cdf`.
+
+        Where ``lower > upper`` in a variable it is 0.
+        """
+        return self._probability(lower, upper, options)
+
+    def log_cdf(
+        self, value: Tensor, *, return_info: bool = False, **options
+    ) -> Tensor | tuple[Tensor, MVNResult]:
+        """log P(X <= value), ``[...]``; arguments and options as in :meth:`cdf`.
+
+        It is the logarithm of the probability p where p <= 1/2, and ``log1p`` of minus the
+        complement above, so it keeps its digits where p is near 1. Its error is that of p divided by
+        p: where p may be small ask for ``abs_tol=0`` and a ``rel_tol``, since the default ``abs_tol``
+        of 1e-4 leaves no digit of a smaller p. Its range is that of p: below about 1e-300 (float32:
+        1e-38) p loses its digits and then is 0, and this -inf.
+
+        With ``return_info`` it returns the pair of it and the :class:`mvnrob.MVNResult` of p.
+        """
+        info = self._probability(None, value, {**options, "return_info": True})
+        log = log_probability(info)
+        return (log, info) if return_info else log
+
+    def _probability(self, lower, upper, options):
+        for limit in (lower, upper):
+            if limit is not None and self._validate_args:
+                self._validate_sample(limit)
+        return mvn_cdf(
+            upper - self.loc,
+            self.covariance_matrix,
+            lower=None if lower is None else lower - self.loc,
+            mean=None,  # named here, an option of this name is an error
+            **options,
+        )
+
+
+def _gram(factor: Tensor) -> Tensor:
+    """``factor @ factor.mT`` in the dtype of ``factor``, whatever autocast says."""
+    device = factor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return factor @ factor.mT
+    with torch.autocast(device, enabled=False):
+        return factor @ factor.mT
+
+
+def log_probability(info: MVNResult) -> Tensor:
+    """log p from p or from 1 - p, whichever is the smaller; ``[...]``."""
+    near_one = info.prob > 0.5
+    # Zero where it is not used: there the gradient of log1p could be infinite, and the result's NaN.
+    complement = torch.where(near_one, info.complement, 0)
+    return torch.where(near_one, torch.log1p(-complement), info.prob.log())
