@@ -1,4 +1,8 @@
-// Body of the bvn_cdf kernel: one element per thread, grid-stride.
+// Body of the bvn_cdf kernel.
+//
+// Mapping: one element per thread, grid-stride. Limiter: issue, of which sm_90 takes 3424
+// instructions in all branches together, 1212 of them FP64 (share reached: not measured); the 32
+// bytes of an element are nothing beside that.
 #pragma once
 #include <cstdint>
 

@@ -44,15 +44,16 @@ MVNROB_DEVICE T* dynamic_shared() {
 #endif
 }
 
-// 16 bytes from global to shared memory, in the background; both ends aligned to 16.
-MVNROB_DEVICE void copy_async16(void* shared, const void* global) {
+// 16 bytes from global to shared memory, in the background; both ends aligned to 16. Zeros, and no
+// look at global memory, where there is nothing to copy.
+MVNROB_DEVICE void copy_async16(void* shared, const void* global, bool there = true) {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(
                    static_cast<unsigned>(__cvta_generic_to_shared(shared))),
-               "l"(global)
+               "l"(global), "r"(there ? 16 : 0)
                : "memory");
 #else
-  shim::copy_async16(shared, global);
+  shim::copy_async16(shared, global, there);
 #endif
 }
 

@@ -1,7 +1,9 @@
 // The closed forms of mvn_cdf: a thread for each row of at most three variables.
 //
 // Limiter: double-precision arithmetic of the adaptive quadrature (n = 3), whose length differs
-// between the rows of a warp. After screening most rows of confident inputs end here.
+// between the rows of a warp: of the 20712 instructions of sm_90, all branches together, 7548 are
+// FP64 and 5940 are on the uniform datapath (share reached: not measured). After screening most
+// rows of confident inputs end here.
 #pragma once
 #include "kernels/mvn_cdf_data.h"
 #include "math/box.h"

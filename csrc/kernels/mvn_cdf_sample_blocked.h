@@ -8,8 +8,13 @@
 // without a barrier: y replaces C in shared memory where C has been used up. The y's of the outer
 // block go to global memory (coalesced; the L2 cache keeps what fits) for the products to come.
 // Rows that complete are products of the same kind, each followed by a normal probability for every
-// row. Limiter: FP32 (FP64) multiply-adds of the product for many pivots, issue of the draw for
-// few.
+// row.
+//
+// Limiter, from the sm_90 code (bench/results/cuda_predicted.json; share reached: not measured): in
+// float32 issue, 1.13 instructions for a multiply-add of the product, 1.47 in a register block, 167
+// a draw, 68 a row that completes. In float64 the FP64 pipe (2 cycles an instruction) in the
+// product, 1.41 instructions for each multiply-add, and issue of the draws for few pivots: 384
+// instructions, 130 of them FP64; a row that completes takes 165 and 58.
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 
@@ -233,21 +238,22 @@ struct MvnCdfSampleBlocked {
   MVNROB_DEVICE void fetch(const scalar_t* panel, int columns, int stage) {
     const int first = stage * kDepth, s = stage % kStages;
     const int depth = columns - first < kDepth ? columns - first : kDepth;
-    copy(&shared_.panel[s][0][0], panel + int64_t(first) * kOuter, depth * kOuter, kDepth * kOuter);
-    copy(&shared_.history[s][0][0], history_ + int64_t(first) * kThreads, depth * kThreads,
-         kDepth * kThreads);
+    copy<kDepth * kOuter>(&shared_.panel[s][0][0], panel + int64_t(first) * kOuter, depth * kOuter);
+    copy<kDepth * kThreads>(&shared_.history[s][0][0], history_ + int64_t(first) * kThreads,
+                            depth * kThreads);
     copy_async_commit();
   }
 
-  MVNROB_DEVICE void copy(scalar_t* to, const scalar_t* from, int count, int padded) {
-    for (int e = thread_ * kQuad; e < padded; e += kThreads * kQuad) {
-      if (e < count) {
-        copy_async16(to + e, from + e);
-      } else {
-        MVNROB_UNROLL
-        for (int k = 0; k < kQuad; ++k) to[e + k] = 0;
-      }
-    }
+  // `padded` numbers, zeros from `count` on. A known number of trips: nothing is left of the loop.
+  template <int padded>
+  MVNROB_DEVICE void copy(scalar_t* to, const scalar_t* from, int count) {
+    constexpr int kStep = kThreads * kQuad;
+    static_assert(padded % kStep == 0, "every thread copies as much");
+    to += thread_ * kQuad;
+    from += thread_ * kQuad;
+    count -= thread_ * kQuad;
+    MVNROB_UNROLL
+    for (int e = 0; e < padded; e += kStep) copy_async16(to + e, from + e, e < count);
   }
 
   const Args& a_;

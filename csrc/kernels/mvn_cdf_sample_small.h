@@ -5,8 +5,14 @@
 // shared memory as [pivot][point], coefficients by 16-byte broadcast loads that the L1 cache keeps,
 // eight rows of sums in registers. The rows of a block are a rolled loop with shifting
 // accumulators, so register indices stay static and the code small. No barrier within a block of
-// threads. Limiter: issue of the draw (about 65 instructions a point and pivot in float32, 230 in
-// float64), then for many rows that complete 16 multiply-adds for 4 loads.
+// threads.
+//
+// Limiter, from the sm_90 code (bench/results/cuda_predicted.json; share reached: not measured):
+// issue. A draw takes 124.5 instructions a point and pivot in float32 (70 FP32, 41 ALU, 3 MUFU) and
+// 300.5 in float64 (122 FP64, which is 244 cycles of their pipe; most of the rest sets up
+// literals). A multiply-add of the panel takes 1.4 (1.5) instructions with its loads. For many rows
+// that complete, 52 and 117 instructions each beside the panel; float64 is then as busy in FP64
+// (116).
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 

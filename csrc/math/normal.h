@@ -34,17 +34,16 @@ struct Tail {
 template <class T>
 MVNROB_HD T mills(T a) {
   using S = scalar_t<T>;
-  return coefs::mills_num(a, S(0)) / coefs::mills_den(a, S(0));
+  return quotient(coefs::mills_num(a, S(0)), coefs::mills_den(a, S(0)));
 }
 
 // a <= float_format::far. exp(-a^2 / 2) keeps its digits because a^2 is split; below the smallest
 // normal number Phi(-a) is zero.
 template <class T>
-MVNROB_HD Tail<T> tail_at(T a) {
+MVNROB_HD Tail<T> tail_at(T a, T m) {
   using S = scalar_t<T>;
   T hi, lo;
   square(a, hi, lo);
-  const T m = mills(a);
   const T tail = times_exp_half(m, hi, lo);
   return {m, select(a > T(float_format<S>::tail_end), T(S(0)), tail), hi};
 }
@@ -53,8 +52,8 @@ MVNROB_HD Tail<T> tail_at(T a) {
 template <class T>
 MVNROB_HD T ndtri_from_square(T square) {
   using S = scalar_t<T>;
-  const T l = sqrt(square);
-  return coefs::gap_num(l, S(0)) / coefs::gap_den(l, S(0)) - l;
+  const T l = root(square);
+  return quotient(coefs::gap_num(l, S(0)), coefs::gap_den(l, S(0))) - l;
 }
 
 }  // namespace detail
@@ -64,7 +63,7 @@ template <class T>
 MVNROB_HD void ndtr_pair(T x, T& p, T& q) {
   using S = scalar_t<T>;
   const T a = min(T(float_format<S>::far), abs(x));
-  const T small = detail::tail_at(a).tail;
+  const T small = detail::tail_at(a, detail::mills(a)).tail;
   const T large = T(S(1)) - small;
   const auto positive = x > T(S(0));
   p = select(positive, large, small);
@@ -74,9 +73,12 @@ MVNROB_HD void ndtr_pair(T x, T& p, T& q) {
 // Phi(x).
 template <class T>
 MVNROB_HD T ndtr(T x) {
-  T p, q;
-  ndtr_pair(x, p, q);
-  return p;
+  using S = scalar_t<T>;
+  const T a = min(T(float_format<S>::far), abs(x));
+  // Not quotient(): the planning kernel has no registers for one Phi overlapping the next.
+  const T mills = coefs::mills_num(a, S(0)) / coefs::mills_den(a, S(0));
+  const T small = detail::tail_at(a, mills).tail;
+  return select(x > T(S(0)), T(S(1)) - small, small);
 }
 
 // -|Phi^-1(p)| for p in (0, 1/2]; p below the smallest normal number counts as that number.
@@ -127,7 +129,7 @@ template <class T>
 MVNROB_HD void step_upper(T t, T w, T wc, T& e, T& ec, T& y) {
   using S = scalar_t<T>;
   const T a = min(T(float_format<S>::far), abs(t));
-  const detail::Tail<T> at = detail::tail_at(a);
+  const detail::Tail<T> at = detail::tail_at(a, detail::mills(a));
   const T large = T(S(1)) - at.tail;
   const auto positive = t > T(S(0));
   e = select(positive, large, at.tail);

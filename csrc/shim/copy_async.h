@@ -18,9 +18,10 @@ class CopyQueue {
     groups_ = 0;
   }
 
+  // Zeros where `from` is null.
   void copy16(void* to, const void* from) {
     Copy copy{to, groups_, {}};
-    std::memcpy(copy.bytes, from, sizeof copy.bytes);
+    if (from) std::memcpy(copy.bytes, from, sizeof copy.bytes);
     std::memcpy(to, kUndefined, sizeof copy.bytes);
     copies_.push_back(copy);
   }

@@ -81,7 +81,7 @@ inline unsigned ballot(unsigned mask, int predicate, const char* name, const Cal
 
 inline void* dynamic_shared() { return running().grid().shared; }
 
-inline void copy_async16(void* shared, const void* global) {
+inline void copy_async16(void* shared, const void* global, bool there = true) {
   Scheduler& scheduler = running();
   const Grid& grid = scheduler.grid();
   const auto to = reinterpret_cast<uintptr_t>(shared);
@@ -97,7 +97,7 @@ inline void copy_async16(void* shared, const void* global) {
                              std::to_string(grid.shared_bytes) + " bytes, got offset " +
                              std::to_string(int64_t(to - base)));
   }
-  scheduler.block().copies(scheduler.thread()).copy16(shared, global);
+  scheduler.block().copies(scheduler.thread()).copy16(shared, there ? global : nullptr);
 }
 
 inline void copy_async_commit() { running().block().copies(running().thread()).commit(); }
