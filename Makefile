@@ -76,8 +76,8 @@ lint: .venv-lint/tools.stamp
 cuda: .venv-test/tools.stamp
 	rm -rf build/cuda build/temp*/*.cu.o
 	mkdir -p build/cuda
-	MVNROB_CUDA=1 .venv-test/bin/python setup.py build_ext --build-lib build/cuda 2>&1 \
-	  | tee build/cuda/log.txt
+	NVCC_APPEND_FLAGS='-Werror all-warnings' MVNROB_CUDA=1 \
+	  .venv-test/bin/python setup.py build_ext --build-lib build/cuda 2>&1 | tee build/cuda/log.txt
 	.venv-test/bin/python .ci/check_binaries.py registers build/cuda/log.txt .ci/registers.txt
 	.venv-test/bin/python .ci/check_binaries.py abi build/cuda/mvnrob
 

@@ -147,8 +147,9 @@ class Build(BuildExtension):
 
     def cuda_objects(self):
         nvcc, _ = find_nvcc()
-        common = [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Werror",
-                  "all-warnings", "-Xptxas", "-v,-warn-spills", *gencode_flags()]  # fmt: skip
+        # Warnings are errors where the Makefile asks nvcc for it: another release than CI's may warn.
+        common = [nvcc, "-O3", "-std=c++17", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas",
+                  "-v,-warn-spills", *gencode_flags()]  # fmt: skip
         jobs = []
         for source in CUDA_KERNELS:
             target = Path(self.build_temp, f"{Path(source).stem}.cu.o").resolve()
@@ -209,6 +210,9 @@ def extensions():
                 depends=headers,
                 libraries=["cudart"],
                 library_dirs=libraries,
+                # The stream comes from libtorch_cuda, reached through libtorch, which defines nothing
+                # of its own: a linker that drops such libraries leaves a module that does not load.
+                extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
                 **cuda_options,
             )
         )

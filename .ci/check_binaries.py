@@ -1,9 +1,9 @@
-"""Checks on what the compilers made. Standard library and binutils' nm and c++filt only.
+"""Checks on what the compilers made. Standard library and binutils' nm, readelf and c++filt only.
 
 check_binaries.py abi FOLDER     every .so in it: abi3 name; undefined symbols only from the C and
                                  C++ run-time libraries, Python's C API, the CUDA runtime and
                                  torch's stable C interface, those of _C_cuda on the list in
-                                 cuda_symbols.txt
+                                 cuda_symbols.txt; _C_cuda needs libtorch.so
 check_binaries.py registers LOG TABLE
                                  ptxas' report in LOG against TABLE (.ci/registers.txt says how
                                  it is written): no kernel spills, every one is within its budget
@@ -35,6 +35,13 @@ def undefined(path: Path) -> list[str]:
     return [line.split()[-1] for line in lines if line.split()[-2] == "U"]
 
 
+def needed(path: Path) -> list[str]:
+    """Libraries that the loader brings in with it."""
+    command = ["readelf", "--dynamic", "--wide", str(path)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return re.findall(r"\(NEEDED\).*\[(.*)\]", text)
+
+
 def check_abi(folder: Path) -> list[str]:
     modules = sorted(folder.glob("*.so"))
     if not any(path.name.startswith("_C.") for path in modules):
@@ -54,6 +61,9 @@ def check_abi(folder: Path) -> list[str]:
                 torch_symbols.append(symbol)
             else:
                 wrong.append(f"{path.name}: {symbol} is not part of torch's stable interface")
+        # Some of its symbols are libtorch_cuda's, which a build beside a torch without CUDA cannot name.
+        if is_cuda and "libtorch.so" not in needed(path):
+            wrong.append(f"{path.name}: must need libtorch.so, which brings torch's CUDA symbols")
         if is_cuda:
             allowed = set(LIST.read_text().split())
             for symbol in sorted(set(torch_symbols) - allowed):

@@ -47,10 +47,12 @@ def number(text):
 
 def clocks():
     """State of the GPU now, or None without nvidia-smi."""
-    fields = output(
-        "nvidia-smi", *chosen_gpu(), f"--query-gpu={','.join(STATE)}",
-        "--format=csv,noheader,nounits",
-    )  # fmt: skip
+    for chosen in (*chosen_gpu(), "--id=0"):
+        fields = output(
+            "nvidia-smi", chosen, f"--query-gpu={','.join(STATE)}", "--format=csv,noheader,nounits"
+        )
+        if fields is not None:
+            break
     if fields is None:
         return None
     values = [number(word.strip()) for word in fields.splitlines()[0].split(",")]
@@ -64,7 +66,7 @@ def chosen_gpu():
 
         return (f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}",)
     except (ImportError, AssertionError, AttributeError, RuntimeError):
-        return ("--id=0",)
+        return ()
 
 
 def gpu():

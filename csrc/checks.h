@@ -9,6 +9,10 @@
 
 namespace mvnrob {
 
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device() == b.get_device();
+}
+
 inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor& cov,
                                const std::optional<Tensor>& lower, const Tensor& seed) {
   STD_TORCH_CHECK(upper.dim() == 2, op, ": upper must have shape [B, n], got ", shape_text(upper));
@@ -28,6 +32,10 @@ inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor
   STD_TORCH_CHECK(
       seed.dim() == 1 && seed.size(0) == batch && seed.scalar_type() == ScalarType::Long, op,
       ": seed must be int64 of shape [", batch, "], got ", shape_text(seed));
+  STD_TORCH_CHECK(same_device(cov, upper), op, ": cov must be on the device of upper");
+  STD_TORCH_CHECK(!lower.has_value() || same_device(*lower, upper), op,
+                  ": lower must be on the device of upper");
+  STD_TORCH_CHECK(same_device(seed, upper), op, ": seed must be on the device of upper");
 }
 
 inline void check_mvn_cdf(const Tensor& upper, const Tensor& cov,
@@ -46,6 +54,7 @@ inline void check_mvn_cdf_sums(const Tensor& upper, const Tensor& cov,
                       order.size(1) <= n && order.scalar_type() == ScalarType::Long,
                   op, ": order must be int64 of shape [", batch, ", k] with 1 <= k <= ", n,
                   ", got ", shape_text(order));
+  STD_TORCH_CHECK(same_device(order, upper), op, ": order must be on the device of upper");
   STD_TORCH_CHECK(n_points > 0 && n_points % 64 == 0 && n_points <= int64_t(1) << 31, op,
                   ": n_points must be a positive multiple of 64, at most 2^31, got ", n_points);
   STD_TORCH_CHECK(compute_dtype == "float32" || compute_dtype == "float64", op,
@@ -73,8 +82,7 @@ inline void check_bvn_cdf(const Tensor& h, const Tensor& k, const Tensor& rho) {
     STD_TORCH_CHECK(t->scalar_type() == ScalarType::Double, "bvn_cdf: arguments must be float64");
     STD_TORCH_CHECK(shape_text(*t) == shape_text(h), "bvn_cdf: arguments must have one shape, got ",
                     shape_text(h), " and ", shape_text(*t));
-    STD_TORCH_CHECK(t->is_cuda() == h.is_cuda() && t->get_device() == h.get_device(),
-                    "bvn_cdf: arguments must be on one device");
+    STD_TORCH_CHECK(same_device(*t, h), "bvn_cdf: arguments must be on one device");
   }
 }
 
@@ -82,10 +90,6 @@ inline std::string stride_text(const Tensor& t) {
   std::string text = "[";
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.stride(i));
   return text + "]";
-}
-
-inline bool same_device(const Tensor& a, const Tensor& b) {
-  return a.is_cuda() == b.is_cuda() && a.get_device() == b.get_device();
 }
 
 inline void check_jac_cov_rows(const char* op, const Tensor& J, const Tensor& target) {

@@ -386,8 +386,8 @@ def test_out_of_memory_changes_nothing(cuda):
     reserved = torch.cuda.memory_reserved(cuda)
     total = torch.cuda.get_device_properties(cuda).total_memory
     try:
-        # A quarter of the 235 MB that the covariances themselves take.
-        torch.cuda.set_per_process_memory_fraction((reserved + 2**26) / total, cuda)
+        # Less than a third of the 900 MB that all rows take at once; 170 MB of it whatever their number.
+        torch.cuda.set_per_process_memory_fraction((reserved + 2**28) / total, cuda)
         found = info(upper, cov, abs_tol=1e-2)
         torch.cuda.synchronize()
     finally:
@@ -575,6 +575,15 @@ def test_native_checks_speak_for_direct_calls(cuda):
         call(ones, eye[None], None, seed, *rest)
     with pytest.raises(RuntimeError, match="mvn_cdf: cov must have the dtype of upper"):
         call(ones[None].float(), eye[None], None, seed, *rest)
+    with pytest.raises(RuntimeError, match="mvn_cdf: cov must be on the device of upper"):
+        call(ones[None], eye[None].cpu(), None, seed, *rest)
+    with pytest.raises(RuntimeError, match="mvn_cdf: lower must be on the device of upper"):
+        call(ones[None], eye[None], -ones[None].cpu(), seed, *rest)
+    with pytest.raises(RuntimeError, match="mvn_cdf: seed must be on the device of upper"):
+        call(ones[None], eye[None], None, seed.cpu(), *rest)
+    order = torch.zeros(1, 1, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="mvn_cdf_sums: order must be on the device of upper"):
+        torch.ops.mvnrob.mvn_cdf_sums(ones[None], eye[None], None, seed, order, 64, "float64")
 
 
 @pytest.mark.parametrize("lower", [False, True])

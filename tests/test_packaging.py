@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import mvnrob
 
@@ -168,6 +169,21 @@ def test_abi_check_finds_a_cpp_symbol_of_torch(tmp_path):
     done = run_check("abi", tmp_path)
     assert done.returncode == 1
     assert "c10" in done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["-Wl,--no-as-needed", "-ltorch"]])
+def test_abi_check_finds_a_cuda_module_without_libtorch(tmp_path, flags):
+    """Beside a torch with CUDA such a module would not load."""
+    source = tmp_path / "empty.cpp"
+    source.write_text("")
+    compiler = [*os.environ.get("CXX", "c++").split(), "-shared", "-fPIC", source]
+    libraries = f"-L{Path(torch.__file__).parent / 'lib'}"
+    for name in ("_C", "_C_cuda"):
+        target = tmp_path / f"{name}.abi3.so"
+        subprocess.run([*compiler, libraries, *flags, "-o", target], check=True)
+    done = run_check("abi", tmp_path)
+    assert done.returncode == (not flags)
+    assert flags or "_C_cuda.abi3.so: must need libtorch.so" in done.stderr
 
 
 def ptxas_report(symbol, registers, architecture="sm_90", stack=0, spill=0, shared=""):

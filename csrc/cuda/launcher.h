@@ -31,14 +31,16 @@ class Launcher {
     if (error_ == cudaSuccess) keep(cudaMemsetAsync(pointer, 0, bytes, stream_));
   }
 
-  // Blocks that the device holds at once. Also lets the kernel have that much shared memory.
+  // Blocks that the device holds at once. Also lets the kernel have the most shared memory that it
+  // ever asks for: the limit is the whole process's, and a lower one, set by another thread between
+  // this call and the launch, would make the launch fail.
   template <class Body>
   int64_t resident_blocks(size_t shared_bytes) {
     if (error_ != cudaSuccess) return 1;
     int processors = 0, each = 0;
-    if (shared_bytes > 48 * 1024)
+    if (Body::kSharedBytes > 48 * 1024)
       keep(cudaFuncSetAttribute(kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                int(shared_bytes)));
+                                int(Body::kSharedBytes)));
     keep(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
     keep(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel<Body>, Body::kThreads,
                                                        shared_bytes));

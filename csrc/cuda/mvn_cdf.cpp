@@ -46,6 +46,8 @@ MvnCdfArgs arguments(const char* op, const Input& in) {
   return a;
 }
 
+double gib(double bytes) { return bytes / (1 << 30); }
+
 // Runs all rows, as many at a time as memory lets; a row's result does not depend on that.
 template <class scalar_t>
 void run(const char* op, const MvnCdfArgs& all, const Tensor& like) {
@@ -70,9 +72,14 @@ void run(const char* op, const MvnCdfArgs& all, const Tensor& like) {
   while (!memory.has_value()) {
     try {
       memory = torch::stable::new_empty(like, {sizes.bytes}, ScalarType::Byte);
-    } catch (const std::exception& error) {
-      STD_TORCH_CHECK(rows > 1, op, ": the device must have ", double(sizes.bytes) / (1 << 30),
-                      " GiB free for one row of ", all.n, " variables, got ", error.what());
+    } catch (const std::exception&) {  // which only names the call that failed
+      if (rows == 1) {
+        size_t free = 0, total = 0;
+        cuda::check(op, cudaMemGetInfo(&free, &total), "tell its free memory");
+        STD_TORCH_CHECK(false, op, ": the device must have ", gib(sizes.bytes),
+                        " GiB free for one row of ", all.n, " variables, got ", gib(free), " of ",
+                        gib(total), " GiB outside torch's allocator");
+      }
       halve();
     }
   }

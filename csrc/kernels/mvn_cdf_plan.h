@@ -165,7 +165,11 @@ struct MvnCdfPlan {
   // One thread: hands the row on to the samplers or the closed form, or writes its result.
   MVNROB_DEVICE_FN void leave() {
     Step step = s_.plan.step;
-    if (a_.last_round && step != Step::done) step = Step::done;  // keeps status max_points
+    if (a_.last_round && step != Step::done) {  // out of rounds: keeps status max_points
+      if (step == Step::sample)                 // these will not be taken
+        s_.plan.n_points -= kShifts * (s_.plan.next - s_.plan.points);
+      step = Step::done;
+    }
     if (step == Step::done) {
       if (a_.order)
         write_forced();

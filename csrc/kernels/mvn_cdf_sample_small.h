@@ -31,6 +31,8 @@ struct MvnCdfSampleSmall {
     const int pivots = n < kMaxSmallPivots ? n : kMaxSmallPivots;
     return size_t(kWarps) * pivots * kTileSamples * sizeof(scalar_t);
   }
+  static constexpr size_t kSharedBytes =
+      size_t(kWarps) * kMaxSmallPivots * kTileSamples * sizeof(scalar_t);  // the most
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;

@@ -51,6 +51,7 @@ struct MvnCdfSampleUnion {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = 128;
   static constexpr int kResidentBlocks = 3;
+  static constexpr size_t kSharedBytes = 0;
   static constexpr int kWarps = kThreads / kWarp;
   static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
   static constexpr int kRows = 8;
