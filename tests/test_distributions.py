@@ -103,8 +103,8 @@ def test_log_probability_has_no_nan_gradient():
     """In either tail, where the logarithm of the other branch would be infinite."""
     prob = torch.tensor([0.0, 0.3, 1.0], dtype=DOUBLE, requires_grad=True)
     complement = torch.tensor([1.0, 0.7, 0.0], dtype=DOUBLE, requires_grad=True)
-    blank = torch.zeros(3)
-    log = log_probability(mvnrob.MVNResult(prob, complement, *[blank] * 5))
+    blanks = dict.fromkeys(mvnrob.MVNResult._fields, torch.zeros(3))
+    log = log_probability(mvnrob.MVNResult(**{**blanks, "prob": prob, "complement": complement}))
     gradients = torch.autograd.grad(log.sum(), (prob, complement))
     assert gradients[0].tolist() == [math.inf, 1 / 0.3, 0.0]
     assert gradients[1].tolist() == [0.0, 0.0, -1.0]

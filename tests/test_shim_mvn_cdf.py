@@ -43,9 +43,8 @@ class Result:
     """What mvn_cdf returns, by the kernels; fields are arrays."""
 
     def __init__(self, fields):
-        self.prob, self.complement, self.error, status, *counts = fields
-        self.status = status
-        self.n_points, self.n_active, self.n_pivots = counts
+        self.prob, self.complement, self.error, self.status, *others = fields
+        self.n_points, self.n_active, self.n_pivots, self.log_prob, self.log_error = others
 
     def bits(self):
         return [np.asarray(x).tobytes() for x in vars(self).values()]

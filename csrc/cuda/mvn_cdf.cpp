@@ -102,7 +102,7 @@ void run(const char* op, const MvnCdfArgs& a, const Tensor& like) {
 
 }  // namespace
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                      const Tensor& seed, double abs_tol, double rel_tol, int64_t max_points,
@@ -117,16 +117,19 @@ Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tenso
     return torch::stable::new_empty(in.upper, {a.rows}, ScalarType::Long);
   };
   const Tensor prob = real(), complement = real(), error = real(), status = integer(),
-               n_points = integer(), n_active = integer(), n_pivots = integer();
+               n_points = integer(), n_active = integer(), n_pivots = integer(), log_prob = real(),
+               log_error = real();
   a.prob = prob.mutable_data_ptr();
   a.complement = complement.mutable_data_ptr();
   a.error = error.mutable_data_ptr();
+  a.log_prob = log_prob.mutable_data_ptr();
+  a.log_error = log_error.mutable_data_ptr();
   a.status = status.mutable_data_ptr<int64_t>();
   a.n_points = n_points.mutable_data_ptr<int64_t>();
   a.n_active = n_active.mutable_data_ptr<int64_t>();
   a.n_pivots = n_pivots.mutable_data_ptr<int64_t>();
   run("mvn_cdf", a, in.upper);
-  return {prob, complement, error, status, n_points, n_active, n_pivots};
+  return {prob, complement, error, status, n_points, n_active, n_pivots, log_prob, log_error};
 }
 
 Tensor mvn_cdf_sums_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,

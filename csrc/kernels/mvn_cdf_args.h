@@ -13,7 +13,7 @@ namespace mvnrob::kernels {
 struct RowLayout {
   int64_t state, variable, group, inverse_sd, upper, lower, variance, mean, variance_error, scratch,
       factor, program_rows, row_of, pivot_of, blocks, outer, coef, shifts, totals, slots,
-      event_mass, event_share;
+      event_mass, event_share, tilt;
   int64_t bytes;
   int32_t max_chunks;  // slots are [kShifts][max_chunks]
 };
@@ -54,6 +54,8 @@ struct MvnCdfArgs {
   void* prob;
   void* complement;
   void* error;
+  void* log_prob;
+  void* log_error;
   int64_t* status;
   int64_t* n_points;
   int64_t* n_active;
@@ -109,7 +111,7 @@ inline MvnCdfArgs tile_of(MvnCdfArgs a, int64_t first, int64_t rows) {
   a.lower = input(a.lower, first * a.n * element);
   a.cov = input(a.cov, first * a.cov_strides.batch * element);
   a.seed += first;
-  for (void** p : {&a.prob, &a.complement, &a.error}) output(*p);
+  for (void** p : {&a.prob, &a.complement, &a.error, &a.log_prob, &a.log_error}) output(*p);
   for (int64_t** p : {&a.status, &a.n_points, &a.n_active, &a.n_pivots})
     if (*p) *p += first;
   if (a.order) {

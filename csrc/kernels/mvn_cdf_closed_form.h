@@ -49,7 +49,7 @@ struct MvnCdfClosedForm {
     else if (!p.consistent)
       judge_again(a.options, s);
     else
-      s.plan.step = plan::closed(s.plan, a.options, p.value, p.complement, p.error);
+      s.plan.step = plan::closed(s.plan, a.options, p.value, p.complement, p.error, p.log_value);
   }
 };
 

@@ -11,6 +11,7 @@
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_pack.h"
 #include "kernels/mvn_cdf_screen.h"
+#include "kernels/mvn_cdf_tilt.h"
 #include "kernels/mvn_cdf_union.h"
 
 namespace mvnrob::kernels {
@@ -73,6 +74,9 @@ struct MvnCdfPlan {
             start_union<scalar_t>(a_, row_, block_, s_);
           else
             Packer<scalar_t, threads>(a_, row_, block_, s_).pack();
+          if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
+            if (s_.plan.tilted) TiltFinder<scalar_t, threads>(a_, row_, block_, s_).find();
+          }
         }
       } else if (step == Step::rank_one) {
         bound_one_pivot();
@@ -128,16 +132,19 @@ struct MvnCdfPlan {
     }
     for (int i = block_.thread(); i < size; i += threads) {
       m.scratch()[i] = plan::mass_outside(m.upper()[i], m.lower()[i]);
-      m.mean()[i] = plan::interval_probability(m.lower()[i], m.upper()[i]);
+      const plan::IntervalProbability one = plan::interval(m.lower()[i], m.upper()[i]);
+      m.mean()[i] = one.value;
+      m.variance()[i] = one.log_value;
     }
     block_.sync();
     if (block_.thread() == 0) {
-      double value = 1, complement = 0;
+      double value = 1, complement = 0, log_value = 0;
       for (int i = 0; i < size; ++i) {
         complement += value * m.scratch()[i];
         value *= m.mean()[i];
+        log_value += m.variance()[i];
       }
-      s_.plan.step = plan::closed(s_.plan, a_.options, value, complement, 4e-15 * size);
+      s_.plan.step = plan::closed(s_.plan, a_.options, value, complement, 4e-15 * size, log_value);
     }
     block_.sync();
   }
@@ -157,7 +164,8 @@ struct MvnCdfPlan {
     lower = block_.max(lower);
     if (block_.thread() == 0) {
       const plan::IntervalProbability p = plan::interval(lower, upper);
-      s_.plan.step = plan::ranked(s_.plan, a_.options, s_.facts, p.value, p.complement);
+      s_.plan.step =
+          plan::ranked(s_.plan, a_.options, s_.facts, p.value, p.complement, p.log_value);
     }
     block_.sync();
   }
@@ -221,12 +229,17 @@ struct MvnCdfPlan {
       static_cast<double*>(a_.prob)[row_] = r.prob;
       static_cast<double*>(a_.complement)[row_] = r.complement;
       static_cast<double*>(a_.error)[row_] = r.error;
+      static_cast<double*>(a_.log_prob)[row_] = r.log_prob;
+      static_cast<double*>(a_.log_error)[row_] = r.log_error;
     } else {
       // A float32 answer is rounded: half an ulp of it belongs to the error.
       const double rounding = r.error == 0 ? 0 : 6e-8 * math::max(r.prob, r.complement);
       static_cast<float*>(a_.prob)[row_] = float(r.prob);
       static_cast<float*>(a_.complement)[row_] = float(r.complement);
       static_cast<float*>(a_.error)[row_] = float(r.error + rounding);
+      const double log_rounding = r.log_error == 0 ? 0 : 6e-8 * ::fabs(r.log_prob);
+      static_cast<float*>(a_.log_prob)[row_] = float(r.log_prob);
+      static_cast<float*>(a_.log_error)[row_] = float(r.log_error + log_rounding);
     }
     a_.status[row_] = int64_t(r.status);
     a_.n_points[row_] = r.n_points;

@@ -5,6 +5,7 @@
 #include "kernels/mvn_cdf_data.h"
 #include "math/lattice.h"
 #include "math/normal.h"
+#include "plan/tilt.h"
 
 namespace mvnrob::kernels {
 
@@ -115,6 +116,25 @@ struct Sample {
     open_pivot();
     return y;
   }
+
+  // Tilted samples (plan/tilt.h): `value` is the logarithm of the weight until weigh().
+  MVNROB_DEVICE void start_tilted() {
+    value = complement = 0;
+    open_pivot();
+  }
+  MVNROB_DEVICE scalar_t draw_tilted(uint32_t point, uint32_t generator, uint32_t shift,
+                                     scalar_t mu) {
+    scalar_t w, wc, e, ec, z;
+    math::lattice_point<scalar_t>(point, generator, shift, w, wc);
+    const scalar_t a = lower - mu, b = upper - mu;
+    math::step_interval<scalar_t>(a, b, w, wc, e, ec, z);
+    // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
+    value -=
+        math::fma(scalar_t(0.5), math::minus_two_log_interval<scalar_t>(a, b) + mu * mu, mu * z);
+    open_pivot();
+    return z + mu;
+  }
+  MVNROB_DEVICE void weigh(double log_unit) { value = scalar_t(::exp(double(value) - log_unit)); }
 };
 
 // What the rows that complete make of a sample.

@@ -44,6 +44,7 @@ struct MvnCdfSampleBlocked {
     SampleSums sums[kThreads];
     Program program;
     unsigned long long item;
+    bool tilted;
   };
 
  public:
@@ -62,7 +63,11 @@ struct MvnCdfSampleBlocked {
       __syncthreads();
       if (item >= items_of(counters.blocked)) return;
       const WorkEntry entry = a.blocked[find_entry(a.blocked, entries_of(counters.blocked), item)];
-      if (threadIdx.x == 0) shared.program = a.at<RowState>(entry.row, a.layout.state)->program;
+      if (threadIdx.x == 0) {
+        const RowState& state = *a.at<RowState>(entry.row, a.layout.state);
+        shared.program = state.program;
+        shared.tilted = state.plan.tilted;
+      }
       __syncthreads();
       MvnCdfSampleBlocked(a, entry.row, shared).sample_item(int64_t(item - entry.base));
     }
@@ -79,6 +84,12 @@ struct MvnCdfSampleBlocked {
         history_(reinterpret_cast<scalar_t*>(static_cast<unsigned char*>(a.history) +
                                              blockIdx.x * a.blocked_history)) {}
 
+  // Only float64 samples are tilted.
+  MVNROB_DEVICE bool tilted() const {
+    if constexpr (sizeof(scalar_t) == 8) return shared_.tilted;
+    return false;
+  }
+
   MVNROB_DEVICE_FN void sample_item(int64_t item) {
     SampleSums& sums = shared_.sums[thread_];
     sums = {0, 0, 0, 0, 0};
@@ -89,8 +100,9 @@ struct MvnCdfSampleBlocked {
       // The same number of trips for all threads: barriers inside.
       for (int t = 0; t < p_.chunk_tiles; ++t) {
         Sample<scalar_t> sample;
-        sample.start();
+        tilted() ? sample.start_tilted() : sample.start();
         sample_rows(shifts, first + uint32_t(t) * kTileSamples, sample);
+        if (tilted()) sample.weigh(m_.state()->plan.log_unit);
         Completion<scalar_t> rest;
         rest.start(sample.value);
         complete_rows(rest);
@@ -159,7 +171,11 @@ struct MvnCdfSampleBlocked {
       for (int k = 0; k < kInnerRows; ++k) c[k] = 0;
       if (row.flags & kClosesPivot) {
         load(coef, c);
-        y = sample.draw(row.flags & kBoundedBelow, point, a_.generators[known], shifts[known]);
+        if (tilted())
+          y = sample.draw_tilted(point, a_.generators[known], shifts[known],
+                                 scalar_t(m_.tilt()[known]));
+        else
+          y = sample.draw(row.flags & kBoundedBelow, point, a_.generators[known], shifts[known]);
         // Row `known - before` of C is this row or an earlier one: used up.
         shared_.tile[known - before][thread_] = y;
         ++known;

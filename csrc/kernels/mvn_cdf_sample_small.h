@@ -40,10 +40,17 @@ struct MvnCdfSampleSmall {
     scalar_t* y = dynamic_shared<scalar_t>() + warp * pivots * kTileSamples + lane;
     RoundCounters& counters = a.counters[a.round];
     for_each_stream(counters.small, counters.small_next, a.small, kWarps,
-                    [&](int64_t row, int64_t index) { sample_stream(a, row, index, lane, y); });
+                    [&](int64_t row, int64_t index) {
+                      if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
+                        if (a.at<RowState>(row, a.layout.state)->plan.tilted)
+                          return sample_stream<true>(a, row, index, lane, y);
+                      }
+                      sample_stream<false>(a, row, index, lane, y);
+                    });
   }
 
  private:
+  template <bool tilted>
   static MVNROB_DEVICE_FN void sample_stream(const Args& a, int64_t row, int64_t index, int lane,
                                              scalar_t* y) {
     const RowMemory<scalar_t> m(a, row);
@@ -54,8 +61,10 @@ struct MvnCdfSampleSmall {
     for (int t = 0; t < stream.tiles; ++t) {
       const uint32_t point = uint32_t(stream.first) + uint32_t(t) * kTileSamples + uint32_t(lane);
       Sample<scalar_t> samples[kPoints];
-      for (Sample<scalar_t>& s : samples) s.start();
-      sample_rows(a, m, p, m.shifts() + stream.shift * p.pivots, point, y, samples);
+      for (Sample<scalar_t>& s : samples) tilted ? s.start_tilted() : s.start();
+      sample_rows<tilted>(a, m, p, m.shifts() + stream.shift * p.pivots, point, y, samples);
+      if constexpr (tilted)
+        for (Sample<scalar_t>& s : samples) s.weigh(m.state()->plan.log_unit);
       Completion<scalar_t> rest[kPoints];
       for (int q = 0; q < kPoints; ++q) rest[q].start(samples[q].value);
       complete_rows(m, p, y, skip, rest);
@@ -86,6 +95,7 @@ struct MvnCdfSampleSmall {
     for (int q = 0; q < kPoints; ++q) sum[r][q] = 0;
   }
 
+  template <bool tilted>
   static MVNROB_DEVICE void sample_rows(const Args& a, const RowMemory<scalar_t>& m,
                                         const Program& p, const uint32_t* shifts, uint32_t point,
                                         scalar_t* y, Sample<scalar_t> (&samples)[kPoints]) {
@@ -112,8 +122,12 @@ struct MvnCdfSampleSmall {
           const uint32_t generator = a.generators[known], shift = shifts[known];
           MVNROB_UNROLL
           for (int q = 0; q < kPoints; ++q) {
-            drawn[q] = samples[q].draw(row.flags & kBoundedBelow, point + uint32_t(q * kWarp),
-                                       generator, shift);
+            const uint32_t number = point + uint32_t(q * kWarp);
+            if constexpr (tilted)
+              drawn[q] =
+                  samples[q].draw_tilted(number, generator, shift, scalar_t(m.tilt()[known]));
+            else
+              drawn[q] = samples[q].draw(row.flags & kBoundedBelow, number, generator, shift);
             y[known * kTileSamples + q * kWarp] = drawn[q];
           }
           ++known;

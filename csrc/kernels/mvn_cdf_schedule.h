@@ -55,6 +55,7 @@ RowLayout row_layout(int32_t n) {
   l.totals = o.take(int64_t(sizeof(SampleSums)) * kShifts);
   l.slots = o.take(int64_t(sizeof(SampleSums)) * kShifts * l.max_chunks);
   for (int64_t* p : {&l.event_mass, &l.event_share}) *p = o.take(16 * int64_t(n));
+  if (sizeof(scalar_t) == 8) l.tilt = o.take(7 * 8 * int64_t(n));
   l.bytes = round_up(o.end(), 128);
   return l;
 }
@@ -92,23 +93,25 @@ struct Grids {
   int64_t blocked, united;
 };
 
-// No more than can have work, or than a GiB of history serves.
+// No more than can have work, or than memory serves: a GiB for the blocked sampler, which large
+// rows live on, and 64 MiB for samples of the union, which few rows come to.
 template <class scalar_t, class Launcher>
 Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
   using Blocked = MvnCdfSampleBlocked<scalar_t>;
   using Union = MvnCdfSampleUnion<scalar_t>;
   const int64_t streams = rows * kShifts * max_chunks(a.n);
-  const auto blocks = [](int64_t resident, int64_t items, int64_t history) {
-    const int64_t afford = (int64_t(1) << 30) / std::max<int64_t>(history, 1);
+  const auto blocks = [](int64_t resident, int64_t items, int64_t history, int64_t most) {
+    const int64_t afford = most / std::max<int64_t>(history, 1);
     return std::max<int64_t>(1, std::min({resident, items, afford}));
   };
   Grids grids{0, 0};
   if (a.n > kMaxSmallPivots)
-    grids.blocked = blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
-                           streams / kStreamsPerBlock, blocked_history<scalar_t>(a.n));
+    grids.blocked =
+        blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
+               streams / kStreamsPerBlock, blocked_history<scalar_t>(a.n), int64_t(1) << 30);
   if (may_unite(a))
     grids.united = blocks(launcher.template resident_blocks<Union>(0), streams / Union::kWarps,
-                          union_history<scalar_t>(a.n));
+                          union_history<scalar_t>(a.n), int64_t(1) << 26);
   return grids;
 }
 

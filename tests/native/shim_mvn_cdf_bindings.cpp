@@ -57,17 +57,20 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                : method == "closed_form" ? mvnrob::Method::closed_form
                                          : mvnrob::Method::automatic,
                compute_type(compute_dtype)};
-  Array<T> prob(a.rows), complement(a.rows), error(a.rows);
+  Array<T> prob(a.rows), complement(a.rows), error(a.rows), log_prob(a.rows), log_error(a.rows);
   Array<int64_t> status(a.rows), n_points(a.rows), n_active(a.rows), n_pivots(a.rows);
   a.prob = prob.mutable_data();
   a.complement = complement.mutable_data();
   a.error = error.mutable_data();
+  a.log_prob = log_prob.mutable_data();
+  a.log_error = log_error.mutable_data();
   a.status = status.mutable_data();
   a.n_points = n_points.mutable_data();
   a.n_active = n_active.mutable_data();
   a.n_pivots = n_pivots.mutable_data();
   run(a, tile_rows, resident);
-  return py::make_tuple(prob, complement, error, status, n_points, n_active, n_pivots);
+  return py::make_tuple(prob, complement, error, status, n_points, n_active, n_pivots, log_prob,
+                        log_error);
 }
 
 template <class T>

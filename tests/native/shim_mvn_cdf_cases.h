@@ -22,7 +22,7 @@ struct Orthants {
     std::vector<T> upper(rows * size, 0), lower(rows * size, T(-8)), cov(size * size);
     for (int64_t i = 0; i < size; ++i)
       for (int64_t j = 0; j < size; ++j) cov[i * size + j] = i % n == j % n ? T(1) : T(0.5);
-    std::vector<T> prob(rows), complement(rows), error(rows);
+    std::vector<T> prob(rows), complement(rows), error(rows), log_prob(rows), log_error(rows);
     std::vector<int64_t> seed(rows), status(rows), points(rows), active(rows), pivots(rows);
     for (int64_t b = 0; b < rows; ++b) seed[b] = b;
     mvnrob::kernels::MvnCdfArgs a{};
@@ -37,6 +37,8 @@ struct Orthants {
     a.prob = prob.data();
     a.complement = complement.data();
     a.error = error.data();
+    a.log_prob = log_prob.data();
+    a.log_error = log_error.data();
     a.status = status.data();
     a.n_points = points.data();
     a.n_active = active.data();
@@ -83,7 +85,8 @@ inline void check_completed() {
 // Near 1: samples of the union, in digits of 1 - p.
 inline void check_union() {
   const int64_t n = 40;
-  std::vector<double> upper(n, 4), cov(n * n, 0.5), prob(1), complement(1), error(1);
+  std::vector<double> upper(n, 4), cov(n * n, 0.5), prob(1), complement(1), error(1), log_prob(1),
+      log_error(1);
   for (int64_t i = 0; i < n; ++i) cov[i * n + i] = 1;
   std::vector<int64_t> seed(1, 0), status(1), points(1), active(1), pivots(1);
   mvnrob::kernels::MvnCdfArgs a{};
@@ -97,6 +100,8 @@ inline void check_union() {
   a.prob = prob.data();
   a.complement = complement.data();
   a.error = error.data();
+  a.log_prob = log_prob.data();
+  a.log_error = log_error.data();
   a.status = status.data();
   a.n_points = points.data();
   a.n_active = active.data();
