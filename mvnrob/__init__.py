@@ -12,6 +12,7 @@ from ._jac_cov import (
 )
 from ._load import simd_level
 from ._mvn_cdf import MVNResult, Status, mvn_cdf
+from ._mvn_log_cdf import mvn_log_cdf
 from .robustness import RobustnessResult, robustness
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "jac_cov_finalize",
     "jac_cov_norms",
     "mvn_cdf",
+    "mvn_log_cdf",
     "robustness",
     "simd_level",
 ]

@@ -11,6 +11,7 @@ from torch.distributions.distribution import Distribution
 from torch.distributions.utils import _standard_normal, lazy_property
 
 from ._mvn_cdf import MVNResult, mvn_cdf
+from ._mvn_log_cdf import log_probability
 
 __all__ = ["MultivariateNormal"]
 
@@ -172,14 +173,12 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
     ) -> Tensor | tuple[Tensor, MVNResult]:
         """log P(X <= value), ``[...]``; arguments and options as in :meth:`cdf`.
 
-        It is the logarithm of the probability p where p <= 1/2, and ``log1p`` of minus the
-        complement above, so it keeps its digits where p is near 1. Its error is that of p divided by
-        p: where p may be small ask for ``abs_tol=0`` and a ``rel_tol``, since the default ``abs_tol``
-        of 1e-4 leaves no digit of a smaller p. Its range is that of p: below about 1e-300 (float32:
-        1e-38) p loses its digits and then is 0, and this -inf.
+        Unless they are given, ``abs_tol`` is 0 and ``rel_tol`` 1e-3, as in
+        :func:`mvnrob.mvn_log_cdf`: right in either tail, also where p underflows.
 
         With ``return_info`` it returns the pair of it and the :class:`mvnrob.MVNResult` of p.
         """
+        options = {"abs_tol": 0.0, "rel_tol": 1e-3, **options}
         info = self._probability(None, value, {**options, "return_info": True})
         log = log_probability(info)
         return (log, info) if return_info else log
@@ -204,11 +203,3 @@ def _gram(factor: Tensor) -> Tensor:
         return factor @ factor.mT
     with torch.autocast(device, enabled=False):
         return factor @ factor.mT
-
-
-def log_probability(info: MVNResult) -> Tensor:
-    """log p from p or from 1 - p, whichever is the smaller; ``[...]``."""
-    near_one = info.prob > 0.5
-    # Zero where it is not used: there the gradient of log1p could be infinite, and the result's NaN.
-    complement = torch.where(near_one, info.complement, 0)
-    return torch.where(near_one, torch.log1p(-complement), info.prob.log())

@@ -14,7 +14,7 @@ import torch
 
 from ._extras import require
 from ._mvn_cdf import mvn_cdf
-from .distributions import log_probability
+from ._mvn_log_cdf import log_probability
 
 __all__ = ["multivariate_normal"]
 

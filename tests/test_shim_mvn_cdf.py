@@ -188,7 +188,7 @@ def test_known_answers(shim, dtype):
 
 @pytest.mark.parametrize("n", [300, 520])
 def test_large_rows(shim, n):
-    """512 threads plan; some rows screen to a few variables, flat ones deepen."""
+    """256 threads plan; some rows screen to a few variables, flat ones deepen."""
     upper, cov = random_problem(n, n, rank=40, batch=(2,))
     upper = upper * torch.tensor([1.0, 2.5])[:, None]
     assert assert_agree(by_kernels(shim, upper, cov), by_cpu(upper, cov)).all()

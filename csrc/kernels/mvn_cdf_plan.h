@@ -1,7 +1,7 @@
 // The planning kernel of mvn_cdf: a block takes a row from what the last samples said to the next
 // samples or to the end, through screening, factor and program as far as the plan asks for them.
 //
-// Mapping: a warp for each row up to n = 32, 128 or 512 threads beyond; blocks stride over the
+// Mapping: a warp for each row up to n = 32, 128 or 256 threads beyond; blocks stride over the
 // rows that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
 // each) for small rows, reading the factor's columns for large ones (on sm_90
 // 23 instructions, 8 of them loads, for 4 multiply-adds; share reached: not measured). Both are
@@ -20,7 +20,7 @@ template <class scalar_t, int threads>
 struct MvnCdfPlan {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = threads;
-  static constexpr int kResidentBlocks = 512 / threads;
+  static constexpr int kResidentBlocks = 256 / threads;  // all the registers that a thread can have
 
   struct Shared {
     typename Block<threads>::Shared block;

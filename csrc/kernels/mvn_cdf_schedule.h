@@ -198,7 +198,7 @@ void run_tile(Launcher& launcher, MvnCdfArgs a, const Grids& grids, unsigned cha
   else if (a.n <= 256)
     run_rounds<scalar_t, 128>(launcher, a, grids);
   else
-    run_rounds<scalar_t, 512>(launcher, a, grids);
+    run_rounds<scalar_t, 256>(launcher, a, grids);
 }
 
 }  // namespace mvnrob::kernels

@@ -385,7 +385,7 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
   const double relative =
       small_complement ? r.error / r.prob : (e.error + (half > 0 ? half / unit : 0.0)) / e.value;
   r.log_error = e.error == 0 && half == 0 ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
-  if (plan.best_log_value == plan.best_log_value) {
+  if (plan.best_log_value == plan.best_log_value && !small_complement) {
     r.log_prob = plan.best_log_value;
     r.log_error = math::min(r.log_error, 4e-15 * (plan.kept + ::fabs(r.log_prob)));
   }

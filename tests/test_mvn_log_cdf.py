@@ -1,0 +1,168 @@
+"""log p in both tails: tilted samples, closed forms whose p underflows, samples of the union."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from honesty import p_value
+from scipy import special
+
+from mvnrob import MVNResult, Status, mvn_cdf, mvn_log_cdf
+from mvnrob._mvn_log_cdf import log_probability
+
+TENSOR = torch.from_numpy
+
+
+def equicorrelated_log(upper, rho, lower=None):
+    """log P by quadrature over the common factor, its integrand as a logarithm: to 1e-9."""
+    spread = math.sqrt(1 - rho)
+
+    def log_integrand(z):
+        t = (upper - math.sqrt(rho) * z[:, None]) / spread
+        each = special.log_ndtr(t)
+        if lower is not None:
+            s = (lower - math.sqrt(rho) * z[:, None]) / spread
+            # in the tail where neither is near one
+            high = t + s > 0
+            a, b = np.where(high, -t, s), np.where(high, -s, t)
+            each = special.log_ndtr(b) + np.log1p(
+                -np.exp(special.log_ndtr(a) - special.log_ndtr(b))
+            )
+        return -0.5 * z * z - 0.5 * math.log(2 * math.pi) + each.sum(1)
+
+    coarse = np.linspace(-160, 40, 20_001)
+    peak = coarse[np.argmax(log_integrand(coarse))]
+    z = np.linspace(peak - 12, peak + 12, 20_001)
+    values = log_integrand(z)
+    return float(values.max() + math.log(np.exp(values - values.max()).sum() * (z[1] - z[0])))
+
+
+def equicorrelated(n, rho=0.5):
+    cov = np.full((n, n), rho)
+    np.fill_diagonal(cov, 1.0)
+    return cov
+
+
+def integrate(upper, cov, lower=None, **options):
+    lower = None if lower is None else TENSOR(lower)
+    return mvn_log_cdf(TENSOR(upper), TENSOR(cov), lower=lower, return_info=True, **options)
+
+
+@pytest.mark.parametrize(
+    "n, near", [(2, -3), (3, -8), (4, -1.5), (5, -40), (9, -3), (20, -6), (60, -3)]
+)
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_small_probabilities(n, near, rectangular):
+    rng = np.random.default_rng(n)
+    upper = near + rng.uniform(0, 0.5, n)
+    lower = upper - rng.uniform(0.5, 2, n) if rectangular else None
+    r = integrate(upper, equicorrelated(n), lower, rel_tol=1e-2)
+    truth = equicorrelated_log(upper, 0.5, lower)
+    assert r.status in (Status.CONVERGED, Status.EXACT) and float(r.log_error) <= 1.02e-2
+    assert abs(float(r.log_prob) - truth) <= float(r.log_error) + 1e-8
+    assert float(r.prob) == pytest.approx(math.exp(float(r.log_prob)), rel=1e-9)
+
+
+@pytest.mark.parametrize("n, near, about", [(99, -80.0, -6462), (300, -4.0, -40)])
+def test_far_tails(n, near, about):
+    upper = np.full(n, near)
+    r = integrate(upper, equicorrelated(n), rel_tol=3e-2)
+    truth = equicorrelated_log(upper, 0.5)
+    assert truth == pytest.approx(about, rel=0.2)
+    assert abs(float(r.log_prob) - truth) <= float(r.log_error) <= 0.05
+
+
+def test_three_digits_of_the_logarithm_near_one():
+    upper = np.full(8, 6.5)
+    r = integrate(upper, equicorrelated(8))
+    assert float(r.log_prob) == pytest.approx(equicorrelated_log(upper, 0.5), rel=2e-3)
+
+
+def test_error_covers_the_truth():
+    misses = rows = 0
+    for n in (4, 9, 25):
+        rng = np.random.default_rng(n)
+        upper = rng.uniform(-8, -0.5, 40)[:, None] + rng.uniform(0, 1, (40, n))
+        truth = [equicorrelated_log(u, 0.5) for u in upper]
+        for seed in range(2):
+            r = integrate(upper, equicorrelated(n), rel_tol=2e-2, seed=torch.arange(40) + 99 * seed)
+            misses += int((np.abs(r.log_prob.numpy() - truth) > r.log_error.numpy()).sum())
+            rows += 40
+    assert p_value(misses, rows) > 0.01, (misses, rows)
+
+
+def test_closed_forms_that_underflow():
+    far = np.array([-30.0, -50.0, 2.0, -45.0])
+    r = integrate(far, np.eye(4))
+    assert r.status == Status.EXACT and float(r.prob) == 0
+    assert float(r.log_prob) == pytest.approx(special.log_ndtr(far).sum(), rel=1e-14)
+    one = integrate(far[:1], np.eye(1))
+    assert float(one.log_prob) == pytest.approx(special.log_ndtr(-30.0), rel=1e-14)
+    # multiples of one variable: the interval [-41, -40]
+    same = integrate(np.array([-40.0, -30.0, 41.0, 50.0]), np.outer(s := [1, 1, -1, -1], s) * 1.0)
+    between = special.log_ndtr(-40) + np.log1p(
+        -np.exp(special.log_ndtr(-41) - special.log_ndtr(-40))
+    )
+    assert float(same.log_prob) == pytest.approx(between, rel=1e-12)
+
+
+def test_impossible_and_certain():
+    cov = equicorrelated(3)
+    assert float(integrate(np.array([1.0, -np.inf, 0]), cov).log_prob) == -math.inf
+    assert float(integrate(np.full(3, np.inf), cov).log_prob) == 0
+    assert float(integrate(np.full(3, np.nan), cov).status) == Status.NAN_INPUT
+
+
+def test_duplicates_count_once():
+    upper, cov = np.full(6, -5.0), equicorrelated(6)
+    many = np.tile(np.arange(6), 7)
+    once, often = (
+        integrate(upper[i], cov[np.ix_(i, i)], rel_tol=1e-2) for i in (np.arange(6), many)
+    )
+    apart = abs(float(once.log_prob - often.log_prob))
+    assert apart <= float(once.log_error + often.log_error)
+
+
+def test_plain_call_tells_its_logarithm():
+    """Without a relative tolerance nothing is tilted, and log_error says what is known."""
+    cov = TENSOR(equicorrelated(9))
+    r = mvn_cdf(torch.full((9,), -4.0).double(), cov, return_info=True)
+    assert r.log_error == math.inf or float(r.log_error) > 0.1
+    r = mvn_cdf(torch.full((9,), 1.0).double(), cov, return_info=True)
+    assert float(r.log_prob) == pytest.approx(math.log(float(r.prob)), abs=1e-12)
+    assert float(r.error / r.prob) <= float(r.log_error) <= 1.01 * float(r.error / r.prob)
+
+
+def test_row_depends_on_itself_alone():
+    upper = np.linspace(-9, -1, 5)[:, None] + np.zeros(7)
+    whole = integrate(upper, equicorrelated(7), rel_tol=1e-2, seed=torch.arange(5))
+    alone = integrate(upper[3], equicorrelated(7), rel_tol=1e-2, seed=3)
+    assert float(alone.log_prob) == float(whole.log_prob[3])
+
+
+def test_gradient():
+    cov = TENSOR(equicorrelated(4))
+    upper = torch.tensor([-1.0, 0.5, 1.0, 2.0]).double().requires_grad_()
+    mvn_log_cdf(upper, cov, rel_tol=1e-4).backward()
+    p = mvn_cdf(upper.detach().requires_grad_(), cov, abs_tol=1e-6)
+    (slope,) = torch.autograd.grad(mvn_cdf(upper, cov, abs_tol=1e-6), upper)
+    torch.testing.assert_close(upper.grad, slope / p.detach(), rtol=1e-3, atol=1e-6)
+
+
+def test_log_probability_of_a_result_has_no_nan_gradient():
+    prob = torch.tensor([0.0, 0.3, 1.0]).double().requires_grad_()
+    complement = torch.tensor([1.0, 0.7, 0.0]).double().requires_grad_()
+    fields = dict.fromkeys(MVNResult._fields, torch.zeros(3).double())
+    fields |= {"prob": prob, "complement": complement, "log_prob": prob.detach().log()}
+    gradients = torch.autograd.grad(
+        log_probability(MVNResult(**fields)).sum(), (prob, complement), allow_unused=True
+    )
+    assert gradients[0][1:].tolist() == pytest.approx([1 / 0.3, 0.0])
+    assert gradients[1].tolist() == [0.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize("bad", [{"rel_tol": -1.0}, {"rel_tol": "x"}, {"max_points": 3}])
+def test_bad_options(bad):
+    with pytest.raises((TypeError, ValueError), match="mvn_cdf: "):
+        mvn_log_cdf(torch.zeros(2), torch.eye(2), **bad)
