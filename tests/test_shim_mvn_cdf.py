@@ -233,6 +233,24 @@ def test_union(shim, n, rectangular):
     assert kernels.complement == pytest.approx(cpu.complement.numpy(), rel=1e-11)
 
 
+@pytest.mark.parametrize("kind", ["orthant", "rectangle", "duplicates"])
+@pytest.mark.parametrize("n, near", [(2, -3), (3, -8), (5, -10), (20, -2), (40, -3), (70, -20)])
+def test_tilted(shim, n, near, kind):
+    upper = torch.linspace(near, near + 0.3, n).double()
+    cov, lower = equicorrelated(n), None
+    if kind == "rectangle":
+        lower = (upper - torch.linspace(0.5, 2, n))[None]
+    if kind == "duplicates":
+        twice = torch.arange(min(2 * n, 70)) % n
+        upper, cov = upper[twice], cov[twice][:, twice]
+    options = {"abs_tol": 0.0, "rel_tol": 2e-2}
+    kernels = by_kernels(shim, upper[None], cov[None], lower, **options)
+    cpu = by_cpu(upper[None], cov[None], lower, **options)
+    assert_agree(kernels, cpu)
+    assert kernels.log_prob == pytest.approx(cpu.log_prob.numpy(), abs=1e-9)
+    assert kernels.log_error == pytest.approx(cpu.log_error.numpy(), rel=1e-6)
+
+
 def test_methods(shim):
     upper, cov = random_problem(6, 3, batch=(2,))
     assert_agree(by_kernels(shim, upper, cov, method="sov"), by_cpu(upper, cov, method="sov"))

@@ -82,11 +82,11 @@ inline void check_completed() {
   Orthants{1, 70, 1, true}.check<float, double>(0.004, 1, 2);
 }
 
-// Near 1: samples of the union, in digits of 1 - p.
-inline void check_union() {
-  const int64_t n = 40;
-  std::vector<double> upper(n, 4), cov(n * n, 0.5), prob(1), complement(1), error(1), log_prob(1),
-      log_error(1);
+// Digits of the small side: samples of the union near 1, tilted ones near 0. The truths are by
+// quadrature over the common factor.
+inline void check_relative(int64_t n, double limit, double log_truth) {
+  std::vector<double> upper(n, limit), cov(n * n, 0.5), prob(1), complement(1), error(1),
+      log_prob(1), log_error(1);
   for (int64_t i = 0; i < n; ++i) cov[i * n + i] = 1;
   std::vector<int64_t> seed(1, 0), status(1), points(1), active(1), pivots(1);
   mvnrob::kernels::MvnCdfArgs a{};
@@ -108,9 +108,15 @@ inline void check_union() {
   a.n_pivots = pivots.data();
   a.options = {0, 0.1, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
   mvnrob::shim::run_mvn_cdf<double>(a, 1, 2);
-  const double truth = 0.0010566603590;  // by quadrature over the common factor
-  if (!(std::abs(complement[0] - truth) <= error[0]) || status[0] != 0)
-    throw std::runtime_error("wrong complement: " + std::to_string(complement[0] * 1e6) + "e-6");
+  if (!(std::abs(log_prob[0] - log_truth) <= log_error[0]) || status[0] != 0)
+    throw std::runtime_error("wrong logarithm: " + std::to_string(log_prob[0] * 1e6) + "e-6");
+}
+
+inline void check_union() { check_relative(40, 4, std::log1p(-0.0010566603590)); }
+
+inline void check_tilted() {
+  check_relative(12, -4, -24.358131035);
+  check_relative(40, -4, -29.471753591);
 }
 
 struct MvnCdfCase {
@@ -121,7 +127,7 @@ struct MvnCdfCase {
 const MvnCdfCase kMvnCdfCases[] = {
     {"mvn_cdf_small", check_small},     {"mvn_cdf_groups", check_groups},
     {"mvn_cdf_blocked", check_blocked}, {"mvn_cdf_completed", check_completed},
-    {"mvn_cdf_union", check_union},
+    {"mvn_cdf_union", check_union},     {"mvn_cdf_tilted", check_tilted},
 };
 
 }  // namespace shim_tests
