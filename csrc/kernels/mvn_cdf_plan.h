@@ -20,7 +20,7 @@ template <class scalar_t, int threads>
 struct MvnCdfPlan {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = threads;
-  static constexpr int kResidentBlocks = 256 / threads;  // all the registers that a thread can have
+  static constexpr int kResidentBlocks = 384 / threads;
 
   struct Shared {
     typename Block<threads>::Shared block;
