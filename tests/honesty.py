@@ -33,7 +33,9 @@ class Row:
     abs_tol: float
     prob: float
     complement: float
+    log_prob: float
     error: float
+    log_error: float
     status: int
     n_points: int
     n_active: int
