@@ -71,17 +71,19 @@ def mvn_cdf(
         lower: lower limits ``[..., n]``; none means minus infinity.
         mean: means ``[..., n]``; none means zero.
         abs_tol, rel_tol: a row is done when its error is at most
-            ``max(abs_tol, rel_tol * min(p, 1 - p))``.
+            ``max(abs_tol, rel_tol * min(p, 1 - p))``. So ``abs_tol=0, rel_tol=1e-3`` gives three
+            digits of either side; :func:`mvnrob.mvn_log_cdf` is the call for log p.
         max_points: most integrand evaluations per row (default ``8 * 2**17``); a row that ends with
             its tolerance unmet says so in ``status``, and one warning is raised.
         method: ``"auto"``; ``"sov"`` samples every variable that screening leaves (no completion,
-            no closed form); ``"closed_form"`` is exact and raises for a row that has more than three
+            no closed form, no tilt, no union); ``"closed_form"`` is exact and raises for a row that has more than three
             dependent variables.
         seed: int, or int64 ``[...]``, one per row. A row's answer depends on that row and its seed
             alone: not on the batch, its order, or the number of threads. It is the same to the bit
             on one build and SIMD level (:func:`mvnrob.simd_level`).
         compute_dtype: dtype of the sampled recursion (the factorisation is always float64). None
-            takes float32 when ``abs_tol >= 1e-5``, float64 otherwise.
+            takes float32 when ``abs_tol >= 1e-5``, float64 otherwise. Tilted samples need float64;
+            samples of the union always are.
         check: test that ``cov`` is finite, symmetric and positive semidefinite (eigenvalues) and
             raise naming the first bad row. Without it, a pivot that is negative beyond rounding
             makes that row NaN with status ``INDEFINITE``; a partial factorisation may not meet one.
@@ -107,7 +109,10 @@ def mvn_cdf(
     ``error`` bounds ``|prob - truth|`` with probability 99 % over the random shifts. It is the sum of
     a t-interval over 8 random shifts of the lattice, its miss probability spent over the looks at it;
     of half the certified mass of screened variables; and of what completion may leave out, at the
-    upper confidence limit of its bound. Closed forms (status ``EXACT``) state rounding. The rounding
+    upper confidence limit of its bound. Closed forms (status ``EXACT``) state rounding. Where p is
+    near 1 the plan may change to samples of the union of the events that a variable fails, whose
+    spread is that of 1 - p; where p < .05 and a relative tolerance asks for its digits, to tilted
+    ones. ``error`` is then that of the smaller side: ``prob`` near 1 is also rounded to its dtype. The rounding
     of the input is not in it: a float32 matrix is known to about 1e-7 an entry, so where it is
     within that of a singular one the answer is the singular one's, which can differ by the square
     root of that. A call cannot be interrupted from the keyboard; ``max_points`` bounds it.
@@ -136,7 +141,8 @@ def mvn_cdf(
 
     Sources: Genz (1992), J. Comput. Graph. Stat. 1(2) (separation of variables); Gibson, Glasbey and
     Elston (1994) (order); Hickernell (2002) (tent-transformed lattices); Genz (2004), Stat. Comput.
-    14 (n = 2 and 3); Plackett (1954), Biometrika 41 (gradient to cov).
+    14 (n = 2 and 3); Botev (2017), J. R. Stat. Soc. B 79 (tilt); Owen, Maximov and Chertkov (2019),
+    Electron. J. Stat. 13 (union); Plackett (1954), Biometrika 41 (gradient to cov).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.

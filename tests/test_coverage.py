@@ -4,6 +4,8 @@ All known-answer problems, fresh shifts for every row and seed, both tolerances,
 larger version, with more seeds and fresh problem parameters, is `python -m bench.coverage`.
 """
 
+import math
+
 import honesty
 import problems
 import pytest
@@ -73,8 +75,8 @@ def test_a_miss_is_seen():
     def row(off, error, status=honesty.CONVERGED):
         points = 0 if status == honesty.EXACT else 512
         return honesty.Row(
-            problem, 0, torch.float64, 1e-3, problem.prob + off, problem.complement - off, error,
-            status, points, problem.n, problem.n, 1e-12,
+            problem, 0, torch.float64, 1e-3, problem.prob + off, problem.complement - off,
+            math.log(problem.prob), error, error / problem.prob, status, points, problem.n, problem.n, 1e-12,
         )  # fmt: skip
 
     assert row(2e-4, 1e-4).miss and not row(0.9e-4, 1e-4).miss
