@@ -76,8 +76,13 @@ def count(arch="sm_90"):
             out[dtype][sampler] = found = {}
             for name, (text, divisor, mufu) in loops.items():
                 at = f"{file}:{line_of(f'csrc/kernels/{file}', text)} "
-                loop = next(x for x in graph.loops if sass.place(graph, x).startswith(at))
-                trip = sass.summary(graph.trip(loop, mufu and mufu[which]))
+                # Where samples may be tilted the loop comes twice; tilted draws take more MUFU.
+                trips = (
+                    graph.trip(x, mufu and mufu[which])
+                    for x in graph.loops
+                    if sass.place(graph, x).startswith(at)
+                )
+                trip = sass.summary(next(t for t in trips if t is not None))
                 found[name] = units(trip, trip.get(divisor, divisor))
     return out
 

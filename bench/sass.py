@@ -183,7 +183,7 @@ class Graph:
 
     def trip(self, loop, mufu=None):
         """Instructions of the longest way from the header to a latch, inner loops left out. With
-        `mufu`, of those ways with so many MUFU: the compiler merges branches of the source and
+        `mufu`, of those ways with so many MUFU (None if there is none): the compiler merges branches of the source and
         mixes up their line numbers, but not how many reciprocals and roots they take."""
         inner = {b for i in loop.inner for b in i.blocks}
         best = {}
@@ -203,7 +203,7 @@ class Graph:
             return best[b]
 
         ways = ways_from(loop.header, frozenset())
-        return max(ways.values(), key=len, default=[]) if mufu is None else ways[mufu]
+        return max(ways.values(), key=len, default=[]) if mufu is None else ways.get(mufu)
 
 
 def summary(instructions):
