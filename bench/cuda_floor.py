@@ -11,6 +11,7 @@ is the limiter and its cycles are the floor. No latency, launch, planning or mem
 so everything here is a prediction. Devices with another number of units need other CYCLES.
 """
 
+import argparse
 import json
 import time
 from pathlib import Path
@@ -162,6 +163,7 @@ def predictions(counts):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     counts = count()
     rounded = {
         d: {s: {p: {u: round(x, 3) for u, x in c.items()} for p, c in v.items()} for s, v in k.items()}

@@ -130,6 +130,9 @@ find_tool() {
   return 1
 }
 
+# Timings are read as they come; of the other sections only what went wrong.
+show() { if [[ $1 == time ]]; then cat; else cat >/dev/null; fi; }
+
 scaled() { awk -v x="$1" -v f="${MVNROB_GPU_LIMIT:-1}" 'BEGIN { printf "%d", x * f }'; }
 
 # `timeout` needs a program: the script calls itself for one section.
@@ -146,11 +149,8 @@ for section in "${sections[@]}"; do
   echo "== $section (at most $(scaled "${limit[$section]}") s)"
   start=$SECONDS
   file=$out/${log[$section]}
-  # Timings are read as they come; of the other sections only what went wrong.
-  shown=/dev/null
-  [[ $section == time ]] && shown=/dev/stdout
   MVNROB_GPU_SECTION=$section timeout -k 10 "$(scaled "${limit[$section]}")" \
-    bash "$root/bench/gpu.sh" "$out" 2>&1 | tee "$file" >"$shown"
+    bash "$root/bench/gpu.sh" "$out" 2>&1 | tee "$file" | show "$section"
   status=${PIPESTATUS[0]}
   case $status in
     0) result[$section]=passed ;;

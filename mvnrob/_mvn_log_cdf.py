@@ -32,8 +32,8 @@ def mvn_log_cdf(
     the failures (Owen, Maximov and Chertkov 2019, Electron. J. Stat. 13). Both are float64 inside
     whatever the input.
 
-    Differentiable once, through p: where p itself is below the range of the dtype the gradient is
-    NaN. Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
+    Differentiable once, through p: where p itself is below the normal range of the dtype the gradient
+    is NaN or infinite. Messages are those of ``mvn_cdf``. Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
     """
     result = mvn_cdf(
         upper,

@@ -65,7 +65,7 @@ inline void draw_tilted(const Tile<double>& tile, double* y, double tilt, uint32
     V w, wc, e, ec, z;
     math::lattice_point<V>(index, generator, shift, w, wc);
     const V lower = V::load(tile.lower + at) - mu, upper = V::load(tile.upper + at) - mu;
-    math::step_interval<V>(lower, upper, w, wc, e, ec, z);
+    math::step_interval<V, true>(lower, upper, w, wc, e, ec, z);
     (z + mu).store(y + at);
     // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
     const V loss = math::fma(half, math::minus_two_log_interval<V>(lower, upper) + mu * mu, mu * z);

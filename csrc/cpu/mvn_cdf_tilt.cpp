@@ -27,10 +27,14 @@ void Tilt::find(const Factor& factor) {
   }
   mu_ = best;
   forward(factor);
+  tilted_ = plan::is_saddle(search.best, found_.log_unit);
+  if (tilted_) return;
+  mu_.assign(pivots, 0.0);
+  found_ = {};
 }
 
 void Tilt::forward(const Factor& f) {
-  log_unit_ = 0;
+  found_ = {};
   for (size_t j = 0; j < mu_.size(); ++j) {
     plan::Bounds all{-HUGE_VAL, HUGE_VAL};
     upper_[j].row = lower_[j].row = int64_t(j);
@@ -47,7 +51,11 @@ void Tilt::forward(const Factor& f) {
     upper_[j].slope = s.by_upper;
     lower_[j].slope = s.by_lower;
     y_[j] = mu + plan::mean_from(s);
-    log_unit_ += s.log_mass + mu * (0.5 * mu - y_[j]);
+    found_.log_unit += s.log_mass + mu * (0.5 * mu - y_[j]);
+    found_.by_rounding += s.sensitivity(all.lower - mu, all.upper - mu);
+    if (upper_[j].row != int64_t(j) || lower_[j].row != int64_t(j))
+      found_.by_groups += s.by_upper / std::abs(f.entry(upper_[j].row, int64_t(j))) -
+                          s.by_lower / std::abs(f.entry(lower_[j].row, int64_t(j)));
   }
 }
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cpu/mvn_cdf_factor.h"
+#include "plan/tilt.h"
 
 namespace mvnrob {
 
@@ -11,7 +12,8 @@ class Tilt {
   void find(const Factor& factor);
 
   const std::vector<double>& of_pivots() const { return mu_; }
-  double log_unit() const { return log_unit_; }  // psi at the saddle point
+  const plan::FoundTilt& found() const { return found_; }
+  bool is_tilted() const { return tilted_; }  // false: no saddle point, nothing is tilted
 
  private:
   // A row that bounds a pivot at the present y, and d ln P by that bound.
@@ -25,7 +27,8 @@ class Tilt {
   std::vector<double> mu_, y_, residual_;
   std::vector<Active> upper_, lower_;
   std::vector<std::vector<int64_t>> groups_;
-  double log_unit_ = 0;
+  plan::FoundTilt found_;
+  bool tilted_ = false;
 };
 
 }  // namespace mvnrob

@@ -127,7 +127,7 @@ struct Sample {
     scalar_t w, wc, e, ec, z;
     math::lattice_point<scalar_t>(point, generator, shift, w, wc);
     const scalar_t a = lower - mu, b = upper - mu;
-    math::step_interval<scalar_t>(a, b, w, wc, e, ec, z);
+    math::step_interval<scalar_t, true>(a, b, w, wc, e, ec, z);
     // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
     value -=
         math::fma(scalar_t(0.5), math::minus_two_log_interval<scalar_t>(a, b) + mu * mu, mu * z);

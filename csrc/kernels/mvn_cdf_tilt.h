@@ -40,8 +40,13 @@ class TiltFinder {
     }
     for (int k = block_.thread(); k < pivots_; k += threads) mu[k] = best[k];
     block_.sync();
-    const double log_unit = forward();
-    if (block_.thread() == 0) s_.plan.log_unit = log_unit;
+    plan::FoundTilt found = forward();
+    const bool has_saddle = plan::is_saddle(search.best, found.log_unit);
+    if (!has_saddle) {
+      for (int k = block_.thread(); k < pivots_; k += threads) mu[k] = 0;
+      found = {};
+    }
+    if (block_.thread() == 0) plan::tilt_found(s_.plan, found, has_saddle);
     block_.sync();
   }
 
@@ -56,11 +61,11 @@ class TiltFinder {
   MVNROB_DEVICE double entry(int i, int l) const { return m_.factor()[int64_t(l) * size_ + i]; }
 
   // psi at the present mu; slopes and active rows of every pivot.
-  MVNROB_DEVICE_FN double forward() {
+  MVNROB_DEVICE_FN plan::FoundTilt forward() {
     double* sums = m_.scratch();  // of each row, over the y's known
     for (int i = block_.thread(); i < size_; i += threads) sums[i] = 0;
     block_.sync();
-    double log_unit = 0;
+    plan::FoundTilt found;
     for (int j = 0; j < pivots_; ++j) {
       Indexed upper{HUGE_VAL, j}, lower{HUGE_VAL, j};  // of the lower bounds: their negatives
       const auto bound = [&](int i) {
@@ -79,7 +84,13 @@ class TiltFinder {
       const double mu = m_.tilt()[j];
       const plan::IntervalSlopes s = plan::interval_slopes(-lower.key - mu, upper.key - mu);
       const double y = mu + plan::mean_from(s);
-      log_unit += s.log_mass + mu * (0.5 * mu - y);
+      found.log_unit += s.log_mass + mu * (0.5 * mu - y);
+      found.by_rounding += s.sensitivity(-lower.key - mu, upper.key - mu);
+      if (grouped_)
+        found.by_groups += (upper.index == j && lower.index == j)
+                               ? 0.0
+                               : s.by_upper / ::fabs(entry(upper.index, j)) -
+                                     s.by_lower / ::fabs(entry(lower.index, j));
       if (block_.thread() == 0) {
         slope(0)[j] = s.by_upper;
         slope(1)[j] = s.by_lower;
@@ -90,7 +101,7 @@ class TiltFinder {
       for (int i = j + 1 + block_.thread(); i < size_; i += threads) sums[i] += entry(i, j) * y;
       block_.sync();
     }
-    return log_unit;
+    return found;
   }
 
   // The residual and its norm.

@@ -48,12 +48,20 @@ MVNROB_HD Tail<T> tail_at(T a, T m) {
   return {m, select(a > T(float_format<S>::tail_end), T(S(0)), tail), hi};
 }
 
-// -|Phi^-1(p)| from l^2 = -2 ln p.
-template <class T>
+// -|Phi^-1(p)| from l^2 = -2 ln p. The fit ends where p does in its format; `far` goes on by a
+// Newton step on x^2 - 2 ln M(x) = l^2, in double.
+template <bool far = false, class T>
 MVNROB_HD T ndtri_from_square(T square) {
   using S = scalar_t<T>;
   const T l = root(square);
-  return quotient(coefs::gap_num(l, S(0)), coefs::gap_den(l, S(0))) - l;
+  const T x = l - quotient(coefs::gap_num(l, S(0)), coefs::gap_den(l, S(0)));
+  if constexpr (far) {
+    const T m = mills(x);
+    const T half_root_two_pi(S(1.2533141373155002512));
+    const T better = fma(minus_two_log(m, x * x - square), -half_root_two_pi * m, x);
+    return -select(l > T(S(36)), better, x);
+  }
+  return -x;
 }
 
 }  // namespace detail
@@ -149,7 +157,8 @@ MVNROB_HD void step_upper(T t, T w, T wc, T& e, T& ec, T& y) {
 // e = E (M(-b) - r M(-a)) and Phi^-1 sees t^2 - 2 ln as in step_upper; for b > 0
 // ec = E (M(b) + r M(-a)) and the smaller of the two convex combinations enters.
 // e is exact to rounding relative to Phi(b), not to itself when the interval is narrow.
-template <class T>
+// With `far_tails`, y is right beyond 37 standard deviations too.
+template <class T, bool far_tails = false>
 MVNROB_HD void step_interval(T a, T b, T w, T wc, T& e, T& ec, T& y) {
   using S = scalar_t<T>;
   using F = float_format<S>;
@@ -184,13 +193,14 @@ MVNROB_HD void step_interval(T a, T b, T w, T wc, T& e, T& ec, T& y) {
   const T p = fma(wc1, tail_a, w1 * (one - tail_b));
   const T q = fma(w1, tail_b, wc1 * (one - tail_a));
   const T v = select(straddles, min(p, q), fma(w1, mb, wc1 * ma));
-  const T z = detail::ndtri_from_square(minus_two_log(v, select(straddles, zero, hi)));
+  const T z = detail::ndtri_from_square<far_tails>(minus_two_log(v, select(straddles, zero, hi)));
   const T signed_z = select(straddles, select(q < p, -z, z), z);
   y = select(reflect, -signed_z, signed_z);
 }
 
-// -2 ln(Phi(b) - Phi(a)) for a < b, by the same parts as step_interval: no underflow however far
-// out. 1e6 where the interval is empty.
+// -2 ln(Phi(b) - Phi(a)), by the same parts as step_interval: no underflow however far out, and the
+// midpoint rule with its second-order term where the difference would cancel. Infinite where the
+// interval is empty.
 template <class T>
 MVNROB_HD T minus_two_log_interval(T a, T b) {
   using S = scalar_t<T>;
@@ -206,13 +216,21 @@ MVNROB_HD T minus_two_log_interval(T a, T b) {
   square(b_abs, hi, lo);
   const T mb = detail::mills(b_abs);
   const T drop = (a1 - b_abs) * (a1 + b_abs);
-  const T ma = select(drop > T(F::square_end), zero, times_exp_half(detail::mills(a1), drop, zero));
+  const T ma = select((drop > T(F::square_end)) | (a1 >= far), zero,
+                      times_exp_half(detail::mills(a1), drop, zero));
   const auto gone = b_abs > T(F::tail_end);
   const T tails = select(gone, zero, times_exp_half(mb + ma, hi, lo));  // of a straddling interval
   const T inner = select(straddles, one - tails, mb - ma);
-  const T value = minus_two_log(max(T(F::tiny), inner), select(straddles, zero, hi)) +
-                  select(straddles, zero, lo);
-  return select((a < b) & (inner > zero), value, T(S(1e6)));
+  const T wide = minus_two_log(max(T(F::tiny), inner), select(straddles, zero, hi)) +
+                 select(straddles, zero, lo);
+  // phi(c) w (1 + (c^2 - 1) w^2 / 24), c the centre; ln(2 pi) = 1.8378770664093454836
+  const T width = upper - lower, centre = T(S(0.5)) * (upper + lower), cc = centre * centre;
+  const T bend = fma((cc - one) * width, width * T(S(1.0 / 24)), one);
+  const T narrow = minus_two_log(max(T(F::tiny), width * bend), cc + T(S(1.8378770664093454836)));
+  const auto is_narrow = width * max(one, abs(centre)) < T(S(2e-3));
+  const T value = select(is_narrow, narrow, wide);
+  const T never = T(S(HUGE_VAL));
+  return select((a < b) & (is_narrow | (inner > zero)), value, never);
 }
 
 namespace detail {

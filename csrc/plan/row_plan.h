@@ -10,6 +10,7 @@
 #include "plan/confidence.h"
 #include "plan/estimate.h"
 #include "plan/options.h"
+#include "plan/tilt.h"
 
 namespace mvnrob::plan {
 
@@ -50,6 +51,9 @@ struct RowPlan {
   bool tilted = false;           // samples are tilted, their weights in units of exp(log_unit)
   bool only_samples = false;     // closed forms have not the digits that are asked for
   double log_unit = 0;
+  bool has_saddle = false;                   // otherwise "tilted" samples are plain ones
+  double by_rounding = 0, by_groups = 0;     // FoundTilt
+  double plain_low = 0, plain_high = 1;      // what plain samples said of p
   int64_t points = 0, next = 0;              // of each shift: sampled, to be sampled
   int64_t n_points = 0;                      // all shifts and plans together
   int32_t pilot_looks = 0, later_looks = 0;  // one budget of confidence for all plans of the row
@@ -303,6 +307,14 @@ MVNROB_HD_FN Step go_on(RowPlan& plan, const RowOptions& options, const Quantile
   return detail::sample_to(plan, options, detail::next_points(plan, e, t, t_next, allowed));
 }
 
+// The backend has looked for the tilt.
+MVNROB_HD void tilt_found(RowPlan& plan, const FoundTilt& found, bool has_saddle) {
+  plan.log_unit = found.log_unit;
+  plan.has_saddle = has_saddle;
+  plan.by_rounding = found.by_rounding;
+  plan.by_groups = found.by_groups;
+}
+
 // The same for tilted samples: everything in units of exp(log_unit).
 MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
                                    const Quantiles& quantiles, const FactorFacts& facts,
@@ -312,16 +324,33 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
   const double unit = ::exp(plan.log_unit);  // may underflow
   const double allowed_of_value = options.rel_tol * e.value;
   plan.tolerance = allowed_of_value * unit;
-  // ln of the weight is a sum of that size; skipped and neglected variables act on p itself.
-  double relative = 1e-12 + 1e-15 * ::fabs(plan.log_unit);
+  // ln of the weight is a sum of that size; skipped variables act on p itself.
+  double relative = 1e-12 + 1e-15 * (::fabs(plan.log_unit) + plan.by_rounding);
   if (!facts.exhausted) relative += plan.skipped;
-  if (facts.neglected > 0 && facts.entry_error <= facts.double_error)
-    relative += ::sqrt(2 * ::log(2.0 * facts.variables) * facts.neglected) *
-                ::sqrt(double(facts.variables) * (1 + 2 * ::fabs(plan.log_unit)));
   e.error += relative * e.value;
+  if (facts.neglected > 0) {
+    // Limits move by `shift`. Absolutely that is never more than for plain samples; relative to p,
+    // the slopes at the saddle point say it, to first order.
+    const double shift = ::sqrt(2 * ::log(2.0 * facts.variables) * facts.neglected);
+    const double absolute = detail::neglected(plan, facts) / unit;
+    const double by_slopes = facts.entry_error > facts.double_error ? 0.0
+                             : plan.has_saddle ? 2 * shift * plan.by_groups * e.value
+                                               : HUGE_VAL;
+    e.error += math::min(by_slopes, absolute == absolute ? absolute : 0.0);
+  }
   // A weight is about 1 at the most; few that carry the sum say little of those not met.
-  if (e.effective < 50)
+  if (!(e.effective >= 50))
     e.error = math::max(e.error, 12.4 / (double(kShifts) * double(plan.points)));
+  // What plain samples said holds for tilted ones too.
+  if (unit > 0) {
+    e.error = math::max(e.error, plan.plain_low / unit - e.value);
+    e.error = math::max(e.error, e.value - plan.plain_high / unit);
+  }
+  if (!(e.value < HUGE_VAL) || !(e.value > 0) || !(e.error < HUGE_VAL)) {  // nothing new is known
+    plan.log_unit = 0;
+    e.value = 0;
+    e.error = plan.plain_high;
+  }
   detail::keep(plan, e);
   if (plan.dropped > 0 && (unit == 0 || detail::screens_too_much(plan)))
     return detail::screen_less(plan);
@@ -360,7 +389,11 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
     return Step::factor;
   }
   if (detail::wants_tilt(plan, options, e)) {
+    // With all pivots: rows that complete would be as improbable as the pivots, and are not tilted.
     plan.tilted = true;
+    plan.target = plan.kept;
+    plan.plain_low = math::max(e.value - e.error, 0.0);
+    plan.plain_high = e.value + e.error;
     return Step::factor;
   }
   return go_on(plan, options, quantiles, facts, e, t, allowed);
@@ -385,7 +418,7 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
   const double relative =
       small_complement ? r.error / r.prob : (e.error + (half > 0 ? half / unit : 0.0)) / e.value;
   r.log_error = e.error == 0 && half == 0 ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
-  if (plan.best_log_value == plan.best_log_value && !small_complement) {
+  if (plan.best_log_value == plan.best_log_value && !small_complement && half == 0) {
     r.log_prob = plan.best_log_value;
     r.log_error = math::min(r.log_error, 4e-15 * (plan.kept + ::fabs(r.log_prob)));
   }

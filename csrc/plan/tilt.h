@@ -13,7 +13,7 @@
 
 namespace mvnrob::plan {
 
-constexpr int kTiltPasses = 50;
+constexpr int kTiltPasses = 200;
 constexpr double kTiltResidual = 1e-2;  // below it the weights no longer change
 
 // How far to go from the best mu along its residual.
@@ -34,11 +34,32 @@ struct TiltSearch {
 struct IntervalSlopes {
   double log_mass;
   double by_upper, by_lower;  // phi(upper) / P, -phi(lower) / P
+
+  // Change of ln P for a relative rounding of one in the limits.
+  MVNROB_HD double sensitivity(double lower, double upper) const {
+    return (by_upper > 0 ? by_upper * (1 + ::fabs(upper)) : 0.0) -
+           (by_lower < 0 ? by_lower * (1 + ::fabs(lower)) : 0.0);
+  }
 };
+
+// What the search has found.
+struct FoundTilt {
+  double log_unit = 0;  // psi at the saddle point
+  // Of ln p: by the limits' rounding, and by moving the limits of pivots that bound other rows.
+  double by_rounding = 0, by_groups = 0;
+};
+
+// Residual up to which mu is taken for the saddle point, where psi cannot be positive (mu = 0 gives
+// the logarithm of a product of probabilities). Otherwise samples stay plain: weights far from each
+// other would know nothing of what they miss.
+constexpr double kTiltAccepted = 0.1;
+MVNROB_HD bool is_saddle(double residual, double log_unit) {
+  return residual <= kTiltAccepted && log_unit <= 0 && log_unit > -1e300;
+}
 
 MVNROB_HD_FN IntervalSlopes interval_slopes(double lower, double upper) {
   constexpr double kHalfLogTwoPi = 0.91893853320467274178;
-  if (!(lower < upper)) return {-5e5, 0, 0};
+  if (!(lower < upper)) return {-HUGE_VAL, 0, 0};
   const double log_mass = -0.5 * math::minus_two_log_interval<double>(lower, upper);
   const auto slope = [&](double x) {
     return ::fabs(x) < 1e8 ? ::exp(-0.5 * x * x - kHalfLogTwoPi - log_mass) : 0.0;
