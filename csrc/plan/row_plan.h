@@ -346,16 +346,18 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
     e.error = math::max(e.error, plan.plain_low / unit - e.value);
     e.error = math::max(e.error, e.value - plan.plain_high / unit);
   }
-  if (!(e.value < HUGE_VAL) || !(e.value > 0) || !(e.error < HUGE_VAL)) {  // nothing new is known
-    plan.log_unit = 0;
+  if (e.value > 0 && e.value < HUGE_VAL && e.error < HUGE_VAL) {
+    detail::keep(plan, e);
+  } else {  // nothing new is known
     e.value = 0;
     e.error = plan.plain_high;
+    detail::keep(plan, e);
+    plan.best_log_unit = 0;
   }
-  detail::keep(plan, e);
   if (plan.dropped > 0 && (unit == 0 || detail::screens_too_much(plan)))
     return detail::screen_less(plan);
   const double allowed = allowed_of_value - (plan.dropped > 0 ? 0.5 * plan.dropped / unit : 0.0);
-  if (e.error <= allowed) {
+  if (e.value > 0 && e.error <= allowed) {
     plan.status = Status::converged;
     return Step::done;
   }
