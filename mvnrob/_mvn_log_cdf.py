@@ -30,7 +30,8 @@ def mvn_log_cdf(
     Small p come from tilted samples (Botev 2017, J. R. Stat. Soc. B 79), whose weights are kept as
     logarithms: -6,000 in 99 dimensions is as good as -6. p near 1 come from samples of the union of
     the failures (Owen, Maximov and Chertkov 2019, Electron. J. Stat. 13). Both are float64 inside
-    whatever the input.
+    whatever the input. Where no saddle point of the tilt is found (nearly singular covariances)
+    samples stay plain, and ``log_error``, then often infinite, and ``status`` say what they know.
 
     Differentiable once, through p: where p itself is below the normal range of the dtype the gradient
     is NaN or infinite. Messages are those of ``mvn_cdf``. Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.

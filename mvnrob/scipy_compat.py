@@ -108,8 +108,9 @@ class MultivariateNormal(_Delegating):
     ):
         """Logarithm of :meth:`cdf`, with its arguments, errors and cost.
 
-        Computed from 1 - p where p is near 1. Its error is that of ``cdf`` divided by it: where p is
-        small ask for ``abseps=0`` and ``releps``. -inf where p is below about 1e-300. Complex, as in
+        Computed from 1 - p where p is near 1. Its error is that of ``cdf`` divided by it: with
+        ``abseps=0`` and a ``releps`` it is right however small p is, with the default ``abseps`` only
+        while p is well above that. Complex, as in
         SciPy, if swapped limits make any result of ``cdf`` negative.
         """
         parameters = _parameters(mean, cov, allow_singular)

@@ -19,7 +19,7 @@ from test_cuda import AGREEMENT, pivot_order, standard_form
 from test_mvn_cdf import EDGES, equicorrelated, random_problem
 from test_mvn_cdf_union import problem as union_problem
 
-from mvnrob import Status, mvn_cdf
+from mvnrob import Status, bvn_cdf, mvn_cdf
 
 sys.path.insert(0, str(Path(__file__).parent / "native"))
 import native_build
@@ -32,7 +32,7 @@ MAX_POINTS = 8 * 2**14
 @pytest.fixture(scope="module")
 def shim():
     isa = next(isa for isa in ("avx2", "generic") if not native_build.missing_features(isa))
-    return native_build.load("shim_mvn_cdf_bindings.cpp", isa)
+    return native_build.load("shim_kernel_bindings.cpp", isa)
 
 
 def array(t):
@@ -283,6 +283,18 @@ def test_indefinite_and_rounded_to_float32(shim):
     upper = torch.linspace(0.5, 2, 7).double()[None]
     assert_agree(by_kernels(shim, upper, rounded[None]), by_cpu(upper, rounded[None]))
     assert by_kernels(shim, upper, rounded[None]).status[0] == Status.CONVERGED
+
+
+# ---- bvn_cdf ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 127, 128, 129, 300])
+def test_bvn_cdf(shim, n, blocks):
+    rng = np.random.default_rng(n)
+    h, k, rho = 2 * rng.normal(size=n), 2 * rng.normal(size=n), rng.uniform(-1, 1, n)
+    expected = bvn_cdf(*(torch.from_numpy(x) for x in (h, k, rho))).numpy()
+    assert shim.bvn_cdf(h, k, rho, blocks) == pytest.approx(expected, abs=1e-15)
 
 
 # ---- independence of everything but the row ------------------------------------------------------

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "checks.h"
+#include "cuda/errors.h"
 
 namespace mvnrob {
 
@@ -15,9 +16,12 @@ Tensor bvn_cdf_cuda(const Tensor& h_in, const Tensor& k_in, const Tensor& rho_in
   Tensor out = torch::stable::empty_like(h);
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(h.get_device_index(), &stream));
-  STD_CUDA_CHECK(cuda::launch_bvn_cdf(h.const_data_ptr<double>(), k.const_data_ptr<double>(),
-                                      rho.const_data_ptr<double>(), out.mutable_data_ptr<double>(),
-                                      h.numel(), static_cast<cudaStream_t>(stream)));
+  cuda::check(
+      "bvn_cdf",
+      cuda::launch_bvn_cdf(h.const_data_ptr<double>(), k.const_data_ptr<double>(),
+                           rho.const_data_ptr<double>(), out.mutable_data_ptr<double>(), h.numel(),
+                           h.get_device_index(), static_cast<cudaStream_t>(stream)),
+      "take the launch");
   return out;
 }
 

@@ -1,18 +1,36 @@
-// Body of the bvn_cdf kernel.
+// The kernel of bvn_cdf.
 //
 // Mapping: one element per thread, grid-stride. Limiter: issue, of which sm_90 takes 3424
 // instructions in all branches together, 1212 of them FP64 (share reached: not measured); the 32
 // bytes of an element are nothing beside that.
 #pragma once
-#include <cstdint>
-
+#include "kernels/device.h"
 #include "math/bivariate.h"
 
 namespace mvnrob::kernels {
 
-MVNROB_HD void bvn_cdf(const double* h, const double* k, const double* rho, double* out, int64_t n,
-                       int64_t first, int64_t stride) {
-  for (int64_t i = first; i < n; i += stride) out[i] = math::bvn_cdf(h[i], k[i], rho[i]);
-}
+struct BvnCdfArgs {
+  const double *h, *k, *rho;
+  double* out;
+  int64_t n;
+};
+
+struct BvnCdf {
+  using Args = BvnCdfArgs;
+  static constexpr int kThreads = 128;
+  static constexpr int kResidentBlocks = 8;
+  static constexpr int64_t kMaxBlocks = 65535;
+
+  static unsigned blocks(int64_t n) {
+    const int64_t wanted = (n + kThreads - 1) / kThreads;
+    return unsigned(wanted < kMaxBlocks ? wanted : kMaxBlocks);
+  }
+
+  static MVNROB_DEVICE_FN void run(const Args& a) {
+    const int64_t stride = int64_t(gridDim.x) * blockDim.x;
+    for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < a.n; i += stride)
+      a.out[i] = math::bvn_cdf(a.h[i], a.k[i], a.rho[i]);
+  }
+};
 
 }  // namespace mvnrob::kernels

@@ -133,9 +133,9 @@ class RowMemory {
   MVNROB_DEVICE SampleSums* slots() const { return at<SampleSums>(layout_.slots); }
   // of the union's events: the variables above their upper limits, then below their lower ones
   MVNROB_DEVICE double* event_mass() const { return at<double>(layout_.event_mass); }
+  MVNROB_DEVICE double* event_share() const { return at<double>(layout_.event_share); }
   // of each pivot, then what finding it needs; see mvn_cdf_tilt.h
   MVNROB_DEVICE double* tilt() const { return at<double>(layout_.tilt); }
-  MVNROB_DEVICE double* event_share() const { return at<double>(layout_.event_share); }
 
  private:
   template <class T>

@@ -149,6 +149,40 @@ MVNROB_HD void step_upper(T t, T w, T wc, T& e, T& ec, T& y) {
   y = select(q < p, -z, z);
 }
 
+namespace detail {
+
+// What an interval's functions are made of: reflected if its midpoint is positive, so that
+// a <= -|b|; then Phi(-|b|) = E mb and Phi(a) = E ma with E = exp(-b^2 / 2), b^2 = hi + lo.
+template <class T>
+struct IntervalParts {
+  using Mask = decltype(T(scalar_t<T>(0)) > T(scalar_t<T>(0)));
+  Mask reflect, straddles, gone;  // gone: E is below the smallest normal number
+  T hi, lo, mb, ma;
+
+  MVNROB_HD IntervalParts(T a, T b) {
+    using S = scalar_t<T>;
+    using F = float_format<S>;
+    const T zero(S(0)), far(F::far);
+    // Operand order lets a NaN in either limit through.
+    const T lower = max(-far, min(far, min(b, a)));
+    const T upper = max(-far, min(far, max(a, b)));
+    reflect = lower + upper > zero;
+    const T a_abs = -select(reflect, -upper, lower);
+    const T b_signed = select(reflect, -lower, upper);
+    const T b_abs = abs(b_signed);
+    straddles = b_signed > zero;
+    gone = b_abs > T(F::tail_end);
+    square(b_abs, hi, lo);
+    mb = mills(b_abs);
+    const T drop = (a_abs - b_abs) * (a_abs + b_abs);
+    // What is cut off at `far` counts as infinite.
+    ma = select((drop > T(F::square_end)) | (a_abs >= far), zero,
+                times_exp_half(mills(a_abs), drop, zero));
+  }
+};
+
+}  // namespace detail
+
 // The same between two limits a <= b: e = Phi(b) - Phi(a), ec = 1 - e,
 // y = Phi^-1(Phi(a) + w e). a >= b gives e = 0, ec = 1 and a finite y.
 //
@@ -161,30 +195,15 @@ MVNROB_HD void step_upper(T t, T w, T wc, T& e, T& ec, T& y) {
 template <class T, bool far_tails = false>
 MVNROB_HD void step_interval(T a, T b, T w, T wc, T& e, T& ec, T& y) {
   using S = scalar_t<T>;
-  using F = float_format<S>;
-  const T zero(S(0)), one(S(1)), far(F::far);
-  // Operand order lets a NaN in either limit through.
-  const T lower = max(-far, min(far, min(b, a)));
-  const T upper = max(-far, min(far, max(a, b)));
-  const auto reflect = lower + upper > zero;
-  const T a1 = -select(reflect, -upper, lower);  // |a| of the reflected interval
-  const T b1 = select(reflect, -lower, upper);
-  const T w1 = select(reflect, wc, w);
-  const T wc1 = select(reflect, w, wc);
-  const T b_abs = abs(b1);
-  const auto straddles = b1 > zero;
-
-  T hi, lo;
-  square(b_abs, hi, lo);
-  const T mb = detail::mills(b_abs);
-  const T drop = (a1 - b_abs) * (a1 + b_abs);
-  const T ma = select(drop > T(F::square_end), zero,
-                      times_exp_half(detail::mills(a1), drop, zero));  // r M(-a)
-  const auto gone = b_abs > T(F::tail_end);
-  const T scale = select(gone, zero, times_exp_half(one, hi, lo));  // E
-  const T tail_b = scale * mb;                                      // Phi(-|b|)
-  const T tail_a = scale * ma;                                      // Phi(a)
-  const T small = scale * (mb + select(straddles, ma, -ma));
+  const T zero(S(0)), one(S(1));
+  const detail::IntervalParts<T> parts(a, b);
+  const auto straddles = parts.straddles;
+  const T w1 = select(parts.reflect, wc, w);
+  const T wc1 = select(parts.reflect, w, wc);
+  const T scale = select(parts.gone, zero, times_exp_half(one, parts.hi, parts.lo));  // E
+  const T tail_b = scale * parts.mb;                                                  // Phi(-|b|)
+  const T tail_a = scale * parts.ma;                                                  // Phi(a)
+  const T small = scale * (parts.mb + select(straddles, parts.ma, -parts.ma));
   const T large = one - small;
   const auto empty = a >= b;
   e = select(empty, zero, select(straddles, large, small));
@@ -192,10 +211,11 @@ MVNROB_HD void step_interval(T a, T b, T w, T wc, T& e, T& ec, T& y) {
 
   const T p = fma(wc1, tail_a, w1 * (one - tail_b));
   const T q = fma(w1, tail_b, wc1 * (one - tail_a));
-  const T v = select(straddles, min(p, q), fma(w1, mb, wc1 * ma));
-  const T z = detail::ndtri_from_square<far_tails>(minus_two_log(v, select(straddles, zero, hi)));
+  const T v = select(straddles, min(p, q), fma(w1, parts.mb, wc1 * parts.ma));
+  const T z =
+      detail::ndtri_from_square<far_tails>(minus_two_log(v, select(straddles, zero, parts.hi)));
   const T signed_z = select(straddles, select(q < p, -z, z), z);
-  y = select(reflect, -signed_z, signed_z);
+  y = select(parts.reflect, -signed_z, signed_z);
 }
 
 // -2 ln(Phi(b) - Phi(a)), by the same parts as step_interval: no underflow however far out, and the
@@ -206,23 +226,13 @@ MVNROB_HD T minus_two_log_interval(T a, T b) {
   using S = scalar_t<T>;
   using F = float_format<S>;
   const T zero(S(0)), one(S(1)), far(F::far);
+  const detail::IntervalParts<T> parts(a, b);
+  const auto straddles = parts.straddles;
+  const T tails = select(parts.gone, zero, times_exp_half(parts.mb + parts.ma, parts.hi, parts.lo));
+  const T inner = select(straddles, one - tails, parts.mb - parts.ma);
+  const T wide = minus_two_log(max(T(F::tiny), inner), select(straddles, zero, parts.hi)) +
+                 select(straddles, zero, parts.lo);
   const T lower = max(-far, min(far, a)), upper = max(-far, min(far, b));
-  const auto reflect = lower + upper > zero;
-  const T a1 = -select(reflect, -upper, lower);
-  const T b1 = select(reflect, -lower, upper);
-  const T b_abs = abs(b1);
-  const auto straddles = b1 > zero;
-  T hi, lo;
-  square(b_abs, hi, lo);
-  const T mb = detail::mills(b_abs);
-  const T drop = (a1 - b_abs) * (a1 + b_abs);
-  const T ma = select((drop > T(F::square_end)) | (a1 >= far), zero,
-                      times_exp_half(detail::mills(a1), drop, zero));
-  const auto gone = b_abs > T(F::tail_end);
-  const T tails = select(gone, zero, times_exp_half(mb + ma, hi, lo));  // of a straddling interval
-  const T inner = select(straddles, one - tails, mb - ma);
-  const T wide = minus_two_log(max(T(F::tiny), inner), select(straddles, zero, hi)) +
-                 select(straddles, zero, lo);
   // phi(c) w (1 + (c^2 - 1) w^2 / 24), c the centre; ln(2 pi) = 1.8378770664093454836
   const T width = upper - lower, centre = T(S(0.5)) * (upper + lower), cc = centre * centre;
   const T bend = fma((cc - one) * width, width * T(S(1.0 / 24)), one);

@@ -324,10 +324,8 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
   const double unit = ::exp(plan.log_unit);  // may underflow
   const double allowed_of_value = options.rel_tol * e.value;
   plan.tolerance = allowed_of_value * unit;
-  // ln of the weight is a sum of that size; skipped variables act on p itself.
-  double relative = 1e-12 + 1e-15 * (::fabs(plan.log_unit) + plan.by_rounding);
-  if (!facts.exhausted) relative += plan.skipped;
-  e.error += relative * e.value;
+  // ln of the weight is a sum of that size. All variables are pivots: nothing is skipped.
+  e.error += (1e-12 + 1e-15 * (::fabs(plan.log_unit) + plan.by_rounding)) * e.value;
   if (facts.neglected > 0) {
     // Limits move by `shift`. Absolutely that is never more than for plain samples; relative to p,
     // the slopes at the saddle point say it, to first order.

@@ -190,6 +190,13 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
     math::step_interval(x[0], x[1], x[2], x[3], y[0], y[1], y[2]);
   });
 
+  define<4, 3>(m, "step_interval_far", [](const auto* x, auto* y) {
+    using T = std::decay_t<decltype(x[0])>;
+    math::step_interval<T, true>(x[0], x[1], x[2], x[3], y[0], y[1], y[2]);
+  });
+  define<2, 1>(m, "minus_two_log_interval",
+               [](const auto* x, auto* y) { y[0] = math::minus_two_log_interval(x[0], x[1]); });
+
   define<1, 2>(m, "square", [](const auto* x, auto* y) { math::square(x[0], y[0], y[1]); });
   define<2, 1>(m, "minus_two_log",
                [](const auto* x, auto* y) { y[0] = math::minus_two_log(x[0], x[1]); });

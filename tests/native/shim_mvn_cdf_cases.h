@@ -1,5 +1,6 @@
 // mvn_cdf's kernels on problems with known answers, for the sanitizers; a wrong answer throws.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <stdexcept>
@@ -10,6 +11,48 @@
 
 namespace shim_tests {
 
+// One call of mvn_cdf and its results; every row has the same limits and covariance.
+template <class T>
+struct Call {
+  std::vector<T> upper, lower, cov, prob, complement, error, log_prob, log_error;
+  std::vector<int64_t> seed, status, points, active, pivots;
+  mvnrob::kernels::MvnCdfArgs args{};
+
+  Call(int64_t rows, int64_t n)
+      : upper(rows * n),
+        lower(rows * n),
+        cov(n * n),
+        prob(rows),
+        complement(rows),
+        error(rows),
+        log_prob(rows),
+        log_error(rows),
+        seed(rows),
+        status(rows),
+        points(rows),
+        active(rows),
+        pivots(rows) {
+    for (int64_t b = 0; b < rows; ++b) seed[b] = b;
+    args.rows = rows;
+    args.n = int32_t(n);
+    args.is_double = sizeof(T) == 8;
+    args.upper = upper.data();
+    args.cov = cov.data();
+    args.cov_strides = {0, n, 1};
+    args.seed = seed.data();
+    args.prob = prob.data();
+    args.complement = complement.data();
+    args.error = error.data();
+    args.log_prob = log_prob.data();
+    args.log_error = log_error.data();
+    args.status = status.data();
+    args.n_points = points.data();
+    args.n_active = active.data();
+    args.n_pivots = pivots.data();
+  }
+  Call(const Call&) = delete;  // args points into it
+};
+
 // P(X <= 0) = 1 / (n + 1) for n standard normal variables with correlation 1/2; each of them comes
 // `copies` times, and between limits only if `rectangular`: the lower ones are far out.
 struct Orthants {
@@ -19,40 +62,22 @@ struct Orthants {
   template <class T, class scalar_t>
   void check(double tolerance, int64_t tile_rows, int64_t resident) const {
     const int64_t size = n * copies;
-    std::vector<T> upper(rows * size, 0), lower(rows * size, T(-8)), cov(size * size);
+    Call<T> call(rows, size);
+    std::fill(call.lower.begin(), call.lower.end(), T(-8));
     for (int64_t i = 0; i < size; ++i)
-      for (int64_t j = 0; j < size; ++j) cov[i * size + j] = i % n == j % n ? T(1) : T(0.5);
-    std::vector<T> prob(rows), complement(rows), error(rows), log_prob(rows), log_error(rows);
-    std::vector<int64_t> seed(rows), status(rows), points(rows), active(rows), pivots(rows);
-    for (int64_t b = 0; b < rows; ++b) seed[b] = b;
-    mvnrob::kernels::MvnCdfArgs a{};
-    a.rows = rows;
-    a.n = int32_t(size);
-    a.is_double = sizeof(T) == 8;
-    a.upper = upper.data();
-    a.lower = rectangular ? lower.data() : nullptr;
-    a.cov = cov.data();
-    a.cov_strides = {0, size, 1};
-    a.seed = seed.data();
-    a.prob = prob.data();
-    a.complement = complement.data();
-    a.error = error.data();
-    a.log_prob = log_prob.data();
-    a.log_error = log_error.data();
-    a.status = status.data();
-    a.n_points = points.data();
-    a.n_active = active.data();
-    a.n_pivots = pivots.data();
-    a.options = {
+      for (int64_t j = 0; j < size; ++j) call.cov[i * size + j] = i % n == j % n ? T(1) : T(0.5);
+    if (rectangular) call.args.lower = call.lower.data();
+    call.args.options = {
         tolerance, 0, 1 << 16, mvnrob::Method::automatic,
         sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64};
-    mvnrob::shim::run_mvn_cdf<scalar_t>(a, tile_rows, resident);
+    mvnrob::shim::run_mvn_cdf<scalar_t>(call.args, tile_rows, resident);
     for (int64_t b = 0; b < rows; ++b) {
-      const double wrong = std::abs(double(prob[b]) - 1.0 / double(n + 1));
-      if (!(wrong <= double(error[b])) || !(double(error[b]) <= tolerance) || status[b] > 1)
+      const double wrong = std::abs(double(call.prob[b]) - 1.0 / double(n + 1));
+      if (!(wrong <= double(call.error[b])) || !(double(call.error[b]) <= tolerance) ||
+          call.status[b] > 1)
         throw std::runtime_error("wrong probability, n = " + std::to_string(size) + ": " +
-                                 std::to_string(double(prob[b])) + " +- " +
-                                 std::to_string(double(error[b])));
+                                 std::to_string(double(call.prob[b])) + " +- " +
+                                 std::to_string(double(call.error[b])));
     }
   }
 };
@@ -85,31 +110,15 @@ inline void check_completed() {
 // Digits of the small side: samples of the union near 1, tilted ones near 0. The truths are by
 // quadrature over the common factor.
 inline void check_relative(int64_t n, double limit, double log_truth) {
-  std::vector<double> upper(n, limit), cov(n * n, 0.5), prob(1), complement(1), error(1),
-      log_prob(1), log_error(1);
-  for (int64_t i = 0; i < n; ++i) cov[i * n + i] = 1;
-  std::vector<int64_t> seed(1, 0), status(1), points(1), active(1), pivots(1);
-  mvnrob::kernels::MvnCdfArgs a{};
-  a.rows = 1;
-  a.n = int32_t(n);
-  a.is_double = true;
-  a.upper = upper.data();
-  a.cov = cov.data();
-  a.cov_strides = {0, n, 1};
-  a.seed = seed.data();
-  a.prob = prob.data();
-  a.complement = complement.data();
-  a.error = error.data();
-  a.log_prob = log_prob.data();
-  a.log_error = log_error.data();
-  a.status = status.data();
-  a.n_points = points.data();
-  a.n_active = active.data();
-  a.n_pivots = pivots.data();
-  a.options = {0, 0.1, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
-  mvnrob::shim::run_mvn_cdf<double>(a, 1, 2);
-  if (!(std::abs(log_prob[0] - log_truth) <= log_error[0]) || status[0] != 0)
-    throw std::runtime_error("wrong logarithm: " + std::to_string(log_prob[0] * 1e6) + "e-6");
+  Call<double> call(1, n);
+  for (int64_t i = 0; i < n; ++i) {
+    call.upper[i] = limit;
+    for (int64_t j = 0; j < n; ++j) call.cov[i * n + j] = i == j ? 1 : 0.5;
+  }
+  call.args.options = {0, 0.1, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
+  mvnrob::shim::run_mvn_cdf<double>(call.args, 1, 2);
+  if (!(std::abs(call.log_prob[0] - log_truth) <= call.log_error[0]) || call.status[0] != 0)
+    throw std::runtime_error("wrong logarithm: " + std::to_string(call.log_prob[0] * 1e6) + "e-6");
 }
 
 inline void check_union() { check_relative(40, 4, std::log1p(-0.0010566603590)); }

@@ -1,4 +1,4 @@
-// pybind11 module: mvn_cdf and mvn_cdf_sums by the CUDA kernels' bodies on the shim.
+// pybind11 module: mvn_cdf, mvn_cdf_sums and bvn_cdf by the CUDA kernels' bodies on the shim.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "kernels/bvn_cdf.h"
 #include "shim_mvn_cdf.h"
 
 namespace py = pybind11;
@@ -89,6 +90,14 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
   return sums;
 }
 
+Array<double> bvn_cdf(const Array<double>& h, const Array<double>& k, const Array<double>& rho,
+                      unsigned blocks) {
+  Array<double> out(h.size());
+  mvnrob::shim::launch<mvnrob::kernels::BvnCdf>(
+      blocks, 0, {h.data(), k.data(), rho.data(), out.mutable_data(), int64_t(h.size())});
+  return out;
+}
+
 template <class T>
 void define(py::module_& m) {
   m.def("mvn_cdf", &mvn_cdf<T>, py::arg("upper"), py::arg("cov"), py::arg("lower").none(true),
@@ -105,5 +114,6 @@ void define(py::module_& m) {
 PYBIND11_MODULE(MVNROB_MODULE, m) {
   define<float>(m);
   define<double>(m);
+  m.def("bvn_cdf", &bvn_cdf);
   m.def("set_order", [](uint64_t seed) { mvnrob::shim::set_order(seed); });
 }
