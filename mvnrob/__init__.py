@@ -13,15 +13,18 @@ from ._jac_cov import (
 from ._load import simd_level
 from ._mvn_cdf import MVNResult, Status, mvn_cdf
 from ._mvn_log_cdf import mvn_log_cdf
+from .evaluation import Evaluation, evaluate
 from .robustness import RobustnessResult, robustness
 
 __all__ = [
+    "Evaluation",
     "JacCovResult",
     "MVNResult",
     "RobustnessResult",
     "Status",
     "bvn_cdf",
     "distributions",
+    "evaluate",
     "jac_cov",
     "jac_cov_accumulate",
     "jac_cov_finalize",

@@ -1,0 +1,41 @@
+"""The command line ``mvnrob``; every command is a thin shell over a function of the package."""
+
+from __future__ import annotations
+
+import sys
+
+from .._extras import MissingExtra, require
+
+#: Exit statuses. 2 is click's own for bad usage.
+FINISHED, STOPPED, USAGE, WITH_GAPS, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command and returns its exit status.
+
+    0: done. 1: stopped before the end (a full disk, a failing model); ``--resume`` goes on. 2: bad
+    usage, or a package is missing. 3: done, but some examples have no answer. 130: interrupted.
+    """
+    try:
+        click = require("click", "click", "evaluate")
+        from .commands import group
+
+        return group.main(arguments, prog_name="mvnrob", standalone_mode=False) or FINISHED
+    except MissingExtra as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except click.exceptions.Abort:
+        print("mvnrob: interrupted; --resume goes on", file=sys.stderr)
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (TypeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    except RuntimeError as error:
+        print(f"{error}\nwhat was finished is kept, --resume goes on", file=sys.stderr)
+        return STOPPED
+    except OSError as error:
+        print(f"mvnrob: {error}; what was finished is kept, --resume goes on", file=sys.stderr)
+        return STOPPED

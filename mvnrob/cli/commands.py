@@ -1,0 +1,171 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..robustness import DEFAULT_MAX_BYTES, METHODS
+from . import FINISHED, WITH_GAPS
+
+
+class Numbers(click.ParamType):
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def __init__(self, count: int | None = None) -> None:
+        self.count = count
+
+    def convert(self, value, param, ctx) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"must be numbers separated by commas, got {value!r}", param, ctx)
+        if self.count is not None and len(numbers) != self.count:
+            self.fail(f"must be {self.count} numbers, got {value!r}", param, ctx)
+        return numbers
+
+
+class Bytes(click.ParamType):
+    """A number of bytes, with a suffix K, M, G (powers of 1024) or none."""
+
+    name = "bytes"
+
+    def convert(self, value, param, ctx) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper().removesuffix("IB").removesuffix("B")
+        factor = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
+        try:
+            return int(float(text.rstrip("KMG")) * factor)
+        except ValueError:
+            self.fail(f"must be a number of bytes such as 2G, got {value!r}", param, ctx)
+
+
+class MethodOption(click.ParamType):
+    """METHOD.NAME=VALUE; the value is JSON, or a word."""
+
+    name = "method.option"
+
+    def convert(self, value, param, ctx) -> tuple[str, str, Any]:
+        if isinstance(value, tuple):
+            return value
+        left, equals, right = value.partition("=")
+        method, dot, name = left.partition(".")
+        if not (equals and dot and method and name):
+            self.fail(f"must be METHOD.NAME=VALUE, got {value!r}", param, ctx)
+        try:
+            return method, name, json.loads(right)
+        except ValueError:
+            return method, name, right
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mvnrob")
+def group() -> None:
+    """How likely is it that noise changes a classifier's answer?"""
+
+
+@group.command()
+@click.option("--model", required=True, help="digits, efficientnet-lite0, timm:NAME, "
+              "torchvision:NAME, hf:NAME, a .pt2, .pt or .ts file, or path.py:factory")  # fmt: skip
+@click.option("--data", required=True, help="digits, photos, a folder of pictures, an .npz file, "
+              ".tar shards, or hf:NAME[:SPLIT]")  # fmt: skip
+@click.option("--sigma", required=True, type=Numbers(), help="noise levels in raw input units "
+              "(pixels in [0, 1]), separated by commas")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
+              help="folder of the results")  # fmt: skip
+@click.option("--method", default="taylor", show_default=True,
+              help=f"one or several of {', '.join(METHODS)}, separated by commas")  # fmt: skip
+@click.option("--target", type=click.Choice(("prediction", "label")), default="prediction",
+              show_default=True, help="the class whose probability is asked for")  # fmt: skip
+@click.option(
+    "--n-samples", type=click.IntRange(1), help="noisy copies, for methods that draw them"
+)
+@click.option("--abs-tol", type=float, help="99 % error to reach, for methods that integrate")
+@click.option("--option", "options", multiple=True, type=MethodOption(),
+              help="METHOD.NAME=VALUE, any other option of robustness()")  # fmt: skip
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="safetensors, or a plain state dict")  # fmt: skip
+@click.option("--input-size", type=click.IntRange(1), help="side of a picture in pixels")
+@click.option("--bounds", type=Numbers(2), help="LOW,HIGH: the range of raw inputs")
+@click.option("--mean", type=Numbers(), help="with --std: (x - mean) / std goes into the model")
+@click.option("--std", type=Numbers())
+@click.option("--limit", type=click.IntRange(1), help="only the first so many examples")
+@click.option("--shard", help="i/k: every k-th chunk, from i = 0")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--chunk", type=click.IntRange(1), help="examples that pass together")
+@click.option("--device", help="cpu, cuda, cuda:1")
+@click.option("--threads", type=click.IntRange(1), help="of torch on the CPU")
+@click.option("--max-bytes", type=Bytes(), default=DEFAULT_MAX_BYTES,
+              help="memory for Jacobians and graphs, such as 2G")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), default=4, show_default=True,
+              help="threads that read examples")  # fmt: skip
+@click.option("--resume", is_flag=True, help="go on with the run in --out")
+@click.option("--quiet", is_flag=True, help="no progress")
+def evaluate(method, options, mean, std, quiet, bounds, **rest) -> int:
+    """Evaluate a model over a data set.
+
+    Under torchrun: torchrun --nproc-per-node N -m mvnrob evaluate ... shares the work.
+    """
+    from ..evaluation import evaluate as run
+
+    if (mean is None) != (std is None):
+        raise click.UsageError("--mean and --std go together")
+    of_method: dict[str, dict[str, Any]] = {}
+    for name, option, value in options:
+        of_method.setdefault(name, {})[option] = value
+    scaling = None
+    if mean is not None:
+        scaling = {"mean": list(mean), "std": list(std)}
+        scaling = {k: v[0] if len(v) == 1 else v for k, v in scaling.items()}
+        if len(mean) > 1 or len(std) > 1:
+            scaling["axis"] = -3
+    done = run(
+        rest.pop("model"),
+        rest.pop("data"),
+        rest.pop("sigma"),
+        method=tuple(part.strip() for part in method.split(",")),
+        options=of_method,
+        preprocessing=scaling,
+        bounds=bounds,
+        progress=not quiet,
+        **rest,
+    )
+    if not done.is_complete:
+        finished, every = done.progress()
+        click.echo(f"{done.folder}: {finished} of {every} chunks")
+        return FINISHED
+    return _summarise(done)
+
+
+def _summarise(done) -> int:
+    """A line for each method and sigma; gaps are counted."""
+    columns = ("method", "sigma", "prob", "error", "status", "note")
+    table = done.table().select(columns).to_pylist()
+    gaps = sum(row["prob"] is None for row in table)
+    for method in done.config.methods:
+        for sigma in done.config.sigmas:
+            rows = [r for r in table if (r["method"], r["sigma"]) == (method, sigma)]
+            probs = [r["prob"] for r in rows if r["prob"] is not None]
+            if not probs:
+                click.echo(f"{method:14} sigma {sigma:<8g} no answers")
+                continue
+            errors = [r["error"] for r in rows if r["error"] is not None]
+            tail = f", largest error {max(errors):.2g}" if errors else ""
+            low = sum(p < 0.5 for p in probs)
+            click.echo(
+                f"{method:14} sigma {sigma:<8g} mean p {sum(probs) / len(probs):.4f} over "
+                f"{len(probs)} examples, {low} below .5{tail}"
+            )
+    click.echo(f"{done.folder / 'results.parquet'}: {len(table)} rows")
+    if gaps:
+        click.echo(f"{gaps} rows have no answer; their status and note say why")
+    return WITH_GAPS if gaps else FINISHED

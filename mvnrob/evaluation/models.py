@@ -1,0 +1,297 @@
+"""Models by name or file, with what their inputs look like; no pickle is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._extras import require
+from ..network import owning_module
+
+EXTRA = "evaluate"
+#: What an image classifier is given when nothing says otherwise.
+_SIZE, _CROP = 224, 0.875
+
+
+@dataclass
+class LoadedModel:
+    """A classifier and how its inputs are made.
+
+    ``sigma`` and ``bounds`` are in the units of the inputs before ``preprocessing``: for images,
+    pixels in [0, 1].
+    """
+
+    model: Callable
+    name: str
+    #: names of the classes by index, or None
+    class_names: list[str] | None = None
+    #: side of a square image, for sources that hold pictures; None for other inputs
+    input_size: int | None = None
+    #: share of the shorter side that the centre crop keeps
+    crop: float = _CROP
+    interpolation: str = "bicubic"
+    bounds: tuple[float, float] | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    #: sha256 of the weights, or of what else identifies the model
+    fingerprint: str = field(default="")
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            self.fingerprint = fingerprint(self.model)
+
+
+def load_model(
+    spec: str | Callable | LoadedModel, *, weights: str | Path | None = None
+) -> LoadedModel:
+    """The model that ``spec`` names, in eval mode.
+
+    Args:
+        spec: ``"digits"`` (trained on the spot, 4 seconds); ``"efficientnet-lite0"`` (weights from a
+            package, no download); ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME-OR-FOLDER"``
+            (Hugging Face image classification); a file ``*.pt2`` (``torch.export``) or ``*.pt``,
+            ``*.ts`` (TorchScript); ``"path.py:factory"``, whose function ``factory()`` returns an
+            ``nn.Module`` or a :class:`LoadedModel`; or a model itself.
+        weights: a ``*.safetensors`` file, or a state dict that ``torch.load(weights_only=True)``
+            reads, for ``timm:``, ``torchvision:`` and ``path.py:``; their pretrained ones otherwise.
+
+    Code runs only from a ``path.py`` that the user names, and from installed packages: nothing is
+    unpickled, and ``hf:`` models that bring code of their own are refused.
+
+    Raises:
+        ValueError: a spec that names nothing; weights that do not fit.
+        MissingExtra: the package that the spec needs is not installed.
+    """
+    if isinstance(spec, LoadedModel):
+        loaded = spec
+    elif not isinstance(spec, str):
+        if not callable(spec):
+            raise TypeError(
+                f"evaluate: model must be a name, a file or callable, got {type(spec).__name__}"
+            )
+        loaded = LoadedModel(spec, getattr(spec, "__name__", type(spec).__name__))
+    else:
+        return _load_named(spec, weights)
+    if weights is not None:
+        raise ValueError("evaluate: weights must be left out for a model that is given, got both")
+    return loaded
+
+
+def _load_named(spec: str, weights: str | Path | None) -> LoadedModel:
+    kind, _, name = spec.partition(":")
+    if kind in ("timm", "torchvision", "hf") and name:
+        if kind == "hf" and weights is not None:
+            raise ValueError("evaluate: weights must be left out for hf: models, got both")
+        return {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}[kind](
+            name, weights
+        )
+    if ".py:" in spec:
+        path, _, factory = spec.rpartition(":")
+        return _from_file(Path(path), factory, weights)
+    if weights is not None:
+        raise ValueError(f"evaluate: weights must be left out for model {spec!r}, got {weights}")
+    if spec in _BUILT_IN:
+        return _BUILT_IN[spec]()
+    if Path(spec).suffix in (".pt2", ".pt", ".ts"):
+        return _exported(Path(spec))
+    raise ValueError(
+        "evaluate: model must be digits, efficientnet-lite0, timm:NAME, torchvision:NAME, hf:NAME, "
+        f"a .pt2, .pt or .ts file, or path.py:factory, got {spec!r}"
+    )
+
+
+def _digits() -> LoadedModel:
+    from ..models.digits import load_digits_classifier
+
+    model, _, _ = load_digits_classifier()
+    return LoadedModel(model, "digits", [str(d) for d in range(10)], bounds=(0.0, 1.0))
+
+
+def _efficientnet_lite0() -> LoadedModel:
+    from ..models.efficientnet_lite import (
+        EfficientNetLite0,
+        imagenet_names,
+        load_efficientnet_lite0,
+    )
+
+    return LoadedModel(
+        load_efficientnet_lite0(),
+        "efficientnet-lite0",
+        imagenet_names(),
+        input_size=EfficientNetLite0.input_size,
+        bounds=EfficientNetLite0.bounds,
+    )
+
+
+_BUILT_IN = {"digits": _digits, "efficientnet-lite0": _efficientnet_lite0}
+
+
+def _timm(name: str, weights: str | Path | None) -> LoadedModel:
+    timm = require("timm", "timm", "timm")
+    model = timm.create_model(name, pretrained=weights is None)
+    if weights is not None:
+        _load_weights(model, weights)
+    data = timm.data.resolve_model_data_config(model)
+    return LoadedModel(
+        model.eval(),
+        f"timm:{name}",
+        input_size=int(data["input_size"][-1]),
+        crop=float(data["crop_pct"]),
+        interpolation=str(data["interpolation"]),
+        bounds=(0.0, 1.0),
+        preprocessing=_scaling(data["mean"], data["std"]),
+    )
+
+
+def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
+    models = require("torchvision.models", "torchvision", "torchvision")
+    if weights is not None:
+        model = models.get_model(name, weights=None)
+        _load_weights(model, weights)
+        side, crop, mode, mean, std = _SIZE, _CROP, "bilinear", _IMAGENET_MEAN, _IMAGENET_STD
+        names = None
+    else:
+        entry = models.get_model_weights(name).DEFAULT
+        model = models.get_model(name, weights=entry)
+        preset = entry.transforms()
+        side = int(preset.crop_size[0])
+        crop = side / int(preset.resize_size[0])
+        mode, mean, std = preset.interpolation.value, preset.mean, preset.std
+        names = list(entry.meta.get("categories", [])) or None
+    return LoadedModel(
+        model.eval(),
+        f"torchvision:{name}",
+        names,
+        input_size=side,
+        crop=crop,
+        interpolation=mode,
+        bounds=(0.0, 1.0),
+        preprocessing=_scaling(mean, std),
+    )
+
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: PIL's numbers, which Hugging Face's processors keep.
+_PIL_MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+def _hugging_face(name: str, weights: None) -> LoadedModel:
+    transformers = require("transformers", "transformers", "hf")
+    model = transformers.AutoModelForImageClassification.from_pretrained(
+        name, trust_remote_code=False, use_safetensors=True
+    )
+    processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    size = getattr(processor, "crop_size", None) or processor.size
+    get = size.get if hasattr(size, "get") else (lambda key: getattr(size, key, None))
+    side = int(get("height") or get("shortest_edge"))
+    whole = processor.size
+    shortest = (
+        whole.get("shortest_edge")
+        if hasattr(whole, "get")
+        else getattr(whole, "shortest_edge", None)
+    )
+    labels = model.config.id2label
+    return LoadedModel(
+        model.eval(),
+        f"hf:{name}",
+        [str(labels[i]) for i in range(len(labels))],
+        input_size=side,
+        crop=min(1.0, side / shortest) if shortest else 1.0,
+        interpolation=_PIL_MODES.get(int(getattr(processor, "resample", 3)), "bicubic"),
+        bounds=(0.0, 1.0),
+        preprocessing=_scaling(processor.image_mean, processor.image_std)
+        if getattr(processor, "do_normalize", True)
+        else None,
+    )
+
+
+def _scaling(mean, std) -> dict[str, Any]:
+    return {
+        "mean": torch.tensor(mean, dtype=torch.float32),
+        "std": torch.tensor(std, dtype=torch.float32),
+        "axis": -3,
+    }
+
+
+def _from_file(path: Path, factory: str, weights: str | Path | None) -> LoadedModel:
+    if not path.is_file():
+        raise ValueError(f"evaluate: model must name a file, got {path}")
+    spec = importlib.util.spec_from_file_location(f"mvnrob_user_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, factory):
+        raise ValueError(f"evaluate: model must name a function of {path}, got {factory!r}")
+    made = getattr(module, factory)()
+    loaded = made if isinstance(made, LoadedModel) else None
+    model = loaded.model if loaded else made
+    if weights is not None:
+        if not isinstance(model, nn.Module):
+            raise ValueError("evaluate: weights must be left out for a model that is no nn.Module")
+        _load_weights(model, weights)
+    if isinstance(model, nn.Module):
+        model.eval()
+    if loaded:
+        loaded.fingerprint = fingerprint(model)
+        return loaded
+    return load_model(LoadedModel(model, f"{path.name}:{factory}"))
+
+
+def _exported(path: Path) -> LoadedModel:
+    if not path.is_file():
+        raise ValueError(f"evaluate: model must name a file, got {path}")
+    if path.suffix == ".pt2":
+        model = torch.export.load(path).module()
+        # What was exported is what runs; the flag, which eval() may not set here, says nothing.
+        for part in model.modules():
+            part.training = False
+    else:
+        model = torch.jit.load(path, map_location="cpu").eval()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LoadedModel(model, path.name, fingerprint=digest)
+
+
+def _load_weights(model: nn.Module, path: str | Path) -> None:
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"evaluate: weights must name a file, got {path}")
+    if path.suffix == ".safetensors":
+        state = require("safetensors.torch", "safetensors", EXTRA).load_file(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                "evaluate: weights must be a safetensors file or a plain state dict "
+                f"(torch.load with weights_only=True), got {path}: {str(error).splitlines()[0]}"
+            ) from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    try:
+        model.load_state_dict(state)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"evaluate: weights must fit the model, got {path}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def fingerprint(model: Callable) -> str:
+    """sha256 over names, shapes and values of parameters and buffers; of the name for other callables."""
+    digest = hashlib.sha256()
+    module = owning_module(model)
+    if module is None:
+        digest.update(getattr(model, "__qualname__", type(model).__qualname__).encode())
+        return digest.hexdigest()
+    digest.update(str(module).encode())
+    for name, value in sorted(module.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            plain = value.detach().cpu().contiguous()
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""Parts and tables of a run: Parquet files that are whole or absent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .._extras import require
+from .manifest import Config, Manifest, write_atomically
+from .models import EXTRA
+
+RESULTS, TIMINGS, PARTS = "results.parquet", "timings.parquet", "parts"
+#: Rows that have no probability say why in ``status``, beside the names of :class:`mvnrob.Status`.
+UNREADABLE, OUT_OF_MEMORY = "UNREADABLE", "OUT_OF_MEMORY"
+
+
+def arrow():
+    parquet = require("pyarrow.parquet", "pyarrow", EXTRA)
+    return require("pyarrow", "pyarrow", EXTRA), parquet
+
+
+def schema(config: Config):
+    """One row per example, method and sigma, in this order."""
+    pa, _ = arrow()
+    fields = [
+        ("index", pa.int64()),
+        ("name", pa.string()),
+        ("method", pa.string()),
+        ("sigma", pa.float64()),
+        ("label", pa.int64()),
+        ("predicted", pa.int64()),
+        ("target", pa.int64()),
+        ("prob", pa.float64()),
+        ("complement", pa.float64()),
+        ("error", pa.float64()),
+        ("lower", pa.float64()),
+        ("upper", pa.float64()),
+        ("runner_up", pa.int64()),
+        ("status", pa.string()),
+        ("n_screened", pa.int64()),
+        ("forward", pa.int64()),
+        ("jvp", pa.int64()),
+        ("vjp", pa.int64()),
+        ("note", pa.string()),
+    ]
+    metadata = {"mvnrob.config": json.dumps(config.as_json(), sort_keys=True)}
+    return pa.schema(fields, metadata=metadata)
+
+
+def timing_schema():
+    """One row per chunk and method: wall seconds."""
+    pa, _ = arrow()
+    return pa.schema(
+        [
+            ("chunk", pa.int64()),
+            ("method", pa.string()),
+            ("examples", pa.int64()),
+            ("seconds", pa.float64()),
+            ("seconds_network", pa.float64()),
+            ("seconds_cdf", pa.float64()),
+            ("rank", pa.int64()),
+        ]
+    )
+
+
+def _write(path: Path, table) -> None:
+    pa, parquet = arrow()
+    sink = pa.BufferOutputStream()
+    parquet.write_table(table, sink, compression="zstd")
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+class Parts:
+    """The parts of a run: for each finished chunk its rows, and its timings in a file of its own."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.parts = folder / PARTS
+
+    def prepare(self) -> None:
+        self.parts.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, chunk: int) -> Path:
+        return self.parts / f"{chunk:08d}.parquet"
+
+    def finished(self) -> set[int]:
+        """Chunks whose part is there. A part is renamed into place, so what is there is whole."""
+        return {int(path.stem) for path in self.parts.glob("[0-9]*.parquet")}
+
+    def write(self, chunk: int, rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
+        """The timings first: a chunk is finished when its rows are there."""
+        pa, _ = arrow()
+        timing = pa.Table.from_pylist(timings, schema=timing_schema())
+        _write(self.parts / f"timing-{chunk:08d}.parquet", timing)
+        _write(self._path(chunk), pa.Table.from_pylist(rows, schema=schema(self.config)))
+
+    def join(self) -> None:
+        """The finished table and the timings from all parts: the same bytes from the same parts."""
+        pa, parquet = arrow()
+        tables = [parquet.read_table(self._path(c)) for c in range(self.config.chunks)]
+        whole = pa.concat_tables(tables) if tables else schema(self.config).empty_table()
+        # One chunk per column, whatever the parts were: the writer's pages depend on it.
+        _write(self.folder / RESULTS, whole.combine_chunks().replace_schema_metadata(
+            schema(self.config).metadata
+        ))  # fmt: skip
+        times = [parquet.read_table(path) for path in sorted(self.parts.glob("timing-*.parquet"))]
+        if times:
+            _write(self.folder / TIMINGS, pa.concat_tables(times).combine_chunks())
+
+
+class Evaluation:
+    """A run's folder: ``config``, ``table()``, ``timings()``, ``is_complete``.
+
+    Args:
+        folder: what ``evaluate`` was given as ``out``.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        manifest = Manifest.read(self.folder)
+        if manifest is None:
+            raise ValueError(f"evaluate: out must hold a run, got {folder}")
+        self.manifest = manifest.content
+        self.config = Config(**_as_tuples(manifest.content["config"]))
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.folder / RESULTS).is_file()
+
+    def progress(self) -> tuple[int, int]:
+        """Finished chunks, and all."""
+        return len(Parts(self.folder, self.config).finished()), self.config.chunks
+
+    def table(self):
+        """The finished table as ``pyarrow.Table``: a row per example, method and sigma.
+
+        ``index`` (in the data set), ``name``, ``method``, ``sigma``, ``label`` (or null),
+        ``predicted``, ``target``, ``prob``, ``complement``, ``error``, ``lower``, ``upper``,
+        ``runner_up``, ``status`` (of :class:`mvnrob.Status`, or UNREADABLE, OUT_OF_MEMORY),
+        ``n_screened``; ``forward``, ``jvp``, ``vjp``: passes of the example with that method, all
+        sigmas together; ``note``: why a row has no probability. Null where it has none.
+
+        Raises:
+            ValueError: the run is not finished.
+        """
+        if not self.is_complete:
+            done, every = self.progress()
+            raise ValueError(
+                f"evaluate: out must hold a finished run, got {done} of {every} chunks in "
+                f"{self.folder}; go on with resume"
+            )
+        return arrow()[1].read_table(self.folder / RESULTS)
+
+    def timings(self):
+        """Wall seconds per chunk and method, ``pyarrow.Table``; they vary from run to run."""
+        return arrow()[1].read_table(self.folder / TIMINGS)
+
+    def __repr__(self) -> str:
+        done, every = self.progress()
+        state = "complete" if self.is_complete else f"{done} of {every} chunks"
+        return (
+            f"Evaluation({str(self.folder)!r}, {self.config.model} on {self.config.data}, {state})"
+        )
+
+
+def _as_tuples(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}

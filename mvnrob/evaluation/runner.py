@@ -1,0 +1,569 @@
+"""``evaluate``: a model over a data set, chunk by chunk, so that nothing done is ever lost."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._mvn_cdf import Status
+from ..network import Network
+from ..robustness import DEFAULT_MAX_BYTES, METHODS, robustness
+from .images import to_tensor
+from .manifest import Config, Manifest, OtherRun
+from .models import LoadedModel, load_model
+from .progress import Progress
+from .ranks import Ranks
+from .results import OUT_OF_MEMORY, UNREADABLE, Evaluation, Parts
+from .sources import Example, Source, load_source
+
+#: Examples that pass together unless given: few of large inputs, many of small ones.
+_CHUNK_LARGE, _CHUNK_SMALL, _LARGE = 8, 64, 10_000
+TARGETS = ("prediction", "label")
+
+
+class Stopped(RuntimeError):
+    """The model failed on a chunk, other than by running out of memory."""
+
+
+def evaluate(
+    model: str | Callable | LoadedModel,
+    data,
+    sigma: float | Sequence[float],
+    *,
+    out: str | Path,
+    method: str | Sequence[str] = "taylor",
+    target: str = "prediction",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    n_samples: int | None = None,
+    abs_tol: float | None = None,
+    weights: str | Path | None = None,
+    input_size: int | None = None,
+    bounds: tuple[float, float] | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    shard: str | None = None,
+    seed: int = 0,
+    chunk: int | None = None,
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    workers: int = 4,
+    resume: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """P(noise leaves the answer as it is) for every example of a data set, into a folder.
+
+    Args:
+        model: see :func:`load_model`.
+        data: see :func:`load_source`.
+        sigma: standard deviations of the noise, in units of the raw inputs (pixels in [0, 1]).
+        out: the folder. Results appear in it chunk by chunk; a killed run goes on with ``resume``.
+        method: one or several of :func:`mvnrob.robustness`'s.
+        target: ``"prediction"``, the class at the clean input, or ``"label"``.
+        options: for a method, what else :func:`mvnrob.robustness` takes:
+            ``{"mmse": {"sampling": "iid"}}``.
+        n_samples, abs_tol: for every method that reads them.
+        weights: see :func:`load_model`.
+        input_size, bounds, preprocessing: in place of what the model says: the side of a picture; the
+            range of raw inputs; ``dict(mean, std, axis)`` applied after the noise.
+        limit: only the first so many examples.
+        shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
+            may share ``out``; whoever finds all chunks there writes the table.
+        seed: of all random numbers: an example's noise depends on the seed and its index alone.
+        chunk: examples that pass through the network together (8 of more than 10,000 numbers each, 64
+            of others). Networks round differently in batches of other sizes, so it belongs to the
+            result.
+        device: such as ``"cuda"`` (one for each rank of a host) or ``"cpu"``; CUDA where there is one.
+        threads: of torch on the CPU, for each rank. Belongs to the result too: by default that of the
+            run that goes on, else torch's own number (1 under torchrun, unless OMP_NUM_THREADS says
+            otherwise).
+        max_bytes: budget of :func:`mvnrob.robustness`.
+        workers: threads that read examples ahead.
+        resume: go on with what is in ``out``; a run of another configuration is refused.
+        progress: show it on stderr.
+
+    Under ``torchrun`` the ranks share the chunks; the table is the same for any number of ranks,
+    shards and interruptions, to the bit, on one type of device with the same software and threads.
+
+    An example that cannot be read (or has another shape, or no label where it is the target), gives
+    NaN logits, or does not fit into memory by itself is a row without probability and with a
+    ``status`` and ``note`` that say so. Anything else that fails ends the run, whose finished chunks
+    stay.
+
+    Returns the :class:`Evaluation` of the folder, finished unless ``shard`` left chunks to others.
+
+    Raises:
+        ValueError: a bad argument; ``out`` holds another run, or the same one without ``resume``.
+        Stopped: the model fails on examples, whose numbers the message says (a RuntimeError).
+        OSError: the folder cannot be written (a full disk): the parts stay, resume later.
+        MissingExtra: a package that is needed is not installed.
+    """
+    ranks = Ranks.join()
+    try:
+        loaded, source = load_model(model, weights=weights), load_source(data)
+        _override(loaded, input_size, bounds, preprocessing)
+        run = _Run(loaded, source, _device(device, ranks))
+        config = run.configure(
+            sigmas=_sigmas(sigma),
+            methods=_methods(method),
+            target=target,
+            options=options or {},
+            shared={"n_samples": n_samples, "abs_tol": abs_tol},
+            limit=limit,
+            seed=seed,
+            chunk=chunk,
+            threads=_threads(out) if threads is None else threads,
+            max_bytes=max_bytes,
+        )
+        mine = _shard(shard)
+        folder = Path(out)
+        parts = Parts(folder, config)
+        problem = _open(folder, config, source, loaded, resume, parts) if ranks.leads else None
+        if (problem := ranks.share(problem)) is not None:
+            raise OtherRun(problem)
+        before = torch.get_num_threads()
+        torch.set_num_threads(config.threads)
+        try:
+            run.go(parts, mine, ranks, workers, progress)
+        finally:
+            torch.set_num_threads(before)
+        ranks.all_of(None)
+        if ranks.leads and len(parts.finished()) == config.chunks:
+            parts.join()
+        ranks.all_of(None)
+        return Evaluation(folder)
+    finally:
+        ranks.leave()
+
+
+def _open(
+    folder: Path, config: Config, source: Source, loaded: LoadedModel, resume: bool, parts: Parts
+) -> str | None:
+    """Makes the folder, or finds it fit to go on with; otherwise says what is wrong."""
+    manifest = Manifest.read(folder)
+    if manifest is None:
+        if folder.exists() and any(folder.iterdir()):
+            return f"evaluate: out must be a new or empty folder, or hold a run, got {folder}"
+        parts.prepare()
+        names = source.class_names or loaded.class_names
+        Manifest.create(folder, config, {"class_names": loaded.class_names or names})
+        return None
+    if different := manifest.differences(config):
+        return (
+            f"evaluate: out must hold a run of this configuration, got another one in {folder}: "
+            + "; ".join(different)
+        )
+    if not resume:
+        return f"evaluate: out must be a new folder unless resume is set, got a run in {folder}"
+    if manifest.note_environment():
+        warnings.warn(
+            "evaluate: this machine or its software differs from the run's first one (see "
+            "environments in the manifest): rows may differ in the last bits",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    parts.prepare()
+    return None
+
+
+class _Run:
+    """Reads chunks, asks ``robustness`` and makes rows."""
+
+    def __init__(self, loaded: LoadedModel, source: Source, device: torch.device) -> None:
+        self.loaded, self.source, self.device = loaded, source, device
+        self.config: Config | None = None
+        if isinstance(loaded.model, torch.nn.Module):
+            loaded.model.to(device)
+        self._like = self._first_readable()
+        self._warned: set[str] = set()
+        self._say: Callable[[str], None] = lambda text: None
+
+    def _first_readable(self) -> Tensor:
+        last: Exception | None = None
+        for index in range(len(self.source)):
+            try:
+                example = self.source.read(index)
+            except Exception as error:  # noqa: BLE001  (readers raise what they like)
+                last = error
+            else:
+                return self._tensor(example)
+        raise ValueError(
+            f"evaluate: data must hold a readable example, got {last or 'none'} in {self.source.name}"
+        )
+
+    def _tensor(self, example: Example) -> Tensor:
+        x = example.x
+        if not isinstance(x, Tensor):
+            x = to_tensor(x, self.loaded) if hasattr(x, "convert") else torch.as_tensor(x)
+        if not x.is_floating_point():
+            raise ValueError(
+                f"evaluate: data must be floating point or pictures, got {x.dtype} from "
+                f"{self.source.name}"
+            )
+        return x
+
+    def configure(
+        self, *, sigmas, methods, target, options, shared, limit, seed, chunk, threads, max_bytes
+    ) -> Config:
+        for name, value, least in (
+            ("limit", limit, 1), ("chunk", chunk, 1), ("threads", threads, 1),
+            ("max_bytes", max_bytes, 1), ("seed", seed, None),
+        ):  # fmt: skip
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"evaluate: {name} must be an int, got {type(value).__name__}")
+            if least is not None and value < least:
+                raise ValueError(f"evaluate: {name} must be at least {least}, got {value}")
+        if target not in TARGETS:
+            raise ValueError(
+                f"evaluate: target must be one of {', '.join(TARGETS)}, got {target!r}"
+            )
+        unknown = set(options) - set(methods)
+        if unknown:
+            raise ValueError(
+                f"evaluate: options must be for methods {', '.join(methods)}, got {unknown.pop()!r}"
+            )
+        of_method = {m: dict(options.get(m, {})) for m in methods}
+        for name, value in shared.items():
+            readers = [m for m in methods if self._reads(m, name)]
+            if value is not None and not readers:
+                raise ValueError(f"evaluate: {name} must be left out for {', '.join(methods)}")
+            for m in readers if value is not None else ():
+                of_method[m].setdefault(name, value)
+        loaded = self.loaded
+        scaling = loaded.preprocessing
+        self.config = Config(
+            model=loaded.name,
+            model_fingerprint=loaded.fingerprint,
+            data=self.source.name,
+            data_fingerprint=self.source.fingerprint,
+            examples=min(len(self.source), limit or len(self.source)),
+            sigmas=sigmas,
+            methods=methods,
+            target=target,
+            options=of_method,
+            seed=seed,
+            chunk=chunk or (_CHUNK_LARGE if self._like.numel() > _LARGE else _CHUNK_SMALL),
+            device=self.device.type,
+            threads=threads,
+            max_bytes=max_bytes,
+            input_size=loaded.input_size,
+            crop=loaded.crop,
+            interpolation=loaded.interpolation,
+            bounds=loaded.bounds,
+            preprocessing=None
+            if scaling is None
+            else {k: v.tolist() if isinstance(v, Tensor) else v for k, v in scaling.items()},
+        )
+        # An empty batch has robustness check every option before anything long runs.
+        empty = self._like.new_zeros(0, *self._like.shape, device=self.device)
+        for m in methods:
+            self._ask(m, empty, None, 0, max_bytes)
+        return self.config
+
+    @staticmethod
+    def _reads(method: str, option: str) -> bool:
+        from ..robustness import _READERS
+
+        return method in _READERS[option]
+
+    def go(
+        self, parts: Parts, shard: tuple[int, int], ranks: Ranks, workers: int, shown: bool
+    ) -> None:
+        config = self.config
+        done = parts.finished()
+        todo = [c for c in range(config.chunks) if c % shard[1] == shard[0]]
+        todo = [c for c in todo[ranks.rank :: ranks.world] if c not in done]
+
+        def count(chunks: set[int]) -> int:
+            return sum(len(config.members(c)) for c in chunks)
+
+        with (
+            ThreadPoolExecutor(max(1, workers)) as pool,
+            Progress(config.examples, count(done), shown=shown and ranks.leads) as progress,
+        ):
+            self._say = progress.say
+            ahead = self._read_ahead(pool, todo[0]) if todo else None
+            for at, chunk in enumerate(todo):
+                examples = [future.result() for future in ahead]
+                ahead = self._read_ahead(pool, todo[at + 1]) if at + 1 < len(todo) else None
+                try:
+                    rows, timings = self._chunk(chunk, examples, ranks.rank)
+                except (RuntimeError, TypeError, ValueError) as error:
+                    members = config.members(chunk)
+                    raise Stopped(
+                        f"evaluate: model must answer examples {members[0]} to {members[-1]}, got "
+                        f"{type(error).__name__}: {error}"
+                    ) from error
+                parts.write(chunk, rows, timings)
+                first = (config.methods[0], config.sigmas[0])
+                probs = [
+                    row["prob"]
+                    for row in rows
+                    if (row["method"], row["sigma"]) == first and row["prob"] is not None
+                ]
+                progress.advance(count(parts.finished()), probs)
+
+    def _read_ahead(self, pool: ThreadPoolExecutor, chunk: int):
+        return [pool.submit(self._read, index) for index in self.config.members(chunk)]
+
+    def _read(self, index: int) -> tuple[Example, str | None]:
+        """The example, its x a tensor, or what is wrong with it."""
+        try:
+            example = self.source.read(index)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is about this example)
+            return self.source.named(index), f"{type(error).__name__}: {error}"
+        try:
+            x = self._tensor(example)
+        except (OSError, TypeError, ValueError, RuntimeError) as error:
+            return example, f"{type(error).__name__}: {error}"
+        if x.shape != self._like.shape or x.dtype != self._like.dtype:
+            return example, (
+                f"{x.dtype} {list(x.shape)} where the first example is {self._like.dtype} "
+                f"{list(self._like.shape)}"
+            )
+        if self.config.target == "label" and example.label is None:
+            return example, "no label"
+        return Example(x, example.label, example.name), None
+
+    def _chunk(
+        self, chunk: int, examples: list[tuple[Example, str | None]], rank: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        config = self.config
+        members = config.members(chunk)
+        # Unreadable ones keep their place, and the last chunk is padded: all batches have one shape.
+        blank = torch.zeros_like(self._like)
+        stacked = [blank if wrong else example.x for example, wrong in examples]
+        stacked += [blank] * (config.chunk - len(stacked))
+        x = torch.stack(stacked).to(self.device)
+        self._look_at(x[: len(examples)])
+        logits = self._logits(x)
+        classes = logits.shape[1]
+        predicted = logits.argmax(1)
+        unusable = logits.isnan().any(1)
+        wrong = [text for _, text in examples]
+        target = predicted.clone()
+        if config.target == "label":
+            for at, (example, text) in enumerate(examples):
+                if text is None and not 0 <= example.label < classes:
+                    wrong[at] = f"label {example.label} of {classes} classes"
+                elif text is None:
+                    target[at] = example.label
+        rows: dict[int, list[dict[str, Any]]] = {at: [] for at in range(len(examples))}
+        timings = []
+        for method in config.methods:
+            result, notes = self._answer(method, x, target, members.start)
+            timings.append(
+                {
+                    "chunk": chunk,
+                    "method": method,
+                    "examples": len(examples),
+                    "seconds": result["seconds"],
+                    "seconds_network": result["seconds_network"],
+                    "seconds_cdf": result["seconds_cdf"],
+                    "rank": rank,
+                }
+            )
+            for at, (example, _) in enumerate(examples):
+                for s, sigma in enumerate(config.sigmas):
+                    row = dict.fromkeys(_NUMBERS) | {
+                        "index": members[at],
+                        "name": example.name,
+                        "method": method,
+                        "sigma": sigma,
+                        "label": example.label,
+                        "predicted": None
+                        if wrong[at] or bool(unusable[at])
+                        else int(predicted[at]),
+                        "note": wrong[at] or notes.get(at),
+                    }
+                    if wrong[at]:
+                        row["status"] = UNREADABLE
+                    elif at in notes:
+                        row["status"] = OUT_OF_MEMORY
+                    else:
+                        row |= _plain(result, s, at)
+                    rows[at].append(row)
+        return [row for at in rows for row in rows[at]], timings
+
+    def _logits(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            network = Network("evaluate", self.loaded.model, self.loaded.preprocessing, x)
+            return network(x.to(network.work_dtype)).double()
+
+    def _answer(
+        self, method: str, x: Tensor, target: Tensor, first: int
+    ) -> tuple[dict[str, Any], dict[int, str]]:
+        """The method's answers ``[n_sigma, chunk]``; where the memory does not do even for one input
+        at a time, a note for each input that it does not do for."""
+        try:
+            return _fields(self._ask(method, x, target, first, self.config.max_bytes)), {}
+        except torch.OutOfMemoryError:
+            self._say(f"evaluate: out of memory at example {first}; going on one by one")
+        parts, notes = [], {}
+        for at in range(len(x)):
+            one = slice(at, at + 1)
+            try:
+                parts.append(
+                    _fields(
+                        self._ask(method, x[one], target[one], first + at, self.config.max_bytes)
+                    )
+                )
+            except torch.OutOfMemoryError as error:
+                notes[at] = str(error).splitlines()[0]
+                parts.append(None)
+        return _joined(parts, len(self.config.sigmas)), notes
+
+    def _ask(self, method: str, x: Tensor, target: Tensor | None, first: int, max_bytes: int):
+        config = self.config
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            result = robustness(
+                self.loaded.model,
+                x,
+                list(config.sigmas),
+                method=method,
+                target=target,
+                preprocessing=self.loaded.preprocessing,
+                seed=config.seed,
+                first_index=first,
+                max_bytes=max_bytes,
+                **config.options[method],
+            )
+        for warning in caught:
+            text = str(warning.message)
+            kind = text.split(";")[0].translate(str.maketrans("", "", "0123456789"))
+            if kind not in self._warned:  # one of a kind: statuses are in the table
+                self._warned.add(kind)
+                self._say(text)
+        return result
+
+    def _look_at(self, x: Tensor) -> None:
+        """Says once when the inputs leave their bounds, or look normalised without them."""
+        if x.numel() == 0 or "range" in self._warned:
+            return
+        low, high = float(x.min()), float(x.max())
+        if self.loaded.bounds is not None:
+            if low < self.loaded.bounds[0] or high > self.loaded.bounds[1]:
+                self._warned.add("range")
+                self._say(
+                    f"evaluate: inputs lie in [{low:.3g}, {high:.3g}], outside their bounds "
+                    f"{self.loaded.bounds}: is sigma in their units?"
+                )
+        elif low < -0.5 and high < 20 and self.loaded.preprocessing is None and x.dim() == 4:
+            self._warned.add("range")
+            self._say(
+                f"evaluate: inputs lie in [{low:.3g}, {high:.3g}] and look normalised: sigma is in "
+                "their units. For raw pixels give the model's scaling as preprocessing"
+            )
+
+
+#: What only a row with an answer has.
+_NUMBERS = ("target", "prob", "complement", "error", "lower", "upper", "runner_up")
+
+
+def _fields(result) -> dict[str, Any]:
+    names = ("prob", "complement", "error", "lower", "upper", "status", "runner_up", "n_screened")
+    out = {name: getattr(result, name).cpu() for name in names}
+    out["target"] = result.target.cpu()
+    cost = result.cost
+    out |= {"forward": cost.forward.cpu(), "jvp": cost.jvp.cpu(), "vjp": cost.vjp.cpu()}
+    out |= {"seconds_network": cost.seconds_network, "seconds_cdf": cost.seconds_cdf}
+    out["seconds"] = cost.seconds_network + cost.seconds_cdf
+    return out
+
+
+def _joined(parts: list[dict[str, Any] | None], sigmas: int) -> dict[str, Any]:
+    """Answers of single inputs side by side; None leaves a gap that nobody reads."""
+    known = next((part for part in parts if part is not None), None)
+    if known is None:
+        return {"seconds": 0.0, "seconds_network": 0.0, "seconds_cdf": 0.0}
+    filled = [known if part is None else part for part in parts]
+    out = {}
+    for name, value in known.items():
+        if isinstance(value, float):
+            out[name] = sum(part[name] for part in parts if part is not None)
+        else:
+            out[name] = torch.cat([part[name] for part in filled], -1)
+    return out
+
+
+def _plain(result: dict[str, Any], s: int, at: int) -> dict[str, Any]:
+    """A row's numbers; what is not a number is null."""
+
+    def real(name: str) -> float | None:
+        value = float(result[name][s, at])
+        return None if math.isnan(value) else value
+
+    status = Status(int(result["status"][s, at]))
+    answered = status not in (Status.NAN_INPUT, Status.INDEFINITE)
+    row: dict[str, Any] = {
+        name: real(name) for name in ("prob", "complement", "error", "lower", "upper")
+    }
+    row["target"] = int(result["target"][at]) if answered else None
+    row["runner_up"] = int(result["runner_up"][s, at]) if answered else None
+    row["n_screened"] = int(result["n_screened"][s, at])
+    row["status"] = status.name
+    row |= {name: int(result[name][at]) for name in ("forward", "jvp", "vjp")}
+    return row
+
+
+def _override(loaded: LoadedModel, input_size, bounds, preprocessing) -> None:
+    if input_size is not None:
+        loaded.input_size = input_size
+    if bounds is not None:
+        loaded.bounds = (float(bounds[0]), float(bounds[1]))
+    if preprocessing is not None:
+        loaded.preprocessing = preprocessing
+
+
+def _device(device: str | torch.device | None, ranks: Ranks) -> torch.device:
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and chosen.index is None:
+        return torch.device("cuda", ranks.local % max(1, torch.cuda.device_count()))
+    return chosen
+
+
+def _threads(out: str | Path) -> int:
+    manifest = Manifest.read(Path(out))
+    return torch.get_num_threads() if manifest is None else manifest.content["config"]["threads"]
+
+
+def _sigmas(sigma) -> tuple[float, ...]:
+    values = [sigma] if isinstance(sigma, (int, float)) else list(sigma)
+    if not values or any(not 0 <= float(v) < math.inf for v in values):
+        raise ValueError(f"evaluate: sigma must be one or more numbers >= 0, got {sigma!r}")
+    if len(set(values)) != len(values):
+        raise ValueError(f"evaluate: sigma must not repeat a value, got {sigma!r}")
+    return tuple(float(v) for v in values)
+
+
+def _methods(method) -> tuple[str, ...]:
+    values = (method,) if isinstance(method, str) else tuple(method)
+    for value in values:
+        if value not in METHODS:
+            raise ValueError(
+                f"evaluate: method must be one or more of {', '.join(METHODS)}, got {value!r}"
+            )
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    if repeated or not values:
+        raise ValueError(f"evaluate: method must name each method once, got {method!r}")
+    return values
+
+
+def _shard(shard: str | None) -> tuple[int, int]:
+    if shard is None:
+        return 0, 1
+    number, slash, count = shard.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(f"evaluate: shard must be i/k with 0 <= i < k, got {shard!r}")
+    return int(number), int(count)

@@ -1,0 +1,365 @@
+"""Data sets by name, folder or file, read example by example in a fixed order."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._extras import require
+from .images import SUFFIXES
+from .models import EXTRA
+
+
+@dataclass
+class Example:
+    """One input: a tensor in the model's raw units, or a PIL image that the model's size decides."""
+
+    x: Any
+    label: int | None
+    name: str
+
+
+class Source:
+    """A data set in a fixed order.
+
+    Subclasses set ``name``, ``class_names`` (or None) and ``fingerprint``, and define ``__len__`` and
+    ``read``. ``read`` may raise for an example that cannot be read: the run records that and goes on.
+    It is called from several threads.
+    """
+
+    name: str
+    class_names: list[str] | None = None
+    fingerprint: str = ""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> Example:
+        raise NotImplementedError
+
+    def named(self, index: int) -> Example:
+        """Label and name of an example, as far as they are known without reading it."""
+        return Example(None, None, str(index))
+
+
+class Arrays(Source):
+    """Inputs in one array ``[N, *shape]``, labels ``[N]`` or none."""
+
+    def __init__(self, name: str, x: Tensor, labels, class_names=None) -> None:
+        self.name, self.x, self.class_names = name, x, class_names
+        self.labels = None if labels is None else [int(y) for y in labels]
+        digest = hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode())
+        digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(repr(self.labels).encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def read(self, index: int) -> Example:
+        return Example(
+            self.x[index], None if self.labels is None else self.labels[index], str(index)
+        )
+
+
+class Files(Source):
+    """Picture files: ``folder/CLASS/file`` with one folder per class, or files alone without labels."""
+
+    def __init__(self, folder: Path) -> None:
+        folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self.name = str(folder)
+        found: list[tuple[Path, int | None]] = []
+        if folders:
+            self.class_names = [p.name for p in folders]
+            for label, part in enumerate(folders):
+                found += [(path, label) for path in _pictures(part.rglob("*"))]
+        else:
+            found = [(path, None) for path in _pictures(folder.iterdir())]
+        if not found:
+            raise ValueError(
+                f"evaluate: data must hold pictures ({', '.join(SUFFIXES)}), got {folder}"
+            )
+        self.folder, self.found = folder, found
+        digest = hashlib.sha256()
+        for path, _ in found:
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def named(self, index: int) -> Example:
+        path, label = self.found[index]
+        return Example(None, label, path.relative_to(self.folder).as_posix())
+
+    def read(self, index: int) -> Example:
+        example = self.named(index)
+        example.x = _opened(self.found[index][0].read_bytes())
+        return example
+
+
+def _pictures(paths) -> list[Path]:
+    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def _opened(data: bytes):
+    image = require("PIL.Image", "pillow", EXTRA).open(io.BytesIO(data))
+    image.load()  # a truncated file fails here, where it is recorded
+    return image
+
+
+class Shards(Source):
+    """WebDataset shards: tar files of ``KEY.jpg`` with ``KEY.cls`` (a number) or ``KEY.json``.
+
+    The shards are indexed once by their headers; pictures are read by their offsets.
+    """
+
+    def __init__(self, spec: str, shards: Sequence[Path]) -> None:
+        self.name = spec
+        self._pictures: list[tuple[Path, str, int, int]] = []
+        self._labels: dict[tuple[Path, str], tuple[str, int, int]] = {}
+        digest = hashlib.sha256()
+        for shard in shards:
+            digest.update(f"{shard.name} {shard.stat().st_size}\n".encode())
+            with tarfile.open(shard, "r:") as tar:
+                for member in tar:
+                    if not member.isfile():
+                        continue
+                    folder, _, file = member.name.rpartition("/")
+                    stem, _, ending = file.partition(".")  # WebDataset: the key ends at a dot
+                    key = f"{folder}/{stem}" if folder else stem
+                    place = (member.offset_data, member.size)
+                    if f".{ending.lower()}" in SUFFIXES:
+                        self._pictures.append((shard, key, *place))
+                    elif ending in ("cls", "json"):
+                        self._labels[shard, key] = (ending, *place)
+        if not self._pictures:
+            raise ValueError(f"evaluate: data must hold pictures in its shards, got {spec}")
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def named(self, index: int) -> Example:
+        shard, key, _, _ = self._pictures[index]
+        return Example(None, None, f"{shard.name}/{key}")
+
+    def read(self, index: int) -> Example:
+        shard, key, offset, size = self._pictures[index]
+        with shard.open("rb") as file:
+            file.seek(offset)
+            image = _opened(file.read(size))
+            label = None
+            if (found := self._labels.get((shard, key))) is not None:
+                ending, offset, size = found
+                file.seek(offset)
+                text = file.read(size).decode()
+                value = json.loads(text) if ending == "json" else text.strip()
+                if isinstance(value, dict):
+                    value = value.get("label", value.get("cls"))
+                label = None if value is None else int(value)
+        return Example(image, label, f"{shard.name}/{key}")
+
+
+class HuggingFace(Source):
+    """A ``datasets`` data set with a column of pictures (``image``, ``img``) and one of labels."""
+
+    def __init__(self, spec: str, data) -> None:
+        kinds = require("datasets", "datasets", "hf")
+        columns = data.features
+        images = [name for name, kind in columns.items() if isinstance(kind, kinds.Image)]
+        labels = [name for name, kind in columns.items() if isinstance(kind, kinds.ClassLabel)]
+        if not images:
+            raise ValueError(
+                f"evaluate: data must have a column of pictures, got {', '.join(columns)}"
+            )
+        self.name, self._data, self._image = spec, data, images[0]
+        self._label = labels[0] if labels else "label" if "label" in columns else None
+        if labels:
+            self.class_names = list(columns[labels[0]].names)
+        self.fingerprint = str(getattr(data, "_fingerprint", f"{spec} {len(data)}"))
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, index: int) -> Example:
+        row = self._data[index]
+        label = None if self._label is None else row[self._label]
+        return Example(row[self._image], None if label is None else int(label), str(index))
+
+
+class Indexed(Source):
+    """Anything with ``len`` and ``[i]`` that gives ``(x, label)``, a dict, or x alone."""
+
+    def __init__(self, data) -> None:
+        self._data = data
+        self.name = type(data).__name__
+        names = getattr(data, "classes", None)
+        self.class_names = [str(n) for n in names] if isinstance(names, (list, tuple)) else None
+        self.fingerprint = f"{self.name} {len(data)}"
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def read(self, index: int) -> Example:
+        item = self._data[index]
+        if isinstance(item, dict):
+            x = next((item[k] for k in ("x", "image", "pixel_values", "input") if k in item), None)
+            label = next((item[k] for k in ("label", "labels", "y", "target") if k in item), None)
+        elif isinstance(item, (tuple, list)):
+            x, label = item[0], item[1] if len(item) > 1 else None
+        else:
+            x, label = item, None
+        return Example(x, None if label is None else int(label), str(index))
+
+
+def load_source(spec) -> Source:
+    """The data set that ``spec`` names.
+
+    Args:
+        spec: ``"digits"`` (scikit-learn's, the 360 test images); ``"photos"`` (packaged photographs,
+            no labels); a folder of pictures (``CLASS/file``, or files alone); ``*.npz`` with ``x``
+            (or ``images``) ``[N, *shape]`` and ``y`` (or ``labels``); WebDataset shards ``*.tar``,
+            ``NAME-{0000..0099}.tar`` included; ``"hf:NAME[:SPLIT]"`` or ``"hf:FOLDER"`` (Hugging Face
+            ``datasets``); or a :class:`Source`, a map-style ``Dataset``, a ``DataLoader`` that does not
+            shuffle, or a tuple of tensors ``(x, labels)``.
+
+    Raises:
+        ValueError: a spec that names nothing; a loader that shuffles.
+        MissingExtra: the package that the spec needs is not installed.
+    """
+    if isinstance(spec, Source):
+        return spec
+    if isinstance(spec, torch.utils.data.DataLoader):
+        if not isinstance(spec.sampler, torch.utils.data.SequentialSampler):
+            raise ValueError(  # noqa: TRY004  (the loader is of the right type)
+                "evaluate: data must be a DataLoader in the order of its data set, got one that "
+                f"draws by {type(spec.sampler).__name__}"
+            )
+        return load_source(spec.dataset)
+    if isinstance(spec, Tensor):
+        return Arrays("tensor", spec, None)
+    if isinstance(spec, tuple) and spec and isinstance(spec[0], Tensor):
+        x, labels = spec if len(spec) == 2 else (spec[0], None)
+        return Arrays("tensors", x, labels)
+    if not isinstance(spec, (str, Path)):
+        if not (hasattr(spec, "__len__") and hasattr(spec, "__getitem__")):
+            raise TypeError(
+                "evaluate: data must be a name, a path, tensors, a map-style data set or a "
+                f"DataLoader, got {type(spec).__name__}"
+            )
+        return Indexed(spec)
+    return _load_named(str(spec))
+
+
+def _load_named(spec: str) -> Source:
+    if spec in _BUILT_IN:
+        return _BUILT_IN[spec]()
+    if spec.startswith("hf:"):
+        return _hugging_face(spec)
+    path = Path(spec)
+    if path.suffix == ".npz":
+        return _npz(path)
+    if path.suffix == ".tar":
+        return Shards(spec, _expanded(spec))
+    if path.is_dir():
+        return Files(path)
+    raise ValueError(
+        f"evaluate: data must be {', '.join(_BUILT_IN)}, a folder of pictures, an .npz file, .tar "
+        f"shards or hf:NAME, got {spec!r}"
+    )
+
+
+def _digits() -> Source:
+    from ..models.digits import load_digits_data
+
+    _, _, x, y = load_digits_data()
+    return Arrays("digits", x, y, [str(d) for d in range(10)])
+
+
+class _Photos(Source):
+    name = "photos"
+
+    def __init__(self) -> None:
+        from ..models.photos import load_photos
+
+        self._photos = load_photos()
+        self.fingerprint = " ".join(photo.name for photo in self._photos)
+
+    def __len__(self) -> int:
+        return len(self._photos)
+
+    def read(self, index: int) -> Example:
+        photo = self._photos[index]
+        image = require("PIL.Image", "pillow", EXTRA).fromarray(photo.pixels)
+        return Example(image, None, photo.name)
+
+
+_BUILT_IN = {"digits": _digits, "photos": _Photos}
+
+
+def _npz(path: Path) -> Source:
+    if not path.is_file():
+        raise ValueError(f"evaluate: data must name a file, got {path}")
+    with np.load(path, allow_pickle=False) as file:
+        names = list(file)
+        inputs = next((n for n in ("x", "images", "x_test", "data") if n in names), None)
+        labels = next((n for n in ("y", "labels", "y_test", "label") if n in names), None)
+        if inputs is None:
+            raise ValueError(
+                f"evaluate: data must hold x or images, got {', '.join(names)} in {path}"
+            )
+        x = torch.from_numpy(file[inputs])
+        y = None if labels is None else file[labels]
+    if x.dtype == torch.uint8:
+        x = x.float().div_(255)
+        if x.dim() == 4 and x.shape[-1] in (1, 3):
+            x = x.permute(0, 3, 1, 2).contiguous()
+    if not x.is_floating_point():
+        raise ValueError(f"evaluate: data must be floating point or 8-bit, got {x.dtype} in {path}")
+    return Arrays(str(path), x, y)
+
+
+def _expanded(spec: str) -> list[Path]:
+    """``a-{0000..0002}.tar`` as three paths, and a glob pattern as what it matches."""
+    head, brace, rest = spec.partition("{")
+    if brace and ".." in rest:
+        span, _, tail = rest.partition("}")
+        first, last = span.split("..")
+        paths = [
+            Path(f"{head}{number:0{len(first)}d}{tail}")
+            for number in range(int(first), int(last) + 1)
+        ]
+    elif any(letter in spec for letter in "*?["):
+        base = Path(spec)
+        paths = sorted(base.parent.glob(base.name))
+    else:
+        paths = [Path(spec)]
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise ValueError(f"evaluate: data must name files, got {missing[0] if missing else spec}")
+    return paths
+
+
+def _hugging_face(spec: str) -> Source:
+    datasets = require("datasets", "datasets", "hf")
+    name = spec.removeprefix("hf:")
+    if Path(name).is_dir():
+        data = datasets.load_from_disk(name)
+        if isinstance(data, datasets.DatasetDict):
+            raise ValueError(
+                f"evaluate: data must be one split, got {', '.join(data)} in {name}; name its folder"
+            )
+        return HuggingFace(spec, data)
+    name, _, split = name.partition(":")
+    return HuggingFace(spec, datasets.load_dataset(name, split=split or "test"))
