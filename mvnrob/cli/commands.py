@@ -169,3 +169,15 @@ def _summarise(done) -> int:
     if gaps:
         click.echo(f"{gaps} rows have no answer; their status and note say why")
     return WITH_GAPS if gaps else FINISHED
+
+
+@group.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="folder of the page (default: report in FOLDER)")  # fmt: skip
+def report(folder, out) -> int:
+    """Write the report of a finished run in FOLDER."""
+    from ..report import report as write
+
+    click.echo(write(folder, out=out))
+    return FINISHED

@@ -1,0 +1,117 @@
+"""Figures of a report as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from .._extras import require
+from . import statistics as st
+
+COLOURS = (
+    "#1b6ca8", "#d1762b", "#3a8f5d", "#8a4f9e", "#c0392b", "#555555", "#17a2b8", "#c9a400",
+)  # fmt: skip
+
+
+def _figure(width: float = 6.4, height: float = 3.8):
+    # Figure without pyplot: no global state, no display needed.
+    module = require("matplotlib.figure", "matplotlib", "evaluate")
+    return module.Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _png(figure) -> bytes:
+    out = io.BytesIO()
+    # No date and version: the same run gives the same file.
+    figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()
+
+
+def distribution(parts: list[st.Answers], method: str) -> bytes:
+    """Share of examples with a p of at most x, one line per sigma."""
+    figure = _figure()
+    axis = figure.subplots()
+    for colour, part in zip(COLOURS, [a for a in parts if a.method == method], strict=False):
+        p = np.sort(part["prob"])
+        share = np.arange(1, len(p) + 1) / max(len(p), 1)
+        axis.step(p, share, where="post", color=colour, label=f"sigma {part.sigma:g}")
+    axis.set(xlabel="p", ylabel="share of examples", xlim=(0, 1.01), ylim=(0, 1.01))
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def sigma_curve(parts: list[st.Answers], methods: tuple[str, ...]) -> bytes:
+    """Mean p against sigma with its 99 % interval; the first method's quartiles as a band."""
+    figure = _figure()
+    axis = figure.subplots()
+    for colour, method in zip(COLOURS, methods, strict=False):
+        mine = sorted((a for a in parts if a.method == method and len(a)), key=lambda a: a.sigma)
+        sigma = [a.sigma for a in mine]
+        mean = np.array([st.mean_interval(a["prob"]) for a in mine]).reshape(-1, 3)
+        if method == methods[0]:
+            low, high = ([np.quantile(a["prob"], q) for a in mine] for q in (0.25, 0.75))
+            axis.fill_between(sigma, low, high, color=colour, alpha=0.15, label="quartiles")
+        spread = np.stack([mean[:, 0] - mean[:, 1], mean[:, 2] - mean[:, 0]])
+        axis.errorbar(sigma, mean[:, 0], spread, color=colour, fmt=".-", capsize=2, label=method)
+    axis.axhline(0.5, color="0.6", lw=1, ls="--")
+    axis.set(xlabel="sigma, raw input units", ylabel="mean p", ylim=(0, 1.02))
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    return _png(figure)
+
+
+def classes(rows: list[st.ClassRow], most: int = 30) -> bytes:
+    """Means of the least robust classes with their intervals."""
+    rows = rows[:most]
+    figure = _figure(6.4, 1.1 + 0.22 * len(rows))
+    axis = figure.subplots()
+    at = np.arange(len(rows))
+    mean = np.array([row.mean for row in rows])
+    spread = np.array([[row.mean - row.low, row.high - row.mean] for row in rows]).T
+    axis.errorbar(mean, at, xerr=spread, fmt="o", ms=4, color=COLOURS[0], ecolor="0.6", capsize=2)
+    axis.set_yticks(at, [f"{row.name[:28]} ({row.count})" for row in rows], fontsize=8)
+    for label in axis.get_yticklabels():
+        label.set_parse_math(False)  # a class may be called $x$
+    axis.invert_yaxis()
+    axis.set(xlabel="mean p, 99 % interval", xlim=(-0.02, 1.02))
+    axis.grid(alpha=0.3, axis="x")
+    return _png(figure)
+
+
+def flips(matrix: np.ndarray, names: list[str]) -> bytes:
+    """Where noise sends each class: shares of its lost probability."""
+    size = 1.8 + 0.38 * len(names)
+    figure = _figure(size + 0.8, size)
+    axis = figure.subplots()
+    image = axis.imshow(np.ma.masked_equal(matrix, 0), cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(names))
+    axis.set_xticks(ticks, [n[:14] for n in names], rotation=90, fontsize=8)
+    axis.set_yticks(ticks, [n[:14] for n in names], fontsize=8)
+    for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
+        label.set_parse_math(False)
+    axis.set(xlabel="flips to", ylabel="from")
+    figure.colorbar(image, ax=axis, shrink=0.8)
+    return _png(figure)
+
+
+def against_monte_carlo(parts: list[st.Answers], method: str) -> bytes:
+    """A method against Monte Carlo, whose 99 % intervals are the vertical lines."""
+    figure = _figure(5.2, 4.8)
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="0.6", lw=1)
+    counts = {a.sigma: a for a in parts if a.method == "mc"}
+    mine = [a for a in parts if a.method == method and a.sigma in counts]
+    for colour, part in zip(COLOURS, mine, strict=False):
+        mc = counts[part.sigma]
+        _, at, at_mc = np.intersect1d(
+            part["index"].astype(int), mc["index"].astype(int), return_indices=True
+        )
+        p = part["prob"][at]
+        axis.vlines(p, mc["lower"][at_mc], mc["upper"][at_mc], color=colour, lw=0.8, alpha=0.4)
+        label = f"sigma {part.sigma:g}"
+        axis.plot(p, mc["prob"][at_mc], ".", ms=3, color=colour, label=label)
+    axis.set(xlabel=method, ylabel="Monte Carlo", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axis.set_aspect("equal")
+    axis.legend(fontsize=8)
+    return _png(figure)

@@ -1,0 +1,196 @@
+"""``report``: one HTML file that needs nothing else, and its figures and tables beside it."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .._extras import require
+from ..evaluation.manifest import write_atomically
+from ..evaluation.results import Evaluation, arrow
+from ..evaluation.sources import Source
+from . import figures, pictures
+from . import statistics as st
+
+#: Pictures of the most vulnerable and of the most canonical inputs.
+_GALLERY = 12
+#: A matrix of flips is drawn up to so many classes; a table of pairs is there always.
+_MOST_CLASSES = 30
+
+
+def report(
+    run: Evaluation | str | Path,
+    *,
+    out: str | Path | None = None,
+    source: Source | None = None,
+) -> Path:
+    """Writes the report of a finished run and returns the page's path.
+
+    Args:
+        run: an :class:`Evaluation` or its folder.
+        out: a folder, by default ``report`` in the run's own: ``index.html`` (self-contained: figures
+            and pictures inside, no network), the figures as PNG, ``summary.csv``, ``classes.csv``,
+            ``flips.csv``, ``examples.csv``, and ``scores.parquet`` in cleanlab's shape
+            (:func:`score_frame`).
+        source: the data set for the pictures, where the manifest's name does not lead to it.
+
+    The first method of the run is the one that classes, galleries and flips are shown for, at the
+    sigma whose mean p is nearest to .8, where examples differ most.
+
+    Raises:
+        ValueError: the run is not finished, or no example has an answer.
+        MissingExtra: matplotlib, pillow or jinja2 is not installed.
+    """
+    run = run if isinstance(run, Evaluation) else Evaluation(run)
+    parts = st.answers(run)
+    main = _main(parts)
+    folder = Path(out) if out is not None else run.folder / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = run.manifest.get("class_names")
+    classes = st.class_table(main, names)
+    drawn = _draw(run, parts, main, classes, names)
+    for name, data in drawn.items():
+        write_atomically(folder / f"{name}.png", data)
+    _export(folder, run, parts, main, classes, names)
+    jinja = require("jinja2", "jinja2", "evaluate")
+    environment = jinja.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["percent"] = lambda x: "" if x is None else f"{100 * x:.1f} %"
+    environment.filters["number"] = _number
+    text = resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    origin = pictures.open_source(run, source)
+    half = st.sigma_at_half(run, main.method, parts)
+    known = half[~np.isnan(half)]
+    page = environment.from_string(text).render(
+        run=run,
+        config=run.config,
+        environment=run.manifest["environments"][0],
+        started=run.manifest["started"],
+        main=main,
+        summaries=[st.summary(a) for a in parts],
+        risks=[f"p >= {1 - risk:g}" for risk in st.RISKS],
+        kind=st.groups(main)[1],
+        classes=classes,
+        bias=st.bias(classes),
+        flips=st.flips(main, names),
+        agreement=st.agreement(parts),
+        bands=st.cost_by_band(main),
+        times=st.time_shares(run),
+        half={"count": len(known), "of": len(half), "median": float(np.median(known))}
+        if len(known)
+        else None,
+        figures={name: _inline(data) for name, data in drawn.items()},
+        vulnerable=_gallery(main, names, origin, half, worst=True),
+        canonical=_gallery(main, names, origin, half, worst=False),
+        has_pictures=origin is not None,
+        gaps=_gaps(run),
+    )
+    path = folder / "index.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _main(parts: list[st.Answers]) -> st.Answers:
+    first = [a for a in parts if a.method == parts[0].method and len(a)]
+    if not first:
+        raise ValueError("report: run must have an answer for some example, got none")
+    return min(first, key=lambda a: abs(float(a["prob"].mean()) - 0.8))
+
+
+def _draw(run, parts, main, classes, names) -> dict[str, bytes]:
+    drawn = {
+        "distribution": figures.distribution(parts, main.method),
+        "classes": figures.classes(classes),
+    }
+    if len(run.config.sigmas) > 1:
+        drawn["sigma"] = figures.sigma_curve(parts, run.config.methods)
+    count = 1 + max(int(main["target"].max()), int(main["runner_up"].max()))
+    count = max(count, len(names or ()))
+    if count <= _MOST_CLASSES:
+        shown = [st.name_of(c, names) for c in range(count)]
+        drawn["flips"] = figures.flips(st.flip_matrix(main, count), shown)
+    if "mc" in run.config.methods and main.method != "mc":
+        drawn["monte-carlo"] = figures.against_monte_carlo(parts, main.method)
+    return drawn
+
+
+def _inline(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def _number(x: Any) -> str:
+    """Four digits; small ones as powers; nothing where nothing is known."""
+    if x is None:
+        return ""
+    if isinstance(x, (int, str)):
+        return str(x)
+    if math.isnan(x):
+        return ""
+    return f"{x:.1e}" if 0 < abs(x) < 1e-3 else f"{x:.4g}"
+
+
+def _gallery(
+    main: st.Answers, names, source: Source | None, half: np.ndarray, *, worst: bool
+) -> list[dict[str, Any]]:
+    """The examples with the least p, or with the least 1 - p among those predicted as labelled."""
+    if worst:
+        order = np.argsort(main["prob"], kind="stable")
+    else:
+        order = np.argsort(main["complement"], kind="stable")
+    out = []
+    for at in order[:_GALLERY]:
+        index = int(main["index"][at])
+        label = main["label"][at]
+        picture = None if source is None else pictures.thumbnail(source, index)
+        labelled = label is not None and not math.isnan(label)
+        out.append(
+            {
+                "index": index,
+                "name": main["name"][at],
+                "picture": None if picture is None else _inline(picture),
+                "label": st.name_of(int(label), names) if labelled else None,
+                "target": st.name_of(int(main["target"][at]), names),
+                "to": st.name_of(int(main["runner_up"][at]), names),
+                "prob": float(main["prob"][at]),
+                "complement": float(main["complement"][at]),
+                "half": float(half[index]),
+            }
+        )
+    return out
+
+
+def _gaps(run: Evaluation) -> list[dict[str, Any]]:
+    """Examples without an answer, once each."""
+    columns = ("index", "name", "status", "note", "prob")
+    seen: dict[int, dict[str, Any]] = {}
+    for row in run.table().select(columns).to_pylist():
+        if row["prob"] is None:
+            seen.setdefault(row["index"], row)
+    return list(seen.values())
+
+
+def _export(folder: Path, run: Evaluation, parts, main, classes, names) -> None:
+    _csv(folder / "summary.csv", [st.summary(a) for a in parts])
+    _csv(folder / "classes.csv", [dataclasses.asdict(row) for row in classes])
+    _csv(folder / "flips.csv", [dataclasses.asdict(f) for f in st.flips(main, names, most=10**6)])
+    _csv(folder / "examples.csv", run.table().to_pylist())
+    pa, parquet = arrow()
+    sink = pa.BufferOutputStream()
+    parquet.write_table(st.score_frame(run, method=main.method, sigma=main.sigma), sink)
+    write_atomically(folder / "scores.parquet", sink.getvalue().to_pybytes())
+
+
+def _csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())

@@ -1,0 +1,320 @@
+"""Numbers of a finished run, from its table's columns. No drawing, no HTML."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..evaluation.results import Evaluation
+from ..intervals import student_t_quantile
+
+#: Bands of p by which cost is split.
+BANDS = ((0.0, 0.5), (0.5, 0.9), (0.9, 0.99), (0.99, 0.999), (0.999, 1.0))
+#: An input counts as robust at risk r when p >= 1 - r.
+RISKS = (0.1, 0.05, 0.01)
+LEVEL = 0.99
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One method at one sigma: arrays over its examples that have an answer."""
+
+    method: str
+    sigma: float
+    columns: dict[str, np.ndarray]
+    gaps: int  #: examples without an answer
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def __len__(self) -> int:
+        return len(self.columns["prob"])
+
+
+def answers(run: Evaluation) -> list[Answers]:
+    """Every method and sigma, in the run's order."""
+    table = run.table()
+    columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
+    out = []
+    for method in run.config.methods:
+        for sigma in run.config.sigmas:
+            here = (columns["method"] == method) & (columns["sigma"] == sigma)
+            known = here & ~np.isnan(columns["prob"].astype(float))
+            chosen = {name: values[known] for name, values in columns.items()}
+            out.append(Answers(method, sigma, chosen, int(here.sum() - known.sum())))
+    return out
+
+
+def groups(of: Answers) -> tuple[np.ndarray, str]:
+    """The class by which examples are grouped: the label where all have one, else the prediction."""
+    labels = of["label"].astype(float)
+    if len(labels) and not np.isnan(labels).any():
+        return labels.astype(np.int64), "label"
+    return of["predicted"].astype(np.int64), "prediction"
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and its 99 % t-interval over examples drawn at random, cut to [0, 1]."""
+    n = len(values)
+    mean = float(values.mean()) if n else math.nan
+    if n < 2:
+        return mean, 0.0, 1.0
+    half = student_t_quantile(LEVEL, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    number: int
+    name: str
+    count: int
+    accuracy: float | None
+    mean: float
+    low: float
+    high: float
+    worst: float
+    flips_to: str
+    flips_share: float
+
+
+def class_table(of: Answers, names: list[str] | None) -> list[ClassRow]:
+    """Classes from the least robust on; intervals are of the mean over a class's examples."""
+    number, kind = groups(of)
+    rows = []
+    for c in np.unique(number):
+        here = number == c
+        p = of["prob"][here]
+        mean, low, high = mean_interval(p)
+        mass = 1 - p
+        flips, share = "", 0.0
+        if mass.sum() > 0:
+            to = of["runner_up"][here].astype(np.int64)
+            weight = np.bincount(to, weights=mass)
+            flips, share = name_of(int(weight.argmax()), names), float(weight.max() / mass.sum())
+        accuracy = None
+        if kind == "label":
+            accuracy = float((of["predicted"][here].astype(float) == c).mean())
+        rows.append(
+            ClassRow(
+                int(c),
+                name_of(int(c), names),
+                int(here.sum()),
+                accuracy,
+                mean,
+                low,
+                high,
+                float(p.min()),
+                flips,
+                share,
+            )
+        )
+    return sorted(rows, key=lambda row: row.mean)
+
+
+def name_of(number: int, names: list[str] | None) -> str:
+    return names[number] if names and 0 <= number < len(names) else str(number)
+
+
+def gini(values: np.ndarray) -> float:
+    """Gini coefficient, half the mean absolute difference over the mean: 0 when all are equal."""
+    if len(values) == 0 or values.mean() == 0:
+        return 0.0
+    x = np.sort(values)
+    rank = np.arange(1, len(x) + 1)
+    return float(((2 * rank - len(x) - 1) * x).sum() / (len(x) ** 2 * x.mean()))
+
+
+def bias(rows: list[ClassRow]) -> dict[str, float | str]:
+    """How unequal the classes are: worst, best, their gap, Gini of the means, spread."""
+    means = np.array([row.mean for row in rows])
+    return {
+        "worst class": rows[0].name,
+        "its mean p": float(means[0]),
+        "best class": rows[-1].name,
+        "its mean": float(means[-1]),
+        "gap": float(means[-1] - means[0]),
+        "Gini": gini(means),
+        "standard deviation": float(means.std()),
+    }
+
+
+def summary(of: Answers) -> dict[str, float | str | int | None]:
+    """A line of the overview."""
+    p = of["prob"]
+    mean, low, high = mean_interval(p)
+    error = of["error"].astype(float)
+    known = error[~np.isnan(error)]
+    line: dict[str, float | str | int | None] = {
+        "method": of.method,
+        "sigma": of.sigma,
+        "examples": len(of),
+        "without answer": of.gaps,
+        "mean p": mean,
+        "low": low,
+        "high": high,
+        "median p": float(np.median(p)) if len(p) else math.nan,
+        "largest error": float(known.max()) if len(known) else None,
+    }
+    for risk in RISKS:
+        line[f"p >= {1 - risk:g}"] = float((p >= 1 - risk).mean()) if len(p) else math.nan
+    return line
+
+
+def sigma_at_half(run: Evaluation, method: str, parts: list[Answers]) -> np.ndarray:
+    """Where p falls to one half, per example, linear between the sigmas; NaN outside their range."""
+    mine = sorted((a for a in parts if a.method == method), key=lambda a: a.sigma)
+    count = run.config.examples
+    p = np.full((len(mine), count), math.nan)
+    for s, part in enumerate(mine):
+        p[s, part["index"].astype(np.int64)] = part["prob"]
+    out = np.full(count, math.nan)
+    for s in range(len(mine) - 1):
+        here = np.isnan(out) & (p[s] >= 0.5) & (p[s + 1] < 0.5)
+        fall = (p[s, here] - 0.5) / (p[s, here] - p[s + 1, here])
+        out[here] = mine[s].sigma + fall * (mine[s + 1].sigma - mine[s].sigma)
+    return out
+
+
+@dataclass(frozen=True)
+class Flip:
+    of: str
+    to: str
+    expected: float
+    examples: int
+
+
+def flips(of: Answers, names: list[str] | None, most: int = 15) -> list[Flip]:
+    """Where noise sends inputs: 1 - p given to each one's most probable rival, by pairs of classes."""
+    pairs: dict[tuple[int, int], list[float]] = {}
+    for a, b, p in zip(of["target"], of["runner_up"], of["complement"], strict=True):
+        pairs.setdefault((int(a), int(b)), []).append(float(p))
+    ranked = sorted(pairs.items(), key=lambda item: -sum(item[1]))[:most]
+    return [
+        Flip(name_of(a, names), name_of(b, names), sum(mass), len(mass))
+        for (a, b), mass in ranked
+        if sum(mass) > 0
+    ]
+
+
+def flip_matrix(of: Answers, classes: int) -> np.ndarray:
+    """The same as a matrix ``[classes, classes]``, rows normalised to shares of all of a class's mass."""
+    out = np.zeros((classes, classes))
+    np.add.at(
+        out,
+        (of["target"].astype(np.int64), of["runner_up"].astype(np.int64)),
+        of["complement"].astype(float),
+    )
+    total = out.sum(1, keepdims=True)
+    return np.divide(out, total, out=np.zeros_like(out), where=total > 0)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    method: str
+    sigma: float
+    examples: int
+    bias: float
+    mean_error: float
+    largest: float
+    inside: float
+    mc_width: float
+
+
+def agreement(parts: list[Answers]) -> list[Agreement]:
+    """Every other method beside Monte Carlo where the run has both: bias, errors, and how often the
+    99 % interval of Monte Carlo, whose mean half-width is ``mc_width``, holds the estimate."""
+    out = []
+    counts = {a.sigma: a for a in parts if a.method == "mc"}
+    for a in parts:
+        if a.method == "mc" or a.sigma not in counts:
+            continue
+        mc = counts[a.sigma]
+        index, at, at_mc = np.intersect1d(
+            a["index"].astype(np.int64), mc["index"].astype(np.int64), return_indices=True
+        )
+        if len(index) == 0:
+            continue
+        p, m = a["prob"][at], mc["prob"][at_mc]
+        low, high = mc["lower"][at_mc], mc["upper"][at_mc]
+        gap = p - m
+        out.append(
+            Agreement(
+                a.method,
+                a.sigma,
+                len(index),
+                float(gap.mean()),
+                float(np.abs(gap).mean()),
+                float(np.abs(gap).max()),
+                float(((low <= p) & (p <= high)).mean()),
+                float((high - low).mean() / 2),
+            )
+        )
+    return out
+
+
+def cost_by_band(of: Answers) -> list[dict[str, float | str | int]]:
+    """Mean passes of an example by its p."""
+    p, out = of["prob"], []
+    for low, high in BANDS:
+        here = (p >= low) & ((p < high) if high < 1 else (p <= 1))
+        if not here.any():
+            continue
+        line: dict[str, float | str | int] = {
+            "p": f"{low:g} to {high:g}",
+            "examples": int(here.sum()),
+        }
+        for kind in ("forward", "jvp", "vjp"):
+            line[kind] = float(of[kind][here].astype(float).mean())
+        out.append(line)
+    return out
+
+
+def time_shares(run: Evaluation) -> list[dict[str, float | str | int]]:
+    """Wall seconds per example and method, and what share the network and the integral took."""
+    times = run.timings().to_pylist()
+    out = []
+    for method in run.config.methods:
+        mine = [t for t in times if t["method"] == method]
+        seconds = sum(t["seconds"] for t in mine)
+        examples = sum(t["examples"] for t in mine)
+        if examples:
+            out.append(
+                {
+                    "method": method,
+                    "examples": examples,
+                    "seconds per example": seconds / examples,
+                    "network": sum(t["seconds_network"] for t in mine) / max(seconds, 1e-12),
+                    "covariance and CDF": sum(t["seconds_cdf"] for t in mine) / max(seconds, 1e-12),
+                }
+            )
+    return out
+
+
+def score_frame(run: Evaluation, *, method: str | None = None, sigma: float | None = None):
+    """Scores in cleanlab's shape, ``pyarrow.Table``: ``index``, ``given_label``, ``predicted_label``,
+    ``noise_vulnerability_score`` (p: low is bad) and ``is_noise_vulnerability_issue`` (p < .5).
+
+    ``method`` and ``sigma``: the run's first ones by default. ``.to_pandas()`` gives a data frame.
+    """
+    from ..evaluation.results import arrow
+
+    method = run.config.methods[0] if method is None else method
+    sigma = run.config.sigmas[0] if sigma is None else sigma
+    for part in answers(run):
+        if (part.method, part.sigma) == (method, sigma):
+            pa, _ = arrow()
+            labels = [None if np.isnan(v) else int(v) for v in part["label"].astype(float)]
+            return pa.table(
+                {
+                    "index": pa.array(part["index"].astype(np.int64)),
+                    "given_label": pa.array(labels, pa.int64()),
+                    "predicted_label": pa.array(part["predicted"].astype(np.int64)),
+                    "noise_vulnerability_score": pa.array(part["prob"].astype(float)),
+                    "is_noise_vulnerability_issue": pa.array(part["prob"] < 0.5),
+                }
+            )
+    raise ValueError(
+        f"score_frame: method and sigma must be of the run, got {method!r} and {sigma!r}"
+    )
