@@ -13,16 +13,19 @@ from ._jac_cov import (
 from ._load import simd_level
 from ._mvn_cdf import MVNResult, Status, mvn_cdf
 from ._mvn_log_cdf import mvn_log_cdf
-from .evaluation import Evaluation, evaluate
+from .estimator import Estimator
+from .evaluation import Evaluation, compare, evaluate, selfcheck
 from .robustness import RobustnessResult, robustness
 
 __all__ = [
+    "Estimator",
     "Evaluation",
     "JacCovResult",
     "MVNResult",
     "RobustnessResult",
     "Status",
     "bvn_cdf",
+    "compare",
     "distributions",
     "evaluate",
     "jac_cov",
@@ -32,6 +35,7 @@ __all__ = [
     "mvn_cdf",
     "mvn_log_cdf",
     "robustness",
+    "selfcheck",
     "simd_level",
 ]
 __version__ = "0.1.0"

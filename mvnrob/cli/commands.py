@@ -181,3 +181,46 @@ def report(folder, out) -> int:
 
     click.echo(write(folder, out=out))
     return FINISHED
+
+
+@group.command()
+@click.option("--model", required=True, help="as for evaluate")
+@click.option("--data", required=True, help="as for evaluate")
+@click.option("--sigma", required=True, type=Numbers(), help="noise levels")
+@click.option("--method", default="taylor,mmse,logit_moments", show_default=True,
+              help="the methods to check, separated by commas")  # fmt: skip
+@click.option("--examples", type=click.IntRange(2), default=32, show_default=True,
+              help="how many to draw")  # fmt: skip
+@click.option("--draws", type=click.IntRange(100), default=10_000, show_default=True,
+              help="noisy copies of each for Monte Carlo")  # fmt: skip
+@click.option("--n-samples", type=click.IntRange(1), help="noisy copies of the methods")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", help="cpu, cuda, cuda:1")
+def selfcheck(model, data, sigma, method, examples, **rest) -> int:
+    """Check the estimators against Monte Carlo on a sample, and recommend one."""
+    from ..evaluation import selfcheck as check
+
+    methods = tuple(part.strip() for part in method.split(","))
+    click.echo(check(model, data, sigma, methods=methods, n_examples=examples, **rest))
+    return FINISHED
+
+
+@group.command()
+@click.argument("before", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("after", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def compare(before, after) -> int:
+    """What changed between two finished runs over the same data."""
+    from ..evaluation import compare as both
+
+    click.echo(both(before, after))
+    return FINISHED
+
+
+@group.command()
+def info() -> int:
+    """The build, the devices and the optional packages."""
+    from .info import lines
+
+    click.echo("\n".join(lines()))
+    return FINISHED

@@ -110,7 +110,7 @@ def evaluate(
     try:
         loaded, source = load_model(model, weights=weights), load_source(data)
         _override(loaded, input_size, bounds, preprocessing)
-        run = _Run(loaded, source, _device(device, ranks))
+        run = _Run(loaded, source, device_of(device, ranks.local))
         config = run.configure(
             sigmas=_sigmas(sigma),
             methods=_methods(method),
@@ -182,33 +182,9 @@ class _Run:
         self.config: Config | None = None
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(device)
-        self._like = self._first_readable()
+        self._like = first_readable(source, loaded)
         self._warned: set[str] = set()
         self._say: Callable[[str], None] = lambda text: None
-
-    def _first_readable(self) -> Tensor:
-        last: Exception | None = None
-        for index in range(len(self.source)):
-            try:
-                example = self.source.read(index)
-            except Exception as error:  # noqa: BLE001  (readers raise what they like)
-                last = error
-            else:
-                return self._tensor(example)
-        raise ValueError(
-            f"evaluate: data must hold a readable example, got {last or 'none'} in {self.source.name}"
-        )
-
-    def _tensor(self, example: Example) -> Tensor:
-        x = example.x
-        if not isinstance(x, Tensor):
-            x = to_tensor(x, self.loaded) if hasattr(x, "convert") else torch.as_tensor(x)
-        if not x.is_floating_point():
-            raise ValueError(
-                f"evaluate: data must be floating point or pictures, got {x.dtype} from "
-                f"{self.source.name}"
-            )
-        return x
 
     def configure(
         self, *, sigmas, methods, target, options, shared, limit, seed, chunk, threads, max_bytes
@@ -323,7 +299,7 @@ class _Run:
         except Exception as error:  # noqa: BLE001  (whatever it is, it is about this example)
             return self.source.named(index), f"{type(error).__name__}: {error}"
         try:
-            x = self._tensor(example)
+            x = read_tensor(example, self.source, self.loaded)
         except (OSError, TypeError, ValueError, RuntimeError) as error:
             return example, f"{type(error).__name__}: {error}"
         if x.shape != self._like.shape or x.dtype != self._like.dtype:
@@ -526,11 +502,39 @@ def _override(loaded: LoadedModel, input_size, bounds, preprocessing) -> None:
         loaded.preprocessing = preprocessing
 
 
-def _device(device: str | torch.device | None, ranks: Ranks) -> torch.device:
+def device_of(device: str | torch.device | None, local_rank: int = 0) -> torch.device:
+    """The device named, or CUDA where there is one; a bare "cuda" is the rank's own."""
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if chosen.type == "cuda" and chosen.index is None:
-        return torch.device("cuda", ranks.local % max(1, torch.cuda.device_count()))
+        return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
     return chosen
+
+
+def read_tensor(example: Example, source: Source, loaded: LoadedModel) -> Tensor:
+    """The example's x as the model's raw input; pictures are cut to its size."""
+    x = example.x
+    if not isinstance(x, Tensor):
+        x = to_tensor(x, loaded) if hasattr(x, "convert") else torch.as_tensor(x)
+    if not x.is_floating_point():
+        raise ValueError(
+            f"evaluate: data must be floating point or pictures, got {x.dtype} from {source.name}"
+        )
+    return x
+
+
+def first_readable(source: Source, loaded: LoadedModel) -> Tensor:
+    """The first example that can be read: the shape and dtype that all must have."""
+    last: Exception | None = None
+    for index in range(len(source)):
+        try:
+            example = source.read(index)
+        except Exception as error:  # noqa: BLE001  (readers raise what they like)
+            last = error
+        else:
+            return read_tensor(example, source, loaded)
+    raise ValueError(
+        f"evaluate: data must hold a readable example, got {last or 'none'} in {source.name}"
+    )
 
 
 def _threads(out: str | Path) -> int:

@@ -1,0 +1,187 @@
+"""``compare``: what changed between two finished runs over the same data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..intervals import student_t_quantile
+from .results import Evaluation
+
+_LEVEL = 0.99
+
+
+@dataclass(frozen=True)
+class Change:
+    """An example whose p differs by more than both runs' errors: ``after`` less ``before``."""
+
+    index: int
+    name: str
+    method: str
+    sigma: float
+    before: float
+    after: float
+    predicted_before: int
+    predicted_after: int
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    label: int
+    name: str
+    count: int
+    before: float
+    after: float
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One method and sigma that both runs have."""
+
+    method: str
+    sigma: float
+    examples: int
+    before: float  #: mean p
+    after: float
+    half_width: float  #: of the mean difference, 99 %, over examples drawn at random
+    raised: int  #: examples whose p rose by more than both errors
+    lowered: int
+    predictions: int  #: examples whose predicted class changed
+
+    @property
+    def difference(self) -> float:
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What :func:`compare` found."""
+
+    pairs: tuple[Pair, ...]
+    changes: tuple[Change, ...]  #: largest first
+    classes: tuple[ClassChange, ...]  #: at the first pair, most lowered first
+
+    def __str__(self) -> str:
+        head = (
+            f"{'method':14} {'sigma':>7} {'examples':>8} {'before':>8} {'after':>8} {'change':>18} "
+            f"{'raised':>7} {'lowered':>8} {'predictions':>12}"
+        )
+        lines = [head]
+        lines += [
+            f"{p.method:14} {p.sigma:7g} {p.examples:8d} {p.before:8.4f} {p.after:8.4f} "
+            f"{p.difference:+8.4f} +- {p.half_width:6.4f} {p.raised:7d} {p.lowered:8d} "
+            f"{p.predictions:12d}"
+            for p in self.pairs
+        ]
+        lines.append("largest changes:" if self.changes else "no example changed beyond its error")
+        lines += [
+            f"  {c.name}: {c.before:.4f} -> {c.after:.4f} ({c.method}, sigma {c.sigma:g})"
+            for c in self.changes[:10]
+        ]
+        lines.append("classes:")
+        lines += [
+            f"  {c.name}: {c.before:.4f} -> {c.after:.4f} over {c.count}" for c in self.classes[:10]
+        ]
+        return "\n".join(lines)
+
+
+def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> Comparison:
+    """Two finished runs over the same data: means, examples and classes that changed.
+
+    Args:
+        before, after: :class:`Evaluation` or their folders. Other models, methods, sigmas, limits may
+            differ; what both have is compared, example by example.
+
+    An example has changed when its intervals ``[lower, upper]`` do not meet. The half-width of a mean
+    difference is that of a paired t-interval over examples.
+
+    Raises:
+        ValueError: a run is not finished, the data differ, or no method and sigma is in both.
+    """
+    a = before if isinstance(before, Evaluation) else Evaluation(before)
+    b = after if isinstance(after, Evaluation) else Evaluation(after)
+    if a.config.data_fingerprint != b.config.data_fingerprint:
+        raise ValueError(
+            f"compare: runs must be over the same data, got {a.config.data} and {b.config.data} of "
+            "other contents"
+        )
+    common = [
+        (m, s)
+        for m in a.config.methods
+        if m in b.config.methods
+        for s in a.config.sigmas
+        if s in b.config.sigmas
+    ]
+    if not common:
+        raise ValueError("compare: runs must share a method and a sigma, got none in both")
+    columns = [
+        {
+            name: table[name].to_numpy(zero_copy_only=False)
+            for name in ("index", "name", "method", "sigma", "label", "predicted", "prob",
+                         "lower", "upper")
+        }
+        for table in (a.table(), b.table())
+    ]  # fmt: skip
+    names = a.manifest.get("class_names")
+    pairs, changes, classes = [], [], []
+    for method, sigma in common:
+        here = [
+            np.flatnonzero((c["method"] == method) & (c["sigma"] == sigma) & ~np.isnan(
+                c["prob"].astype(float)
+            ))
+            for c in columns
+        ]  # fmt: skip
+        _, at_a, at_b = np.intersect1d(
+            columns[0]["index"][here[0]], columns[1]["index"][here[1]], return_indices=True
+        )
+        one = {k: v[here[0][at_a]] for k, v in columns[0].items()}
+        two = {k: v[here[1][at_b]] for k, v in columns[1].items()}
+        count = len(one["prob"])
+        if count == 0:
+            continue
+        gap = two["prob"] - one["prob"]
+        raised, lowered = two["lower"] > one["upper"], two["upper"] < one["lower"]
+        half = math.nan
+        if count > 1:
+            half = student_t_quantile(_LEVEL, count - 1) * gap.std(ddof=1) / math.sqrt(count)
+        pairs.append(
+            Pair(
+                method, sigma, count, float(one["prob"].mean()), float(two["prob"].mean()),
+                float(half), int(raised.sum()), int(lowered.sum()),
+                int((one["predicted"] != two["predicted"]).sum()),
+            )
+        )  # fmt: skip
+        changes += [
+            Change(
+                int(one["index"][i]), str(one["name"][i]), method, sigma, float(one["prob"][i]),
+                float(two["prob"][i]), int(one["predicted"][i]), int(two["predicted"][i]),
+            )
+            for i in np.flatnonzero(raised | lowered)
+        ]  # fmt: skip
+        if not classes:
+            label = one["label"].astype(float)
+            number = np.where(np.isnan(label), one["predicted"].astype(float), label).astype(int)
+            classes = [
+                ClassChange(
+                    int(c), names[c] if names and c < len(names) else str(c),
+                    int((number == c).sum()), float(one["prob"][number == c].mean()),
+                    float(two["prob"][number == c].mean()),
+                )
+                for c in np.unique(number)
+            ]  # fmt: skip
+    return Comparison(
+        tuple(pairs),
+        tuple(sorted(changes, key=lambda c: -abs(c.difference))),
+        tuple(sorted(classes, key=lambda c: c.difference)),
+    )

@@ -1,0 +1,114 @@
+"""``AverageCaseRobustness``: the estimators as a torchmetrics metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._extras import require
+from .robustness import robustness
+
+_torchmetrics = require("torchmetrics", "torchmetrics", "metrics")
+
+REDUCTIONS = ("mean", "none", "class")
+
+
+class AverageCaseRobustness(_torchmetrics.Metric):
+    """P(argmax f(x + noise) = target) over batches of inputs.
+
+    Args:
+        model: the classifier, as for :func:`mvnrob.robustness`; in eval mode whenever ``update`` runs.
+        sigma: the noise level, one number, raw input units.
+        method: of :func:`mvnrob.robustness`.
+        reduction: ``"mean"``: the mean, a number; ``"none"``: each input's, ``[N]``; ``"class"``: means
+            by the target given to ``update``, ``[num_classes]``, NaN where a class has no input.
+        num_classes: for ``"class"``.
+        options: anything else that :func:`mvnrob.robustness` takes.
+
+    ``update(x, target=None)`` takes inputs ``[B, *shape]`` and labels ``[B]``; without labels the
+    prediction is the target. ``compute()`` gives float64. Inputs that have no answer (NaN logits) are
+    left out of means. Noise of the input that is numbered i on its process is a function of the seed
+    and i: ``reset`` starts over.
+
+    The model belongs to the caller: it is no state, is not moved, and is not in ``state_dict``.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def __init__(
+        self,
+        model: Callable,
+        sigma: float,
+        *,
+        method: str = "taylor",
+        reduction: str = "mean",
+        num_classes: int | None = None,
+        options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if isinstance(sigma, bool) or not isinstance(sigma, (int, float)):
+            raise TypeError(f"metrics: sigma must be a number, got {type(sigma).__name__}")
+        if reduction not in REDUCTIONS:
+            raise ValueError(
+                f"metrics: reduction must be one of {', '.join(REDUCTIONS)}, got {reduction!r}"
+            )
+        if (num_classes is None) == (reduction == "class"):
+            raise ValueError(
+                f"metrics: num_classes must go with reduction 'class', got {num_classes!r} "
+                f"for {reduction!r}"
+            )
+        # In a list: a Module set as an attribute would be registered and moved with the metric.
+        self._model = [model]
+        self._sigma, self._method, self._reduction = float(sigma), method, reduction
+        self._classes, self._options = num_classes, dict(options or {})
+        self._seen = 0
+        self.add_state("prob", default=[], dist_reduce_fx="cat")
+        self.add_state("target", default=[], dist_reduce_fx="cat")
+
+    def update(self, x: Tensor, target: Tensor | None = None) -> None:
+        """Adds a batch."""
+        result = robustness(
+            self._model[0],
+            x,
+            self._sigma,
+            method=self._method,
+            target=target,
+            first_index=self._seen,
+            **self._options,
+        )
+        self._seen += len(x)
+        self.prob.append(result.prob)
+        self.target.append(result.target)
+
+    def compute(self) -> Tensor:
+        """The probabilities, reduced."""
+        prob = _joined(self.prob, torch.float64)
+        if self._reduction == "none":
+            return prob
+        if self._reduction == "mean":
+            return prob.nanmean()
+        target, known = _joined(self.target, torch.int64), ~prob.isnan()
+        size = (self._classes,)
+        total = prob.new_zeros(size).index_add(0, target[known], prob[known])
+        count = prob.new_zeros(size).index_add(0, target[known], torch.ones_like(prob[known]))
+        return total / count
+
+    def reset(self) -> None:
+        """Forgets every batch; the next input is number 0 again."""
+        super().reset()
+        self._seen = 0
+
+
+def _joined(state: list[Tensor] | Tensor, dtype: torch.dtype) -> Tensor:
+    """A list before the processes' states are joined, a tensor after."""
+    if isinstance(state, Tensor):
+        return state
+    return torch.cat(state) if state else torch.zeros(0, dtype=dtype)

@@ -1,0 +1,272 @@
+"""The report of a finished run, and its siblings compare, selfcheck and info."""
+
+import csv
+import html.parser
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mvnrob
+from mvnrob.cli import FINISHED, USAGE, main
+from mvnrob.evaluation import Evaluation, LoadedModel
+from mvnrob.evaluation.selfcheck import Check, _recommend
+from mvnrob.report import report, score_frame
+from mvnrob.report import statistics as st
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("jinja2")
+
+EVIL = '<script>alert("x")</script>'
+
+
+class Page(html.parser.HTMLParser):
+    """Tags and what they load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loads += [v for k, v in attrs if k in ("src", "href") and v]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def net() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(16, 4)
+        layer.weight.data.mul_(3)
+        return torch.nn.Sequential(layer).eval()
+
+
+def data(count: int = 60):
+    x = torch.rand(count, 16, generator=torch.Generator().manual_seed(2))
+    return x, net()(x).argmax(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Evaluation:
+    x, y = data()
+    model = LoadedModel(net(), "net", [EVIL, "$b$", "c & d", "é"], bounds=(0.0, 1.0))
+    x[7] = math.nan
+    return mvnrob.evaluate(
+        model,
+        (x, y),
+        (0.05, 0.2, 0.6),
+        out=tmp_path_factory.mktemp("run") / "out",
+        method=("taylor", "mc"),
+        n_samples=300,
+        progress=False,
+        target="label",
+        threads=1,
+    )
+
+
+def rows_of(path: Path) -> list[dict]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_page_is_whole_and_escapes(run):
+    x, y = data()
+    x[7] = math.nan
+    source = mvnrob.evaluation.load_source((x, y))
+    path = report(run, source=source)
+    text = path.read_text()
+    page = Page(text)
+    assert "script" not in page.tags and EVIL not in text and EVIL in page.text
+    assert page.loads and all(url.startswith("data:image/png;base64,") for url in page.loads)
+    # figures, and two galleries of twelve
+    assert page.tags.count("img") == 5 + 24
+    for wanted in ("Against Monte Carlo", "Without an answer", "NAN_INPUT", "c & d", "Gini"):
+        assert wanted in page.text
+    assert report(run, source=source).read_text() == text  # nothing depends on the day
+    names = {p.name for p in path.parent.iterdir()}
+    assert {"summary.csv", "classes.csv", "flips.csv", "examples.csv", "scores.parquet"} <= names
+    assert {"distribution.png", "sigma.png", "classes.png", "flips.png"} <= names
+    assert not [name for name in names if name.startswith(".")]
+
+
+def test_pictures_only_of_the_same_data(run, tmp_path):
+    other = mvnrob.evaluation.load_source(data(10))
+    page = Page(report(run, out=tmp_path, source=other).read_text())
+    assert page.tags.count("img") == 5 and "no pictures" in page.text
+
+
+def test_exports_say_what_the_table_says(run):
+    folder = report(run).parent
+    table = run.table().to_pylist()
+    for line in rows_of(folder / "summary.csv"):
+        mine = [
+            r["prob"]
+            for r in table
+            if (r["method"], r["sigma"]) == (line["method"], float(line["sigma"]))
+            and r["prob"] is not None
+        ]
+        assert len(mine) == int(line["examples"]) == 59 and line["without answer"] == "1"
+        assert float(line["mean p"]) == pytest.approx(np.mean(mine))
+        assert float(line["median p"]) == pytest.approx(np.median(mine))
+        assert float(line["p >= 0.9"]) == pytest.approx(np.mean(np.array(mine) >= 0.9))
+        assert float(line["low"]) <= float(line["mean p"]) <= float(line["high"])
+    assert len(rows_of(folder / "examples.csv")) == len(table)
+    main_rows = st.answers(run)
+    chosen = min(
+        (a for a in main_rows if a.method == "taylor"), key=lambda a: abs(a["prob"].mean() - 0.8)
+    )
+    for line in rows_of(folder / "classes.csv"):
+        mine = chosen["prob"][chosen["label"] == int(line["number"])]
+        assert int(line["count"]) == len(mine)
+        assert float(line["mean"]) == pytest.approx(mine.mean())
+        assert float(line["worst"]) == pytest.approx(mine.min())
+    lost = sum(float(line["expected"]) for line in rows_of(folder / "flips.csv"))
+    assert lost == pytest.approx(chosen["complement"].astype(float).sum())
+    frame = score_frame(run, method="taylor", sigma=0.2).to_pylist()
+    assert [r["index"] for r in frame] == [i for i in range(60) if i != 7]
+    scores = {r["index"]: r["prob"] for r in table if (r["method"], r["sigma"]) == ("taylor", 0.2)}
+    for r in frame:
+        assert r["noise_vulnerability_score"] == scores[r["index"]]
+        assert r["is_noise_vulnerability_issue"] == (scores[r["index"]] < 0.5)
+    with pytest.raises(ValueError, match="method and sigma must be of the run"):
+        score_frame(run, sigma=0.7)
+
+
+def test_statistics():
+    assert st.gini(np.array([0.5, 0.5, 0.5])) == pytest.approx(0)
+    assert st.gini(np.array([0.0, 0.0, 1.0])) == pytest.approx(2 / 3)  # (n - 1) / n
+    x = np.random.default_rng(0).random(20)
+    assert st.gini(x) == pytest.approx(np.abs(x[:, None] - x).mean() / (2 * x.mean()))
+    mean, low, high = st.mean_interval(np.array([0.2, 0.4, 0.6, 0.8]))
+    scipy_stats = pytest.importorskip("scipy.stats")
+    half = scipy_stats.t.ppf(0.995, 3) * scipy_stats.sem([0.2, 0.4, 0.6, 0.8])
+    assert (mean, low, high) == (
+        pytest.approx(0.5), pytest.approx(max(0, 0.5 - half)), pytest.approx(min(1, 0.5 + half))
+    )  # fmt: skip
+
+
+def test_sigma_at_half_is_where_a_linear_model_s_p_is_half(run):
+    """Between two sigmas, and NaN where p does not cross."""
+    half = st.sigma_at_half(run, "taylor", st.answers(run))
+    assert math.isnan(half[7])
+    x, y = data()
+    crossed = [i for i in range(60) if not math.isnan(half[i])]
+    assert crossed, "no example crosses one half: the test says nothing"
+    at = crossed[0]
+    curve = mvnrob.robustness(net(), x[at : at + 1], [0.05, 0.2, 0.6], target=y[at : at + 1])
+    p = curve.prob[:, 0].tolist()
+    s = 0 if p[1] < 0.5 else 1
+    sigmas = (0.05, 0.2, 0.6)
+    wanted = sigmas[s] + (p[s] - 0.5) / (p[s] - p[s + 1]) * (sigmas[s + 1] - sigmas[s])
+    assert half[at] == pytest.approx(wanted, rel=1e-3)
+
+
+def test_unfinished_runs_have_no_report(tmp_path):
+    x, y = data()
+    mvnrob.evaluate(net(), (x, y), 0.1, out=tmp_path, chunk=8, shard="0/2", progress=False)
+    with pytest.raises(ValueError, match="must hold a finished run, got 4 of 8 chunks"):
+        report(tmp_path)
+    with pytest.raises(ValueError, match="must hold a run"):
+        report(tmp_path / "nothing")
+
+
+def test_compare(run, tmp_path):
+    x, y = data()
+    x[7] = math.nan
+    options = {"method": ("taylor",), "progress": False, "target": "label", "threads": 1}
+    same = mvnrob.evaluate(net(), (x, y), (0.2,), out=tmp_path / "same", **options)
+    nothing = mvnrob.compare(run, same)
+    assert [(p.method, p.sigma, p.examples) for p in nothing.pairs] == [("taylor", 0.2, 59)]
+    assert nothing.changes == () and nothing.pairs[0].difference == pytest.approx(0, abs=1e-9)
+    assert "no example changed" in str(nothing)
+    weaker = net()
+    weaker[0].weight.data[1] *= 1.2
+    other = mvnrob.evaluate(weaker, (x, y), (0.2, 0.3), out=tmp_path / "other", **options)
+    changed = mvnrob.compare(run, other.folder)
+    a = {r["index"]: r for r in same.table().to_pylist()}
+    b = {r["index"]: r for r in other.table().to_pylist() if r["sigma"] == 0.2}
+    beyond = {
+        i
+        for i in a
+        if a[i]["prob"] is not None
+        and (b[i]["lower"] > a[i]["upper"] or b[i]["upper"] < a[i]["lower"])
+    }
+    assert {c.index for c in changed.changes} == beyond and beyond
+    pair = changed.pairs[0]
+    assert pair.raised + pair.lowered == len(beyond)
+    gaps = [b[i]["prob"] - a[i]["prob"] for i in a if a[i]["prob"] is not None]
+    assert pair.difference == pytest.approx(np.mean(gaps))
+    assert sum(c.count for c in changed.classes) == 59
+    unlike = mvnrob.evaluate(net(), data(20), (0.2,), out=tmp_path / "unlike", **options)
+    with pytest.raises(ValueError, match="must be over the same data"):
+        mvnrob.compare(run, unlike)
+    alone = mvnrob.evaluate(net(), (x, y), (0.9,), out=tmp_path / "alone", **options)
+    with pytest.raises(ValueError, match="must share a method and a sigma"):
+        mvnrob.compare(run, alone)
+
+
+class Bent(torch.nn.Module):
+    """Far from linear: the logit of class 0 is a narrow ridge along the first input."""
+
+    def forward(self, x):
+        ridge = 3 * torch.exp(-200 * (x[:, :1] - 0.5).square())
+        return torch.cat([ridge, 0 * ridge + 0.5 * x[:, 1:2]], 1)
+
+
+def test_selfcheck_sees_a_bias():
+    """On a linear model taylor is right; on a ridge it does not see the fall on both sides."""
+    linear = mvnrob.selfcheck(net(), data(), 0.1, n_examples=20, draws=2000)
+    by_method = {c.method: c for c in linear.checks}
+    assert set(by_method) == {"taylor", "mmse", "logit_moments"}
+    # 2,000 draws have a standard error of .011 at most
+    assert abs(by_method["taylor"].bias) < 0.01 and by_method["taylor"].stated > 0.9
+    assert linear.recommended[0.1][0] == "taylor"
+    assert len(set(linear.examples)) == 20
+    x = torch.full((30, 2), 0.5)
+    bent = mvnrob.selfcheck(Bent().eval(), x, 0.2, methods=("taylor",), n_examples=20, draws=2000)
+    assert bent.checks[0].bias > 0.3 and bent.checks[0].inside == 0
+    assert bent.recommended[0.2][0] == "mc"
+    assert "sigma 0.2: mc" in str(bent)
+    for options, text in (
+        ({"methods": ("mc",)}, "methods must be other than mc"),
+        ({"n_examples": 1}, "n_examples must be an int of at least 2"),
+        ({"draws": 10}, "draws must be an int of at least 100"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            mvnrob.selfcheck(net(), data(), 0.1, **options)
+
+
+def test_recommendation_prefers_the_cheaper_of_equals():
+    def check(method, rms, forwards, counting):
+        return Check(method, 0.1, 0.0, rms, rms, 1.0, 1.0, forwards, 1.0, counting)
+
+    cheap, dear = check("taylor", 0.012, 20, 0.1), check("mmse", 0.010, 200, 0.03)
+    assert _recommend([cheap, dear], 0.001)[0] == "taylor"
+    assert _recommend([check("taylor", 0.05, 20, 0.1), dear], 0.001)[0] == "mmse"
+    assert _recommend([check("taylor", 0.2, 20, 0.1)], 0.001)[0] == "mc"
+    # below Monte Carlo's own noise nothing tells them apart
+    assert _recommend([check("taylor", 0.05, 20, 0.1), dear], 0.06)[0] == "taylor"
+
+
+def test_commands(run, tmp_path, capfd):
+    assert main(["report", str(run.folder), "--out", str(tmp_path / "page")]) == FINISHED
+    assert capfd.readouterr().out.strip() == str(tmp_path / "page" / "index.html")
+    assert main(["compare", str(run.folder), str(run.folder)]) == FINISHED
+    assert "no example changed" in capfd.readouterr().out
+    assert main(["report", str(tmp_path)]) == USAGE
+    assert "must hold a run" in capfd.readouterr().err
+    assert main(["info"]) == FINISHED
+    printed = capfd.readouterr().out
+    assert torch.__version__ in printed and mvnrob.simd_level() in printed
+    np.savez(tmp_path / "data.npz", x=torch.rand(40, 64).numpy())
+    line = ["--model", "digits", "--data", str(tmp_path / "data.npz"), "--sigma", "0.1"]
+    checked = ["--examples", "5", "--draws", "200", "--method", "taylor"]
+    assert main(["selfcheck", *line, *checked]) == FINISHED
+    assert "5 examples, Monte Carlo with 200 draws" in capfd.readouterr().out
