@@ -38,7 +38,11 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # selects from errno and from floating-point traps, which nobody here reads.
 FLOAT_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 
-SIMD_SOURCES = ["csrc/cpu/mvn_cdf_simd.cpp", "csrc/cpu/jac_cov_simd.cpp"]
+SIMD_SOURCES = [
+    "csrc/cpu/mvn_cdf_simd.cpp",
+    "csrc/cpu/jac_cov_simd.cpp",
+    "csrc/cpu/mendell_elston_simd.cpp",
+]
 SIMD_LEVELS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     SIMD_LEVELS["avx2"] = ["-mavx2", "-mfma"]
@@ -54,6 +58,8 @@ CPU_SOURCES = [
     "csrc/cpu/bvn_cdf.cpp",
     "csrc/cpu/closed_form.cpp",
     "csrc/cpu/jac_cov.cpp",
+    "csrc/cpu/mendell_elston.cpp",
+    "csrc/cpu/mendell_elston_sweep.cpp",
     "csrc/cpu/mvn_cdf.cpp",
     "csrc/cpu/mvn_cdf_batch.cpp",
     "csrc/cpu/mvn_cdf_factor.cpp",

@@ -13,8 +13,8 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
   return a.is_cuda() == b.is_cuda() && a.get_device() == b.get_device();
 }
 
-inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor& cov,
-                               const std::optional<Tensor>& lower, const Tensor& seed) {
+inline void check_limits_and_cov(const char* op, const Tensor& upper, const Tensor& cov,
+                                 const std::optional<Tensor>& lower) {
   STD_TORCH_CHECK(upper.dim() == 2, op, ": upper must have shape [B, n], got ", shape_text(upper));
   const int64_t batch = upper.size(0), n = upper.size(1);
   STD_TORCH_CHECK(cov.dim() == 3 && cov.size(0) == batch && cov.size(1) == n && cov.size(2) == n,
@@ -29,12 +29,18 @@ inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor
     STD_TORCH_CHECK(lower->scalar_type() == upper.scalar_type(), op,
                     ": lower must have the dtype of upper");
   }
-  STD_TORCH_CHECK(
-      seed.dim() == 1 && seed.size(0) == batch && seed.scalar_type() == ScalarType::Long, op,
-      ": seed must be int64 of shape [", batch, "], got ", shape_text(seed));
   STD_TORCH_CHECK(same_device(cov, upper), op, ": cov must be on the device of upper");
   STD_TORCH_CHECK(!lower.has_value() || same_device(*lower, upper), op,
                   ": lower must be on the device of upper");
+}
+
+inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor& cov,
+                               const std::optional<Tensor>& lower, const Tensor& seed) {
+  check_limits_and_cov(op, upper, cov, lower);
+  const int64_t batch = upper.size(0);
+  STD_TORCH_CHECK(
+      seed.dim() == 1 && seed.size(0) == batch && seed.scalar_type() == ScalarType::Long, op,
+      ": seed must be int64 of shape [", batch, "], got ", shape_text(seed));
   STD_TORCH_CHECK(same_device(seed, upper), op, ": seed must be on the device of upper");
 }
 
@@ -75,6 +81,21 @@ inline void check_mvn_cdf_order_values(const int64_t* order, int64_t batch, int6
       seen[i] = true;
     }
   }
+}
+
+inline void check_mendell_elston(const Tensor& upper, const Tensor& cov,
+                                 const std::optional<Tensor>& lower) {
+  check_limits_and_cov("mendell_elston", upper, cov, lower);
+}
+
+inline void check_mendell_elston_backward(const Tensor& grad, const Tensor& upper,
+                                          const Tensor& cov, const std::optional<Tensor>& lower) {
+  const char* op = "mendell_elston_backward";
+  check_limits_and_cov(op, upper, cov, lower);
+  STD_TORCH_CHECK(
+      grad.dim() == 1 && grad.size(0) == upper.size(0) && grad.scalar_type() == ScalarType::Double,
+      op, ": grad must be float64 of shape [", upper.size(0), "], got ", shape_text(grad));
+  STD_TORCH_CHECK(same_device(grad, upper), op, ": grad must be on the device of upper");
 }
 
 inline void check_bvn_cdf(const Tensor& h, const Tensor& k, const Tensor& rho) {

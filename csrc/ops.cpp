@@ -24,6 +24,15 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   m.def(
       "mvn_cdf_sums(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor order, "
       "int n_points, str compute_dtype) -> Tensor");
+  // mvn_cdf's method of that name, which samples nothing; n_active and n_pivots as of mvn_cdf
+  m.def(
+      "mendell_elston(Tensor upper, Tensor cov, Tensor? lower) -> (Tensor prob, "
+      "Tensor complement, Tensor log_prob, Tensor status, Tensor n_active, Tensor n_pivots)");
+  // grad, float64 [B], times the derivatives of log p to upper and lower [B, n] and, where
+  // wants_cov, to cov [B, n, n]; what is not wanted is empty.
+  m.def(
+      "mendell_elston_backward(Tensor grad, Tensor upper, Tensor cov, Tensor? lower, "
+      "bool wants_cov) -> (Tensor upper, Tensor lower, Tensor cov)");
   // S [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i; target int64 [B]
   m.def("jac_cov_accumulate_(Tensor(a!) S, Tensor J, Tensor target) -> ()");
   // z, norms [B, C - 1], corr [B, C - 1, C - 1] of the classes other than t; sigma float64 [B]

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _load, _mvn_cdf_grad
+from . import _load, _mendell_elston, _mvn_cdf_grad
 from ._checks import check_alike
 
-METHODS = ("auto", "sov", "closed_form")
+METHODS = ("auto", "sov", "closed_form", "mendell_elston")
 COMPUTE_DTYPES = {None: "auto", torch.float32: "float32", torch.float64: "float64"}
 DEFAULT_MAX_POINTS = 8 * 2**17
 
@@ -28,6 +28,7 @@ class Status(enum.IntEnum):
     #: ``method="closed_form"`` on a GPU, for a row that has none; the result is NaN. (The CPU raises
     #: ValueError; a GPU cannot without waiting for it.)
     NO_CLOSED_FORM = 5
+    APPROXIMATE = 6  #: ``method="mendell_elston"``: nothing bounds the error, which is NaN
 
 
 class MVNResult(NamedTuple):
@@ -166,6 +167,10 @@ def mvn_cdf(
         cov = cov.reshape(1, n, n).expand(rows, n, n)
     else:
         cov = cov.expand(*batch, n, n).reshape(rows, n, n)
+    if method == "mendell_elston":
+        result = _result(_mendell_elston.rows(upper, cov, lower), batch)
+        _warn(result)
+        return result if return_info else result.prob
     try:
         out = _mvn_cdf_grad.call(
             upper,
@@ -237,6 +242,17 @@ def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype) -> None:
             "mvn_cdf: compute_dtype must be None, torch.float32 or torch.float64, "
             f"got {compute_dtype!r}"
         )
+    if method == "mendell_elston":
+        # What it cannot honour; abs_tol and seed it only does not need.
+        for name, value, taken in (
+            ("rel_tol", rel_tol, 0),
+            ("max_points", max_points, None),
+            ("compute_dtype", compute_dtype, (None, torch.float64)),
+        ):
+            if value not in (taken if isinstance(taken, tuple) else (taken,)):
+                raise ValueError(
+                    f"mvn_cdf: {name} must be left out with method mendell_elston, got {value}"
+                )
 
 
 def _check_tensors(upper, cov, lower, mean) -> torch.Size:

@@ -51,6 +51,22 @@ def _(info, in_dims, *args):
     return out.reshape(info.batch_size, rows, *out.shape[1:]), 0
 
 
+@torch.library.register_vmap("mvnrob::mendell_elston")
+def _(info, in_dims, *args):
+    folded, rows = _rows(info, in_dims, args)
+    out = torch.ops.mvnrob.mendell_elston(*folded)
+    return tuple(t.reshape(info.batch_size, rows) for t in out), (0,) * len(out)
+
+
+@torch.library.register_vmap("mvnrob::mendell_elston_backward")
+def _(info, in_dims, *args):
+    folded, rows = _rows(info, in_dims, args)
+    out = torch.ops.mvnrob.mendell_elston_backward(*folded)
+    size = info.batch_size
+    # An empty output stands for none.
+    return tuple(t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, (size, rows)) for t in out), 0
+
+
 @torch.library.register_vmap("mvnrob::bvn_cdf")
 def _(info, in_dims, h, k, rho):
     wide = [_first(t, d, info.batch_size) for t, d in zip((h, k, rho), in_dims, strict=True)]

@@ -53,6 +53,12 @@ Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>
       seed_(torch::stable::contiguous(seed)),
       is_double_(upper.scalar_type() == ScalarType::Double) {}
 
+Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower)
+    : upper_(torch::stable::contiguous(upper)),
+      cov_(cov),
+      lower_(contiguous(lower)),
+      is_double_(upper.scalar_type() == ScalarType::Double) {}
+
 RowInput Batch::row(int64_t b) const {
   const int64_t n = upper_.size(1), element = is_double_ ? 8 : 4;
   auto at = [&](const Tensor& t, int64_t elements) -> const void* {
@@ -65,6 +71,18 @@ RowInput Batch::row(int64_t b) const {
           {at(cov_, b * cov_.stride(0)), is_double_, cov_.stride(1), cov_.stride(2)}};
 }
 
+void share_rows(int64_t count, const std::function<void(const NextRow& next)>& work) {
+  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  // Rows differ in cost by orders of magnitude: each thread takes the next one.
+  std::atomic<int64_t> next{0};
+  FirstException failure;
+  torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      failure.guard([&] { work([&] { return next++; }); });
+  });
+  failure.rethrow();
+}
+
 void solve_rows(int64_t count, const RowSolver& solve) {
   const int64_t threads = int64_t(torch::stable::get_num_threads());
   if (threads > 1 && count < 2 * threads) {
@@ -72,17 +90,10 @@ void solve_rows(int64_t count, const RowSolver& solve) {
     for (int64_t b = 0; b < count; ++b) solve(b, workspace, run_on_threads);
     return;
   }
-  // Rows differ in cost by orders of magnitude: each thread takes the next one.
-  std::atomic<int64_t> next{0};
-  FirstException failure;
-  torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker)
-      failure.guard([&] {
-        RowWorkspace workspace;
-        for (int64_t b = next++; b < count; b = next++) solve(b, workspace, run_here);
-      });
+  share_rows(count, [&](const NextRow& next) {
+    RowWorkspace workspace;
+    for (int64_t b = next(); b < count; b = next()) solve(b, workspace, run_here);
   });
-  failure.rethrow();
 }
 
 }  // namespace mvnrob

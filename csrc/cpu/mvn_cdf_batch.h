@@ -14,6 +14,9 @@ class Batch {
   Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
         const Tensor& seed);
 
+  // Rows without a seed.
+  Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower);
+
   int64_t size() const { return upper_.size(0); }
   RowInput row(int64_t b) const;
   uint64_t seed(int64_t b) const { return uint64_t(seed_.const_data_ptr<int64_t>()[b]); }
@@ -24,6 +27,11 @@ class Batch {
   const Tensor seed_;
   const bool is_double_;
 };
+
+// Calls work(next) once on each thread; next() is a row that no other thread has, until it is at
+// least `count`. An exception of `work` is thrown again here.
+using NextRow = std::function<int64_t()>;
+void share_rows(int64_t count, const std::function<void(const NextRow& next)>& work);
 
 // Solves rows 0 .. count - 1: a row a thread, or one row's samples over the threads when rows are
 // few. An exception of `solve` is thrown again here.

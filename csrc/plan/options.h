@@ -14,6 +14,7 @@ enum class Status : int64_t {
   indefinite = 3,
   nan = 4,
   no_closed_form = 5,
+  approximate = 6,
 };
 
 enum class Method { automatic, sov, closed_form };
