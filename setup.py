@@ -72,11 +72,17 @@ CPU_SOURCES = [
     "csrc/cpu/mvn_cdf_tilt.cpp",
     "csrc/cpu/mvn_cdf_union.cpp",
 ]
-CUDA_SOURCES = ["csrc/cuda/module.cpp", "csrc/cuda/bvn_cdf.cpp", "csrc/cuda/mvn_cdf.cpp"]
+CUDA_SOURCES = [
+    "csrc/cuda/module.cpp",
+    "csrc/cuda/bvn_cdf.cpp",
+    "csrc/cuda/mendell_elston.cpp",
+    "csrc/cuda/mvn_cdf.cpp",
+]
 CUDA_KERNELS = [
     "csrc/cuda/mvn_cdf_float.cu",
     "csrc/cuda/mvn_cdf_double.cu",
     "csrc/cuda/bvn_cdf.cu",
+    "csrc/cuda/mendell_elston.cu",
 ]
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 

@@ -107,17 +107,14 @@ def mendell_elston_reference(
     left, taken, log_prob = list(range(n)), [], torch.zeros((), dtype=torch.float64)
     while left:
         sd = s.diagonal().sqrt()
-        a, b = (lower - m) / sd, (upper - m) / sd
+        a, b = ((lower - m) / sd).clamp_min(-40), ((upper - m) / sd).clamp_max(40)
         mass = torch.special.ndtr(b) - torch.special.ndtr(a)
-        j = min(left, key=lambda i: float(mass[i])) if order is None else order[len(taken)]
+        j = min(left, key=lambda i: float(mass[i].detach())) if order is None else order[len(taken)]
         left.remove(j)
         taken.append(j)
         low, high = _density(a[j]) / mass[j], _density(b[j]) / mass[j]
         mean = low - high
-        square = torch.where(a[j].isfinite(), a[j] * low, 0.0) - torch.where(
-            b[j].isfinite(), b[j] * high, 0.0
-        )
-        shrink = mean * mean - square
+        shrink = mean * mean - (a[j] * low - b[j] * high)
         c = s[:, j] / sd[j]
         log_prob = log_prob + mass[j].log()
         m = m + c * mean

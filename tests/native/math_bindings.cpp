@@ -12,6 +12,7 @@
 
 #include "bivariate.h"
 #include "lattice.h"
+#include "mendell_elston.h"
 #include "normal.h"
 #include "owens_t.h"
 #include "quadrature.h"
@@ -196,6 +197,20 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   });
   define<2, 1>(m, "minus_two_log_interval",
                [](const auto* x, auto* y) { y[0] = math::minus_two_log_interval(x[0], x[1]); });
+
+  define_one<double, 2, 1>(m, "two_log_interval", [](const auto* x, auto* y) {
+    y[0] = math::two_log_interval(x[0], x[1]);
+  });
+  m.def("truncated", [](const Array<double>& a, const Array<double>& b) {
+    Array<double> out({int64_t(a.size()), int64_t(8)});
+    for (int64_t i = 0; i < a.size(); ++i) {
+      const math::Truncated t = math::truncated(a.data()[i], b.data()[i]);
+      const double fields[] = {t.log_mass,   t.mean,     t.variance, t.shrink,
+                               t.from_lower, t.to_upper, t.at_lower, t.at_upper};
+      std::copy_n(fields, 8, out.mutable_data() + 8 * i);
+    }
+    return out;
+  });
 
   define<1, 2>(m, "square", [](const auto* x, auto* y) { math::square(x[0], y[0], y[1]); });
   define<2, 1>(m, "minus_two_log",

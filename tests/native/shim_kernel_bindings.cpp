@@ -1,4 +1,5 @@
-// pybind11 module: mvn_cdf, mvn_cdf_sums and bvn_cdf by the CUDA kernels' bodies on the shim.
+// pybind11 module: mvn_cdf, mvn_cdf_sums, mendell_elston and bvn_cdf by the CUDA kernels' bodies on
+// the shim.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "kernels/bvn_cdf.h"
+#include "shim_mendell_elston.h"
 #include "shim_mvn_cdf.h"
 
 namespace py = pybind11;
@@ -90,6 +92,53 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
   return sums;
 }
 
+template <class T>
+mvnrob::kernels::MendellElstonArgs sweep_arguments(const Array<T>& upper, const py::array_t<T>& cov,
+                                                   const std::optional<Array<T>>& lower) {
+  mvnrob::kernels::MendellElstonArgs a{};
+  a.rows = upper.shape(0);
+  a.n = int32_t(upper.shape(1));
+  a.is_double = sizeof(T) == 8;
+  a.upper = upper.data();
+  a.lower = lower ? lower->data() : nullptr;
+  a.cov = cov.data();
+  const int64_t element = sizeof(T);
+  a.cov_strides = {cov.strides(0) / element, cov.strides(1) / element, cov.strides(2) / element};
+  return a;
+}
+
+template <class T>
+py::tuple mendell_elston(const Array<T>& upper, const py::array_t<T>& cov,
+                         const std::optional<Array<T>>& lower, int64_t resident) {
+  auto a = sweep_arguments(upper, cov, lower);
+  Array<T> prob(a.rows), complement(a.rows), log_prob(a.rows);
+  Array<int64_t> status(a.rows), n_active(a.rows), n_pivots(a.rows);
+  a.prob = prob.mutable_data();
+  a.complement = complement.mutable_data();
+  a.log_prob = log_prob.mutable_data();
+  a.status = status.mutable_data();
+  a.n_active = n_active.mutable_data();
+  a.n_pivots = n_pivots.mutable_data();
+  mvnrob::shim::run_mendell_elston(a, resident);
+  return py::make_tuple(prob, complement, log_prob, status, n_active, n_pivots);
+}
+
+template <class T>
+py::tuple mendell_elston_backward(const Array<double>& grad, const Array<T>& upper,
+                                  const py::array_t<T>& cov, const std::optional<Array<T>>& lower,
+                                  bool wants_cov, int64_t resident) {
+  auto a = sweep_arguments(upper, cov, lower);
+  const int64_t n = a.n;
+  Array<T> to_upper({a.rows, n}), to_lower({lower ? a.rows : 0, n}),
+      to_cov({wants_cov ? a.rows : 0, n, n});
+  a.grad = grad.data();
+  a.to_upper = to_upper.mutable_data();
+  a.to_lower = lower ? to_lower.mutable_data() : nullptr;
+  a.to_cov = wants_cov ? to_cov.mutable_data() : nullptr;
+  mvnrob::shim::run_mendell_elston(a, resident);
+  return py::make_tuple(to_upper, to_lower, to_cov);
+}
+
 Array<double> bvn_cdf(const Array<double>& h, const Array<double>& k, const Array<double>& rho,
                       unsigned blocks) {
   Array<double> out(h.size());
@@ -107,6 +156,10 @@ void define(py::module_& m) {
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
         py::arg("compute_dtype"), py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
+  m.def("mendell_elston", &mendell_elston<T>, py::arg("upper"), py::arg("cov"),
+        py::arg("lower").none(true), py::arg("resident") = 3);
+  m.def("mendell_elston_backward", &mendell_elston_backward<T>, py::arg("grad"), py::arg("upper"),
+        py::arg("cov"), py::arg("lower").none(true), py::arg("wants_cov"), py::arg("resident") = 3);
 }
 
 }  // namespace
