@@ -103,7 +103,9 @@ def mendell_elston_reference(
     n = upper.shape[0]
     s, m = cov.double(), torch.zeros(n, dtype=torch.float64)
     upper = upper.double()
-    lower = torch.full_like(upper, -math.inf) if lower is None else lower.double()
+    # Infinite limits have no part in any slope.
+    upper = upper.clamp_max(1e9)
+    lower = torch.full_like(upper, -1e9) if lower is None else lower.double().clamp_min(-1e9)
     left, taken, log_prob = list(range(n)), [], torch.zeros((), dtype=torch.float64)
     while left:
         sd = s.diagonal().sqrt()

@@ -64,7 +64,9 @@ def _(info, in_dims, *args):
     out = torch.ops.mvnrob.mendell_elston_backward(*folded)
     size = info.batch_size
     # An empty output stands for none.
-    return tuple(t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, (size, rows)) for t in out), 0
+    return tuple(
+        t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, (size, rows)) for t in out
+    ), 0
 
 
 @torch.library.register_vmap("mvnrob::bvn_cdf")
