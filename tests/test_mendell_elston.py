@@ -269,13 +269,15 @@ def exact_sweep(upper, lower, cov):
 
 @pytest.mark.parametrize("centre, width", [(-20.0, 60.0), (-20.0, 1.0), (30.0, 1e-3), (0.0, 1e-9)])
 def test_digits_in_far_tails_and_narrow_intervals(centre, width):
-    """Rounding only: the same recursion in 200 digits."""
+    """Rounding only: the same recursion in 200 digits. Standardising rounds both limits, which is
+    part of the width where they lie close."""
     _, cov = random_problem(6, 11)
     scale = cov.diagonal().sqrt()
     middle = (centre + torch.linspace(-0.4, 0.4, 6).double()) * scale
     lower, upper = middle - width / 2 * scale, middle + width / 2 * scale
     r = sweep(upper, cov, lower)
-    assert float(r.log_prob) == pytest.approx(exact_sweep(upper, lower, cov), rel=1e-12)
+    truth = exact_sweep(upper, lower, cov)
+    assert float(r.log_prob) == pytest.approx(truth, rel=1e-12, abs=4e-15 / min(width, 1.0))
 
 
 @pytest.mark.parametrize("n, limit", [(5, -30.0), (99, -30.0), (99, -8.0)])
