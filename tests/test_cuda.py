@@ -639,3 +639,23 @@ def test_compute_dtype_is_honoured(cuda):
     upper, cov = put(random_problem(8, 3), cuda)
     single, double = (mvn_cdf(upper, cov, compute_dtype=d) for d in DTYPES)
     assert 0 < abs(float(single - double)) < 2e-6  # same points, other rounding
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [3, 32, 33, 99])
+def test_mendell_elston(cuda, dtype, n):
+    upper, cov = (t.to(dtype) for t in random_problem(n, 4, batch=(300,)))
+    lower = -upper.abs() - cov.diagonal(dim1=1, dim2=2).sqrt()
+    upper[0, 0], cov[1, 0, 0] = INF, math.nan
+    found = []
+    for device in ("cpu", cuda):
+        leaves = [t.detach().to(device).requires_grad_() for t in (upper, cov, lower)]
+        r = mvn_cdf(*leaves[:2], lower=leaves[2], method="mendell_elston", return_info=True)
+        found.append([r.log_prob, r.status, *torch.autograd.grad(r.log_prob.sum(), leaves)])
+    # Sums in another order; float32 results are rounded.
+    for here, there in zip(*found, strict=True):
+        size = here.nan_to_num(0.0).abs().max().item()
+        tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+        torch.testing.assert_close(
+            there.cpu(), here, rtol=tolerance, atol=tolerance * size, equal_nan=True
+        )

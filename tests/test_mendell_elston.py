@@ -129,6 +129,16 @@ def test_matches_reference(n, rectangular):
         assert r.error.isnan() and r.log_error.isnan()
 
 
+def test_many_correlated_variables():
+    """What counts as rounding of a variance must not grow with every pivot."""
+    n = 199
+    cov = torch.full((n, n), 0.75, dtype=torch.float64).fill_diagonal_(1.0)
+    upper = torch.linspace(0.7, 4, n).double()
+    log_prob, _ = mendell_elston_reference(upper, cov)
+    r = sweep(upper, cov)
+    assert r.n_pivots == n and abs(float(r.log_prob - log_prob)) < 1e-11
+
+
 @pytest.mark.parametrize("tail", [-40.0, -3.0, 0.0, 3.0, 9.0])
 def test_independent_variables_are_exact_in_both_tails(tail):
     upper = tail + torch.arange(6).double() / 4
@@ -539,6 +549,15 @@ def test_kernels_agree_with_the_cpu(shim, n, rectangular, dtype):
             size = theirs.nan_to_num(0).abs().max().item()
             tight["atol"] = size * (1e-9 if dtype == torch.float64 else 1e-5)
             torch.testing.assert_close(torch.from_numpy(ours), theirs, **tight)
+
+
+def test_kernels_with_many_correlated_variables(shim):
+    n = 150
+    cov = torch.full((1, n, n), 0.75, dtype=torch.float64)
+    cov.diagonal(dim1=1, dim2=2).fill_(1.0)
+    upper = torch.linspace(0.7, 4, n).double()[None]
+    found = shim.mendell_elston(upper.numpy(), cov.numpy(), None)
+    assert found[2][0] == pytest.approx(float(sweep(upper, cov).log_prob), rel=1e-11)
 
 
 def test_kernels_do_not_depend_on_the_order_of_threads(shim):

@@ -126,8 +126,8 @@ Status MendellElstonSweep::sweep(double entry_error) {
       break;
     }
     log_prob_ += pivot.interval.log_mass;
-    simd.update(c + first, after, {pivot.interval.mean, pivot.interval.shrink, growth},
-                end_ - first);
+    const double shrink = pivot.interval.shrink;
+    simd.update(c + first, after, {pivot.interval.mean, shrink, growth * shrink}, end_ - first);
   }
   return pivots_.size() > 1 ? Status::approximate : Status::exact;
 }

@@ -208,10 +208,11 @@ class SweepKernel {
       log_prob_ += pivot.interval.log_mass;
       const double* c = column(j);
       for (int i = j + 1 + block_.thread(); i < end_; i += threads) {
-        const double square = c[i] * c[i], error = m_.error()[i] + square * growth;
+        const double square = c[i] * c[i], shrink = pivot.interval.shrink;
+        const double error = m_.error()[i] + square * growth * shrink;
         m_.mean()[i] += c[i] * pivot.interval.mean;
         m_.error()[i] = error;
-        m_.variance()[i] = math::max(m_.variance()[i] - square * pivot.interval.shrink, error);
+        m_.variance()[i] = math::max(m_.variance()[i] - square * shrink, error);
       }
       block_.sync();
     }
