@@ -124,15 +124,15 @@ def mvn_cdf(
     float64 inside, deterministic, has no part for ``abs_tol`` and ``seed`` and refuses ``rel_tol``,
     ``max_points`` and ``compute_dtype=torch.float32``. ``error`` and ``log_error`` are NaN and the
     status is ``APPROXIMATE``, but where at most one interval is left, which is ``EXACT``. Nothing
-    bounds the error: on classifier problems of 9 to 199 variables it was .003 on average and at most
-    .012 (``bench/results/mendell_elston.csv``); it grows with correlation (two variables of -.9: .023)
+    bounds the error: on classifier problems of 9 to 199 variables it was .003 to .004 on average and
+    at most .02 (``bench/results/mendell_elston.csv``); it grows with correlation (two variables of -.9: .023)
     and, in log p, in the tails (99 variables, log p = -90: 8). log p is a sum of logarithms and 1 - p
     is -expm1 of it, so either tail has all digits of the approximation. Multiples of a variable
     narrow its interval and leave; a covariance that is singular otherwise needs nothing, and an
     indefinite one is noticed only where a pair or a pivot shows it. Variables that cannot move log p
     are left out. Cost: ``O(n^3 / 6)`` multiply-adds, ``n_points`` is 0. Its derivatives, of
     ``log_prob`` too, are those of the approximation with its order held, in reverse mode, once, and
-    take about three times the value's work; ties of multiples share, as below.
+    take two to three times the value's work; ties of multiples share, as below.
 
     Cost: for a row with m active variables of which k are sampled, ``O(m k^2)`` for the factor and
     ``O(m k)`` per point; memory ``O(m k)`` per thread.
