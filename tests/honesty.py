@@ -2,9 +2,10 @@
 
 A row misses when |prob - truth| > error + error of the answer + rounding, or the same for the
 complement. Rounding is
-- float64 rows: 1e-12, the arithmetic of a few thousand operations on numbers up to 1;
-- float32 rows: rounding of the stored result (2^-24 of prob and of error), plus what rounding the
+- float64 input: 1e-12, the arithmetic of a few thousand operations on numbers up to 1;
+- float32 input: rounding of the stored result (2^-24 of prob and of error), plus what rounding the
   *inputs* to float32 may do to the probability: `rounding_of_input`, a first-order bound.
+Rows of a relative tolerance (tails.py) are compared by the logarithm of their small side.
 Rows with status EXACT (closed forms; their error is rounding and half the screened mass) are
 certified and must all hold. For the others misses happen with probability at most 1 % each, which
 a one-sided binomial test can reject.
@@ -23,6 +24,23 @@ MISS_RATE = 0.01
 REJECT_BELOW = 0.01
 # Rows of one call: as many as fit this many bytes of covariance.
 BATCH_BYTES = 2**27
+
+
+# Parts of the pipeline that a sampled row can go through, and how its result tells; a row of none of
+# them is "plain". A new part needs one line here, and its name in the tests that ask for it.
+BRANCHES = {
+    "screened": lambda row: row.n_active < row.problem.n,
+    "completed": lambda row: row.n_pivots < row.n_active,
+}
+# The same for the rows of a relative tolerance. One that a first look of PILOT plain points answers
+# is "pilot"; in the tails the plan then goes to these samples (test_coverage.py: the answers are
+# not those of plain ones).
+PILOT = 512
+TAIL_BRANCHES = {
+    "tilted": lambda row: not row.problem.near_one and row.n_points > PILOT,
+    "union": lambda row: row.problem.near_one and row.n_points > PILOT,
+    "pilot": lambda row: row.n_points <= PILOT,
+}
 
 
 @dataclass(frozen=True)
@@ -53,16 +71,49 @@ class Row:
         return not self.deviation <= allowed  # a NaN misses
 
     @property
+    def stated(self):
+        return self.error
+
+    @property
     def branches(self):
         """The parts of the pipeline that this row went through."""
         if self.status == EXACT:
             return ("exact",)
-        out = ["all"]
-        if self.n_active < self.problem.n:
-            out.append("screened")
-        if self.n_pivots < self.n_active:
-            out.append("completed")
-        return tuple(out) if len(out) > 1 else ("all", "plain")
+        parts = tuple(name for name, takes in BRANCHES.items() if takes(self))
+        return ("all", *(parts or ("plain",)))
+
+
+@dataclass(frozen=True)
+class TailRow:
+    """A row of tails.py under a relative tolerance: its small side, as a logarithm."""
+
+    problem: object
+    seed: int
+    rel_tol: float
+    log_small: float  # ln p, or ln(1 - p)
+    log_error: float
+    status: int
+    n_points: int
+    n_active: int
+    n_pivots: int
+
+    @property
+    def deviation(self):
+        return abs(self.log_small - self.problem.log_small)
+
+    @property
+    def stated(self):
+        return self.log_error
+
+    @property
+    def miss(self):
+        return not self.deviation <= self.log_error + self.problem.rel_err + 1e-9
+
+    @property
+    def branches(self):
+        if self.status == EXACT:
+            return ("exact",)
+        return ("all", *(name for name, takes in TAIL_BRANCHES.items() if takes(self)))
 
 
 def _pair_density(a, b, corr, floor):
@@ -104,18 +155,17 @@ def rounding_of_input(problem, unit=2.0**-24):
     return total
 
 
-def run(problems, *, abs_tol, dtype=torch.float64, seeds=(0,), device="cpu", **options):
-    """One Row per problem and seed; problems of one n go through mvn_cdf in one batch.
+def _batches(problems, device, dtype, seeds):
+    """Problems of one shape in batches: (problems, seed, arguments of mvn_cdf).
 
     Every row gets a seed of its own: rows with one seed share their shifts, and their misses would
     not be independent draws.
     """
-    from mvnrob import mvn_cdf
 
     def shape(p):
         return (p.n, p.lower is not None, p.mean is not None)
 
-    rows = []
+    count = 0
     for (n, has_lower, has_mean), group in groupby(sorted(problems, key=shape), key=shape):
         group = list(group)
         size = max(1, BATCH_BYTES // (8 * n * n))
@@ -124,31 +174,57 @@ def run(problems, *, abs_tol, dtype=torch.float64, seeds=(0,), device="cpu", **o
             tensor = lambda name, part=part: torch.from_numpy(
                 np.stack([getattr(p, name) for p in part])
             ).to(device, dtype)
-            arguments = {"lower": tensor("lower") if has_lower else None}
+            arguments = {"upper": tensor("upper"), "cov": tensor("cov")}
+            arguments["lower"] = tensor("lower") if has_lower else None
             arguments["mean"] = tensor("mean") if has_mean else None
-            upper, cov = tensor("upper"), tensor("cov")
-            single = dtype == torch.float32
-            rounding = [2.0**-23 + rounding_of_input(p) if single else 1e-12 for p in part]
             for seed in seeds:
-                own = torch.tensor(
-                    [1_000_003 * seed + len(rows) + k for k in range(len(part))], device=device
-                )
-                with warnings.catch_warnings():
-                    # Unmet tolerances show in `status`, which is looked at.
-                    warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")
-                    result = mvn_cdf(
-                        upper,
-                        cov,
-                        abs_tol=abs_tol,
-                        seed=own,
-                        return_info=True,
-                        **arguments,
-                        **options,
-                    )
-                columns = [field.tolist() for field in result]
-                for k, p in enumerate(part):
-                    values = [column[k] for column in columns]
-                    rows.append(Row(p, seed, dtype, abs_tol, *values, rounding[k]))
+                own = [1_000_003 * seed + count + k for k in range(len(part))]
+                count += len(part)
+                yield part, seed, arguments | {"seed": torch.tensor(own, device=device)}
+
+
+def _call(**arguments):
+    from mvnrob import mvn_cdf
+
+    with warnings.catch_warnings():
+        # Unmet tolerances show in `status`, which is looked at.
+        warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")
+        return mvn_cdf(return_info=True, **arguments)
+
+
+def run(problems, *, abs_tol, dtype=torch.float64, seeds=(0,), device="cpu", **options):
+    """One Row per problem and seed; problems of one n go through mvn_cdf in one batch.
+
+    dtype is that of the input; compute_dtype, among the options of mvn_cdf, that of the samples.
+    """
+    rows, single, rounding = [], dtype == torch.float32, {}
+    for part, seed, arguments in _batches(problems, device, dtype, seeds):
+        result = _call(abs_tol=abs_tol, **arguments, **options)
+        columns = [field.tolist() for field in result]
+        for k, p in enumerate(part):
+            if id(p) not in rounding:
+                rounding[id(p)] = 2.0**-23 + rounding_of_input(p) if single else 1e-12
+            values = [column[k] for column in columns]
+            rows.append(Row(p, seed, dtype, abs_tol, *values, rounding[id(p)]))
+    return rows
+
+
+def run_tails(problems, *, rel_tol, seeds=(0,), device="cpu", **options):
+    """One TailRow per problem (tails.Tail) and seed, float64."""
+    rows = []
+    for part, seed, arguments in _batches(problems, device, torch.float64, seeds):
+        r = _call(abs_tol=0.0, rel_tol=rel_tol, **arguments, **options)
+        near_one = torch.tensor([p.near_one for p in part], device=device)
+        # Of the complement: that of a value below it, which may be nothing.
+        relative = torch.where(r.complement > 0, r.error / r.complement, torch.inf)
+        log_error = torch.where(relative < 1, -torch.log1p(-relative), torch.inf)
+        small = torch.where(near_one, r.complement.log(), r.log_prob)
+        stated = torch.where(near_one, log_error, r.log_error)
+        columns = [
+            c.tolist() for c in (small, stated, r.status, r.n_points, r.n_active, r.n_pivots)
+        ]
+        for k, p in enumerate(part):
+            rows.append(TailRow(p, seed, rel_tol, *(column[k] for column in columns)))
     return rows
 
 
@@ -161,6 +237,8 @@ def p_value(misses, count):
 
 def insane(row):
     """What must not happen in any row, as a sentence; None when the row is sane."""
+    if isinstance(row, TailRow):
+        return _insane_tail(row)
     values = (row.prob, row.complement, row.error)
     if not all(np.isfinite(values)):
         return f"not finite: {values}"
@@ -179,8 +257,30 @@ def insane(row):
     return None
 
 
+def _insane_tail(row):
+    if not (row.log_small < 0 and row.log_error >= 0):
+        return f"out of range: {row.log_small}, {row.log_error}"
+    if row.status not in (CONVERGED, EXACT, MAX_POINTS):
+        return f"status {row.status} for a valid problem"
+    # ln(1 - x) is a little more than x.
+    if row.status == CONVERGED and row.log_error > 1.1 * row.rel_tol:
+        return f"converged with a relative error of {row.log_error} at tolerance {row.rel_tol}"
+    if row.status == EXACT and row.miss:
+        return f"exact, off by {row.deviation} with error {row.log_error}"
+    if row.n_points <= 0 and row.status != EXACT:
+        return f"status {row.status} after {row.n_points} points"
+    return None
+
+
 def describe(row):
     p = row.problem
+    if isinstance(row, TailRow):
+        return (
+            f"{p.name} rel_tol={row.rel_tol:g} seed={row.seed} ln truth={p.log_small:.8f} "
+            f"off={row.deviation:.2e} error={row.log_error:.2e} "
+            f"({row.deviation / row.log_error if row.log_error else np.inf:.2f}x) "
+            f"status={row.status} points={row.n_points} active={row.n_active} pivots={row.n_pivots}"
+        )
     return (
         f"{p.name} n={p.n} {str(row.dtype)[6:]} tol={row.abs_tol:g} seed={row.seed} "
         f"truth={p.prob:.8f} prob={row.prob:.8f} off={row.deviation:.2e} error={row.error:.2e} "
@@ -201,7 +301,7 @@ def table(rows):
     for (kind, name), members in sorted(groups.items()):
         misses = sum(r.miss for r in members)
         made = np.array([r.deviation for r in members])
-        stated = np.array([r.error for r in members])
+        stated = np.array([r.stated for r in members])
         ratio = made / np.maximum(stated, 1e-300)
         out.append(
             {

@@ -2,6 +2,7 @@
 
 import math
 
+import log_oracles
 import numpy as np
 import pytest
 import torch
@@ -15,27 +16,10 @@ TENSOR = torch.from_numpy
 
 
 def equicorrelated_log(upper, rho, lower=None):
-    """log P by quadrature over the common factor, its integrand as a logarithm: to 1e-9."""
-    spread = math.sqrt(1 - rho)
-
-    def log_integrand(z):
-        t = (upper - math.sqrt(rho) * z[:, None]) / spread
-        each = special.log_ndtr(t)
-        if lower is not None:
-            s = (lower - math.sqrt(rho) * z[:, None]) / spread
-            # in the tail where neither is near one
-            high = t + s > 0
-            a, b = np.where(high, -t, s), np.where(high, -s, t)
-            each = special.log_ndtr(b) + np.log1p(
-                -np.exp(special.log_ndtr(a) - special.log_ndtr(b))
-            )
-        return -0.5 * z * z - 0.5 * math.log(2 * math.pi) + each.sum(1)
-
-    coarse = np.linspace(-160, 40, 20_001)
-    peak = coarse[np.argmax(log_integrand(coarse))]
-    z = np.linspace(peak - 12, peak + 12, 20_001)
-    values = log_integrand(z)
-    return float(values.max() + math.log(np.exp(values - values.max()).sum() * (z[1] - z[0])))
+    """log P, to 1e-9."""
+    load = np.full(len(upper), math.sqrt(rho))
+    low = np.full(len(upper), -math.inf) if lower is None else lower
+    return log_oracles.one_factor(load, np.sqrt(1 - load * load), low, upper)
 
 
 def equicorrelated(n, rho=0.5):

@@ -2,6 +2,7 @@
 
 import math
 
+import log_oracles
 import mpmath
 import numpy as np
 import oracles
@@ -145,6 +146,59 @@ def test_transfer_and_factor_agree_on_a_shared_special_case():
     assert oracles.markov(np.zeros(n - 1), lo, hi).prob == pytest.approx(want, abs=1e-10)
     assert oracles.two_factor(np.zeros((n, 2)), one, lo, hi).prob == pytest.approx(want, abs=1e-10)
     assert oracles.negative_factor(zero, lo, hi).prob == pytest.approx(want, abs=1e-10)
+
+
+def test_log_oracles_agree_with_the_others_where_both_are_sharp():
+    r = rng(5)
+    for n in (3, 9, 40):
+        load = r.uniform(0.3, 0.9, n)
+        noise = np.sqrt(1 - load**2)
+        for lower in (np.full(n, -INF), r.uniform(-2, -1, n)):
+            upper = r.uniform(0.5, 2.5, n)
+            want = oracles.one_factor(load, noise, lower, upper)
+            got = log_oracles.one_factor(load, noise, lower, upper)
+            assert math.exp(got) == pytest.approx(want.prob, abs=2 * want.abs_err)
+            missing = log_oracles.one_factor_complement(load, noise, lower, upper)
+            assert missing == pytest.approx(want.complement, abs=2 * want.abs_err)
+        rho = r.uniform(-0.8, 0.9, n - 1)
+        want = oracles.markov(rho, np.full(n, -INF), upper)
+        got = log_oracles.markov(rho, np.full(n, -INF), upper)
+        assert math.exp(got) == pytest.approx(want.prob, abs=2 * want.abs_err + 1e-10)
+    load = np.array([1.0, -0.9, 0.95])
+    cov = filled(np.outer(load, load))
+    for lower in (np.full(3, -INF), np.array([-1.0, -0.4, -2.0])):
+        upper = np.array([0.8, 0.7, 0.3])
+        want = oracles.nested(cov, lower, upper)
+        assert log_oracles.star(load, lower, upper) == pytest.approx(want.prob, abs=1e-9)
+
+
+def test_log_oracles_against_mpmath_in_the_tail():
+    load, noise = np.array([0.6, 0.8, -0.3]), np.array([0.8, 0.6, math.sqrt(0.91)])
+    with mpmath.workdps(30):
+        for upper in ([-9.0, -11.0, -10.0], [-40.0, -41.0, -45.0]):
+
+            def inside(z, upper=upper):
+                parts = [
+                    mpmath.ncdf((mpmath.mpf(u) - mpmath.mpf(a) * z) / mpmath.mpf(s))
+                    for a, s, u in zip(load, noise, upper, strict=True)
+                ]
+                return mpmath.npdf(z) * parts[0] * parts[1] * parts[2]
+
+            want = mpmath.log(mpmath.quad(inside, mpmath.linspace(-60, 10, 71)))
+            got = log_oracles.one_factor(load, noise, np.full(3, -INF), np.array(upper))
+            assert got == pytest.approx(float(want), abs=1e-8)
+        # 1 - P of two variables by inclusion and exclusion, both beyond 7.
+        both = mpmath.quad(
+            lambda z: mpmath.npdf(z) * mpmath.ncdf((0.6 * z - 7) / 0.8) * mpmath.ncdf(
+                (0.8 * z - 7.5) / 0.6
+            ),
+            mpmath.linspace(-10, 20, 61),
+        )  # fmt: skip
+        want = mpmath.ncdf(-7) + mpmath.ncdf(-7.5) - both
+    got = log_oracles.one_factor_complement(
+        load[:2], noise[:2], np.full(2, -INF), np.array([7.0, 7.5])
+    )
+    assert got == pytest.approx(float(want), rel=1e-11)
 
 
 def test_there_are_enough_problems():

@@ -23,7 +23,8 @@ ClosedForm closed_form(const Problem& problem, const CovarianceView& cov) {
       p *= one.value;
       log_value += one.log_value;
     }
-    return {p, missing, log_value, 4e-15 * double(m), Status::exact};
+    const double error = math::closed_form_error(4e-15 * double(m), missing);
+    return {p, missing, log_value, error, Status::exact};
   }
   auto pair = [&](int64_t i, int64_t j) {
     const int64_t v = problem.variable[i], w = problem.variable[j];

@@ -144,7 +144,8 @@ struct MvnCdfPlan {
         value *= m.mean()[i];
         log_value += m.variance()[i];
       }
-      s_.plan.step = plan::closed(s_.plan, a_.options, value, complement, 4e-15 * size, log_value);
+      s_.plan.step = plan::closed(s_.plan, a_.options, value, complement,
+                                  math::closed_form_error(4e-15 * size, complement), log_value);
     }
     block_.sync();
   }

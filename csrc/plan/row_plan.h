@@ -236,9 +236,13 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
   detail::keep(plan, e);
   plan.best_log_value = log_value;
-  if (options.method == Method::automatic && !options.samples_float32() && value < 0.05 &&
-      error > plan.tolerance && log_value != log_value && plan.kept > 1) {
-    plan.only_samples = true;  // its error is absolute; tilted samples have the digits
+  const bool small_value = value < 0.05 && log_value != log_value;
+  const double small = small_value ? value : complement;
+  if (options.method == Method::automatic && !options.samples_float32() && plan.kept > 1 &&
+      (small_value || complement < 0.05) && error > math::max(plan.tolerance, 1e-6 * small)) {
+    // Its error is absolute. Tilted samples have the digits of p, those of the union of 1 - p;
+    // neither has six of them.
+    plan.only_samples = true;
     return Step::screen;
   }
   plan.pivots = plan.kept;
@@ -289,7 +293,9 @@ MVNROB_HD_FN Step ranked(RowPlan& plan, const RowOptions& options, const FactorF
                          double value, double complement, double log_value) {
   const double small = math::min(value, complement);
   const Step step = closed(plan, options, value, complement,
-                           1e-15 + 1e-12 * small + detail::neglected(plan, facts), log_value);
+                           (value < complement ? 1e-15 : 0.0) + 1e-12 * small +
+                               detail::neglected(plan, facts),
+                           log_value);
   if (step == Step::done) plan.pivots = 1;
   return step;
 }
