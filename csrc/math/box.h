@@ -80,8 +80,8 @@ MVNROB_HD_FN double box3(Interval a, Interval b, Interval c, double r12, double 
 struct PairCorrelation {
   double rho, rounding;
 
-  // Of a probability whose limits lie in these intervals' ends: dP / drho is a density there, at most
-  // exp(-max(h^2, k^2) / 2) of that at the origin.
+  // Of a probability whose limits lie in these intervals' ends: dP / drho is a density there, at
+  // most exp(-max(h^2, k^2) / 2) of that at the origin.
   MVNROB_HD double rounding_at(Interval a, Interval b) const {
     const double h = min(::fabs(a.lower), ::fabs(a.upper));
     const double k = min(::fabs(b.lower), ::fabs(b.upper));

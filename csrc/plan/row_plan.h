@@ -292,10 +292,10 @@ MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const Facto
 MVNROB_HD_FN Step ranked(RowPlan& plan, const RowOptions& options, const FactorFacts& facts,
                          double value, double complement, double log_value) {
   const double small = math::min(value, complement);
-  const Step step = closed(plan, options, value, complement,
-                           (value < complement ? 1e-15 : 0.0) + 1e-12 * small +
-                               detail::neglected(plan, facts),
-                           log_value);
+  const Step step =
+      closed(plan, options, value, complement,
+             (value < complement ? 1e-15 : 0.0) + 1e-12 * small + detail::neglected(plan, facts),
+             log_value);
   if (step == Step::done) plan.pivots = 1;
   return step;
 }
