@@ -305,7 +305,8 @@ def table(rows):
         ratio = made / np.maximum(stated, 1e-300)
         out.append(
             {
-                "group": kind, "name": name, "rows": len(members), "misses": misses,
+                "group": kind, "name": name, "rows": len(members),
+                "problems": len({id(r.problem.upper) for r in members}), "misses": misses,
                 "p_value": 1.0 if name == "exact" else p_value(misses, len(members)),
                 "worst_ratio": float(ratio.max()),
                 "rms_made": float(np.sqrt(np.mean(made**2))),
