@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import special
+from scipy import optimize, special
 
 from bench import harness
 
@@ -173,6 +173,33 @@ def conditional_monte_carlo(case, draws, seed=0, chunk=2048):
         total, square, done = total + value.sum(), square + (value**2).sum(), done + m
     mean = total / done
     return mean, np.sqrt(max(square / done - mean**2, 0.0) / done)
+
+
+def near_singular(count, seed, n=9, smallest=4e-4):
+    """Classifiers as networks make them, nearer to singular: `smallest` eigenvalue of the correlation.
+
+    Factors of the "mlp" kind whose singular values are raised to the power that gives it: the same
+    directions and margins, a steeper spectrum. What is left of the last variables is then so small
+    that the integrand of separation of variables is nearly a step. Targets in turn.
+    """
+    out = []
+    for case in [c for c in classifier_problems(n, 3 * count, seed) if c.kind == "mlp"]:
+        left, values, right = np.linalg.svd(case.factor, full_matrices=False)
+
+        def steeper(power, left=left, values=values, right=right):
+            rows = (left * values**power) @ right
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+        def excess(power, steeper=steeper):
+            least = np.linalg.svd(steeper(power), compute_uv=False)[n - 1] ** 2
+            return np.log(least / smallest)
+
+        factor = steeper(optimize.brentq(excess, 0.2, 5.0))
+        rng = np.random.default_rng([n, seed, len(out)])
+        flips = (rng.normal(size=(8000, factor.shape[1])) @ (factor / case.upper[:, None]).T).max(1)
+        upper = case.upper * np.quantile(flips, case.target)
+        out.append(Case(f"near-singular-{case.name}", "near_singular", case.target, upper, factor))
+    return out
 
 
 # 99 % error asked of a reference, and its limit of points: below a third of the finest rms error

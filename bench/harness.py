@@ -112,10 +112,15 @@ def numpy_threads_one():
         os.environ[name] = "1"
 
 
-def write(name, report, rows, out=None):
-    """bench/results/<name>.json (environment and rows) and <name>.csv (rows)."""
+def results_folder(out=None):
     out = Path(out) if out else RESULTS
     out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def write(name, report, rows, out=None):
+    """bench/results/<name>.json (environment and rows) and <name>.csv (rows)."""
+    out = results_folder(out)
     path = out / f"{name}.json"
     path.write_text(json.dumps({"environment": report, "rows": rows}, indent=1) + "\n")
     keys = list(dict.fromkeys(key for row in rows for key in row))
