@@ -302,15 +302,18 @@ def table(rows):
         misses = sum(r.miss for r in members)
         made = np.array([r.deviation for r in members])
         stated = np.array([r.stated for r in members])
-        ratio = made / np.maximum(stated, 1e-300)
+        known = np.isfinite(stated)  # an infinite error covers, and says nothing
+        made, stated = made[known], stated[known]
+        ratio = np.append(made / np.maximum(stated, 1e-300), 0.0)
         out.append(
             {
                 "group": kind, "name": name, "rows": len(members),
                 "problems": len({id(r.problem.upper) for r in members}), "misses": misses,
                 "p_value": 1.0 if name == "exact" else p_value(misses, len(members)),
                 "worst_ratio": float(ratio.max()),
-                "rms_made": float(np.sqrt(np.mean(made**2))),
-                "rms_stated": float(np.sqrt(np.mean(stated**2))),
+                "rms_made": float(np.sqrt(np.mean(made**2))) if len(made) else None,
+                "rms_stated": float(np.sqrt(np.mean(stated**2))) if len(made) else None,
+                "unbounded": int((~known).sum()),
                 "unmet": sum(r.status == MAX_POINTS for r in members),
                 "median_points": int(np.median([r.n_points for r in members])),
             }
