@@ -221,7 +221,7 @@ def test_relative_tolerance(shim, rel_tol):
 
 
 @pytest.mark.parametrize("rectangular", [False, True])
-@pytest.mark.parametrize("n", [5, 33, 70])
+@pytest.mark.parametrize("n", [3, 5, 33, 70])
 def test_union(shim, n, rectangular):
     made = [union_problem(n, near, n, rectangular) for near in (3.0, 5.0, 7.0)]
     upper, cov = (torch.from_numpy(np.array([m[i] for m in made])) for i in (0, 1))
