@@ -73,9 +73,11 @@ inline int32_t max_rounds(const MvnCdfArgs& a) {
   return rounds;
 }
 
-// Whether a row may come to sample the union.
+// Whether a row may come to sample the union: two and three variables where their closed form may
+// not have the digits (plan::closed).
 inline bool may_unite(const MvnCdfArgs& a) {
-  return a.n > 3 && a.options.method == Method::automatic && !a.order;
+  return (a.n > 3 || (a.n > 1 && !a.options.samples_float32())) &&
+         a.options.method == Method::automatic && !a.order;
 }
 
 // Bytes that one block of a sampler keeps of its points.
