@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from .head import FeatureNetwork, Head
 from .network import Meter, Network, first_line, warn_caller
 from .noise import PROBES, row_keys, standard_normal
 
@@ -25,19 +27,20 @@ class LogitMap:
     group. Nothing is cached between calls: noise comes from a counter and is drawn again.
 
     Args:
-        network: the classifier.
+        network: the classifier, or its features (:class:`mvnrob.head.FeatureNetwork`).
         meter: counts passes.
         x: inputs ``[b, *shape]`` in the network's working dtype.
         inputs: their numbers, int64 ``[b]``, for the meter.
         offsets: ``(first, count) -> [b, count, *shape]``, or None for no noise.
         groups: ``(first, count)`` of each group's samples.
-        max_copies: most noisy copies in one forward pass.
+        max_copies: most noisy copies in one pass with a graph.
+        max_tangents: most tangents (inputs times copies times directions) in one forward-mode pass.
         method, jvp_mode, check: as in :func:`mvnrob.robustness`.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: Network | FeatureNetwork,
         meter: Meter,
         x: Tensor,
         inputs: Tensor,
@@ -45,6 +48,7 @@ class LogitMap:
         offsets: Callable[[int, int], Tensor] | None = None,
         groups: list[tuple[int, int]] | None = None,
         max_copies: int,
+        max_tangents: int,
         method: str,
         jvp_mode: str,
         check: str,
@@ -54,9 +58,45 @@ class LogitMap:
         self.groups = groups or [(0, 1)]
         self._offsets = offsets
         self._samples_at_once = max(1, max_copies // max(1, x.shape[0]))
-        self._copies = max(1, max_copies)
+        self._copies, self._tangents = max(1, max_copies), max(1, max_tangents)
         self._method, self._jvp_mode, self._check = method, jvp_mode, check
         self._probe: tuple[Tensor, Tensor] | None = None
+
+    def subset(self, rows: Tensor) -> LogitMap:
+        """The same map at some of the inputs, with what is known of them."""
+        offsets = self._offsets
+        part = LogitMap(
+            self.network,
+            self.meter,
+            self.x[rows],
+            self.inputs[rows],
+            offsets=None if offsets is None else lambda first, count: offsets(first, count)[rows],
+            groups=self.groups,
+            max_copies=self._copies,
+            max_tangents=self._tangents,
+            method=self._method,
+            jvp_mode=self._jvp_mode,
+            check=self._check,
+        )
+        if self._probe is not None:
+            part._probe = self._probe[0][rows], self._probe[1][rows]
+        return part
+
+    def through(self, head: Head) -> LogitMap:
+        """The map of the head's features, over the same inputs and noise."""
+        return LogitMap(
+            FeatureNetwork(self.network, head),
+            self.meter,
+            self.x,
+            self.inputs,
+            offsets=self._offsets,
+            groups=self.groups,
+            max_copies=self._copies,
+            max_tangents=self._tangents,
+            method=self._method,
+            jvp_mode=self._jvp_mode,
+            check=self._check,
+        )
 
     @property
     def jvp_mode(self) -> str:
@@ -149,9 +189,9 @@ class LogitMap:
         along = directions.reshape(b, m, *self.x.shape[1:]).to(self.x)
         push = self._jvp_forward if self._jvp_mode == "forward" else self._jvp_double_backward
         total: Tensor | None = None
-        at_once = max(1, self._copies // (b * self._samples_at_once))
         with self.meter.clock("network"):
             for _, first, count, _ in self._blocks():
+                at_once = max(1, self._tangents // (b * count))
                 parts = [
                     push(along[:, at : at + at_once], first, count) for at in range(0, m, at_once)
                 ]
@@ -161,19 +201,36 @@ class LogitMap:
         return total / self.samples
 
     def _jvp_forward(self, along: Tensor, first: int, count: int) -> Tensor:
-        b, m = along.shape[:2]
-        # contiguous: forward mode refuses the overlapping memory of an expanded input
-        point = self.x[:, None].expand_as(along).flatten(0, 1).contiguous()
+        """``[b, m, C]`` for ``along`` [b, m, *shape].
+
+        With ``torch.func.vmap`` over the directions the network itself runs once for all of them;
+        models that vmap refuses get a copy of their inputs for every direction.
+        """
 
         def summed(x: Tensor) -> Tensor:
-            if self._offsets is None:
-                return self.network(x)
-            noise = self._offsets(first, count)[:, None].expand(-1, m, *[-1] * (along.dim() - 1))
-            noisy = x[:, None] + noise.flatten(0, 1)
-            return self.network(noisy.flatten(0, 1)).unflatten(0, (b * m, count)).sum(1)
+            return self._logits(x, first, count)
 
         with torch.no_grad():  # no graph for the weights; forward mode does not need one
-            _, out = torch.func.jvp(summed, (point,), (along.flatten(0, 1),))
+            if along.shape[1] > 1 and self.network.batch_tangents:
+                try:
+                    return _batched_tangents(summed, self.x, along)
+                except torch.OutOfMemoryError:
+                    raise
+                except (NotImplementedError, RuntimeError, ValueError):
+                    self.network.batch_tangents = False
+            b, m = along.shape[:2]
+            # contiguous: forward mode refuses the overlapping memory of an expanded input
+            point = self.x[:, None].expand_as(along).flatten(0, 1).contiguous()
+            offsets = self._offsets
+
+            def repeated(x: Tensor) -> Tensor:
+                if offsets is None:
+                    return self.network(x)
+                noise = offsets(first, count)[:, None].expand(-1, m, *[-1] * (along.dim() - 1))
+                noisy = x[:, None] + noise.flatten(0, 1)
+                return self.network(noisy.flatten(0, 1)).unflatten(0, (b * m, count)).sum(1)
+
+            _, out = torch.func.jvp(repeated, (point,), (along.flatten(0, 1),))
         return out.unflatten(0, (b, m))
 
     def _jvp_double_backward(self, along: Tensor, first: int, count: int) -> Tensor:
@@ -188,6 +245,21 @@ class LogitMap:
                 out.append(part)
         return torch.stack(out, 1)
 
+    def probe(self) -> tuple[Tensor, Tensor]:
+        """One random direction per input ``[b, 1, D]`` and the derivatives along it ``[b, C]``."""
+        if self._probe is None:
+            keys = row_keys(0, PROBES, self.inputs)
+            direction = standard_normal(keys, 0, 1, self.features, self.x.dtype)
+            self._probe = direction, self.jvp(direction)[:, 0]
+        return self._probe
+
+    def take_probe(self, direction: Tensor, product: Tensor) -> None:
+        """What :meth:`probe` would compute, known from the features."""
+        self._probe = direction, product
+
+    def forget_probe(self) -> None:
+        self._probe = None
+
     def _check_rows(self, classes: Tensor, rows: Tensor) -> None:
         """Compares ``rows`` [b, k, G, D] with one random forward-mode product per input.
 
@@ -198,22 +270,18 @@ class LogitMap:
         """
         if self._check == "off" or rows.shape[1] == 0:
             return
-        if self._probe is None:
-            keys = row_keys(0, PROBES, self.inputs)
-            direction = standard_normal(keys, 0, 1, self.features, rows.dtype)
-            try:
-                product = self.jvp(direction)[:, 0]
-            except (NotImplementedError, RuntimeError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                self._complain(
-                    "the Jacobian could not be checked against a forward-mode product "
-                    f"({first_line(error)}); pass jvp_mode='double_backward' or "
-                    "check='off'",
-                )
-                self._check = "off"
-                return
-            self._probe = direction, product
+        try:
+            self.probe()
+        except (NotImplementedError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self._complain(
+                "the Jacobian could not be checked against a forward-mode product "
+                f"({first_line(error)}); pass jvp_mode='double_backward' or "
+                "check='off'",
+            )
+            self._check = "off"
+            return
         direction, product = self._probe
         shares = torch.tensor(
             [count / self.samples for _, count in self.groups], dtype=rows.dtype, device=rows.device
@@ -237,6 +305,16 @@ class LogitMap:
         if self._check == "raise":
             raise RuntimeError(f"{self.network.op}: {text}")
         warn_caller(f"{self.network.op}: {text}")
+
+
+def _batched_tangents(function: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -> Tensor:
+    def push(direction: Tensor) -> Tensor:
+        return torch.func.jvp(function, (x,), (direction,))[1]
+
+    with warnings.catch_warnings():
+        # an operation without a batching rule is looped over: slower, not wrong
+        warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+        return torch.func.vmap(push, in_dims=1, out_dims=1)(along)
 
 
 def jacobian(
@@ -308,6 +386,7 @@ def jacobian(
             x[inputs],
             inputs,
             max_copies=step,
+            max_tangents=step,
             method=method,
             jvp_mode="forward",
             check=check,

@@ -116,12 +116,16 @@ class Network:
                     f"{op}: model must be in eval mode, got {place} in train mode; call model.eval()"
                 )
         self.op = op
-        self._model = model
+        self.model = model
         self._entry_dtype = dtype
         self.work_dtype = torch.float32 if dtype in _HALF else dtype
         self._shape, self._device = list(x.shape), x.device
         self._mean, self._std = _read_preprocessing(op, preprocessing, self._shape)
         self.classes: int | None = None
+        #: the last linear layer (:class:`mvnrob.head.Head`) once it is found or named
+        self.head = None
+        #: whether forward mode takes many tangents of one point at once (``torch.func.vmap``)
+        self.batch_tangents = True
         self._half_inside = dtype in _HALF
         self._single_inside = self.work_dtype == torch.float32
 
@@ -136,7 +140,7 @@ class Network:
         if self._mean is not None:
             x = (x - self._mean.to(x)) / self._std.to(x)
         x = x.to(self._entry_dtype)
-        out = self._model(x) if self.classes is not None else self._first_pass(x)
+        out = self.model(x) if self.classes is not None else self._first_pass(x)
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])
         if out.dtype in _HALF:
@@ -153,7 +157,7 @@ class Network:
         inputs, or are spread over devices, are served.
         """
         try:
-            return self._model(x)
+            return self.model(x)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -164,7 +168,7 @@ class Network:
             ) from error
 
     def _compare_with_parameters(self, cause: Exception | None) -> None:
-        module = owning_module(self._model)
+        module = owning_module(self.model)
         for parameter in module.parameters() if module is not None else ():
             if not parameter.is_floating_point():
                 continue
@@ -205,7 +209,7 @@ class Network:
         Tensors that need no gradient path through x (weights) are shared by a batch; they are told
         from activations by belonging to the module, or count as activations (an overestimate).
         """
-        module = owning_module(self._model)
+        module = owning_module(self.model)
         shared = set()
         if module is not None:
             for tensor in (*module.parameters(), *module.buffers()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -55,6 +55,13 @@ class Chunk:
     target: Tensor
     clean: Tensor
     copies: int
+    tangents: int
+
+    def subset(self, rows: Tensor) -> Chunk:
+        """Some of its inputs."""
+        parts = {name: getattr(self, name)[rows] for name in ("x", "inputs", "index")}
+        parts |= {name: getattr(self, name)[rows] for name in ("target", "clean")}
+        return replace(self, **parts)
 
     def linear_map(self) -> LogitMap:
         """The network itself, to be linearised at x."""
@@ -76,6 +83,7 @@ class Chunk:
         s = self.settings
         return {
             "max_copies": self.copies,
+            "max_tangents": self.tangents,
             "method": s.jacobian,
             "jvp_mode": s.jvp_mode,
             "check": s.check,
@@ -124,6 +132,10 @@ class Estimate:
         return Estimate(
             *(torch.cat([getattr(p, f.name) for p in parts], dim) for f in fields(Estimate))
         )
+
+    def at(self, inputs: Tensor) -> Estimate:
+        """The inputs in another order."""
+        return Estimate(*(getattr(self, f.name)[:, inputs] for f in fields(Estimate)))
 
     def with_nan_rows(self, bad: Tensor) -> Estimate:
         """Rows whose clean logits are NaN: no statement, and the status says why."""

@@ -8,27 +8,25 @@ from torch import Tensor
 from .._jac_cov import jac_cov_finalize
 from .._mvn_cdf import mvn_cdf
 from ..jacobian import LogitMap
+from ..linearised import Linearised, margins_of
 from ..noise import DIRECTIONS, Noise, row_keys
-from ..screening import (
-    EXACT_SHARE,
-    SKETCH_SHARE,
-    Screened,
-    scatter_sums,
-    screen_exact,
-    screen_none,
-    screen_sketch,
-    standardised,
-)
+from ..screening import EXACT_SHARE, SKETCH_SHARE, Screened, screen_exact, standardised
+from ..sketch import screen_auto, screen_sketch
 from .chunk import LEVEL, Chunk, Estimate, clamped, statuses_not_warnings
 from .jackknife import group_weights, sampling_error
 
-SHARES = {"exact": EXACT_SHARE, "sketch": SKETCH_SHARE, "none": 0.0}
 
-
-def row_budget(chunk: Chunk, noise: Noise, groups: int) -> int:
-    """Rows (of all groups) that half the byte budget holds for every input of the chunk."""
-    row = len(chunk.x) * groups * max(noise.dim, 1) * chunk.x.element_size()
-    return max(2, chunk.settings.max_bytes // 2 // row)
+def linearised(chunk: Chunk, noise: Noise, logits: LogitMap, values: Tensor) -> Linearised:
+    """The chunk's linear model, ready for screening; half the byte budget is for rows."""
+    return Linearised(
+        logits=logits,
+        noise=noise,
+        target=chunk.target,
+        values=values,
+        weights=group_weights(logits.groups, values.device),
+        keys=row_keys(chunk.settings.seed, DIRECTIONS, chunk.index),
+        row_bytes=chunk.settings.max_bytes // 2,
+    )
 
 
 def linear_estimate(
@@ -38,26 +36,43 @@ def linear_estimate(
 
     ``sampled``: the values and rows are means over random noise, so ``error`` includes theirs.
     """
-    weights = group_weights(logits.groups, values.device)
-    screened = _screen(
-        chunk, noise, logits, margins_of(values, weights[0], chunk.target), weights[0]
-    )
-    budget = row_budget(chunk, noise, len(logits.groups))
-    scatter = scatter_sums(logits, noise, screened, weights, row_budget=budget)
+    problem = linearised(chunk, noise, logits, values)
+    parts = screen(problem, chunk.settings.screen, chunk.settings.abs_tol)
+    estimates = [_integrate(chunk, problem, screened, sampled) for screened in parts]
+    order = torch.cat([screened.inputs for screened in parts]).argsort()
+    return Estimate.join(estimates, 1).at(order)
+
+
+def screen(problem: Linearised, way: str, abs_tol: float) -> list[Screened]:
+    """The classes that matter, in as many parts as ways were taken."""
+    if way == "none":
+        return screen_exact(problem, allowed=0.0, share=0.0, all_classes=True)
+    if way == "exact":
+        return screen_exact(problem, allowed=EXACT_SHARE * abs_tol, share=EXACT_SHARE)
+    if way == "sketch":
+        return screen_sketch(problem, allowed=SKETCH_SHARE * abs_tol)
+    return screen_auto(problem, abs_tol)
+
+
+def _integrate(chunk: Chunk, problem: Linearised, screened: Screened, sampled: bool) -> Estimate:
+    chunk = chunk.subset(screened.inputs)
+    values, sigmas = problem.values[screened.inputs], problem.noise.sigmas
     probs = []
-    for version, weight in enumerate(weights):
+    for version, weight in enumerate(problem.weights):
         margins = margins_of(values, weight, chunk.target).gather(1, screened.classes)
         with chunk.meter.clock("cdf"):
-            corr = jac_cov_finalize(scatter[version], margins, torch.zeros_like(chunk.target), 1.0)
+            corr = jac_cov_finalize(
+                screened.scatter[version], margins, torch.zeros_like(chunk.target), 1.0
+            )
         margins = margins[:, 1:]
-        z = [standardised(margins, corr.norms, sigma) for sigma in noise.sigmas]
-        infos = [_cdf(chunk, z_sigma, corr.corr) for z_sigma in z]
+        z = [standardised(margins, corr.norms, sigma) for sigma in sigmas]
+        infos = [_cdf(chunk, z_sigma, corr.corr, screened.share) for z_sigma in z]
         probs.append(torch.stack([info.prob for info in infos]))
         if version == 0:
             whole, z_whole = infos, z
     error = torch.stack([info.error for info in whole])
     if sampled:
-        error = error + sampling_error(torch.stack(probs), logits.groups, LEVEL)
+        error = error + sampling_error(torch.stack(probs), problem.logits.groups, LEVEL)
     error_with_dropped = error + screened.dropped
     lower, upper = clamped(probs[0], error_with_dropped, error)
     return Estimate(
@@ -68,15 +83,8 @@ def linear_estimate(
         upper,
         torch.stack([info.status for info in whole]),
         torch.stack([nearest(z_sigma, screened.classes[:, 1:], chunk) for z_sigma in z_whole]),
-        screened.n_screened.expand(len(noise.sigmas), -1),
+        screened.n_screened.expand(len(sigmas), -1),
     )
-
-
-def margins_of(values: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """Margins f_t - f_i of the weighted group means: ``[b, C]``, zero at the target."""
-    used = weight > 0  # zero times an infinite logit is not a number
-    mean = (values[:, used] * weight[used, None]).sum(1)
-    return mean.gather(1, target[:, None]) - mean
 
 
 def nearest(z: Tensor, classes: Tensor, chunk: Chunk) -> Tensor:
@@ -93,37 +101,13 @@ def clean_runner_up(chunk: Chunk) -> Tensor:
     return others.argmax(1)
 
 
-def _screen(
-    chunk: Chunk, noise: Noise, logits: LogitMap, margins: Tensor, weights: Tensor
-) -> Screened:
-    s = chunk.settings
-    budget = row_budget(chunk, noise, len(logits.groups))
-    allowed = SHARES[s.screen] * s.abs_tol
-    if s.screen == "none":
-        return screen_none(logits, noise, chunk.target, margins, row_budget=budget)
-    if s.screen == "exact":
-        return screen_exact(
-            logits, noise, chunk.target, margins, weights, allowed=allowed, row_budget=budget
-        )
-    return screen_sketch(
-        logits,
-        noise,
-        chunk.target,
-        margins,
-        weights,
-        allowed=allowed,
-        row_budget=budget,
-        keys=row_keys(s.seed, DIRECTIONS, chunk.index),
-    )
-
-
-def _cdf(chunk: Chunk, z: Tensor, corr: Tensor):
+def _cdf(chunk: Chunk, z: Tensor, corr: Tensor, share: float):
     s = chunk.settings
     with chunk.meter.clock("cdf"), statuses_not_warnings():
         return mvn_cdf(
             z,
             corr,
-            abs_tol=(1.0 - SHARES[s.screen]) * s.abs_tol,
+            abs_tol=(1.0 - share) * s.abs_tol,
             seed=chunk.cdf_seeds(),
             return_info=True,
         )

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from .._mvn_cdf import Status
 from ..jacobian import LogitMap
+from ..linearised import margins_of
 from ..noise import Noise
-from ..screening import exact_norms, rival_order, standardised
+from ..screening import all_norms, rival_order, standardised
 from .chunk import LEVEL, Chunk, Estimate
-from .jackknife import group_weights, sampling_error
-from .linear import margins_of, nearest, row_budget
+from .jackknife import sampling_error
+from .linear import linearised, nearest
 from .mmse import mmse_groups
 
 
@@ -70,17 +71,10 @@ def _mvs_estimate(
     jackknife's sampling error), between which the sigmoid itself need not lie. It does not cover the
     linearisation.
     """
-    weights = group_weights(logits.groups, values.device)
-    order = rival_order(margins_of(values, weights[0], chunk.target), chunk.target)
-    norms, _ = exact_norms(
-        logits,
-        noise,
-        chunk.target,
-        order,
-        weights,
-        row_budget=row_budget(chunk, noise, len(logits.groups)),
-        hold=False,
-    )
+    problem = linearised(chunk, noise, logits, values)
+    order = rival_order(problem.margins, chunk.target)
+    norms = all_norms(problem, order)
+    weights = problem.weights
     probs, parts = [], []
     for version, weight in enumerate(weights):
         margins = margins_of(values, weight, chunk.target).gather(1, order)

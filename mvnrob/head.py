@@ -1,0 +1,205 @@
+"""The last linear layer: where logits = W h(x) + b, the Jacobian is J = W H.
+
+The w rows of H, the Jacobian of the features h, then stand for all C rows of J: w backward passes
+instead of C, and margins' covariances dW (H H^T) dW^T without a C-row Jacobian
+(:mod:`mvnrob.factorised`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .network import Network, owning_module
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class HeadMismatch(Exception):
+    """W h(x) + b is not what the network answered."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """``logits = features @ weight.T + bias``: weight ``[C, w]``, bias ``[C]``, float64.
+
+    ``named``: the user gave it, so that a mismatch is an error.
+    """
+
+    module: nn.Module
+    name: str
+    weight: Tensor
+    bias: Tensor
+    named: bool
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[1]
+
+    def logits(self, features: Tensor) -> Tensor:
+        return features.double() @ self.weight.T + self.bias
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """nn.Linear, or a convolution of one place (on pooled features it is the same)."""
+    if isinstance(module, _CONVOLUTIONS):
+        return (
+            set(module.kernel_size) == {1} and module.groups == 1 and set(module.stride) == {1}
+        ) and module.padding in ("valid", "same", (0,) * len(module.kernel_size))
+    return isinstance(module, nn.Linear)
+
+
+def _as_head(module: nn.Module, name: str, named: bool) -> Head:
+    weight = module.weight.detach().flatten(1).double()
+    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+    return Head(module, name, weight, bias, named)
+
+
+def read_head(op: str, given, network: Network, x: Tensor) -> Head | None:
+    """The head that ``given`` names, or the one found, or None.
+
+    Args:
+        given: None to look for one, ``"off"``, a module, or its dotted name in the model.
+        x: inputs ``[1, *shape]`` at which the answer is compared. ``network.classes`` is known.
+
+    Raises:
+        TypeError, ValueError: ``given`` names no linear layer that gives the logits.
+    """
+    if isinstance(given, str) and given == "off":
+        return None
+    if given is None:
+        return _find_head(network, x)
+    want = f"{op}: head must be 'off', an nn.Linear or a 1x1 convolution of the model, or its name"
+    name = given if isinstance(given, str) else type(given).__name__
+    if isinstance(given, str):
+        owner = owning_module(network.model)
+        if owner is None:
+            raise ValueError(
+                f"{op}: head must be a module where the model is not one, got {given!r}"
+            )
+        try:
+            given = owner.get_submodule(given)
+        except AttributeError:
+            raise ValueError(f"{want}, got {name!r}, which the model does not have") from None
+    if not isinstance(given, nn.Module):
+        raise TypeError(f"{want}, got {name}")
+    if not _is_linear(given):
+        raise ValueError(f"{want}, got a {type(given).__name__}")
+    head = _as_head(given, name, True)
+    if len(head.weight) != network.classes:
+        raise ValueError(
+            f"{op}: head must have {network.classes} outputs, the number of logits, "
+            f"got {len(head.weight)}"
+        )
+    try:
+        with torch.no_grad():
+            FeatureNetwork(network, head).checked(x)
+    except HeadMismatch as error:
+        raise ValueError(f"{op}: head must give the logits, got {error}") from None
+    return head
+
+
+def _find_head(network: Network, x: Tensor) -> Head | None:
+    """The linear layer whose output the logits are, bit for bit, if the model shows one."""
+    owner = owning_module(network.model)
+    if owner is None:
+        return None
+    candidates = {
+        name: part
+        for name, part in owner.named_modules()
+        if _is_linear(part)
+        and len(part.weight) == network.classes
+        and part.weight.dim() >= 2
+        and part.weight.is_floating_point()
+    }
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        seen = {name: stack.enter_context(_watch(part)) for name, part in candidates.items()}
+        logits = network(x)
+    for name, calls in reversed(seen.items()):
+        if len(calls) != 1 or not isinstance(calls[0][1], Tensor):
+            continue
+        out = calls[0][1].flatten(1).to(logits.dtype)
+        if out.shape != logits.shape or not bool((out.eq(logits) | logits.isnan()).all()):
+            continue
+        head = _as_head(candidates[name], name, False)
+        try:
+            with torch.no_grad():
+                FeatureNetwork(network, head).checked(x)
+        except HeadMismatch:
+            continue
+        return head
+    return None
+
+
+@contextlib.contextmanager
+def _watch(module: nn.Module) -> Iterator[list]:
+    """Collects (first input, output) of every call of the module."""
+    calls: list = []
+
+    def keep(_module, args, kwargs, output):
+        calls.append((next(iter((*args, *kwargs.values())), None), output))
+
+    handle = module.register_forward_hook(keep, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+class FeatureNetwork:
+    """The head's inputs h(x) as ``[b, w]``, in place of the logits, for a :class:`LogitMap`.
+
+    Every pass in which gradients are recorded compares W h + b with the logits.
+    """
+
+    def __init__(self, network: Network, head: Head) -> None:
+        self.network, self.head = network, head
+        self.op = network.op
+        self.batch_tangents = True
+
+    def rounding(self) -> float:
+        return self.network.rounding()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        features, logits = self._both(x)
+        if torch.is_grad_enabled():  # forward mode runs without: its tensors cannot be read
+            self._compare(features.detach(), logits.detach())
+        return features
+
+    def checked(self, x: Tensor) -> Tensor:
+        features, logits = self._both(x)
+        self._compare(features, logits)
+        return features
+
+    def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with _watch(self.head.module) as calls:
+            logits = self.network(x)
+        name = self.head.name
+        if len(calls) != 1:
+            raise HeadMismatch(f"{len(calls)} calls of {name!r} in one pass of the model")
+        features = calls[0][0]
+        if not isinstance(features, Tensor):
+            raise HeadMismatch(f"{name!r} called with {type(features).__name__}, not a tensor")
+        if features.shape[0] != x.shape[0] or features.flatten(1).shape[1] != self.head.width:
+            raise HeadMismatch(
+                f"inputs of shape {list(features.shape)} at {name!r}, "
+                f"not [{x.shape[0]}, {self.head.width}]"
+            )
+        return features.flatten(1).to(logits.dtype), logits
+
+    def _compare(self, features: Tensor, logits: Tensor) -> None:
+        """The two may differ by rounding: 1e-3 of the terms' sizes in float32 (TF32 included)."""
+        head = self.head
+        gap = (head.logits(features) - logits).abs()
+        size = features.double().abs() @ head.weight.abs().T + head.bias.abs()
+        wrong = ~(gap <= self.rounding() * size) & logits.isfinite()
+        if wrong.any():
+            row, at = wrong.nonzero()[0].tolist()
+            raise HeadMismatch(
+                f"a difference of {gap[row, at].item():.2g} between logit {at} and the output of "
+                f"{head.name!r}, whose terms have size {size[row, at].item():.2g}"
+            )

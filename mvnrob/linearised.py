@@ -1,0 +1,152 @@
+"""A chunk of inputs linearised: values, rows as far as they are computed, and what memory allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ._jac_cov import jac_cov_accumulate, jac_cov_norms
+from .jacobian import LogitMap
+from .noise import Noise
+
+
+@dataclass
+class Linearised:
+    """What screening works on.
+
+    ``values`` [b, G, C] float64: the logits' group means; ``weights`` [L, G]: the mean over all
+    samples, and the jackknife's means that leave a group out; ``target`` int64 [b]; ``keys`` int64
+    [b]: of the random directions; ``row_bytes``: half the byte budget, for rows of this chunk.
+    """
+
+    logits: LogitMap
+    noise: Noise
+    target: Tensor
+    values: Tensor
+    weights: Tensor
+    keys: Tensor
+    row_bytes: int
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows (of all groups) of a single input that the budget holds."""
+        x = self.logits.x
+        row = self.values.shape[1] * max(self.noise.dim, 1) * x.element_size()
+        return max(2, self.row_bytes // row)
+
+    @property
+    def row_budget(self) -> int:
+        """Rows (of all groups) that the budget holds for every input of the chunk."""
+        return max(2, self.rows_at_once // len(self.target))
+
+    @property
+    def margins(self) -> Tensor:
+        return margins_of(self.values, self.weights[0], self.target)
+
+    def rows(self, classes: Tensor) -> Tensor:
+        """Gradients by e of ``classes`` [b, k]: ``[b, k, G, r]``."""
+        return self.noise.pull(self.logits.rows(classes))
+
+    def subset(self, rows: Tensor) -> Linearised:
+        return replace(
+            self,
+            logits=self.logits.subset(rows),
+            target=self.target[rows],
+            values=self.values[rows],
+            keys=self.keys[rows],
+        )
+
+
+def margins_of(values: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """Margins f_t - f_i of the weighted group means: ``[b, C]``, zero at the target."""
+    used = weight > 0  # zero times an infinite logit is not a number
+    mean = (values[:, used] * weight[used, None]).sum(1)
+    return mean.gather(1, target[:, None]) - mean
+
+
+def mean_rows(rows: Tensor, weights: Tensor) -> Tensor:
+    """``[b, k, G, r]`` and group weights ``[G]`` -> ``[b, k, r]``."""
+    if rows.shape[2] == 1:
+        return rows[:, :, 0]
+    return torch.einsum("bkgr,g->bkr", rows, weights.to(rows))
+
+
+def squarable(rows: Tensor) -> Tensor:
+    """The rows, in float64 where float32 squares of some would over- or underflow."""
+    if rows.dtype == torch.float64 or rows.numel() == 0:
+        return rows
+    size = rows.abs().amax(-1)
+    small = torch.where(size > 0, size, 1.0).amin()
+    fits = (small > 1e-15) & (size.amax() < 1e15)
+    return rows if bool(fits) else rows.double()
+
+
+def exact_norms(problem: Linearised, order: Tensor, *, hold: bool) -> tuple[Tensor, Tensor | None]:
+    """One streaming pass: norms ``[L, b, C]`` of every u_i, and the rows of the nearest rivals.
+
+    Holds at most ``row_budget`` rows (of all groups) at a time. With ``hold``, half of the budget
+    keeps the rows of the target and the first rivals in ``order``, which are most likely to survive.
+    """
+    target, row_budget = problem.target, problem.row_budget
+    b, rivals = order.shape
+    place = torch.zeros_like(target)
+    norms = problem.values.new_zeros(len(problem.weights), b, rivals + 1)
+    fits = 1 + rivals <= row_budget
+    held_count = (1 + rivals if fits else max(1, row_budget // 2)) if hold else 1
+    first = rivals if fits else max(1, held_count - 1)
+    step = max(1, row_budget - held_count)
+    starts = [(0, first)] + [(a, min(a + step, rivals)) for a in range(first, rivals, step)]
+    held: Tensor | None = None
+    for start, stop in starts:
+        wanted = order[:, start:stop]
+        if held is None:
+            rows = problem.rows(torch.cat([target[:, None], wanted], 1))
+            held = rows if held_count == rows.shape[1] else rows[:, :held_count].clone()
+        else:
+            rows = torch.cat([held[:, :1], problem.rows(wanted)], 1)
+        for version, weight in enumerate(problem.weights):
+            squares = jac_cov_norms(squarable(mean_rows(rows, weight)), place)[:, 1:]
+            norms[version].scatter_(1, order[:, start:stop], squares.sqrt())
+    return norms, held if hold else None
+
+
+def scatter_sums(problem: Linearised, classes: Tensor, rows: Tensor | None) -> Tensor:
+    """sum_d u_d u_d^T over ``classes`` [b, m], the target first, once per weighting of the groups.
+
+    ``rows`` [b, m, G, r]: theirs; None computes them again for each range of columns that fits the
+    budget (at one backward pass per class and range). Returns ``[L, b, m, m]`` float64 for
+    ``jac_cov_finalize`` with target 0.
+    """
+    b, count = classes.shape
+    out = problem.values.new_zeros(len(problem.weights), b, count, count)
+    place = torch.zeros_like(problem.target)
+    if rows is not None:
+        pieces = [rows]
+    else:
+        pieces = column_ranges(problem.logits, problem.noise, classes, problem.row_budget)
+    for piece in pieces:
+        for version, weight in enumerate(problem.weights):
+            jac_cov_accumulate(out[version], squarable(mean_rows(piece, weight)), place)
+    # places that hold the target again: its row comes from another pass, other in its last bits,
+    # and a difference of 1e-17 would be a rival with z = 0
+    padding = classes == classes[:, :1]
+    return out.masked_fill_(padding[:, :, None] | padding[:, None, :], 0.0)
+
+
+def column_ranges(
+    logits: LogitMap, noise: Noise, classes: Tensor, row_budget: int
+) -> Iterator[Tensor]:
+    """The rows of ``classes`` by ranges of columns: class by class, only the range is kept."""
+    ranges = math.ceil(classes.shape[1] / row_budget)
+    # a multiple of 1024 columns keeps jac_cov's sums those of a single call
+    width = max(1024, math.ceil(noise.dim / ranges / 1024) * 1024)
+    for start in range(0, noise.dim, width):
+        parts = []
+        for first in range(0, classes.shape[1], row_budget):
+            rows = noise.pull(logits.rows(classes[:, first : first + row_budget]))
+            parts.append(rows[..., start : start + width].clone())
+        yield torch.cat(parts, 1)
