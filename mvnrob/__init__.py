@@ -13,17 +13,20 @@ from ._jac_cov import (
 from ._load import simd_level
 from ._mvn_cdf import MVNResult, Status, mvn_cdf
 from ._mvn_log_cdf import mvn_log_cdf
+from .argmax import ArgmaxResult, argmax_probabilities
 from .estimator import Estimator
 from .evaluation import Evaluation, compare, evaluate, selfcheck
 from .robustness import RobustnessResult, robustness
 
 __all__ = [
+    "ArgmaxResult",
     "Estimator",
     "Evaluation",
     "JacCovResult",
     "MVNResult",
     "RobustnessResult",
     "Status",
+    "argmax_probabilities",
     "bvn_cdf",
     "compare",
     "distributions",

@@ -9,10 +9,8 @@ from torch import Tensor
 
 from ._jac_cov import jac_cov_accumulate
 from .head import Head
-from .linearised import Linearised, column_ranges, mean_rows
+from .linearised import Linearised, column_parts, column_ranges, mean_rows
 
-#: Numbers converted to float64 at a time when features' rows are multiplied.
-_CONVERTED = 2**22
 #: Numbers of dW in memory at a time when the norms of all classes are computed.
 _DIFFERENCES = 2**24
 
@@ -83,10 +81,7 @@ class Factorised:
             pieces = column_ranges(features.map, noise, live, problem.row_budget)
         for rows in pieces:
             for version, weight in enumerate(problem.weights):
-                mean = mean_rows(rows, weight)
-                # a multiple of 1024 columns keeps jac_cov's sums those of a single call
-                width = max(1024, _CONVERTED // (b * (1 + count)) // 1024 * 1024)
-                for part in mean.split(width, dim=2):
+                for part in column_parts(mean_rows(rows, weight)):
                     # jac_cov multiplies differences to the target's row: here a row of zeros
                     block = part.new_zeros(b, 1 + count, part.shape[2], dtype=torch.float64)
                     block[:, 1:] = part

@@ -13,6 +13,9 @@ from ._jac_cov import jac_cov_accumulate, jac_cov_norms
 from .jacobian import LogitMap
 from .noise import Noise
 
+#: Numbers converted to float64 at a time.
+_CONVERTED = 2**22
+
 
 @dataclass
 class Linearised:
@@ -20,7 +23,8 @@ class Linearised:
 
     ``values`` [b, G, C] float64: the logits' group means; ``weights`` [L, G]: the mean over all
     samples, and the jackknife's means that leave a group out; ``target`` int64 [b]; ``keys`` int64
-    [b]: of the random directions; ``row_bytes``: half the byte budget, for rows of this chunk.
+    [b]: of the random directions; ``row_bytes``: half the byte budget, for rows of this chunk;
+    ``double``: whether products of float32 rows are float64, for differences between the sums.
     """
 
     logits: LogitMap
@@ -30,6 +34,7 @@ class Linearised:
     weights: Tensor
     keys: Tensor
     row_bytes: int
+    double: bool = False
 
     @property
     def rows_at_once(self) -> int:
@@ -130,11 +135,23 @@ def scatter_sums(problem: Linearised, classes: Tensor, rows: Tensor | None) -> T
         pieces = column_ranges(problem.logits, problem.noise, classes, problem.row_budget)
     for piece in pieces:
         for version, weight in enumerate(problem.weights):
-            jac_cov_accumulate(out[version], squarable(mean_rows(piece, weight)), place)
+            mean = mean_rows(piece, weight)
+            if problem.double:
+                for part in column_parts(mean):
+                    jac_cov_accumulate(out[version], part.double(), place)
+            else:
+                jac_cov_accumulate(out[version], squarable(mean), place)
     # places that hold the target again: its row comes from another pass, other in its last bits,
     # and a difference of 1e-17 would be a rival with z = 0
     padding = classes == classes[:, :1]
     return out.masked_fill_(padding[:, :, None] | padding[:, None, :], 0.0)
+
+
+def column_parts(rows: Tensor) -> tuple[Tensor, ...]:
+    """Columns of ``rows`` [b, m, r] in parts that may be converted to float64."""
+    b, count, _ = rows.shape
+    # a multiple of 1024 columns keeps jac_cov's sums those of a single call
+    return rows.split(max(1024, _CONVERTED // (b * count) // 1024 * 1024), dim=2)
 
 
 def column_ranges(

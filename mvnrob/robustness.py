@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ._mvn_cdf import Status
+from .chunks import LINEAR, run
 from .estimators import ESTIMATORS
-from .estimators.chunk import Chunk, Estimate, Settings
-from .head import read_head
+from .estimators.chunk import Estimate, Settings
 from .jacobian import (
     CHECKS,
     JACOBIAN_METHODS,
@@ -24,6 +23,7 @@ from .jacobian import (
 )
 from .network import Cost, Meter, Network, check_bounds, warn_caller
 from .noise import Noise
+from .options import check_int, check_number
 from .screening import SCREENS
 
 METHODS = tuple(ESTIMATORS)
@@ -32,12 +32,6 @@ SAMPLINGS = ("antithetic", "iid")
 DEFAULT_SAMPLES = {"mc": 10_000, "mmse": 10, "mmse_mvs": 10, "logit_moments": 100}
 #: Two inputs' worth of a 1,000-class network on 3x224x224 images (600 MB of rows each).
 DEFAULT_MAX_BYTES = 2**31
-#: Forward passes gain nothing from larger batches than this many bytes or copies (cache).
-_FORWARD_BYTES, _FORWARD_COPIES = 2**27, 64
-#: The same for forward mode, in bytes of autograd's graph (EfficientNet-Lite0: four copies).
-_TANGENT_BYTES = 2**28
-
-_LINEAR = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")
 #: option -> methods that read it; giving it to another method is an error.
 _READERS = {
     "n_samples": tuple(DEFAULT_SAMPLES),
@@ -46,11 +40,11 @@ _READERS = {
     "temperature": ("softmax",),
     "width": ("mc",),
     "screen": ("taylor", "mmse"),
-    "head": _LINEAR,
+    "head": LINEAR,
     "abs_tol": ("taylor", "mmse", "logit_moments"),
-    "jacobian": _LINEAR,
-    "jvp_mode": _LINEAR,
-    "check": _LINEAR,
+    "jacobian": LINEAR,
+    "jvp_mode": LINEAR,
+    "check": LINEAR,
 }
 
 
@@ -229,8 +223,8 @@ def robustness(
             raise ValueError(f"{op}: {name} must be left out for method {method!r}, got {value!r}")
     check_inputs(op, x)
     for name, value, least in (("seed", seed, None), ("first_index", first_index, 0)):
-        _check_int(op, name, value, least)
-    _check_int(op, "max_bytes", max_bytes, 1)
+        check_int(op, name, value, least)
+    check_int(op, "max_bytes", max_bytes, 1)
     network = Network(op, model, preprocessing, x)
     target = _plain_target(op, target)
     check_bounds(op, x, bounds)
@@ -238,115 +232,39 @@ def robustness(
         inputs = working_copy(x, network.work_dtype)
         noise = Noise(op, sigma, noise_factor, inputs)
         settings = _settings(op, method, given, noise, seed, max_bytes)
-        estimate, chosen, cost = _run(
-            network, inputs, noise, settings, method, target, first_index, head
-        )
+        _check_target(op, target, len(x))
+        if len(x) == 0:
+            estimate, cost = Estimate.empty(len(noise.sigmas), x.device), Meter(0, x.device).cost()
+            chosen = estimate.status[0]
+        else:
+            estimate, chosen, cost = run(
+                network,
+                inputs,
+                noise,
+                settings,
+                method,
+                ESTIMATORS[method],
+                lambda clean: _read_target(op, target, clean),
+                first_index,
+                head,
+            )
     _warn_of_statuses(op, method, estimate.status)
     values = {name: value if noise.many else value[0] for name, value in vars(estimate).items()}
-    levels = (
-        sigma.detach() if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)
-    )
     return RobustnessResult(
-        **values, target=chosen, sigma=levels.double(), method=method, cost=cost
+        **values, target=chosen, sigma=sigma_levels(sigma), method=method, cost=cost
     )
 
 
-def _run(
-    network: Network,
-    x: Tensor,
-    noise: Noise,
-    settings: Settings,
-    method: str,
-    target,
-    first_index: int,
-    head: nn.Module | str | None,
-) -> tuple[Estimate, Tensor, Cost]:
-    batch, device = len(x), x.device
-    meter = Meter(batch, device)
-    _check_target(network.op, target, batch)
-    if batch == 0:
-        empty = x.new_zeros(len(noise.sigmas), 0, dtype=torch.float64)
-        whole = torch.zeros_like(empty, dtype=torch.int64)
-        estimate = Estimate(*[empty] * 5, *[whole] * 3)
-        return estimate, whole[0], meter.cost()
-    with meter.clock("network"):
-        graph = network.graph_bytes(x[:1])
-        passes = 1
-        if method in _LINEAR:
-            network.head = read_head(network.op, head, network, x[:1])
-            passes += 2 * (network.head is not None)
-    meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), passes)
-    clean = _clean_logits(network, meter, x, graph, settings.max_bytes)
-    chosen = _read_target(network.op, target, clean)
-    step, copies = _chunk_sizes(method, network.classes, x, noise, settings, graph)
-    parts, start = [], 0
-    while start < batch:
-        numbers = torch.arange(start, min(start + step, batch), device=device)
-        chunk = Chunk(
-            network=network,
-            meter=meter,
-            noise=noise,
-            settings=settings,
-            x=x[numbers],
-            inputs=numbers,
-            index=numbers + first_index,
-            target=chosen[numbers],
-            clean=clean[numbers],
-            copies=copies,
-            tangents=_tangents(copies, graph, device),
-        )
-        try:
-            part = ESTIMATORS[method](chunk)
-        except torch.OutOfMemoryError:
-            if step == 1 and copies == 1:
-                raise
-            step, copies = max(1, step // 2), max(1, copies // 2)
-            warn_caller(f"{network.op}: out of memory; going on with {step} inputs at a time")
-            continue
-        parts.append(part.with_nan_rows(chunk.clean.isnan().any(1)))
-        start += len(numbers)
-    return Estimate.join(parts, 1), chosen, meter.cost()
+def sigma_levels(sigma) -> Tensor:
+    """Float64: the noise levels as given, ``[]``, ``[n_sigma]`` or one input's shape."""
+    if isinstance(sigma, Tensor):
+        return sigma.detach().double()
+    return torch.tensor(sigma, dtype=torch.float64)
 
 
-def _chunk_sizes(
-    method: str, classes: int, x: Tensor, noise: Noise, settings: Settings, graph: int
-) -> tuple[int, int]:
-    """Inputs per chunk, and noisy copies per forward pass, from the byte budget."""
-    budget = settings.max_bytes
-    # a copy: autograd's graph or the activations, and its noise (hash words and uniforms, float64)
-    copy = graph + 32 * max(noise.dim, x[0].numel())
-    if method in ("mc", "softmax", "logit_moments"):
-        copies = max(1, min(budget // copy, max(_FORWARD_COPIES, _FORWARD_BYTES // copy)))
-        if method == "logit_moments":
-            moments = 8 * (settings.n_samples * classes + 4 * classes**2)
-            return max(1, min(len(x), budget // moments)), copies
-        return len(x), copies
-    groups, versions = 1, 1
-    if method.startswith("mmse"):
-        groups = 8
-        versions = 9
-    sketched = method in ("taylor", "mmse") and settings.screen in ("sketch", "auto")
-    rows = min(classes, 64) if sketched else classes
-    gram = 16 * versions * rows**2 if method in ("taylor", "mmse") else 0
-    # rows twice: as they come, and gathered for the Gram
-    point = 2 * groups * rows * noise.dim * x.element_size() + gram + copy
-    if sketched:
-        point += 4 * 8 * 8 * noise.dim  # directions, float64
-    step = 1 if settings.jacobian == "loop" else max(1, min(len(x), budget // point))
-    return step, max(1, min(budget // (2 * copy), max(step, 1) * max(1, settings.n_samples)))
-
-
-def _tangents(copies: int, graph: int, device: torch.device) -> int:
-    """Tangents per forward-mode pass: on a CPU few, whose activations the allocator keeps."""
-    return copies if device.type != "cpu" else max(1, min(copies, _TANGENT_BYTES // graph))
-
-
-def _clean_logits(network: Network, meter: Meter, x: Tensor, graph: int, max_bytes: int) -> Tensor:
-    step = max(1, min(max_bytes // graph, max(_FORWARD_COPIES, _FORWARD_BYTES // graph)))
-    with torch.no_grad(), meter.clock("network"):
-        logits = torch.cat([network(part).double() for part in x.split(step)])
-    meter.passes("forward", torch.arange(len(x), device=x.device), 1)
-    return logits
+def linear_settings(op: str, noise: Noise, seed: int, max_bytes: int, **given) -> Settings:
+    """Checked settings of ``taylor``; what is not given has its default."""
+    return _settings(op, "taylor", dict.fromkeys(_READERS) | given, noise, seed, max_bytes)
 
 
 def _settings(
@@ -359,19 +277,19 @@ def _settings(
     check_choice(op, "sampling", sampling, SAMPLINGS)
     n_samples = value("n_samples", DEFAULT_SAMPLES.get(method, 0))
     if method in DEFAULT_SAMPLES:
-        _check_int(op, "n_samples", n_samples, 1 if method == "mc" else 2)
+        check_int(op, "n_samples", n_samples, 1 if method == "mc" else 2)
         if method != "mc" and sampling == "antithetic" and n_samples % 2:
             raise ValueError(
                 f"{op}: n_samples must be even for sampling='antithetic', got {n_samples}"
             )
     slope = value("slope", 1.0)
     if slope != "calibrated":
-        _check_number(op, "slope", slope, "'calibrated' or a positive number", positive=True)
+        check_number(op, "slope", slope, "'calibrated' or a positive number", positive=True)
     width = value("width", None)
     if width is not None:
-        _check_number(op, "width", width, "a positive number", positive=True)
+        check_number(op, "width", width, "a positive number", positive=True)
     abs_tol = value("abs_tol", 1e-3)
-    _check_number(op, "abs_tol", abs_tol, "a positive number", positive=True)
+    check_number(op, "abs_tol", abs_tol, "a positive number", positive=True)
     screen = value("screen", "auto")
     check_choice(op, "screen", screen, SCREENS)
     jacobian = value("jacobian", "batch")
@@ -467,21 +385,6 @@ def _read_target(op: str, target, clean: Tensor) -> Tensor:
         bad = labels[(labels < 0) | (labels >= classes)][0].item()
         raise ValueError(f"{op}: target must lie in [0, {classes}), got {bad}")
     return labels
-
-
-def _check_int(op: str, name: str, value, least: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
-    if least is not None and value < least:
-        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-
-
-def _check_number(op: str, name: str, value, wanted: str, *, positive: bool) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        kind = repr(value) if isinstance(value, str) else type(value).__name__
-        raise TypeError(f"{op}: {name} must be {wanted}, got {kind}")
-    if not math.isfinite(value) or (positive and value <= 0):
-        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
 
 
 __all__ = ["METHODS", "RobustnessResult", "Status", "robustness"]

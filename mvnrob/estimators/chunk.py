@@ -128,6 +128,12 @@ class Estimate:
     n_screened: Tensor
 
     @staticmethod
+    def empty(sigmas: int, device: torch.device) -> Estimate:
+        """Of no inputs."""
+        nothing = torch.zeros(sigmas, 0, dtype=torch.float64, device=device)
+        return Estimate(*[nothing] * 5, *[nothing.long()] * 3)
+
+    @staticmethod
     def join(parts: list[Estimate], dim: int) -> Estimate:
         return Estimate(
             *(torch.cat([getattr(p, f.name) for p in parts], dim) for f in fields(Estimate))

@@ -16,7 +16,9 @@ from .chunk import LEVEL, Chunk, Estimate, clamped, statuses_not_warnings
 from .jackknife import group_weights, sampling_error
 
 
-def linearised(chunk: Chunk, noise: Noise, logits: LogitMap, values: Tensor) -> Linearised:
+def linearised(
+    chunk: Chunk, noise: Noise, logits: LogitMap, values: Tensor, *, double: bool = False
+) -> Linearised:
     """The chunk's linear model, ready for screening; half the byte budget is for rows."""
     return Linearised(
         logits=logits,
@@ -26,6 +28,7 @@ def linearised(chunk: Chunk, noise: Noise, logits: LogitMap, values: Tensor) -> 
         weights=group_weights(logits.groups, values.device),
         keys=row_keys(chunk.settings.seed, DIRECTIONS, chunk.index),
         row_bytes=chunk.settings.max_bytes // 2,
+        double=double,
     )
 
 

@@ -1,0 +1,130 @@
+"""``argmax_probabilities``: where noise on an input sends a classifier's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .chunks import run
+from .estimators.argmax import argmax_shares
+from .jacobian import check_inputs, working_copy
+from .network import Cost, Network, check_bounds
+from .noise import Noise
+from .options import check_int, check_number
+from .robustness import DEFAULT_MAX_BYTES, linear_settings, sigma_levels
+
+
+@dataclass(frozen=True, repr=False)
+class ArgmaxResult:
+    """What :func:`argmax_probabilities` knows of each input.
+
+    Fields marked (s) gain a leading dimension ``n_sigma`` when sigma was a list.
+    """
+
+    prob: Tensor  #: (s) float64 ``[B, C]``, P(argmax f(x + noise) = c); zero where not computed
+    #: (s) ``[B, C]``, 99 % bound on ``|prob - P|`` in the linear model; where prob is not computed, a
+    #: bound on P
+    error: Tensor
+    rest: Tensor  #: (s) ``[B]``, what the computed ones leave of 1: the mass of all the others
+    #: (s) ``[B]``, bound on the error of ``rest``, and of the sum of ``prob`` beside ``1 - rest``:
+    #: the computed ones' integration errors and the screened mass
+    rest_error: Tensor
+    #: (s) int64 ``[B]``, the worst :class:`mvnrob.Status` of the integrals (CONVERGED for all that
+    #: met the tolerance)
+    status: Tensor
+    target: Tensor  #: int64 ``[B]``, the argmax at x itself
+    sigma: Tensor  #: float64, as in :class:`mvnrob.RobustnessResult`
+    cost: Cost
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.prob.shape)) or "one"
+        text = f"ArgmaxResult(prob: {shape}"
+        if self.prob.numel():
+            text += f", largest error {self.error.max().item():.2g}"
+            text += f", largest rest {self.rest.max().item():.2g}"
+        return text + ")"
+
+
+def argmax_probabilities(
+    model: Callable,
+    x: Tensor,
+    sigma: float | Sequence[float] | np.ndarray | Tensor,
+    *,
+    abs_tol: float = 1e-3,
+    min_prob: float = 1e-3,
+    screen: str = "auto",
+    head: nn.Module | str | None = None,
+    noise_factor: Tensor | Callable | None = None,
+    bounds: tuple[float, float] | None = None,
+    preprocessing: Mapping | None = None,
+    seed: int = 0,
+    first_index: int = 0,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    jacobian: str = "batch",
+    jvp_mode: str = "forward",
+    check: str = "warn",
+) -> ArgmaxResult:
+    r"""P(argmax f(x + noise) = c) of the network linearised at x, for every class that matters.
+
+    One Jacobian serves all classes and sigmas: with u_i = J_t - J_i for the argmax t at x, class c's
+    margins have gradients J_c - J_i = u_i - u_c and hence covariances that follow from those of the
+    u_i. Classes that screening keeps get a probability each, by :func:`mvnrob.mvn_cdf` with target c;
+    the classes it drops share at most ``abs_tol`` and are bounded in ``error``.
+
+    Args:
+        min_prob: a class gets an integral where the bound min_i Phi(z^c_i) on its probability, over
+            one other class at a time, is above this. The others keep probability zero, that bound as
+            ``error``, and are together in ``rest``. Each integral costs a call of mvn_cdf over all
+            kept classes: with hundreds of them, ask for no more than needed.
+        abs_tol: 99 % error to reach for each class, screening included.
+        model, x, sigma, screen, head, noise_factor, bounds, preprocessing, seed, first_index,
+            max_bytes, jacobian, jvp_mode, check: as in :func:`mvnrob.robustness`.
+
+    Of equal classes whose margin cannot move the first wins, as in ``torch.argmax``. NaN logits give
+    NaN and status ``NAN_INPUT`` for that input. No error covers the network's departure from the
+    linear model.
+
+    Cost: passes as for ``robustness(method="taylor")``; then one integral per class and sigma.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as :func:`mvnrob.robustness`.
+    """
+    op = "argmax_probabilities"
+    check_inputs(op, x)
+    check_int(op, "seed", seed, None)
+    check_int(op, "first_index", first_index, 0)
+    check_int(op, "max_bytes", max_bytes, 1)
+    check_number(op, "min_prob", min_prob, "a number in [0, 1)", positive=False)
+    if not 0 <= min_prob < 1:
+        raise ValueError(f"{op}: min_prob must be a number in [0, 1), got {min_prob}")
+    network = Network(op, model, preprocessing, x)
+    check_bounds(op, x, bounds)
+    with torch.inference_mode(False):
+        inputs = working_copy(x, network.work_dtype)
+        noise = Noise(op, sigma, noise_factor, inputs)
+        settings = linear_settings(
+            op, noise, seed, max_bytes, screen=screen, abs_tol=abs_tol, jacobian=jacobian,
+            jvp_mode=jvp_mode, check=check,
+        )  # fmt: skip
+        if len(x) == 0:
+            raise ValueError(f"{op}: x must hold at least one input, got {list(x.shape)}")
+        shares, target, cost = run(
+            network,
+            inputs,
+            noise,
+            settings,
+            "taylor",
+            lambda chunk: argmax_shares(chunk, min_prob),
+            lambda clean: clean.argmax(1),
+            first_index,
+            head,
+        )
+    values = {name: v if noise.many else v[0] for name, v in vars(shares).items()}
+    return ArgmaxResult(**values, target=target, sigma=sigma_levels(sigma), cost=cost)
+
+
+__all__ = ["ArgmaxResult", "argmax_probabilities"]

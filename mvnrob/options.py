@@ -1,0 +1,20 @@
+"""Checks of options that several public functions take."""
+
+from __future__ import annotations
+
+import math
+
+
+def check_int(op: str, name: str, value, least: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}")
+    if least is not None and value < least:
+        raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
+
+
+def check_number(op: str, name: str, value, wanted: str, *, positive: bool) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        kind = repr(value) if isinstance(value, str) else type(value).__name__
+        raise TypeError(f"{op}: {name} must be {wanted}, got {kind}")
+    if not math.isfinite(value) or (positive and value <= 0):
+        raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
