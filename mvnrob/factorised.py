@@ -56,7 +56,8 @@ class Features:
     def passes(self, row_budget: int) -> int:
         """Backward passes that all rows of J take; several times the features beyond the budget."""
         count = self.live.shape[1]
-        return count * math.ceil(count / row_budget)
+        fits = count <= row_budget
+        return count if fits else count * math.ceil(count / max(1, row_budget // 2))
 
 
 class Factorised:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .head import FeatureNetwork, Head
 from .network import Meter, Network, first_line, warn_caller
@@ -18,6 +20,8 @@ CHECKS = ("off", "warn", "raise")
 DEFAULT_MAX_BYTES = 2**30
 #: Rows that ``vmap`` differentiates at once (MODELS: more gains nothing on a CPU).
 _VMAP_ROWS = 16
+#: Numbers that are checked at a time.
+_CHECKED = 2**20
 
 
 class LogitMap:
@@ -136,15 +140,18 @@ class LogitMap:
         self.meter.passes("forward", self.inputs, self.samples)
         return out
 
-    def rows(self, classes: Tensor) -> Tensor:
-        """Gradients of the group means of ``classes`` [b, k]: ``[b, k, G, D]``, dtype of x.
+    def rows(self, classes: Tensor, spare: int = 0) -> Tensor:
+        """Gradients of the group means of ``classes`` [b, k]: ``[b, spare + k, G, D]``, dtype of x.
+
+        The first ``spare`` rows are zero, for the caller to fill.
 
         One backward pass per column of ``classes`` gives that column's row for every input: the sum
         over the batch of one logit each has row b's gradient at input b, because rows of the
         network are independent (what ``check`` tests).
         """
         b, k = classes.shape
-        out = self.x.new_zeros(b, k, len(self.groups), self.features)
+        whole = self.x.new_zeros(b, spare + k, len(self.groups), self.features)
+        out = whole[:, spare:]
         with torch.enable_grad(), self.meter.clock("network"):
             for group, first, count, weight in self._blocks():
                 leaf = self.x.clone().requires_grad_()
@@ -159,7 +166,7 @@ class LogitMap:
         self.meter.passes("forward", self.inputs, self.samples)
         self.meter.passes("vjp", self.inputs, k * self.samples)
         self._check_rows(classes, out)
-        return out
+        return whole
 
     def _backward(
         self, logits: Tensor, leaf: Tensor, classes: Tensor
@@ -210,7 +217,8 @@ class LogitMap:
         def summed(x: Tensor) -> Tensor:
             return self._logits(x, first, count)
 
-        with torch.no_grad():  # no graph for the weights; forward mode does not need one
+        # no graph for the weights; forward mode does not need one
+        with torch.no_grad(), _forward_mode_kernels():
             if along.shape[1] > 1 and self.network.batch_tangents:
                 try:
                     return _batched_tangents(summed, self.x, along)
@@ -286,8 +294,13 @@ class LogitMap:
         shares = torch.tensor(
             [count / self.samples for _, count in self.groups], dtype=rows.dtype, device=rows.device
         )
-        reverse = torch.einsum("bkgd,bd->bkg", rows, direction[:, 0]) @ shares
-        size = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).amax((1, 2))
+        reverse, size = [], torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        # in parts: their squares are float64
+        for part in rows.split(max(1, _CHECKED // rows[:, 0].numel()), dim=1):
+            reverse.append(torch.einsum("bkgd,bd->bkg", part, direction[:, 0]) @ shares)
+            norms = torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64)
+            size = torch.maximum(size, norms.amax((1, 2)))
+        reverse = torch.cat(reverse, 1)
         gap = (reverse - product.gather(1, classes)).abs().amax(1)
         wrong = gap > self.network.rounding() * size
         if wrong.any():
@@ -305,6 +318,21 @@ class LogitMap:
         if self._check == "raise":
             raise RuntimeError(f"{self.network.op}: {text}")
         warn_caller(f"{self.network.op}: {text}")
+
+
+@contextlib.contextmanager
+def _forward_mode_kernels() -> Iterator[None]:
+    """Attention by kernels that have forward-mode derivatives: the fused ones have none.
+
+    The values are those of the fused kernels up to rounding.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _batched_tangents(function: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -> Tensor:

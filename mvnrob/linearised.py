@@ -39,8 +39,10 @@ class Linearised:
     @property
     def rows_at_once(self) -> int:
         """Rows (of all groups) of a single input that the budget holds."""
-        x = self.logits.x
-        row = self.values.shape[1] * max(self.noise.dim, 1) * x.element_size()
+        numbers = self.logits.features
+        if not self.noise.plain:  # rows by x and by e are there at the same time
+            numbers += self.noise.dim
+        row = self.values.shape[1] * numbers * self.logits.x.element_size()
         return max(2, self.row_bytes // row)
 
     @property
@@ -52,9 +54,15 @@ class Linearised:
     def margins(self) -> Tensor:
         return margins_of(self.values, self.weights[0], self.target)
 
-    def rows(self, classes: Tensor) -> Tensor:
-        """Gradients by e of ``classes`` [b, k]: ``[b, k, G, r]``."""
-        return self.noise.pull(self.logits.rows(classes))
+    def rows(self, classes: Tensor, known: Tensor | None = None) -> Tensor:
+        """Gradients by e of ``classes`` [b, k]: ``[b, k, G, r]``, behind the ``known`` [b, m, G, r]."""
+        if known is None:
+            return self.noise.pull(self.logits.rows(classes))
+        if not self.noise.plain:
+            return torch.cat([known, self.noise.pull(self.logits.rows(classes))], 1)
+        rows = self.logits.rows(classes, spare=known.shape[1])  # no second copy of the rows
+        rows[:, : known.shape[1]] = known
+        return rows
 
     def subset(self, rows: Tensor) -> Linearised:
         return replace(
@@ -84,7 +92,7 @@ def squarable(rows: Tensor) -> Tensor:
     """The rows, in float64 where float32 squares of some would over- or underflow."""
     if rows.dtype == torch.float64 or rows.numel() == 0:
         return rows
-    size = rows.abs().amax(-1)
+    size = torch.linalg.vector_norm(rows, math.inf, dim=-1)  # without a copy of the rows
     small = torch.where(size > 0, size, 1.0).amin()
     fits = (small > 1e-15) & (size.amax() < 1e15)
     return rows if bool(fits) else rows.double()
@@ -112,10 +120,11 @@ def exact_norms(problem: Linearised, order: Tensor, *, hold: bool) -> tuple[Tens
             rows = problem.rows(torch.cat([target[:, None], wanted], 1))
             held = rows if held_count == rows.shape[1] else rows[:, :held_count].clone()
         else:
-            rows = torch.cat([held[:, :1], problem.rows(wanted)], 1)
+            rows = problem.rows(wanted, known=held[:, :1])
         for version, weight in enumerate(problem.weights):
             squares = jac_cov_norms(squarable(mean_rows(rows, weight)), place)[:, 1:]
             norms[version].scatter_(1, order[:, start:stop], squares.sqrt())
+        del rows  # before the next ones come
     return norms, held if hold else None
 
 
@@ -157,13 +166,21 @@ def column_parts(rows: Tensor) -> tuple[Tensor, ...]:
 def column_ranges(
     logits: LogitMap, noise: Noise, classes: Tensor, row_budget: int
 ) -> Iterator[Tensor]:
-    """The rows of ``classes`` by ranges of columns: class by class, only the range is kept."""
-    ranges = math.ceil(classes.shape[1] / row_budget)
+    """The rows of ``classes`` by ranges of columns: row by row, only the range is kept.
+
+    Half of ``row_budget`` is for the range, half for the rows that it is cut from.
+    """
+    b, count = classes.shape
+    at_once = max(1, row_budget // 2)
+    ranges = math.ceil(count / at_once)
     # a multiple of 1024 columns keeps jac_cov's sums those of a single call
     width = max(1024, math.ceil(noise.dim / ranges / 1024) * 1024)
+    groups = len(logits.groups)
     for start in range(0, noise.dim, width):
-        parts = []
-        for first in range(0, classes.shape[1], row_budget):
-            rows = noise.pull(logits.rows(classes[:, first : first + row_budget]))
-            parts.append(rows[..., start : start + width].clone())
-        yield torch.cat(parts, 1)
+        stop = min(start + width, noise.dim)
+        piece = logits.x.new_empty(b, count, groups, stop - start)
+        for first in range(0, count, at_once):
+            part = classes[:, first : first + at_once]
+            piece[:, first : first + at_once] = noise.pull(logits.rows(part))[..., start:stop]
+        yield piece
+        del piece  # before the next one comes

@@ -139,7 +139,8 @@ class Network:
         """Logits ``[b, C]`` in float32 (float64 from a float64 model); keeps the autograd graph."""
         if self._mean is not None:
             x = (x - self._mean.to(x)) / self._std.to(x)
-        x = x.to(self._entry_dtype)
+        # its own memory: a model may work in place on what it is given
+        x = x.to(self._entry_dtype, copy=self._mean is None)
         out = self.model(x) if self.classes is not None else self._first_pass(x)
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])

@@ -169,6 +169,11 @@ class Noise:
                 f"{gap.item():.2g} beside values of size {size.item():.2g}"
             )
 
+    @property
+    def plain(self) -> bool:
+        """A is the identity: ``pull`` returns what it is given."""
+        return self._scale is None and self._matrix is None and self._map is None
+
     def push(self, e: Tensor) -> Tensor:
         """``A e`` for e ``[m, r]``: perturbations ``[m, *shape]`` at sigma = 1."""
         if self._scale is not None:

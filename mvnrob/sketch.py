@@ -173,7 +173,7 @@ def _sketch(problem: Linearised, allowed: float, direct: float) -> tuple[list[Sc
         if chosen.shape[1] <= part.row_budget:
             held = near_rows[rows]
             if chosen.shape[1] > near:
-                held = torch.cat([held, part.rows(chosen[:, near:])], 1)
+                held = part.rows(chosen[:, near:], known=held)
         scatter = scatter_sums(part, chosen, held)
         dropped = dropped_mass(
             margins[rows], most[rows], order[rows], keep[rows], problem.noise.sigmas

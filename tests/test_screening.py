@@ -338,8 +338,8 @@ def test_feature_rows_in_memory_stay_below_the_budget(monkeypatch):
     largest = []
     original = LogitMap.rows
 
-    def watched(self, wanted):
-        rows = original(self, wanted)
+    def watched(self, wanted, **options):
+        rows = original(self, wanted, **options)
         largest.append(rows.numel() * rows.element_size())
         return rows
 

@@ -15,11 +15,21 @@ from ..sketch import screen_auto, screen_sketch
 from .chunk import LEVEL, Chunk, Estimate, clamped, statuses_not_warnings
 from .jackknife import group_weights, sampling_error
 
+#: Bytes for each pair of classes that enter the integral: their sums, correlations, and copies of
+#: these in the CDF.
+COVARIANCE_BYTES = 48
+
 
 def linearised(
     chunk: Chunk, noise: Noise, logits: LogitMap, values: Tensor, *, double: bool = False
 ) -> Linearised:
-    """The chunk's linear model, ready for screening; half the byte budget is for rows."""
+    """The chunk's linear model, ready for screening.
+
+    Half the byte budget is for rows, less what the covariances of all classes would take; at least a
+    quarter.
+    """
+    budget = chunk.settings.max_bytes
+    covariances = COVARIANCE_BYTES * values.shape[2] ** 2
     return Linearised(
         logits=logits,
         noise=noise,
@@ -27,7 +37,7 @@ def linearised(
         values=values,
         weights=group_weights(logits.groups, values.device),
         keys=row_keys(chunk.settings.seed, DIRECTIONS, chunk.index),
-        row_bytes=chunk.settings.max_bytes // 2,
+        row_bytes=max(budget // 4, (budget - covariances) // 2),
         double=double,
     )
 
