@@ -178,9 +178,13 @@ def robustness(
         first_index: number of the first input, so that a data set in batches draws what it would
             draw in one call.
         max_bytes: budget for Jacobian rows, covariances and autograd's graph; bounds the inputs,
-            samples and classes handled at once. A single input's graph is not split.
+            samples and classes handled at once. A single input's graph is not split, nor its
+            covariances (48 bytes for each pair of classes in the integral). Rows that do not fit are
+            computed again for each range of columns.
         jacobian: ``"batch"`` (default), ``"loop"``, ``"vmap"``: see :func:`mvnrob.jacobian.jacobian`.
-        jvp_mode: ``"forward"`` (default), or ``"double_backward"`` where forward mode is missing.
+        jvp_mode: ``"forward"`` (default; attention by torch's plain kernel, the fused ones have no
+            forward mode), or ``"double_backward"`` where forward mode is missing (some 20 backward
+            passes each on a CPU).
         check: ``"warn"`` (default), ``"raise"`` or ``"off"``: compare every input's rows with one
             random forward-mode product.
 

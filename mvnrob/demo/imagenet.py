@@ -150,7 +150,7 @@ def evaluate_photo(
 ) -> dict[str, Any]:
     """One method at one input ``[1, ...]``: a value per sigma (None outside ``levels``), costs."""
     options = {
-        "taylor": {"abs_tol": ABS_TOL, "screen": "sketch"},
+        "taylor": {"abs_tol": ABS_TOL},
         "logit_moments": {"abs_tol": ABS_TOL, "n_samples": copies},
         "mc": {"n_samples": copies},
     }

@@ -17,8 +17,8 @@ def mmse(chunk: Chunk) -> Estimate:
 
     ``error`` adds to that of ``taylor`` the sampling error of the averaged margins and gradients,
     by the jackknife over at most 8 groups of copies (NaN when there is one group: two antithetic
-    copies). It does not cover what n -> infinity would leave. Cost per input and sigma: n C backward
-    passes.
+    copies). It does not cover what n -> infinity would leave. Cost per input and sigma: at most
+    n C backward passes, into running means of at most 8 groups.
     """
     parts = []
     groups = mmse_groups(chunk)
