@@ -53,6 +53,12 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear)
 
 
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has taken the module over: hooks inside would be traced, not called."""
+    compiled = getattr(module, "_compiled_call_impl", None)
+    return compiled is not None or hasattr(module, "_orig_mod")
+
+
 def _as_head(module: nn.Module, name: str, named: bool) -> Head:
     weight = module.weight.detach().flatten(1).double()
     bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
@@ -106,7 +112,7 @@ def read_head(op: str, given, network: Network, x: Tensor) -> Head | None:
 def _find_head(network: Network, x: Tensor) -> Head | None:
     """The linear layer whose output the logits are, bit for bit, if the model shows one."""
     owner = owning_module(network.model)
-    if owner is None:
+    if owner is None or any(_is_compiled(part) for part in owner.modules()):
         return None
     candidates = {
         name: part

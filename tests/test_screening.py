@@ -405,6 +405,20 @@ def test_named_head_of_a_callable():
     assert (by_name.cost.vjp < 40).all() and (plain.cost.vjp == 80).all()
 
 
+def test_compiled_models_are_left_alone():
+    """Hooks on a compiled model's parts would be traced: no head, no warning, no recompilation."""
+    net, x = relu_net(), inputs(3, 30)
+    plain = robustness(net, x, 0.5, screen="exact", head="off")
+    inside = copy.deepcopy(net)
+    inside.compile(backend="eager")
+    for compiled in (torch.compile(copy.deepcopy(net), backend="eager"), inside):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            result = robustness(compiled, x, 0.5, screen="exact")
+        torch.testing.assert_close(result.prob, plain.prob, rtol=0, atol=1e-9)
+        assert torch.equal(result.cost.vjp, plain.cost.vjp)
+
+
 def test_classes_with_equal_weights_never_overtake():
     """dW = 0 exactly: no noise moves the margin."""
     net, x = relu_net(), inputs(3, 30)
