@@ -44,6 +44,7 @@ def absolute(args, seed, cases):
                     seeds=range(1000 * seed, 1000 * seed + count),
                     max_points=args.max_points or None,
                     method=args.method,
+                    points=args.points,
                 )
             )
 
@@ -64,6 +65,7 @@ def relative(args, seed, cases):
                 seeds=range(1000 * seed, 1000 * seed + args.seeds),
                 max_points=args.max_points or None,
                 method=args.method,
+                points=args.points,
             )
         )
 
@@ -104,6 +106,7 @@ def main():
     p.add_argument("--large-seeds", type=int, help="shift seeds for n >= 100 (default: a third)")
     p.add_argument("--max-points", type=int, default=8 * 2**13, help="0: the library's default")
     p.add_argument("--method", default="auto")
+    p.add_argument("--points", default="lattice")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--show", type=int, default=20, help="misses to print per case, worst first")
     args = p.parse_args()
@@ -124,16 +127,28 @@ def main():
             relative(args, seed, tail_rows)
     out, fine = [], True
     for (dtype, samples, tol), members in rows.items():
-        title = f"{dtype} input, {samples} samples, abs_tol {tol:g}, method {args.method}"
+        title = f"{dtype} input, {samples} samples, abs_tol {tol:g}, method {args.method}, points {args.points}"
         lines, right = report_case(title, members, args.show)
         fine &= right
-        kind = {"dtype": dtype, "samples": samples, "abs_tol": tol, "method": args.method}
+        kind = {
+            "dtype": dtype,
+            "samples": samples,
+            "abs_tol": tol,
+            "method": args.method,
+            "points": args.points,
+        }
         out += [kind | line for line in lines]
     for tol, members in tail_rows.items():
-        title = f"float64, rel_tol {tol:g}, method {args.method}: logarithm of the small side"
+        title = f"float64, rel_tol {tol:g}, method {args.method}, points {args.points}: logarithm of the small side"
         lines, right = report_case(title, members, args.show)
         fine &= right
-        kind = {"dtype": "float64", "samples": "float64", "rel_tol": tol, "method": args.method}
+        kind = {
+            "dtype": "float64",
+            "samples": "float64",
+            "rel_tol": tol,
+            "method": args.method,
+            "points": args.points,
+        }
         out += [kind | line for line in lines]
     harness.write("coverage", report, out, args.out)
     return int(not fine)

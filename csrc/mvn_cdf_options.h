@@ -23,4 +23,11 @@ inline ComputeType compute_type_of(const std::string& name) {
   return ComputeType::float64;
 }
 
+inline PointSet point_set_of(const char* op, const std::string& name) {
+  if (name == "lattice") return PointSet::lattice;
+  if (name == "richtmyer") return PointSet::richtmyer;
+  STD_TORCH_CHECK(name == "sobol", op, ": points must be lattice, richtmyer or sobol, got ", name);
+  return PointSet::sobol;
+}
+
 }  // namespace mvnrob

@@ -13,6 +13,7 @@ from . import _load, _mendell_elston, _mvn_cdf_grad
 from ._checks import check_alike
 
 METHODS = ("auto", "sov", "closed_form", "mendell_elston")
+POINTS = ("lattice", "richtmyer", "sobol")
 COMPUTE_DTYPES = {None: "auto", torch.float32: "float32", torch.float64: "float64"}
 DEFAULT_MAX_POINTS = 8 * 2**17
 
@@ -57,6 +58,7 @@ def mvn_cdf(
     method: str = "auto",
     seed: int | Tensor = 0,
     compute_dtype: torch.dtype | None = None,
+    points: str = "lattice",
     check: bool = False,
     return_info: bool = False,
 ) -> Tensor | MVNResult:
@@ -86,6 +88,11 @@ def mvn_cdf(
         compute_dtype: dtype of the sampled recursion (the factorisation is always float64). None
             takes float32 when ``abs_tol >= 1e-5``, float64 otherwise. Tilted samples need float64;
             samples of the union always are.
+        points: which points are sampled, 8 random shifts of them: ``"lattice"``, an embedded rank-1
+            lattice in base 2, tent transformed; ``"richtmyer"``, the square roots of the primes,
+            tent transformed; ``"sobol"``, Owen-scrambled Sobol points. The first and the last go up
+            in powers of two. ``bench/bench_points.py`` compares them: the lattice needs the least
+            time nearly everywhere.
         check: test that ``cov`` is finite, symmetric and positive semidefinite (eigenvalues) and
             raise naming the first bad row. Without it, a pivot that is negative beyond rounding
             makes that row NaN with status ``INDEFINITE``; a partial factorisation may not meet one.
@@ -157,7 +164,9 @@ def mvn_cdf(
     is right where they stay multiples and a subgradient to a factor.
 
     Sources: Genz (1992), J. Comput. Graph. Stat. 1(2) (separation of variables); Gibson, Glasbey and
-    Elston (1994) (order); Hickernell (2002) (tent-transformed lattices); Genz (2004), Stat. Comput.
+    Elston (1994) (order); Hickernell (2002) (tent-transformed lattices); Cools, Kuo and Nuyens
+    (2006), SIAM J. Sci. Comput. 28 (embedded lattices); Joe and Kuo (2008), SIAM J. Sci. Comput. 30
+    (Sobol's direction numbers); Owen (1995), Burley (2020) (their scrambling); Genz (2004), Stat. Comput.
     14 (n = 2 and 3); Botev (2017), J. R. Stat. Soc. B 79 (tilt); Owen, Maximov and Chertkov (2019),
     Electron. J. Stat. 13 (union); Mendell and Elston (1974), Biometrics 30 (moment matching); Plackett (1954), Biometrika 41 (gradient to cov).
 
@@ -166,7 +175,7 @@ def mvn_cdf(
         NotImplementedError: a tensor is on a device without kernels; a second derivative; ``check``
             looks at a covariance that vmap maps.
     """
-    _check_options(abs_tol, rel_tol, max_points, method, compute_dtype)
+    _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points)
     batch = _check_tensors(upper, cov, lower, mean)
     seed = _check_seed(seed, batch, upper.device)
     if check:
@@ -198,6 +207,7 @@ def mvn_cdf(
             DEFAULT_MAX_POINTS if max_points is None else int(max_points),
             method,
             COMPUTE_DTYPES[compute_dtype],
+            points,
         )
     except RuntimeError as error:
         if "mvn_cdf: method must be" in str(error):  # found out row by row
@@ -236,7 +246,7 @@ def _warn(result: MVNResult) -> None:
             )
 
 
-def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype) -> None:
+def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points) -> None:
     for name, value in (("abs_tol", abs_tol), ("rel_tol", rel_tol)):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"mvn_cdf: {name} must be a number, got {type(value).__name__}")
@@ -258,6 +268,8 @@ def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype) -> None:
             "mvn_cdf: compute_dtype must be None, torch.float32 or torch.float64, "
             f"got {compute_dtype!r}"
         )
+    if points not in POINTS:
+        raise ValueError(f"mvn_cdf: points must be one of {', '.join(POINTS)}, got {points!r}")
     if method == "mendell_elston":
         # What it cannot honour; abs_tol and seed it only does not need.
         for name, value, taken in (
@@ -372,7 +384,7 @@ def _check_covariance(cov: Tensor) -> None:
 
 
 @torch.library.register_fake("mvnrob::mvn_cdf")
-def _(upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dtype):
+def _(upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dtype, points):
     torch._check(upper.dim() == 2, lambda: "mvn_cdf: upper must have shape [B, n]")
     torch._check(cov.dim() == 3, lambda: "mvn_cdf: cov must have shape [B, n, n]")
 
@@ -394,7 +406,7 @@ def _(upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dty
 # its turn, or when mvn_cdf would answer it without an integral (a NaN, a variance that is not
 # positive, limits that contain nothing).
 @torch.library.register_fake("mvnrob::mvn_cdf_sums")
-def _(upper, cov, lower, seed, order, n_points, compute_dtype):
+def _(upper, cov, lower, seed, order, n_points, compute_dtype, points="lattice"):
     torch._check(upper.dim() == 2, lambda: "mvn_cdf_sums: upper must have shape [B, n]")
     torch._check(order.dim() == 2, lambda: "mvn_cdf_sums: order must have shape [B, k]")
     return upper.new_empty(upper.shape[0], 8, 5, dtype=torch.float64)

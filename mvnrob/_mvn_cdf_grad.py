@@ -54,7 +54,7 @@ class _Rows(NamedTuple):
     seed: Tensor
     entry_error: float  # of R, by rounding, as in csrc/plan/variable.h
     options: tuple  # abs_tol, rel_tol
-    rest: tuple  # method, compute_dtype
+    rest: tuple  # method, compute_dtype, points
 
     def correlations(self, rows: Tensor) -> Tensor:
         """R of these rows, a copy: zero beside the dead, whatever cov has there."""
@@ -235,6 +235,7 @@ def _backward_op(
     max_points: int,
     method: str,
     compute_dtype: str,
+    points: str,
     wants_cov: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, n = upper.shape
@@ -255,9 +256,8 @@ def _backward_op(
     # A step has its limit in its own units; only its sign matters.
     limits = torch.where(dead[:, None], limits, limits * scale[:, None])
     entry_error = (4 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
-    rows = _Rows(
-        cov, dead, scale, limits, seed, entry_error, (abs_tol, rel_tol), (method, compute_dtype)
-    )
+    options, rest = (abs_tol, rel_tol), (method, compute_dtype, points)
+    rows = _Rows(cov, dead, scale, limits, seed, entry_error, options, rest)
 
     nan = prob.isnan()
     wanted = (grad != 0) & ~nan
@@ -308,7 +308,7 @@ torch.library.impl("mvnrob::mvn_cdf_backward", ("cpu", "cuda"), _backward_op)
 @torch.library.register_fake("mvnrob::mvn_cdf_backward")
 def _(
     grad, upper, cov, lower, seed, prob, complement, n_points, abs_tol, rel_tol, max_points, method,
-    compute_dtype, wants_cov,
+    compute_dtype, points, wants_cov,
 ):  # fmt: skip
     batch, n = upper.shape
     return (
@@ -361,7 +361,7 @@ def _backward(ctx, grad_prob, grad_complement, *_):
         to_upper if wants_upper else None,
         to_cov if wants_cov else None,
         to_lower if wants_lower else None,
-        *[None] * 6,
+        *[None] * 7,
     )
 
 

@@ -17,6 +17,7 @@ def mvn_log_cdf(
     rel_tol: float = 1e-3,
     max_points: int | None = None,
     seed: int | Tensor = 0,
+    points: str = "lattice",
     check: bool = False,
     return_info: bool = False,
 ) -> Tensor | MVNResult:
@@ -45,6 +46,7 @@ def mvn_log_cdf(
         rel_tol=rel_tol,
         max_points=max_points,
         seed=seed,
+        points=points,
         check=check,
         return_info=True,
     )

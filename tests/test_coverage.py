@@ -126,6 +126,24 @@ def test_tails_take_the_branch_that_they_are_counted_for(near_one, share):
     assert sum(a != p for a, p in counted) >= share * len(counted)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("points", ["richtmyer", "sobol"])
+def test_error_covers_the_truth_for_any_points(points):
+    """What CASES are for the default."""
+    some = [p for p in problems.known_answers(0) if p.n < LARGE]
+    rows = honesty.run(
+        some,
+        abs_tol=1e-4,
+        dtype=torch.float32,
+        seeds=range(2),
+        max_points=MAX_POINTS,
+        points=points,
+    )
+    missed = [r for r in rows if r.miss]
+    assert len(rows) >= 1000
+    assert honesty.p_value(len(missed), len(rows)) >= honesty.REJECT_BELOW
+
+
 def test_a_miss_is_seen():
     """The harness itself: rows that understate their error are rejected, honest ones are not."""
     problem = next(p for p in problems.known_answers(0) if p.family == "one_factor")

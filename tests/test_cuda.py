@@ -569,7 +569,7 @@ def test_tensors_on_two_devices(cuda):
 def test_native_checks_speak_for_direct_calls(cuda):
     ones, eye = torch.ones(3, device=cuda).double(), torch.eye(3, device=cuda).double()
     seed = torch.zeros(1, dtype=torch.int64, device=cuda)
-    rest = (1e-3, 0.0, 2**20, "auto", "auto")
+    rest = (1e-3, 0.0, 2**20, "auto", "auto", "lattice")
     call = torch.ops.mvnrob.mvn_cdf
     with pytest.raises(RuntimeError, match=r"mvn_cdf: upper must have shape \[B, n\], got \[3\]"):
         call(ones, eye[None], None, seed, *rest)
@@ -591,7 +591,7 @@ def test_opcheck(cuda, lower):
     upper, cov = random_problem(5, 1, batch=(2,))
     args = put((upper, cov, -upper - 1 if lower else None, torch.tensor([1, 2])), cuda)
     torch.library.opcheck(
-        torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto")
+        torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto", "lattice")
     )
     h, k, rho = torch.linspace(-1, 1, 12, dtype=torch.float64, device=cuda).reshape(3, 4).unbind(0)
     torch.library.opcheck(torch.ops.mvnrob.bvn_cdf.default, (h, k, rho))

@@ -817,9 +817,16 @@ def test_tvn_edges(native):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["fit_normal", "fit_quadrature"])
+@pytest.mark.parametrize(
+    "script", ["fit_normal", "fit_quadrature", "fit_lattice", "sobol_directions"]
+)
 def test_committed_coefficients_are_those_of_the_script(script, tmp_path):
-    target = {"fit_normal": "normal_coefs.h", "fit_quadrature": "quadrature_tables.h"}[script]
+    target = {
+        "fit_normal": "normal_coefs.h",
+        "fit_quadrature": "quadrature_tables.h",
+        "fit_lattice": "lattice_table.h",
+        "sobol_directions": "sobol_table.h",
+    }[script]
     out = tmp_path / target
     subprocess.run([sys.executable, native_build.MATH / "fits" / f"{script}.py", out], check=True,
                    capture_output=True)  # fmt: skip

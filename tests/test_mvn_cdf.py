@@ -451,7 +451,7 @@ def test_opcheck(lower):
     upper, cov = random_problem(5, 1, batch=(2,))
     args = (upper, cov, -upper - 1 if lower else None, torch.tensor([1, 2]))
     torch.library.opcheck(
-        torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto")
+        torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto", "lattice")
     )
 
 
@@ -494,6 +494,12 @@ BAD_CALLS = [
     ((ONES, EYE), {"max_points": 10}, ValueError, "max_points must be between 512 and"),
     ((ONES, EYE), {"max_points": 1e6}, TypeError, "max_points must be an int or None, got float"),
     ((ONES, EYE), {"method": "genz"}, ValueError, "method must be one of auto, sov, closed_form"),
+    (
+        (ONES, EYE),
+        {"points": "halton"},
+        ValueError,
+        "points must be one of lattice, richtmyer, sobol",
+    ),
     ((ONES, EYE), {"compute_dtype": torch.half}, ValueError, "compute_dtype must be None"),
     ((ONES, EYE), {"seed": 1.5}, TypeError, "seed must be an int or int64, got float"),
     ((ONES, EYE), {"seed": 2**63}, ValueError, "seed must fit 64 bits"),
@@ -528,13 +534,15 @@ def test_check_accepts_what_is_right():
 def test_native_checks_speak_for_direct_calls():
     call = torch.ops.mvnrob.mvn_cdf
     seed = torch.zeros(1, dtype=torch.int64)
-    rest = (seed, 1e-3, 0.0, 2**20, "auto", "auto")
+    rest = (seed, 1e-3, 0.0, 2**20, "auto", "auto", "lattice")
     with pytest.raises(RuntimeError, match=r"mvn_cdf: upper must have shape \[B, n\], got \[3\]"):
         call(ONES, EYE[None], None, *rest)
     with pytest.raises(RuntimeError, match="mvn_cdf: cov must have the dtype of upper"):
         call(ONES[None].float(), EYE[None], None, *rest)
     with pytest.raises(RuntimeError, match="mvn_cdf: method must be auto, sov or closed_form"):
-        call(ONES[None], EYE[None], None, seed, 1e-3, 0.0, 2**20, "genz", "auto")
+        call(ONES[None], EYE[None], None, seed, 1e-3, 0.0, 2**20, "genz", "auto", "lattice")
+    with pytest.raises(RuntimeError, match="mvn_cdf: points must be lattice, richtmyer or sobol"):
+        call(ONES[None], EYE[None], None, *rest[:-1], "halton")
 
 
 # ---- sums of a given plan -----------------------------------------------------------------------
@@ -679,6 +687,7 @@ def test_sums_of_rows_without_an_integral_are_nan():
         ({"n_points": 0}, r"n_points must be a positive multiple of 64, at most 2\^31, got 0"),
         ({"n_points": 100}, "n_points must be a positive multiple of 64, .* got 100"),
         ({"n_points": 2**32}, "n_points must be a positive multiple of 64, .* got 4294967296"),
+        ({"points": "halton"}, "points must be lattice, richtmyer or sobol, got halton"),
         ({"compute_dtype": "auto"}, "compute_dtype must be float32 or float64, got auto"),
         ({"upper": ONES}, r"upper must have shape \[B, n\], got \[3\]"),
         ({"cov": EYE[None].float()}, "cov must have the dtype of upper"),

@@ -430,7 +430,7 @@ def test_opcheck(with_lower):
     (lower,) = leaves(-upper - 1)
     args = (upper, cov, lower if with_lower else None, torch.tensor([1, 2]))
     torch.library.opcheck(
-        torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto")
+        torch.ops.mvnrob.mvn_cdf.default, (*args, 1e-3, 0.0, 2**20, "auto", "auto", "lattice")
     )
 
 

@@ -70,10 +70,12 @@ def test_distribution_holds_the_package_alone():
 
 
 def test_licence_is_shipped():
-    assert importlib.metadata.metadata("mvnrob")["License-Expression"] == "MIT"
+    assert importlib.metadata.metadata("mvnrob")["License-Expression"] == "MIT AND BSD-3-Clause"
     licence = (ROOT / "LICENSE").read_text()
     shipped = [file for file in importlib.metadata.files("mvnrob") if file.name == "LICENSE"]
     assert [file.read_text() for file in shipped] == [licence]
+    (others,) = (f for f in importlib.metadata.files("mvnrob") if f.name == "joe_kuo.txt")
+    assert others.read_text() == (ROOT / "LICENSES" / "joe_kuo.txt").read_text()
 
 
 def test_core_imports_no_extra(tmp_path):

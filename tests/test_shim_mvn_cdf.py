@@ -7,6 +7,7 @@ the sanitizers.
 
 import math
 import sys
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -52,13 +53,13 @@ class Result:
 
 def by_kernels(
     shim, upper, cov, lower=None, *, abs_tol=1e-3, rel_tol=0.0, seed=None, method="auto",
-    compute_dtype="auto", max_points=MAX_POINTS, tile_rows=1 << 20, resident=3,
+    compute_dtype="auto", points="lattice", max_points=MAX_POINTS, tile_rows=1 << 20, resident=3,
 ):  # fmt: skip
     seed = np.arange(len(upper)) if seed is None else np.asarray(seed)
     return Result(
         shim.mvn_cdf(
             array(upper), array(cov), array(lower), seed, abs_tol, rel_tol, max_points, method,
-            compute_dtype, tile_rows=tile_rows, resident=resident,
+            compute_dtype, points, tile_rows=tile_rows, resident=resident,
         )
     )  # fmt: skip
 
@@ -110,9 +111,9 @@ def test_sums_agree_under_a_forced_plan(shim, n, compute_dtype):
             compare_sums(shim, upper, cov, lower, order, compute_dtype)
 
 
-def compare_sums(shim, upper, cov, lower, order, compute_dtype, n_points=192):
+def compare_sums(shim, upper, cov, lower, order, compute_dtype, n_points=192, points="lattice"):
     seed = np.arange(len(upper))
-    ours = shim.mvn_cdf_sums(upper, cov, lower, seed, order, n_points, compute_dtype)
+    ours = shim.mvn_cdf_sums(upper, cov, lower, seed, order, n_points, compute_dtype, points)
     theirs = torch.ops.mvnrob.mvn_cdf_sums(
         *(torch.from_numpy(x) for x in (upper, cov)),
         None if lower is None else torch.from_numpy(lower),
@@ -120,6 +121,7 @@ def compare_sums(shim, upper, cov, lower, order, compute_dtype, n_points=192):
         torch.from_numpy(order),
         n_points,
         compute_dtype,
+        points,
     ).numpy()
     relative, each = AGREEMENT[compute_dtype]
     assert (np.isnan(ours) == np.isnan(theirs)).all()
@@ -128,6 +130,32 @@ def compare_sums(shim, upper, cov, lower, order, compute_dtype, n_points=192):
     scale[..., 2:4] = np.maximum(scale[..., 2:4], np.minimum(scale[..., :1], scale[..., 1:2]))
     allowed = relative * scale + each * n_points
     assert (np.nan_to_num(np.abs(ours - theirs)) <= np.nan_to_num(allowed)).all()
+
+
+@pytest.mark.parametrize("points", ["lattice", "richtmyer", "sobol"])
+@pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n, pivots", [(7, 7), (40, 30), (70, 40), (300, 280)])
+def test_sums_agree_for_any_points(shim, n, pivots, compute_dtype, points):
+    """Small and blocked programs; 280 pivots are more than the tables of lattice and Sobol have."""
+    upper, cov = random_problem(n, n, batch=(1,))
+    order = np.random.default_rng(n).permutation(n)[None, :pivots]
+    n_points = 128 if n > 100 else 4096 + 192
+    compare_sums(shim, upper.numpy(), cov.numpy(), None, order, compute_dtype, n_points, points)
+
+
+@pytest.mark.parametrize("points", ["richtmyer", "sobol"])
+def test_union_and_tilt_for_any_points(shim, points):
+    made = [union_problem(5, near, 5, True) for near in (3.0, 5.0)]
+    upper, cov, lower = (torch.from_numpy(np.array([m[i] for m in made])) for i in range(3))
+    options = {"abs_tol": 0.0, "rel_tol": 1e-2, "points": points}
+    kernels, cpu = (f(upper, cov, lower, **options) for f in (partial(by_kernels, shim), by_cpu))
+    assert assert_agree(kernels, cpu).all()
+    assert kernels.complement == pytest.approx(cpu.complement.numpy(), rel=1e-11)
+    for n in (5, 40):
+        upper = torch.linspace(-5, -4.7, n).double()[None]
+        kernels = by_kernels(shim, upper, equicorrelated(n)[None], **options)
+        cpu = by_cpu(upper, equicorrelated(n)[None], **options)
+        assert kernels.log_prob == pytest.approx(cpu.log_prob.numpy(), abs=1e-9)
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "float64"])

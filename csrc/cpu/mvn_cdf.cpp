@@ -38,18 +38,23 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                     const Tensor& seed, double abs_tol, double rel_tol, int64_t max_points,
-                    std::string method, std::string compute_dtype) {
+                    std::string method, std::string compute_dtype, std::string points) {
   check_mvn_cdf(upper, cov, lower, seed);
   const Batch rows(upper, cov, lower, seed);
   const int64_t batch = rows.size();
   const bool is_double = upper.scalar_type() == ScalarType::Double;
-  const RowOptions options{abs_tol, rel_tol, max_points, method_of(method),
-                           compute_type_of(compute_dtype)};
+  const RowOptions options{abs_tol,
+                           rel_tol,
+                           max_points,
+                           method_of(method),
+                           compute_type_of(compute_dtype),
+                           point_set_of("mvn_cdf", points)};
 
   auto real = [&] { return torch::stable::new_empty(upper, {batch}); };
   auto integer = [&] { return torch::stable::new_empty(upper, {batch}, ScalarType::Long); };
-  Tensor prob = real(), complement = real(), error = real(), status = integer(), points = integer(),
-         active = integer(), pivots = integer(), log_prob = real(), log_error = real();
+  Tensor prob = real(), complement = real(), error = real(), status = integer(),
+         n_points = integer(), active = integer(), pivots = integer(), log_prob = real(),
+         log_error = real();
   auto store = [&](Tensor& t, int64_t b, double x) {
     if (is_double)
       t.mutable_data_ptr<double>()[b] = x;
@@ -68,11 +73,11 @@ Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor
     store(log_prob, b, r.log_prob);
     store(log_error, b, r.log_error + log_rounding);
     status.mutable_data_ptr<int64_t>()[b] = int64_t(r.status);
-    points.mutable_data_ptr<int64_t>()[b] = r.n_points;
+    n_points.mutable_data_ptr<int64_t>()[b] = r.n_points;
     active.mutable_data_ptr<int64_t>()[b] = r.n_active;
     pivots.mutable_data_ptr<int64_t>()[b] = r.n_pivots;
   });
-  return {prob, complement, error, status, points, active, pivots, log_prob, log_error};
+  return {prob, complement, error, status, n_points, active, pivots, log_prob, log_error};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) { m.impl("mvn_cdf", TORCH_BOX(&mvn_cdf_cpu)); }

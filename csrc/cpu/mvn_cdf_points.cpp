@@ -17,9 +17,10 @@ void run_here(int64_t count, const std::function<void(int64_t)>& task) {
   for (int64_t i = 0; i < count; ++i) task(i);
 }
 
-void Points::start(int64_t dimensions, uint64_t seed) {
+void Points::start(int64_t dimensions, uint64_t seed, PointSet set) {
+  set_ = set;
   dimensions_ = dimensions;
-  generators_ = richtmyer_generators(dimensions);
+  generators_ = generators_of(set, dimensions);
   shifts_.resize(kShifts * dimensions);
   for (int s = 0; s < kShifts; ++s)
     for (int64_t j = 0; j < dimensions; ++j)
@@ -35,7 +36,7 @@ void Points::extend(int64_t points, double cost, const Runner& run, const Sample
   auto task = [&](int64_t number) {
     const int64_t shift = number / chunks, chunk = number % chunks;
     const int64_t first = points_ + chunk * kChunkTiles * kTileSamples;
-    sample(shifts_.data() + shift * dimensions_, uint32_t(first),
+    sample({set_, generators_->data(), shifts_.data() + shift * dimensions_}, uint32_t(first),
            std::min(kChunkTiles, tiles - chunk * kChunkTiles), &task_sums_[number]);
   };
   // Waking threads costs more than a few hundred microseconds of samples.

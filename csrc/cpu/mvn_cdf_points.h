@@ -1,11 +1,11 @@
-// The points of a lattice with 8 random shifts, sampled in tasks of a fixed size. Torch-free.
+// The points of 8 random shifts (or scramblings), sampled in tasks of a fixed size. Torch-free.
 #pragma once
 #include <cstdint>
 #include <functional>
 #include <vector>
 
 #include "cpu/generators.h"
-#include "plan/estimate.h"
+#include "cpu/mvn_cdf_program.h"
 
 namespace mvnrob {
 
@@ -18,18 +18,18 @@ void run_here(int64_t count, const std::function<void(int64_t)>& task);
 class Points {
  public:
   // No points yet; the shifts are hashed from the seed.
-  void start(int64_t dimensions, uint64_t seed);
+  void start(int64_t dimensions, uint64_t seed, PointSet set);
 
-  // Continues to `points` of each shift: sample(shift, first point, tiles, sums) for every task, of
-  // `cost` multiply-adds a point.
-  using Sample =
-      std::function<void(const uint32_t* shift, uint32_t first, int64_t tiles, SampleSums* sums)>;
+  // Continues to `points` of each shift: sample(its points, first point, tiles, sums) for every
+  // task, of `cost` multiply-adds a point.
+  using Sample = std::function<void(const ShiftedPoints& shifted, uint32_t first, int64_t tiles,
+                                    SampleSums* sums)>;
   void extend(int64_t points, double cost, const Runner& run, const Sample& sample);
 
-  const uint32_t* generators() const { return generators_->data(); }
   const SampleSums* sums() const { return sums_; }  // of each shift
 
  private:
+  PointSet set_ = PointSet::lattice;
   Generators generators_;
   int64_t dimensions_ = 0;
   std::vector<uint32_t> shifts_;

@@ -11,6 +11,7 @@
 #pragma once
 #include <cstdint>
 
+#include "math/point_set.h"
 #include "plan/estimate.h"
 
 namespace mvnrob {
@@ -64,20 +65,27 @@ struct UnionProgram {
   double whole_mass;
 };
 
-// Samples points first .. first + 64 * tiles - 1 of one shift and adds to `sums`.
+// The points of one shift.
+struct ShiftedPoints {
+  PointSet set;
+  const uint32_t* words;  // of all coordinates (cpu/generators.h)
+  const uint32_t*
+      shift;  // of each coordinate: what it is shifted by, or the seed of its scrambling
+};
+
+// Samples points first .. first + 64 * tiles - 1 of one shift, `first` a multiple of 64, and adds
+// to `sums`.
 template <class scalar_t>
-using SampleFn = void (*)(const Program<scalar_t>& program, const uint32_t* generator,
-                          const uint32_t* shift, uint32_t first, int64_t tiles, scalar_t* workspace,
-                          SampleSums* sums);
+using SampleFn = void (*)(const Program<scalar_t>& program, const ShiftedPoints& points,
+                          uint32_t first, int64_t tiles, scalar_t* workspace, SampleSums* sums);
 
 // Elements of the `workspace` of a SampleFn.
 inline int64_t workspace_size(int n_pivots) {
   return int64_t(kTileSamples) * (n_pivots + kMaxBlockRows + 8);
 }
 
-using UnionSampleFn = void (*)(const UnionProgram& program, const uint32_t* generator,
-                               const uint32_t* shift, uint32_t first, int64_t tiles,
-                               double* workspace, SampleSums* sums);
+using UnionSampleFn = void (*)(const UnionProgram& program, const ShiftedPoints& points,
+                               uint32_t first, int64_t tiles, double* workspace, SampleSums* sums);
 
 inline int64_t union_workspace_size(const UnionProgram& p) {
   return int64_t(kTileSamples) * (p.n_variables + kMaxBlockRows + p.n_pivots + 4);

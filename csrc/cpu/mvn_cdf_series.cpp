@@ -12,15 +12,15 @@ SampleFn<double> pick(const SimdTable& table, const Program<double>& program) {
 }  // namespace
 
 template <class scalar_t>
-void Series<scalar_t>::start(const Factor& factor, double skip_limit, uint64_t seed) {
+void Series<scalar_t>::start(const Factor& factor, double skip_limit, uint64_t seed, PointSet set) {
   packed_.pack(factor, skip_limit);
-  points_.start(factor.pivots(), seed);
+  points_.start(factor.pivots(), seed, set);
 }
 
 template <>
 void Series<double>::start_tilted(const Factor& factor, double skip_limit, uint64_t seed,
-                                  const Tilt& tilt) {
-  start(factor, skip_limit, seed);
+                                  PointSet set, const Tilt& tilt) {
+  start(factor, skip_limit, seed, set);
   packed_.set_tilt(tilt.of_pivots().data(), tilt.found().log_unit);
 }
 
@@ -28,11 +28,12 @@ template <class scalar_t>
 void Series<scalar_t>::extend(int64_t points, const Runner& run) {
   const Program<scalar_t>& program = packed_.program();
   const SampleFn<scalar_t> sample = pick(simd_table(), program);
-  points_.extend(points, packed_.cost(), run,
-                 [&](const uint32_t* shift, uint32_t first, int64_t tiles, SampleSums* sums) {
-                   sample(program, points_.generators(), shift, first, tiles,
-                          aligned_scratch<scalar_t>(workspace_size(program.n_pivots)), sums);
-                 });
+  points_.extend(
+      points, packed_.cost(), run,
+      [&](const ShiftedPoints& shifted, uint32_t first, int64_t tiles, SampleSums* sums) {
+        sample(program, shifted, first, tiles,
+               aligned_scratch<scalar_t>(workspace_size(program.n_pivots)), sums);
+      });
 }
 
 template class Series<float>;

@@ -12,10 +12,11 @@ template <class scalar_t>
 class Series {
  public:
   // Of this factor and seed; no points yet.
-  void start(const Factor& factor, double skip_limit, uint64_t seed);
+  void start(const Factor& factor, double skip_limit, uint64_t seed, PointSet set);
 
   // The same, tilted, which only float64 samples are; the tilt is kept by reference.
-  void start_tilted(const Factor& factor, double skip_limit, uint64_t seed, const Tilt& tilt);
+  void start_tilted(const Factor& factor, double skip_limit, uint64_t seed, PointSet set,
+                    const Tilt& tilt);
 
   // Continues to `points` of each shift.
   void extend(int64_t points, const Runner& run);

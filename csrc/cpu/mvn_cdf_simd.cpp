@@ -4,6 +4,7 @@
 // is static to this file and what is always inlined.
 #include <cstdint>
 
+#include "cpu/mvn_cdf_coordinate.h"
 #include "cpu/mvn_cdf_panel.h"
 #include "cpu/mvn_cdf_program.h"
 #include "cpu/mvn_cdf_union_sample.h"
@@ -32,15 +33,12 @@ struct Tile {
 };
 
 // Draws y given its limits and multiplies the integrand by the probability of the interval.
-template <class scalar_t>
-void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, uint32_t first,
-          uint32_t generator, uint32_t shift) {
+template <class scalar_t, class Coordinate>
+void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, const Coordinate& coordinate) {
   using V = WideVec<scalar_t>;
-  using Index = math::UintPackOf<V>;
   for (int at = 0; at < kTileSamples; at += math::width<V>) {
-    const Index index = Index::load(kLanes) + Index(first + uint32_t(at));
     V w, wc, e, ec, drawn;
-    math::lattice_point<V>(index, generator, shift, w, wc);
+    coordinate.get(at, w, wc);
     const V upper = V::load(tile.upper + at);
     if (has_lower)
       math::step_interval<V>(V::load(tile.lower + at), upper, w, wc, e, ec, drawn);
@@ -55,15 +53,13 @@ void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, uint32_t firs
 }
 
 // The same from N(tilt, 1). tile.value holds the logarithm of the weight.
-inline void draw_tilted(const Tile<double>& tile, double* y, double tilt, uint32_t first,
-                        uint32_t generator, uint32_t shift) {
+template <class Coordinate>
+void draw_tilted(const Tile<double>& tile, double* y, double tilt, const Coordinate& coordinate) {
   using V = WideVec<double>;
-  using Index = math::UintPackOf<V>;
   const V mu(tilt), half(0.5);
   for (int at = 0; at < kTileSamples; at += math::width<V>) {
-    const Index index = Index::load(kLanes) + Index(first + uint32_t(at));
     V w, wc, e, ec, z;
-    math::lattice_point<V>(index, generator, shift, w, wc);
+    coordinate.get(at, w, wc);
     const V lower = V::load(tile.lower + at) - mu, upper = V::load(tile.upper + at) - mu;
     math::step_interval<V, true>(lower, upper, w, wc, e, ec, z);
     (z + mu).store(y + at);
@@ -75,7 +71,7 @@ inline void draw_tilted(const Tile<double>& tile, double* y, double tilt, uint32
 
 template <bool tilted, class scalar_t>
 void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, const scalar_t* tilt,
-                 const uint32_t* generator, const uint32_t* shift, uint32_t first) {
+                 const ShiftedPoints& points, uint32_t first) {
   using V = Vec<scalar_t>;
   constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
   const scalar_t infinity = scalar_t(__builtin_inf());
@@ -114,10 +110,13 @@ void sample_rows(const RowList<scalar_t>& list, const Tile<scalar_t>& tile, cons
         scalar_t* y = tile.y + int64_t(known) * kTileSamples;
         if constexpr (tilted) {
           if (!has_lower) fill(tile.lower, -infinity);
-          draw_tilted(tile, y, tilt[known], first, generator[known], shift[known]);
-        } else {
-          draw(tile, y, has_lower, first, generator[known], shift[known]);
         }
+        with_coordinate(points, known, first, [&](const auto& coordinate) {
+          if constexpr (tilted)
+            draw_tilted(tile, y, tilt[known], coordinate);
+          else
+            draw(tile, y, has_lower, coordinate);
+        });
         ++known;
         has_upper = has_lower = false;
       }
@@ -214,8 +213,8 @@ inline void weigh(const Tile<double>& tile, double log_unit) {
 }
 
 template <class scalar_t, bool tilted = false>
-void sample(const Program<scalar_t>& program, const uint32_t* generator, const uint32_t* shift,
-            uint32_t first, int64_t tiles, scalar_t* workspace, SampleSums* sums) {
+void sample(const Program<scalar_t>& program, const ShiftedPoints& points, uint32_t first,
+            int64_t tiles, scalar_t* workspace, SampleSums* sums) {
   scalar_t* next = workspace;
   auto take = [&next](int64_t rows) {
     scalar_t* p = next;
@@ -232,7 +231,7 @@ void sample(const Program<scalar_t>& program, const uint32_t* generator, const u
   for (int64_t t = 0; t < tiles; ++t) {
     fill(tile.value, scalar_t(tilted ? 0 : 1));
     fill(tile.complement, scalar_t(0));
-    sample_rows<tilted>(program.sampled, tile, program.tilt, generator, shift,
+    sample_rows<tilted>(program.sampled, tile, program.tilt, points,
                         first + uint32_t(t) * kTileSamples);
     if constexpr (tilted) weigh(tile, program.log_unit);
     if (completes) complete_rows(program.completion, tile, program.skip_limit);

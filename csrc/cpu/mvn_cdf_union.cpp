@@ -4,7 +4,7 @@
 
 namespace mvnrob {
 
-void Union::start(const Factor& factor, uint64_t seed) {
+void Union::start(const Factor& factor, uint64_t seed, PointSet set) {
   const int64_t m = factor.m_, pivots = factor.pivots_, rows = simd_table().block_rows;
   upper_ = factor.upper_;
   lower_ = factor.lower_;
@@ -44,17 +44,17 @@ void Union::start(const Factor& factor, uint64_t seed) {
   program_.mass = mass_.data();
   program_.share = share_.data();
   program_.whole_mass = whole;
-  points_.start(pivots + 1, seed);
+  points_.start(pivots + 1, seed, set);
 }
 
 void Union::extend(int64_t points, const Runner& run) {
   const double cost = double(program_.n_variables) * double(program_.n_pivots + 20);
-  points_.extend(points, cost, run,
-                 [&](const uint32_t* shift, uint32_t first, int64_t tiles, SampleSums* sums) {
-                   simd_table().sample_union(
-                       program_, points_.generators(), shift, first, tiles,
-                       aligned_scratch<double>(union_workspace_size(program_)), sums);
-                 });
+  points_.extend(
+      points, cost, run,
+      [&](const ShiftedPoints& shifted, uint32_t first, int64_t tiles, SampleSums* sums) {
+        simd_table().sample_union(program_, shifted, first, tiles,
+                                  aligned_scratch<double>(union_workspace_size(program_)), sums);
+      });
 }
 
 }  // namespace mvnrob

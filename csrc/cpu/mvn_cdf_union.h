@@ -13,7 +13,7 @@ namespace mvnrob {
 class Union {
  public:
   // Of a factor with all its pivots; no points yet.
-  void start(const Factor& factor, uint64_t seed);
+  void start(const Factor& factor, uint64_t seed, PointSet set);
 
   // Continues to `points` of each shift.
   void extend(int64_t points, const Runner& run);

@@ -1,6 +1,7 @@
 // Samples of the union (mvn_cdf_union.h says of which), in tiles of 64. Included by
 // mvn_cdf_simd.cpp, once for each instruction set.
 #pragma once
+#include "cpu/mvn_cdf_coordinate.h"
 #include "cpu/mvn_cdf_panel.h"
 #include "plan/union.h"
 
@@ -9,23 +10,23 @@ namespace MVNROB_ISA {
 namespace {
 
 // X = L e of all variables, e standard normal.
-inline void draw_normals(const UnionProgram& p, const uint32_t* generator, const uint32_t* shift,
-                         uint32_t first, double* e) {
+inline void draw_normals(const UnionProgram& p, const ShiftedPoints& points, uint32_t first,
+                         double* e) {
   using V = WideVec<double>;
-  using Index = math::UintPackOf<V>;
   for (int64_t j = 0; j < p.n_pivots; ++j) {
-    for (int at = 0; at < kTileSamples; at += math::width<V>) {
-      const Index index = Index::load(kLanes) + Index(first + uint32_t(at));
-      V w, wc;
-      math::lattice_point<V>(index, generator[j + 1], shift[j + 1], w, wc);
-      const V z = math::ndtri_half<V>(math::min(w, wc));
-      math::select(w < wc, z, -z).store(e + j * kTileSamples + at);
-    }
+    with_coordinate(points, j + 1, first, [&](const auto& coordinate) {
+      for (int at = 0; at < kTileSamples; at += math::width<V>) {
+        V w, wc;
+        coordinate.get(at, w, wc);
+        const V z = math::ndtri_half<V>(math::min(w, wc));
+        math::select(w < wc, z, -z).store(e + j * kTileSamples + at);
+      }
+    });
   }
 }
 
-inline void sample_union(const UnionProgram& p, const uint32_t* generator, const uint32_t* shift,
-                         uint32_t first, int64_t tiles, double* workspace, SampleSums* sums) {
+inline void sample_union(const UnionProgram& p, const ShiftedPoints& points, uint32_t first,
+                         int64_t tiles, double* workspace, SampleSums* sums) {
   using V = Vec<double>;
   double* e = workspace;
   double* x = e + p.n_pivots * kTileSamples;
@@ -35,16 +36,22 @@ inline void sample_union(const UnionProgram& p, const uint32_t* generator, const
   int64_t event[kTileSamples];
   const double* correlation[kTileSamples];  // of the variable that fails, with the others
   for (int64_t t = 0; t < tiles; ++t, first += kTileSamples) {
-    draw_normals(p, generator, shift, first, e);
+    draw_normals(p, points, first, e);
     for (int64_t row = 0; row < p.n_variables; row += kBlockRows) {
       const int rows = int(row + kBlockRows < p.n_variables ? kBlockRows : p.n_variables - row);
       multiply_panel({0, 0, rows, int32_t(p.n_pivots)}, p.coef + row * p.n_pivots, e,
                      x + row * kTileSamples);
     }
     // The event that happens, and how far in its tail.
+    with_coordinate(points, 0, first, [&](const auto& coordinate) {
+      for (int pack = 0; pack < kTileSamples / kWidth<double>; ++pack) {
+        V w, wc;
+        coordinate.get(pack * kWidth<double>, w, wc);
+        store(tail, pack, w);
+      }
+    });
     for (int lane = 0; lane < kTileSamples; ++lane) {
-      double w, wc;
-      math::lattice_point<double>(first + uint32_t(lane), generator[0], shift[0], w, wc);
+      const double w = tail[lane];
       event[lane] = plan::find_event(p.share, p.n_events, w);
       tail[lane] = plan::tail_within_event(p.share, p.mass, p.whole_mass, event[lane], w);
     }

@@ -106,12 +106,17 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                      const Tensor& seed, double abs_tol, double rel_tol, int64_t max_points,
-                     std::string method, std::string compute_dtype) {
+                     std::string method, std::string compute_dtype, std::string points) {
   check_mvn_cdf(upper, cov, lower, seed);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const Input in = input_of(upper, cov, lower, seed);
   MvnCdfArgs a = arguments("mvn_cdf", in);
-  a.options = {abs_tol, rel_tol, max_points, method_of(method), compute_type_of(compute_dtype)};
+  a.options = {abs_tol,
+               rel_tol,
+               max_points,
+               method_of(method),
+               compute_type_of(compute_dtype),
+               point_set_of("mvn_cdf", points)};
   const auto real = [&] { return torch::stable::new_empty(in.upper, {a.rows}); };
   const auto integer = [&] {
     return torch::stable::new_empty(in.upper, {a.rows}, ScalarType::Long);
@@ -134,13 +139,18 @@ Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tenso
 
 Tensor mvn_cdf_sums_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                          const Tensor& seed, const Tensor& order_in, int64_t n_points,
-                         std::string compute_dtype) {
+                         std::string compute_dtype, std::string points) {
   check_mvn_cdf_sums(upper, cov, lower, seed, order_in, n_points, compute_dtype);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const Input in = input_of(upper, cov, lower, seed);
   const Tensor order = torch::stable::contiguous(order_in);
   MvnCdfArgs a = arguments("mvn_cdf_sums", in);
-  a.options = {0, 0, n_points, Method::automatic, compute_type_of(compute_dtype)};
+  a.options = {0,
+               0,
+               n_points,
+               Method::automatic,
+               compute_type_of(compute_dtype),
+               point_set_of("mvn_cdf_sums", points)};
   a.order = order.const_data_ptr<int64_t>();
   a.n_order = int32_t(order.size(1));
   a.forced_points = n_points;

@@ -72,7 +72,7 @@ struct MvnCdfArgs {
 
   RowLayout layout;
   unsigned char* memory;                   // rows * layout.bytes
-  uint32_t* generators;                    // [n + 1]
+  uint32_t* generators;                    // [n + 1][words_of(options.points)]
   void* history;                           // of a sampler's blocks, one piece for each
   int64_t blocked_history, union_history;  // bytes of each
   RoundCounters* counters;

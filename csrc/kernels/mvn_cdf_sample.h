@@ -3,8 +3,8 @@
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
-#include "math/lattice.h"
 #include "math/normal.h"
+#include "math/points.h"
 #include "plan/tilt.h"
 
 namespace mvnrob::kernels {
@@ -55,6 +55,18 @@ MVNROB_DEVICE_FN int64_t find_entry(const WorkEntry* entries, int64_t count, uin
   return low;
 }
 
+// Coordinate j of the point of this index (math::point_index: found once for a point).
+template <class scalar_t>
+MVNROB_DEVICE void coordinate(const MvnCdfArgs& a, int j, uint32_t index, uint32_t shift,
+                              scalar_t& w, scalar_t& wc) {
+  const PointSet set = a.options.points;
+  const uint32_t* words = a.generators + int64_t(j) * math::words_of(set);
+  if (math::is_sobol(set, j))
+    math::scrambled_point<scalar_t>(math::sobol_word(words, index), shift, w, wc);
+  else
+    math::lattice_point<scalar_t>(index, *words, shift, w, wc);
+}
+
 // Streams handed out to warps: sample(row, index of the stream in the row) for each of this warp's.
 template <class Sample>
 MVNROB_DEVICE_FN void for_each_stream(uint64_t packed, unsigned long long& next,
@@ -101,11 +113,9 @@ struct Sample {
     if (row.flags & kHasLower) lower = math::max(lower, row.lower + sum);
   }
 
-  // Draws the pivot within its limits.
-  MVNROB_DEVICE scalar_t draw(bool bounded_below, uint32_t point, uint32_t generator,
-                              uint32_t shift) {
-    scalar_t w, wc, e, ec, y;
-    math::lattice_point<scalar_t>(point, generator, shift, w, wc);
+  // Draws the pivot within its limits, at w of the way; wc = 1 - w.
+  MVNROB_DEVICE scalar_t draw(bool bounded_below, scalar_t w, scalar_t wc) {
+    scalar_t e, ec, y;
     if (bounded_below)
       math::step_interval<scalar_t>(lower, upper, w, wc, e, ec, y);
     else
@@ -122,10 +132,8 @@ struct Sample {
     value = complement = 0;
     open_pivot();
   }
-  MVNROB_DEVICE scalar_t draw_tilted(uint32_t point, uint32_t generator, uint32_t shift,
-                                     scalar_t mu) {
-    scalar_t w, wc, e, ec, z;
-    math::lattice_point<scalar_t>(point, generator, shift, w, wc);
+  MVNROB_DEVICE scalar_t draw_tilted(scalar_t w, scalar_t wc, scalar_t mu) {
+    scalar_t e, ec, z;
     const scalar_t a = lower - mu, b = upper - mu;
     math::step_interval<scalar_t, true>(a, b, w, wc, e, ec, z);
     // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z

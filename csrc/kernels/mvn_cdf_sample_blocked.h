@@ -101,7 +101,8 @@ struct MvnCdfSampleBlocked {
       for (int t = 0; t < p_.chunk_tiles; ++t) {
         Sample<scalar_t> sample;
         tilted() ? sample.start_tilted() : sample.start();
-        sample_rows(shifts, first + uint32_t(t) * kTileSamples, sample);
+        const uint32_t point = first + uint32_t(t) * kTileSamples;
+        sample_rows(shifts, math::point_index(a_.options.points, point), sample);
         if (tilted()) sample.weigh(m_.state()->plan.log_unit);
         Completion<scalar_t> rest;
         rest.start(sample.value);
@@ -128,7 +129,7 @@ struct MvnCdfSampleBlocked {
     return stream;
   }
 
-  MVNROB_DEVICE_FN void sample_rows(const uint32_t* shifts, uint32_t point,
+  MVNROB_DEVICE_FN void sample_rows(const uint32_t* shifts, uint32_t index,
                                     Sample<scalar_t>& sample) {
     constexpr int kInnerBlocks = kOuter / kInnerRows;
     int known = 0;
@@ -138,7 +139,7 @@ struct MvnCdfSampleBlocked {
       const int end =
           (o + 1) * kInnerBlocks < p_.sampled_blocks ? (o + 1) * kInnerBlocks : p_.sampled_blocks;
       for (int b = o * kInnerBlocks; b < end; ++b)
-        known = inner_block(b, (b - o * kInnerBlocks) * kInnerRows, before, known, shifts, point,
+        known = inner_block(b, (b - o * kInnerBlocks) * kInnerRows, before, known, shifts, index,
                             sample);
       const bool wanted = o + 1 < p_.sampled_outer || p_.completion_rows > 0;
       for (int j = before; wanted && j < known; ++j)
@@ -149,7 +150,7 @@ struct MvnCdfSampleBlocked {
 
   // Rows of one register block, at `offset` in the outer block that begins with pivot `before`.
   MVNROB_DEVICE int inner_block(int b, int offset, int before, int known, const uint32_t* shifts,
-                                uint32_t point, Sample<scalar_t>& sample) {
+                                uint32_t index, Sample<scalar_t>& sample) {
     const scalar_t* coef = m_.coef() + m_.blocks()[b].coef;
     scalar_t sum[kInnerRows];
     MVNROB_UNROLL
@@ -171,11 +172,10 @@ struct MvnCdfSampleBlocked {
       for (int k = 0; k < kInnerRows; ++k) c[k] = 0;
       if (row.flags & kClosesPivot) {
         load(coef, c);
-        if (tilted())
-          y = sample.draw_tilted(point, a_.generators[known], shifts[known],
-                                 scalar_t(m_.tilt()[known]));
-        else
-          y = sample.draw(row.flags & kBoundedBelow, point, a_.generators[known], shifts[known]);
+        scalar_t w, wc;
+        coordinate(a_, known, index, shifts[known], w, wc);
+        y = tilted() ? sample.draw_tilted(w, wc, scalar_t(m_.tilt()[known]))
+                     : sample.draw(row.flags & kBoundedBelow, w, wc);
         // Row `known - before` of C is this row or an earlier one: used up.
         shared_.tile[known - before][thread_] = y;
         ++known;

@@ -59,10 +59,11 @@ struct MvnCdfSampleSmall {
     const Stream stream(p, index);
     SampleSums sums{0, 0, 0, 0, 0};
     for (int t = 0; t < stream.tiles; ++t) {
-      const uint32_t point = uint32_t(stream.first) + uint32_t(t) * kTileSamples + uint32_t(lane);
+      const uint32_t first = uint32_t(stream.first) + uint32_t(t) * kTileSamples;
+      const uint32_t index = math::point_index(a.options.points, first + uint32_t(lane));
       Sample<scalar_t> samples[kPoints];
       for (Sample<scalar_t>& s : samples) tilted ? s.start_tilted() : s.start();
-      sample_rows<tilted>(a, m, p, m.shifts() + stream.shift * p.pivots, point, y, samples);
+      sample_rows<tilted>(a, m, p, m.shifts() + stream.shift * p.pivots, index, y, samples);
       if constexpr (tilted)
         for (Sample<scalar_t>& s : samples) s.weigh(m.state()->plan.log_unit);
       Completion<scalar_t> rest[kPoints];
@@ -97,8 +98,10 @@ struct MvnCdfSampleSmall {
 
   template <bool tilted>
   static MVNROB_DEVICE void sample_rows(const Args& a, const RowMemory<scalar_t>& m,
-                                        const Program& p, const uint32_t* shifts, uint32_t point,
+                                        const Program& p, const uint32_t* shifts, uint32_t index,
                                         scalar_t* y, Sample<scalar_t> (&samples)[kPoints]) {
+    // A lane's points are 32 apart, and the first one's index has no 32 in it.
+    const uint32_t next = math::point_index(a.options.points, kWarp);
     int known = 0;
     for (int b = 0; b < p.sampled_blocks; ++b) {
       const scalar_t* coef = m.coef() + m.blocks()[b].coef;
@@ -119,15 +122,15 @@ struct MvnCdfSampleSmall {
         for (int k = 0; k < kSmallRows; ++k) c[k] = 0;
         if (row.flags & kClosesPivot) {
           load(triangle, c);
-          const uint32_t generator = a.generators[known], shift = shifts[known];
+          const uint32_t shift = shifts[known];
           MVNROB_UNROLL
           for (int q = 0; q < kPoints; ++q) {
-            const uint32_t number = point + uint32_t(q * kWarp);
+            scalar_t w, wc;
+            coordinate(a, known, index + q * next, shift, w, wc);
             if constexpr (tilted)
-              drawn[q] =
-                  samples[q].draw_tilted(number, generator, shift, scalar_t(m.tilt()[known]));
+              drawn[q] = samples[q].draw_tilted(w, wc, scalar_t(m.tilt()[known]));
             else
-              drawn[q] = samples[q].draw(row.flags & kBoundedBelow, number, generator, shift);
+              drawn[q] = samples[q].draw(row.flags & kBoundedBelow, w, wc);
             y[known * kTileSamples + q * kWarp] = drawn[q];
           }
           ++known;

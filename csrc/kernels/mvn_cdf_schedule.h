@@ -13,6 +13,7 @@
 #include "kernels/mvn_cdf_sample_blocked.h"
 #include "kernels/mvn_cdf_sample_small.h"
 #include "kernels/mvn_cdf_union.h"
+#include "math/points.h"
 
 namespace mvnrob::kernels {
 
@@ -126,7 +127,7 @@ struct Workspace {
     Offsets o;
     constexpr int64_t kAlignment = 256;
     counters = o.take(int64_t(sizeof(RoundCounters)) * (max_rounds(a) + 2), kAlignment);
-    generators = o.take(4 * (int64_t(a.n) + 1), kAlignment);
+    generators = o.take(4 * (int64_t(a.n) + 1) * math::words_of(a.options.points), kAlignment);
     for (int64_t& p : active) p = o.take(8 * rows, kAlignment);
     closed = o.take(8 * rows, kAlignment);
     small = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);

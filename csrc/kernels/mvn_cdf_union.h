@@ -84,13 +84,16 @@ struct MvnCdfSampleUnion {
     const uint32_t* shifts = m.shifts() + stream.shift * (p.pivots + 1);
     SampleSums sums{0, 0, 0, 0, 0};
     for (int t = 0; t < stream.tiles; ++t) {
-      const uint32_t point = uint32_t(stream.first) + uint32_t(t) * kTileSamples + uint32_t(lane);
-      draw_normals(a.generators, shifts, p.pivots, point, e);
+      const uint32_t first = uint32_t(stream.first) + uint32_t(t) * kTileSamples;
+      const uint32_t index = math::point_index(a.options.points, first + uint32_t(lane));
+      // A lane's points are 32 apart, and the first one's index has no 32 in it.
+      const uint32_t next = math::point_index(a.options.points, kWarp);
+      draw_normals(a, shifts, p.pivots, index, next, e);
       multiply_factor(m.factor(), size, p.pivots, e, x);
       MVNROB_UNROLL
       for (int q = 0; q < kPoints; ++q) {
-        const double failed = count_failed(a, row, m, p, size, a.generators[0], shifts[0],
-                                           point + uint32_t(q * kWarp), x + q * kWarp);
+        const double failed =
+            count_failed(a, row, m, p, size, shifts[0], index + q * next, x + q * kWarp);
         const double value = p.whole_mass / failed;
         sums.complement += value;
         sums.value += 1 - value;
@@ -101,14 +104,13 @@ struct MvnCdfSampleUnion {
     if (lane == 0) m.slots()[int64_t(stream.shift) * a.layout.max_chunks + stream.chunk] = sums;
   }
 
-  static MVNROB_DEVICE void draw_normals(const uint32_t* generators, const uint32_t* shifts,
-                                         int pivots, uint32_t point, double* e) {
+  static MVNROB_DEVICE void draw_normals(const Args& a, const uint32_t* shifts, int pivots,
+                                         uint32_t index, uint32_t next, double* e) {
     for (int j = 0; j < pivots; ++j) {
       MVNROB_UNROLL
       for (int q = 0; q < kPoints; ++q) {
         double w, wc;
-        math::lattice_point<double>(point + uint32_t(q * kWarp), generators[j + 1], shifts[j + 1],
-                                    w, wc);
+        coordinate(a, j + 1, index + q * next, shifts[j + 1], w, wc);
         const double z = math::ndtri_half<double>(math::min(w, wc));
         e[j * kTileSamples + q * kWarp] = w < wc ? z : -z;
       }
@@ -143,10 +145,10 @@ struct MvnCdfSampleUnion {
 
   // Draws the event that happens and how far out, moves X there, counts the variables that fail.
   static MVNROB_DEVICE double count_failed(const Args& a, int64_t row, const RowMemory<scalar_t>& m,
-                                           const Program& p, int size, uint32_t generator,
-                                           uint32_t shift, uint32_t point, const double* x) {
+                                           const Program& p, int size, uint32_t shift,
+                                           uint32_t index, const double* x) {
     double w, wc;
-    math::lattice_point<double>(point, generator, shift, w, wc);
+    coordinate(a, 0, index, shift, w, wc);
     const int64_t event = plan::find_event(m.event_share(), p.events, w);
     const double tail =
         plan::tail_within_event(m.event_share(), m.event_mass(), p.whole_mass, event, w);

@@ -1,12 +1,17 @@
-// Points of the randomly shifted, tent-transformed Richtmyer sequence in 32-bit integers:
-// x = k a_j + s_j mod 2^32, a_j = frac(sqrt(prime_j)) 2^32 made odd, s_j hashed from seed,
-// replicate and dimension. Bit-identical on every device, extensible in k.
+// Points of randomly shifted, tent-transformed lattice sequences in 32-bit integers, point k and
+// coordinate j: x = i a_j + s_j mod 2^32, s_j hashed from seed, replicate and dimension.
+//   Richtmyer's sequence: i = k, a_j = frac(sqrt(prime_j)) 2^32 made odd.
+//   An embedded lattice in base 2: i = k with its bits reversed, so that the first 2^m points are
+//   the rank-1 lattice of that many points; a_j from component-by-component search
+//   (lattice_table.h).
+// Bit-identical on every device, extensible in k.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "config.h"
+#include "lattice_table.h"
 #include "pack.h"
 
 namespace mvnrob::math {
@@ -57,6 +62,29 @@ MVNROB_HD uint64_t mix64(uint64_t z) {
   return z ^ (z >> 31);
 }
 
+// x with its bits in reverse order; U is uint32_t or a pack of them.
+template <class U>
+MVNROB_HD U reverse_bits(U x) {
+#if defined(__CUDA_ARCH__)
+  return __brev(x);
+#else
+  x = (x >> 16) | (x << 16);
+  x = ((x >> 8) & U(0x00ff00ffu)) | ((x & U(0x00ff00ffu)) << 8);
+  x = ((x >> 4) & U(0x0f0f0f0fu)) | ((x & U(0x0f0f0f0fu)) << 4);
+  x = ((x >> 2) & U(0x33333333u)) | ((x & U(0x33333333u)) << 2);
+  return ((x >> 1) & U(0x55555555u)) | ((x & U(0x55555555u)) << 1);
+#endif
+}
+
+// a_j of the embedded lattice. The table knows the low bits, those of the first 2^kLatticeBits
+// points; beyond them, and beyond its dimensions, the bits are those of Richtmyer's generator,
+// which are as good as random ones.
+MVNROB_HD_FN uint32_t embedded_generator(int j, uint32_t richtmyer) {
+  if (j >= tables::kLatticeDimensions) return richtmyer;
+  constexpr uint32_t kKnown = (1u << tables::kLatticeBits) - 1;
+  return (richtmyer & ~kKnown) | tables::lattice_generator(j);
+}
+
 // Shift of one coordinate. Two rounds, so that neighbouring seeds, replicates and dimensions are
 // unrelated; for one seed different (replicate, dimension) never meet the same 64-bit state.
 MVNROB_HD uint32_t hash_shift(uint64_t seed, uint32_t replicate, uint32_t dimension) {
@@ -65,24 +93,31 @@ MVNROB_HD uint32_t hash_shift(uint64_t seed, uint32_t replicate, uint32_t dimens
   return static_cast<uint32_t>(mix64(state + counter * 0x9e3779b97f4a7c15ull) >> 32);
 }
 
-// Coordinate of point k: w in (0, 1) and wc = 1 - w, both exact.
-// The tent transform 1 - |2 x - 1| acts on the integer: x < 1/2 doubles, x >= 1/2 doubles the
-// complement. float keeps the top 23 bits and double all 32, at the middle of their cell.
+// w = (x + 1/2) 2^-32 in (0, 1) and wc = 1 - w, both exact. float keeps the top 23 bits and double
+// all 32, at the middle of their cell.
 template <class T>
-MVNROB_HD void lattice_point(UintPackOf<T> k, uint32_t a, uint32_t s, T& w, T& wc) {
+MVNROB_HD void word_to_unit(UintPackOf<T> x, T& w, T& wc) {
   using U = UintPackOf<T>;
-  const U x = k * U(a) + U(s);
-  const U fold = U(0u) - (x >> 31);
-  const U tent = (x << 1) ^ fold;
   if constexpr (sizeof(scalar_t<T>) == 4) {
-    w = as_real((tent >> 9) | U(0x3f800000u)) - T(0x1.fffffep-1f);  // 1.m - (1 - 2^-24)
+    w = as_real((x >> 9) | U(0x3f800000u)) - T(0x1.fffffep-1f);  // 1.m - (1 - 2^-24)
     wc = T(1.0f) - w;
   } else {
     using L = uint_bits_t<T>;
-    const L bits = (widen(tent) << 20) | L(0x3ff0000000080000ull);  // 1.m and half a cell
+    const L bits = (widen(x) << 20) | L(0x3ff0000000080000ull);  // 1.m and half a cell
     w = as_real(bits) - T(1.0);
     wc = T(1.0) - w;
   }
+}
+
+// Coordinate of the point of index i.
+// The tent transform 1 - |2 x - 1| acts on the integer: x < 1/2 doubles, x >= 1/2 doubles the
+// complement.
+template <class T>
+MVNROB_HD void lattice_point(UintPackOf<T> i, uint32_t a, uint32_t s, T& w, T& wc) {
+  using U = UintPackOf<T>;
+  const U x = i * U(a) + U(s);
+  const U fold = U(0u) - (x >> 31);
+  word_to_unit<T>((x << 1) ^ fold, w, wc);
 }
 
 }  // namespace MVNROB_ISA

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "math/config.h"
+#include "math/point_set.h"
 
 namespace mvnrob {
 
@@ -25,6 +26,7 @@ struct RowOptions {
   int64_t max_points;
   Method method;
   ComputeType compute_type;
+  PointSet points;
 
   // Whether samples are float32. Fewer than five digits do not need more.
   MVNROB_HD bool samples_float32() const {

@@ -116,22 +116,27 @@ MVNROB_HD_FN double neglected(const RowPlan& plan, const FactorFacts& facts) {
   return slope * ::sqrt(2 * ::log(2 * m) * facts.neglected);
 }
 
-MVNROB_HD int64_t round_up(double points) {
-  return (int64_t(points) + kTileSamples - 1) / kTileSamples * kTileSamples;
+// A lattice and Sobol's sequence are at their best at powers of two.
+MVNROB_HD int64_t round_up(const RowOptions& options, double points) {
+  if (options.points == PointSet::richtmyer)
+    return (int64_t(points) + kTileSamples - 1) / kTileSamples * kTileSamples;
+  int64_t power = kTileSamples;
+  while (double(power) < points) power *= 2;
+  return power;
 }
 
 // At least double; further when the error, falling like N^-0.7, asks for it.
-MVNROB_HD_FN int64_t next_points(const RowPlan& plan, const Estimate& e, double t, double t_next,
-                                 double allowed) {
+MVNROB_HD_FN int64_t next_points(const RowPlan& plan, const RowOptions& options, const Estimate& e,
+                                 double t, double t_next, double allowed) {
   const double wanted = math::max(allowed - e.bias, 0.3 * allowed);
   const double ratio = 1.1 * e.sampling * (t_next / t) / wanted;
   const double factor = math::min(16.0, math::max(2.0, ::exp(::log(math::max(ratio, 0.0)) / 0.7)));
-  int64_t next = round_up(double(plan.points) * factor);
+  int64_t next = round_up(options, double(plan.points) * factor);
   // And enough to bring the unseen corner within what is allowed.
   if (!plan.tilted && allowed < plan.mass - plan.largest) {
     const double range = unseen_points(e) * range_of_sample(plan) / kShifts;
     const double corner = math::min(range / allowed, 16.0 * double(next));
-    if (round_up(corner) > next) next = round_up(corner);
+    if (corner > double(next)) next = round_up(options, corner);
   }
   return next;
 }
@@ -310,7 +315,8 @@ MVNROB_HD_FN Step go_on(RowPlan& plan, const RowOptions& options, const Quantile
     return Step::factor;
   }
   const double t_next = detail::t_of_next_look(quantiles, plan.later_looks);
-  return detail::sample_to(plan, options, detail::next_points(plan, e, t, t_next, allowed));
+  return detail::sample_to(plan, options,
+                           detail::next_points(plan, options, e, t, t_next, allowed));
 }
 
 // The backend has looked for the tilt.

@@ -15,6 +15,7 @@
 #include "mendell_elston.h"
 #include "normal.h"
 #include "owens_t.h"
+#include "points.h"
 #include "quadrature.h"
 #include "trivariate.h"
 
@@ -138,6 +139,24 @@ void lattice_into(const uint32_t* k, uint32_t a, uint32_t s, S* w, S* wc, int64_
   }
 }
 
+// By scalars and by packs, which must agree: [2, n] for w and for 1 - w.
+template <class S>
+py::tuple scrambled(Array<uint32_t> x, uint32_t seed) {
+  using P = math::Pack<S, math::native_width<S>>;
+  const int64_t n = x.size();
+  if (n % math::width<P> != 0) throw py::value_error("size must be a multiple of the packs");
+  Array<S> w({int64_t(2), n}), wc({int64_t(2), n});
+  for (int64_t i = 0; i < n; ++i)
+    math::scrambled_point<S>(x.data()[i], seed, w.mutable_data()[i], wc.mutable_data()[i]);
+  for (int64_t i = 0; i < n; i += math::width<P>) {
+    P a, b;
+    math::scrambled_point<P>(math::UintPackOf<P>::load(x.data() + i), seed, a, b);
+    a.store(w.mutable_data() + n + i);
+    b.store(wc.mutable_data() + n + i);
+  }
+  return py::make_tuple(w, wc);
+}
+
 template <class S>
 py::tuple lattice(Array<uint32_t> k, uint32_t a, uint32_t s, const std::string& mode) {
   constexpr int lanes = math::native_width<S>;
@@ -246,6 +265,21 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
     return a;
   });
   m.def("richtmyer_generator", &math::richtmyer_generator);
+  m.attr("lattice_bits") = math::tables::kLatticeBits;
+  m.attr("lattice_dimensions") = math::tables::kLatticeDimensions;
+  m.attr("sobol_dimensions") = math::tables::kSobolDimensions;
+  m.def("lattice_generator", &math::tables::lattice_generator);
+  m.def("embedded_generator", &math::embedded_generator);
+  m.def("reverse_bits", py::vectorize([](uint32_t x) { return math::reverse_bits(x); }));
+  m.def("fill_sobol", [](int dimension) {
+    Array<uint32_t> words(math::kSobolBits);
+    math::fill_sobol(words.mutable_data(), dimension);
+    return words;
+  });
+  m.def("sobol_word",
+        [](Array<uint32_t> words, uint32_t k) { return math::sobol_word(words.data(), k); });
+  m.def("scrambled_float", &scrambled<float>);
+  m.def("scrambled_double", &scrambled<double>);
 
   using Two = double (*)(double, double);
   using Three = double (*)(double, double, double);

@@ -49,17 +49,27 @@ mvnrob::ComputeType compute_type(const std::string& name) {
                              : mvnrob::ComputeType::automatic;
 }
 
+mvnrob::PointSet point_set(const std::string& name) {
+  return name == "lattice"     ? mvnrob::PointSet::lattice
+         : name == "richtmyer" ? mvnrob::PointSet::richtmyer
+                               : mvnrob::PointSet::sobol;
+}
+
 template <class T>
 py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   const std::optional<Array<T>>& lower, const Array<int64_t>& seed, double abs_tol,
                   double rel_tol, int64_t max_points, const std::string& method,
-                  const std::string& compute_dtype, int64_t tile_rows, int64_t resident) {
+                  const std::string& compute_dtype, const std::string& points, int64_t tile_rows,
+                  int64_t resident) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed);
-  a.options = {abs_tol, rel_tol, max_points,
+  a.options = {abs_tol,
+               rel_tol,
+               max_points,
                method == "sov"           ? mvnrob::Method::sov
                : method == "closed_form" ? mvnrob::Method::closed_form
                                          : mvnrob::Method::automatic,
-               compute_type(compute_dtype)};
+               compute_type(compute_dtype),
+               point_set(points)};
   Array<T> prob(a.rows), complement(a.rows), error(a.rows), log_prob(a.rows), log_error(a.rows);
   Array<int64_t> status(a.rows), n_points(a.rows), n_active(a.rows), n_pivots(a.rows);
   a.prob = prob.mutable_data();
@@ -80,9 +90,11 @@ template <class T>
 Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
                            const std::optional<Array<T>>& lower, const Array<int64_t>& seed,
                            const Array<int64_t>& order, int64_t n_points,
-                           const std::string& compute_dtype, int64_t tile_rows, int64_t resident) {
+                           const std::string& compute_dtype, const std::string& points,
+                           int64_t tile_rows, int64_t resident) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed);
-  a.options = {0, 0, n_points, mvnrob::Method::automatic, compute_type(compute_dtype)};
+  a.options = {
+      0, 0, n_points, mvnrob::Method::automatic, compute_type(compute_dtype), point_set(points)};
   a.order = order.data();
   a.n_order = int32_t(order.shape(1));
   a.forced_points = n_points;
@@ -151,11 +163,12 @@ template <class T>
 void define(py::module_& m) {
   m.def("mvn_cdf", &mvn_cdf<T>, py::arg("upper"), py::arg("cov"), py::arg("lower").none(true),
         py::arg("seed"), py::arg("abs_tol"), py::arg("rel_tol"), py::arg("max_points"),
-        py::arg("method"), py::arg("compute_dtype"), py::arg("tile_rows") = 1 << 20,
-        py::arg("resident") = 3);
+        py::arg("method"), py::arg("compute_dtype"), py::arg("points"),
+        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
-        py::arg("compute_dtype"), py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
+        py::arg("compute_dtype"), py::arg("points"), py::arg("tile_rows") = 1 << 20,
+        py::arg("resident") = 3);
   m.def("mendell_elston", &mendell_elston<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("resident") = 3);
   m.def("mendell_elston_backward", &mendell_elston_backward<T>, py::arg("grad"), py::arg("upper"),

@@ -58,6 +58,7 @@ struct Call {
 struct Orthants {
   int64_t rows, n, copies;
   bool rectangular;
+  mvnrob::PointSet points = mvnrob::PointSet::lattice;
 
   template <class T, class scalar_t>
   void check(double tolerance, int64_t tile_rows, int64_t resident) const {
@@ -68,8 +69,12 @@ struct Orthants {
       for (int64_t j = 0; j < size; ++j) call.cov[i * size + j] = i % n == j % n ? T(1) : T(0.5);
     if (rectangular) call.args.lower = call.lower.data();
     call.args.options = {
-        tolerance, 0, 1 << 16, mvnrob::Method::automatic,
-        sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64};
+        tolerance,
+        0,
+        1 << 16,
+        mvnrob::Method::automatic,
+        sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64,
+        points};
     mvnrob::shim::run_mvn_cdf<scalar_t>(call.args, tile_rows, resident);
     for (int64_t b = 0; b < rows; ++b) {
       const double wrong = std::abs(double(call.prob[b]) - 1.0 / double(n + 1));
@@ -88,6 +93,8 @@ inline void check_small() {
     Orthants{2, n, 1, true}.check<float, float>(0.02, 2, 3);
   }
   Orthants{2, 9, 1, false}.check<double, double>(0.02, 2, 1);
+  for (const auto points : {mvnrob::PointSet::richtmyer, mvnrob::PointSet::sobol})
+    Orthants{2, 9, 1, false, points}.check<double, float>(0.02, 2, 2);
 }
 
 inline void check_groups() {
@@ -99,6 +106,7 @@ inline void check_groups() {
 inline void check_blocked() {
   for (const int64_t n : {33, 47}) Orthants{2, n, 1, false}.check<double, float>(0.02, 2, 2);
   Orthants{1, 40, 1, true}.check<double, double>(0.02, 1, 2);
+  Orthants{1, 40, 1, true, mvnrob::PointSet::sobol}.check<double, float>(0.02, 1, 2);
 }
 
 // More variables than are all sampled: some complete, and the plan deepens.
@@ -115,7 +123,12 @@ inline void check_relative(int64_t n, double limit, double log_truth) {
     call.upper[i] = limit;
     for (int64_t j = 0; j < n; ++j) call.cov[i * n + j] = i == j ? 1 : 0.5;
   }
-  call.args.options = {0, 0.1, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
+  call.args.options = {0,
+                       0.1,
+                       1 << 16,
+                       mvnrob::Method::automatic,
+                       mvnrob::ComputeType::automatic,
+                       mvnrob::PointSet::lattice};
   mvnrob::shim::run_mvn_cdf<double>(call.args, 1, 2);
   if (!(std::abs(call.log_prob[0] - log_truth) <= call.log_error[0]) || call.status[0] != 0)
     throw std::runtime_error("wrong logarithm: " + std::to_string(call.log_prob[0] * 1e6) + "e-6");
