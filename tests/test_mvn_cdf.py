@@ -385,8 +385,10 @@ def test_float32_gram_as_float64(n, rank):
     rounded = mvn_cdf(upper.double(), (factor @ factor.mT).double(), abs_tol=1e-3, return_info=True)
     factor = factor.double()
     exact = mvn_cdf(upper.double(), factor @ factor.mT, abs_tol=1e-3, return_info=True)
-    # Rounding of 1e-7 in a matrix of rank one moves a limit by about as much.
-    assert ((rounded.prob - exact.prob).abs() <= rounded.error + exact.error + 1e-6).all()
+    # Rounding of 1e-7 in a matrix of rank one moves a limit by about as much; of a higher rank by up
+    # to the root of that, which is the input's and in neither error (8e-4 in one row of rank 3).
+    moved = 1e-6 if rank == 1 else 3 * 1.2e-7**0.5
+    assert ((rounded.prob - exact.prob).abs() <= rounded.error + exact.error + moved).all()
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 3.0, 7.0])
