@@ -42,6 +42,7 @@ SIMD_SOURCES = [
     "csrc/cpu/mvn_cdf_simd.cpp",
     "csrc/cpu/jac_cov_simd.cpp",
     "csrc/cpu/mendell_elston_simd.cpp",
+    "csrc/cpu/mvn_cdf_pathwise_simd.cpp",
 ]
 SIMD_LEVELS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -64,6 +65,8 @@ CPU_SOURCES = [
     "csrc/cpu/mvn_cdf_batch.cpp",
     "csrc/cpu/mvn_cdf_factor.cpp",
     "csrc/cpu/mvn_cdf_pack.cpp",
+    "csrc/cpu/mvn_cdf_pathwise.cpp",
+    "csrc/cpu/mvn_cdf_pathwise_row.cpp",
     "csrc/cpu/mvn_cdf_problem.cpp",
     "csrc/cpu/mvn_cdf_points.cpp",
     "csrc/cpu/mvn_cdf_row.cpp",

@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "plan/estimate.h"
 #include "torch_utils.h"
 
 namespace mvnrob {
@@ -96,6 +97,60 @@ inline void check_mendell_elston_backward(const Tensor& grad, const Tensor& uppe
       grad.dim() == 1 && grad.size(0) == upper.size(0) && grad.scalar_type() == ScalarType::Double,
       op, ": grad must be float64 of shape [", upper.size(0), "], got ", shape_text(grad));
   STD_TORCH_CHECK(same_device(grad, upper), op, ": grad must be on the device of upper");
+}
+
+inline void check_mvn_cdf_pathwise(const Tensor& upper, const Tensor& cov,
+                                   const std::optional<Tensor>& lower, const Tensor& seed,
+                                   const Tensor& order, const Tensor& first, const Tensor& points,
+                                   const Tensor& weight, const std::string& compute_dtype) {
+  const char* op = "mvn_cdf_pathwise";
+  check_mvn_cdf_rows(op, upper, cov, lower, seed);
+  const int64_t batch = upper.size(0), n = upper.size(1);
+  STD_TORCH_CHECK(order.dim() == 2 && order.size(0) == batch && order.size(1) >= 1 &&
+                      order.size(1) <= n && order.scalar_type() == ScalarType::Long,
+                  op, ": order must be int64 of shape [", batch, ", k] with 1 <= k <= ", n,
+                  ", got ", shape_text(order));
+  for (const Tensor* t : {&first, &points})
+    STD_TORCH_CHECK(
+        t->dim() == 1 && t->size(0) == batch && t->scalar_type() == ScalarType::Long, op,
+        ": first and points must be int64 of shape [", batch, "], got ", shape_text(*t));
+  STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == batch && weight.size(1) == kShifts &&
+                      weight.scalar_type() == ScalarType::Double,
+                  op, ": weight must be float64 of shape [", batch, ", ", kShifts, "], got ",
+                  shape_text(weight));
+  for (const Tensor* t : {&order, &first, &points, &weight})
+    STD_TORCH_CHECK(same_device(*t, upper), op,
+                    ": order, first, points and weight must be on the device of upper");
+  STD_TORCH_CHECK(compute_dtype == "float32" || compute_dtype == "float64", op,
+                  ": compute_dtype must be float32 or float64, got ", compute_dtype);
+}
+
+// Values, where they are at hand (on the CPU). A row names distinct variables and then, from the
+// first negative number on, -1 (the next in greedy order) only where all are, and -2 for no more.
+inline void check_mvn_cdf_pathwise_values(const int64_t* order, const int64_t* first,
+                                          const int64_t* points, int64_t batch, int64_t pivots,
+                                          int64_t n) {
+  std::vector<bool> seen(n);
+  for (int64_t b = 0; b < batch; ++b) {
+    seen.assign(n, false);
+    const int64_t* mine = order + b * pivots;
+    bool ended = false;
+    for (int64_t k = 0; k < pivots; ++k) {
+      const int64_t i = mine[k];
+      const bool named = i >= 0 && i < n && !seen[i] && mine[0] >= 0;
+      const bool greedy = i == -1 && mine[0] == -1;
+      STD_TORCH_CHECK((i == -2 && k > 0) || (!ended && (named || greedy)),
+                      "mvn_cdf_pathwise: order must name distinct variables of [0, ", n,
+                      ") in a row, or be -1 for the greedy ones; -2 ends it; got ", i);
+      ended |= i == -2;
+      if (named) seen[i] = true;
+    }
+    STD_TORCH_CHECK(first[b] >= 0 && first[b] % kTileSamples == 0 && points[b] > 0 &&
+                        points[b] % kTileSamples == 0 &&
+                        first[b] + points[b] <= int64_t(1) << 31,
+                    "mvn_cdf_pathwise: first and points must be multiples of ", kTileSamples,
+                    " up to 2^31, and points positive, got ", first[b], " and ", points[b]);
+  }
 }
 
 inline void check_bvn_cdf(const Tensor& h, const Tensor& k, const Tensor& rho) {

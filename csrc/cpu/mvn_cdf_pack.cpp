@@ -83,6 +83,7 @@ class Packer {
     list.upper.clear();
     list.lower.clear();
     list.flags.clear();
+    list.position.clear();
   }
 
   template <class List>
@@ -101,6 +102,7 @@ class Packer {
     if (bounds.upper < kInfinity) flags |= kHasUpper;
     if (bounds.lower > -kInfinity) flags |= kHasLower;
     list.flags.push_back(uint8_t(flags));
+    list.position.push_back(i);
   }
 
   template <class List>

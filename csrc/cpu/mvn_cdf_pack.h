@@ -21,12 +21,16 @@ class PackedProgram {
   }
   const Program<scalar_t>& program() const { return program_; }
   double cost() const { return cost_; }  // per sample, in units of one multiply-add
+  // Of each of the program's rows, its position in the factor.
+  const std::vector<int64_t>& sampled_rows() const { return sampled_.position; }
+  const std::vector<int64_t>& completion_rows() const { return completion_.position; }
 
  private:
   struct List {
     std::vector<Block> blocks;
     std::vector<scalar_t> coef, upper, lower;
     std::vector<uint8_t> flags;
+    std::vector<int64_t> position;
     RowList<scalar_t> view() const {
       return {blocks.data(), int64_t(blocks.size()), coef.data(),
               upper.data(),  lower.data(),           flags.data()};

@@ -1,0 +1,121 @@
+// mvn_cdf_pathwise on the CPU: values and derivatives for given pivots and points.
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "checks.h"
+#include "cpu/mvn_cdf_batch.h"
+#include "cpu/mvn_cdf_pathwise_row.h"
+#include "cpu/simd_dispatch.h"
+#include "plan/variable.h"
+
+namespace mvnrob {
+
+extern const PathwiseTable mvn_cdf_pathwise_table_generic;
+#ifdef MVNROB_HAS_AVX2
+extern const PathwiseTable mvn_cdf_pathwise_table_avx2;
+#endif
+#ifdef MVNROB_HAS_AVX512
+extern const PathwiseTable mvn_cdf_pathwise_table_avx512;
+#endif
+
+const PathwiseTable& pathwise_table() {
+  switch (simd_level()) {
+#ifdef MVNROB_HAS_AVX512
+    case SimdLevel::avx512:
+      return mvn_cdf_pathwise_table_avx512;
+#endif
+#ifdef MVNROB_HAS_AVX2
+    case SimdLevel::avx2:
+      return mvn_cdf_pathwise_table_avx2;
+#endif
+    default:
+      return mvn_cdf_pathwise_table_generic;
+  }
+}
+
+namespace {
+
+// The row's variables and its factor; false where it has no answer. Without forced pivots variables
+// that have no limits are left out.
+bool factor_row(const RowInput& input, const int64_t* order, int64_t pivots, RowWorkspace& w) {
+  const bool forced = pivots > 0 && order[0] >= 0;
+  if (forced ? !w.all.read_all(input) : w.all.read(input) != Prepared::integrate) return false;
+  w.factor.start(w.all, input.cov);
+  int64_t count = 0;
+  while (count < pivots && order[count] >= -1) ++count;
+  if (forced) return w.factor.follow(order, count);
+  if (w.factor.advance(count) == Advanced::yes) return true;
+  // Float32's rounding, as mvn_cdf takes it.
+  const double single = plan::entry_error(false);
+  if (w.all.entry_error >= single) return false;
+  w.all.entry_error = single;
+  w.factor.start(w.all, input.cov);
+  return w.factor.advance(count) == Advanced::yes;
+}
+
+}  // namespace
+
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
+                             const Tensor& seed, const Tensor& order_in, const Tensor& first_in,
+                             const Tensor& points_in, const Tensor& weight_in,
+                             std::string compute_dtype, bool wants_cov) {
+  check_mvn_cdf_pathwise(upper, cov, lower, seed, order_in, first_in, points_in, weight_in,
+                         compute_dtype);
+  const Tensor order = torch::stable::contiguous(order_in),
+               first = torch::stable::contiguous(first_in),
+               points = torch::stable::contiguous(points_in),
+               weight = torch::stable::contiguous(weight_in);
+  const int64_t batch = upper.size(0), n = upper.size(1), pivots = order.size(1);
+  const int64_t* orders = order.const_data_ptr<int64_t>();
+  check_mvn_cdf_pathwise_values(orders, first.const_data_ptr<int64_t>(),
+                                points.const_data_ptr<int64_t>(), batch, pivots, n);
+  const Batch rows(upper, cov, lower, seed);
+  auto real = [&](std::initializer_list<int64_t> shape) {
+    Tensor t = torch::stable::new_empty(upper, shape, ScalarType::Double);
+    std::fill(t.mutable_data_ptr<double>(), t.mutable_data_ptr<double>() + t.numel(), 0.0);
+    return t;
+  };
+  Tensor value = real({batch, kShifts}), to_upper = real({batch, kShifts, n}),
+         to_lower = real({batch, kShifts, n}),
+         to_cov = wants_cov ? real({batch, n, n}) : real({0}), cov_error = real({batch});
+  solve_rows(batch, [&](int64_t b, RowWorkspace& w, const Runner& run) {
+    double* values = value.mutable_data_ptr<double>() + b * kShifts;
+    double* upper_out = to_upper.mutable_data_ptr<double>() + b * kShifts * n;
+    double* lower_out = to_lower.mutable_data_ptr<double>() + b * kShifts * n;
+    double* cov_out = wants_cov ? to_cov.mutable_data_ptr<double>() + b * n * n : nullptr;
+    const RowInput input = rows.row(b);
+    const int64_t* mine = orders + b * pivots;
+    if (!factor_row(input, mine, pivots, w)) {
+      const double nan = std::numeric_limits<double>::quiet_NaN();
+      std::fill(values, values + kShifts, nan);
+      std::fill(upper_out, upper_out + kShifts * n, nan);
+      std::fill(lower_out, lower_out + kShifts * n, nan);
+      if (wants_cov) std::fill(cov_out, cov_out + n * n, nan);
+      return;
+    }
+    Pathwise pathwise;
+    const int64_t from = first.const_data_ptr<int64_t>()[b],
+                  count = points.const_data_ptr<int64_t>()[b];
+    if (compute_dtype == "float32")
+      pathwise.run<float>(w.factor, rows.seed(b), from, count, wants_cov, run);
+    else
+      pathwise.run<double>(w.factor, rows.seed(b), from, count, wants_cov, run);
+    for (int s = 0; s < kShifts; ++s) {
+      values[s] = pathwise.value(s);
+      pathwise.to_limits(s, upper_out + s * n, lower_out + s * n);
+    }
+    if (wants_cov)
+      cov_error.mutable_data_ptr<double>()[b] =
+          pathwise.to_cov(weight.const_data_ptr<double>() + b * kShifts, n, cov_out);
+  });
+  return {value, to_upper, to_lower, to_cov, cov_error};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {
+  m.impl("mvn_cdf_pathwise", TORCH_BOX(&mvn_cdf_pathwise_cpu));
+}
+
+}  // namespace mvnrob
