@@ -111,9 +111,9 @@ inline void check_mvn_cdf_pathwise(const Tensor& upper, const Tensor& cov,
                   op, ": order must be int64 of shape [", batch, ", k] with 1 <= k <= ", n,
                   ", got ", shape_text(order));
   for (const Tensor* t : {&first, &points})
-    STD_TORCH_CHECK(
-        t->dim() == 1 && t->size(0) == batch && t->scalar_type() == ScalarType::Long, op,
-        ": first and points must be int64 of shape [", batch, "], got ", shape_text(*t));
+    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == batch && t->scalar_type() == ScalarType::Long,
+                    op, ": first and points must be int64 of shape [", batch, "], got ",
+                    shape_text(*t));
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(0) == batch && weight.size(1) == kShifts &&
                       weight.scalar_type() == ScalarType::Double,
                   op, ": weight must be float64 of shape [", batch, ", ", kShifts, "], got ",
@@ -146,8 +146,7 @@ inline void check_mvn_cdf_pathwise_values(const int64_t* order, const int64_t* f
       if (named) seen[i] = true;
     }
     STD_TORCH_CHECK(first[b] >= 0 && first[b] % kTileSamples == 0 && points[b] > 0 &&
-                        points[b] % kTileSamples == 0 &&
-                        first[b] + points[b] <= int64_t(1) << 31,
+                        points[b] % kTileSamples == 0 && first[b] + points[b] <= int64_t(1) << 31,
                     "mvn_cdf_pathwise: first and points must be multiples of ", kTileSamples,
                     " up to 2^31, and points positive, got ", first[b], " and ", points[b]);
   }

@@ -13,12 +13,14 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
       "Tensor log_prob, Tensor log_error)");
-  // grad [B] times the derivatives of prob to upper and lower [B, n] and, where wants_cov, to cov
-  // [B, n, n]; what is not wanted is empty. mvnrob/_mvn_cdf_grad.py, by calls of mvn_cdf.
+  // grad [B] times the derivatives of prob, and grad_log times those of log_prob, to upper and lower
+  // [B, n] and, where wants_cov, to cov [B, n, n]; what is not wanted is empty.
+  // mvnrob/_mvn_cdf_grad.py, by calls of mvn_cdf and mvn_cdf_pathwise.
   m.def(
-      "mvn_cdf_backward(Tensor grad, Tensor upper, Tensor cov, Tensor? lower, Tensor seed, "
-      "Tensor prob, Tensor complement, Tensor n_points, float abs_tol, float rel_tol, "
-      "int max_points, str method, str compute_dtype, str points, bool wants_cov) "
+      "mvn_cdf_backward(Tensor grad, Tensor grad_log, Tensor upper, Tensor cov, Tensor? lower, "
+      "Tensor seed, Tensor prob, Tensor complement, Tensor log_prob, Tensor n_points, "
+      "Tensor n_pivots, float abs_tol, float rel_tol, int max_points, str method, "
+      "str compute_dtype, str points, bool wants_cov) "
       "-> (Tensor upper, Tensor lower, Tensor cov)");
   // Sums over the points of each shift, float64 [B, 8, 5], with the pivots order int64 [B, k]: no
   // screening, no decisions. For tests and benchmarks.
@@ -34,13 +36,15 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   m.def(
       "mendell_elston_backward(Tensor grad, Tensor upper, Tensor cov, Tensor? lower, "
       "bool wants_cov) -> (Tensor upper, Tensor lower, Tensor cov)");
-  // With pivots order int64 [B, k] and points first .. first + points - 1 of each shift (int64 [B]),
-  // all float64: the sums of the integrand [B, 8], their derivatives to the limits [B, 8, n], and of
-  // sum_s weight[b, s] value[b, s] to cov [B, n, n] with its standard error [B].
+  // With pivots order int64 [B, k] and points first .. first + points - 1 of each shift (int64
+  // [B]), all float64: the sums of the integrand [B, 8], their derivatives to the limits [B, 8, n],
+  // and of sum_s weight[b, s] value[b, s] to cov [B, n, n] with its variance; pivots used int64
+  // [B].
   m.def(
       "mvn_cdf_pathwise(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor order, "
       "Tensor first, Tensor points, Tensor weight, str compute_dtype, bool wants_cov) "
-      "-> (Tensor value, Tensor upper, Tensor lower, Tensor cov, Tensor cov_error)");
+      "-> (Tensor value, Tensor upper, Tensor lower, Tensor cov, Tensor cov_variance, Tensor "
+      "pivots)");
   // S [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i; target int64 [B]
   m.def("jac_cov_accumulate_(Tensor(a!) S, Tensor J, Tensor target) -> ()");
   // z, norms [B, C - 1], corr [B, C - 1, C - 1] of the classes other than t; sigma float64 [B]

@@ -419,8 +419,8 @@ def _(upper, cov, lower, seed, order, n_points, compute_dtype, points="lattice")
 # Variables without limits are left out then. first and points [B] are of each shift and multiples of
 # 64. All float64: the sums of the integrand [B, 8], their derivatives to upper and lower [B, 8, n],
 # and that of sum_s weight[b, s] value[b, s] to cov [B, n, n] (symmetric: half to each of a pair; empty
-# where not wanted) with its standard error [B], the root mean square over the entries in units of the
-# standard deviations. NaN rows as in mvn_cdf_sums. A tile of 64 samples is recomputed and reversed at
+# where not wanted) with the square of each entry's standard error over the shifts; the number of pivots
+# found, int64 [B]. NaN rows as in mvn_cdf_sums. A tile of 64 samples is recomputed and reversed at
 # a time: memory O(64 (n + 7 k)) a thread, and O(n k) for cov.
 @torch.library.register_fake("mvnrob::mvn_cdf_pathwise")
 def _(upper, cov, lower, seed, order, first, points, weight, compute_dtype, wants_cov):
@@ -432,7 +432,8 @@ def _(upper, cov, lower, seed, order, first, points, weight, compute_dtype, want
 
     return (
         real(batch, 8), real(batch, 8, n), real(batch, 8, n),
-        real(batch, n, n) if wants_cov else real(0), real(batch),
+        *(real(batch, n, n) if wants_cov else real(0) for _ in range(2)),
+        upper.new_empty(batch, dtype=torch.int64),
     )  # fmt: skip
 
 
@@ -452,7 +453,7 @@ def _sums_backward(ctx, grad):
     n_points, compute_dtype = ctx.options
     points = torch.full_like(seed, n_points)
     weight = (grad[..., 0] - grad[..., 1]).contiguous()
-    _, to_upper, to_lower, to_cov, _ = torch.ops.mvnrob.mvn_cdf_pathwise(
+    _, to_upper, to_lower, to_cov, *_ = torch.ops.mvnrob.mvn_cdf_pathwise(
         upper, cov, lower, seed, order, torch.zeros_like(seed), points, weight, compute_dtype,
         ctx.needs_input_grad[1],
     )  # fmt: skip
@@ -467,9 +468,7 @@ def _sums_backward(ctx, grad):
     )
 
 
-torch.library.register_autograd(
-    "mvnrob::mvn_cdf_sums", _sums_backward, setup_context=_save_sums
-)
+torch.library.register_autograd("mvnrob::mvn_cdf_sums", _sums_backward, setup_context=_save_sums)
 
 
 def mvn_cdf_reference(

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _load  # noqa: F401  (the schemas)
+from . import _load, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
 from ._autograd import register
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
@@ -40,6 +40,11 @@ _INDEFINITE = 3  # mvnrob.Status
 _FEWEST = 512
 #: Up to so many variables that matter the conditional problems have closed forms: none is skipped.
 _EXACT = 4
+#: Conditional probabilities are the most accurate: so many are taken always, and more while they
+#: cost at most _AFFORDABLE times the value's points (a call's set-up counts _SETUP a variable).
+_FEW = 12
+_AFFORDABLE = 1.5
+_SETUP = 4
 _BYTES = 64 * 2**20
 _BYTES_PER_ENTRY = 32  # of a conditional covariance: as read, in float64, masks, the op's own
 
@@ -53,6 +58,7 @@ class _Rows(NamedTuple):
     limits: Tensor  # [B, 2, n]: upper, lower
     seed: Tensor
     entry_error: float  # of R, by rounding, as in csrc/plan/variable.h
+    log_unit: Tensor  # [B] slopes are in units of its exponential
     options: tuple  # abs_tol, rel_tol
     rest: tuple  # method, compute_dtype, points
 
@@ -72,16 +78,19 @@ class _Units(NamedTuple):
     row: Tensor  # [m]
     index: Tensor  # [m, 1 or 2]
     side: Tensor  # [m, 1 or 2] 0 upper, 1 lower
-    weight: Tensor  # [m] density there
+    log_density: Tensor  # [m] there
     stream: Tensor  # [m] number within the row, for the seed
+
+    def of(self, rows: Tensor) -> _Units:
+        """Those of the rows that the mask [B] marks."""
+        return self.where(rows[self.row])
+
+    def where(self, mask: Tensor) -> _Units:
+        return _Units(*(t[mask] for t in self))
 
     @staticmethod
     def join(parts: list[_Units]) -> _Units:
         return _Units(*(torch.cat(p) for p in zip(*parts, strict=True)))
-
-
-def _phi(x: Tensor) -> Tensor:
-    return torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
 def _levels(max_points: int) -> list[int]:
@@ -124,8 +133,8 @@ def _given(r: Tensor, limits: Tensor, index: Tensor, side: Tensor, entry_error: 
 
 
 def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) -> Tensor:
-    """weight * Q of each unit; `budget` [B] is what a row's units may cost together."""
-    out = torch.zeros_like(units.weight)
+    """density * Q / exp(log_unit) of each unit; `budget` [B] is what a row's may cost together."""
+    out = torch.zeros_like(units.log_density)
     if out.numel() == 0:
         return out
     counts = torch.bincount(units.row, minlength=len(budget))
@@ -139,14 +148,14 @@ def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) ->
         picks = (level == number).nonzero()[:, 0]
         for part in picks.split(chunk):
             piece = _Units(*(t[part] for t in units))
-            out[part] = _probabilities(rows, piece, levels[number]) * piece.weight
+            out[part] = _probabilities(rows, piece, levels[number])
     return out
 
 
 def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
     r = rows.correlations(units.row)
     limits = rows.limits[units.row]
-    share = torch.ones_like(units.weight)
+    share = torch.ones_like(units.log_density)
     for index, side in zip(units.index.unbind(1), units.side.unbind(1), strict=True):
         share = share * _given(r, limits, index, side, rows.entry_error)
     # Steps of the golden ratio: the streams of a row and the seeds of a batch do not meet.
@@ -166,7 +175,7 @@ def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
         )
 
     every = slice(None)
-    prob, _, _, status, *_ = call(every)
+    prob, _, _, status, *_, log_prob, _ = call(every)
     # A small conditional variance is rounding of the matrix made large. The forward takes what
     # float32's rounding explains as singular, so here as much is added to the diagonal.
     bad = (status == _INDEFINITE).nonzero()[:, 0]
@@ -174,18 +183,27 @@ def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
         diagonal = r.diagonal(dim1=1, dim2=2)
         jitter = 4 * r.shape[-1] * torch.finfo(torch.float32).eps
         r.diagonal(dim1=1, dim2=2).add_((diagonal != 0) * jitter)
-        prob = prob.index_copy(0, bad, call(bad)[0])
-    return prob * share
+        again = call(bad)
+        prob, log_prob = prob.index_copy(0, bad, again[0]), log_prob.index_copy(0, bad, again[7])
+    # Relative to p where its logarithm is asked for, in logarithms: no factor need be a number.
+    unit = rows.log_unit[units.row]
+    relative = (units.log_density + log_prob.double() - unit).exp()
+    value = torch.where(unit == 0, units.log_density.exp() * prob, relative)
+    return value * share
 
 
-def _limit_units(rows: _Rows, wanted: Tensor, least: Tensor) -> _Units:
+def _log_phi(x: Tensor) -> Tensor:
+    return -0.5 * x * x - 0.5 * math.log(2 * math.pi)
+
+
+def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
     n = rows.cov.shape[-1]
     parts = []
     open_ = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead & wanted[:, None]
     for side in (0, 1):
         z = rows.limits[:, side]
-        density = _phi(z)
-        row, i = (open_ & z.isfinite() & (density > least[:, None])).nonzero(as_tuple=True)
+        density = _log_phi(z)
+        row, i = (open_ & z.isfinite() & (density > log_least[:, None])).nonzero(as_tuple=True)
         parts.append(
             _Units(
                 row, i[:, None], torch.full_like(i, side)[:, None], density[row, i], side * n + i
@@ -194,7 +212,8 @@ def _limit_units(rows: _Rows, wanted: Tensor, least: Tensor) -> _Units:
     return _Units.join(parts)
 
 
-def _pair_units(rows: _Rows, wanted: Tensor, least: Tensor) -> _Units:
+def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor, bad: Tensor | None) -> _Units:
+    """The pairs whose density matters; where `bad` [B, n, n] is given, only those it marks."""
     n = rows.cov.shape[-1]
     usable = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead
     chunk = max(1, _BYTES // (_BYTES_PER_ENTRY * n * n))
@@ -205,31 +224,62 @@ def _pair_units(rows: _Rows, wanted: Tensor, least: Tensor) -> _Units:
         pair = (usable[some, :, None] & usable[some, None, :]).triu(1)
         # |R_ij| = 1 to rounding: no density, or an infinite one where the limits meet.
         pair &= left > 32 * rows.entry_error
+        if bad is not None:
+            pair &= bad[some]
         spread = torch.where(pair, left, 1.0).sqrt()
         for corner in range(4):
             a = rows.limits[some, corner // 2, :, None]
             b = rows.limits[some, corner % 2, None, :]
             finite = pair & a.isfinite() & b.isfinite()
             a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
-            density = _phi(a) * _phi((b - r * a) / spread) / spread
-            row, i, j = (finite & (density > least[some, None, None])).nonzero(as_tuple=True)
+            density = _log_phi(a) + _log_phi((b - r * a) / spread) - spread.log()
+            matters = finite & (density > log_least[some, None, None])
+            row, i, j = matters.nonzero(as_tuple=True)
             side = torch.tensor([corner // 2, corner % 2], device=i.device).expand(len(i), 2)
             stream = (2 + corner * n + i) * n + j
             parts.append(
                 _Units(some[row], torch.stack([i, j], 1), side, density[row, i, j], stream)
             )
+    if not parts:  # nothing is wanted
+        none = torch.zeros(0, dtype=torch.int64, device=usable.device)
+        return _Units(none, none.expand(2, 0).T, none.expand(2, 0).T, none.double(), none)
     return _Units.join(parts)
+
+
+def _pathwise_rows(rows: _Rows, units: _Units, n_points: Tensor, plain: Tensor) -> Tensor:
+    """[B] rows whose conditional probabilities would cost more than sampling their slopes."""
+    counts = torch.bincount(units.row, minlength=len(n_points))
+    n = rows.cov.shape[-1]
+    # In points: what a call takes at least, and its matrix, read and factored.
+    cost = counts * (_FEWEST + _SETUP * n)
+    return plain & (counts > _FEW) & (cost > _AFFORDABLE * n_points)
+
+
+def _of_pairs(rows: _Rows, pairs: _Units, values: Tensor) -> Tensor:
+    """H [B, n, n] from its corners."""
+    batch, n = rows.cov.shape[:2]
+    h = torch.zeros(batch, n, n, dtype=torch.float64, device=values.device)
+    for corner in range(4):  # one at a time: within one, no entry comes twice
+        mine = (2 * pairs.side[:, 0] + pairs.side[:, 1] == corner).nonzero()[:, 0]
+        sign = 1 if corner in (0, 3) else -1
+        at = (pairs.row[mine], *pairs.index[mine].unbind(1))
+        h[at] += sign * values[mine]
+    h += h.mT.clone()
+    return h
 
 
 def _backward_op(
     grad: Tensor,
+    grad_log: Tensor,
     upper: Tensor,
     cov: Tensor,
     lower: Tensor | None,
     seed: Tensor,
     prob: Tensor,
     complement: Tensor,
+    log_prob: Tensor,
     n_points: Tensor,
+    n_pivots: Tensor,
     abs_tol: float,
     rel_tol: float,
     max_points: int,
@@ -247,7 +297,7 @@ def _backward_op(
             nothing if lower is None else torch.zeros_like(upper),
             upper.new_zeros(batch, n, n) if wants_cov else nothing,
         )
-    grad = grad.double()
+    grad, grad_log, log_prob = grad.double(), grad_log.double(), log_prob.double()
     low = torch.full_like(upper, -math.inf) if lower is None else lower
     limits = torch.stack([upper, low], 1).double()
     variance = cov.diagonal(dim1=1, dim2=2).double()
@@ -256,39 +306,99 @@ def _backward_op(
     # A step has its limit in its own units; only its sign matters.
     limits = torch.where(dead[:, None], limits, limits * scale[:, None])
     entry_error = (4 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
-    options, rest = (abs_tol, rel_tol), (method, compute_dtype, points)
-    rows = _Rows(cov, dead, scale, limits, seed, entry_error, options, rest)
+    # Slopes are in units of p where its logarithm moves the loss.
+    log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
+    rows = _Rows(
+        cov, dead, scale, limits, seed, entry_error, log_unit, (abs_tol, rel_tol),
+        (method, compute_dtype, points),
+    )  # fmt: skip
+    factor = torch.where(grad == 0, 0.0, grad * log_unit.exp()) + grad_log
 
     nan = prob.isnan()
-    wanted = (grad != 0) & ~nan
-    tolerance = torch.minimum(prob, complement).double().mul(rel_tol).clamp_min(abs_tol)
+    moves = (grad != 0) | (grad_log != 0)
+    wanted = moves & ~nan
+    small = torch.minimum(prob, complement).double()
+    tolerance = small.mul(rel_tol).clamp_min(abs_tol)
+    # In logarithms, since p may have underflowed where its logarithm has not.
+    log_small = torch.where(prob <= complement, log_prob, small.log())
+    log_tolerance = torch.maximum(
+        log_small + math.log(rel_tol) if rel_tol > 0 else torch.full_like(log_small, -math.inf),
+        torch.full_like(log_small, math.log(abs_tol) if abs_tol > 0 else -math.inf),
+    )
     live = (~dead).sum(1)
     # What is skipped cannot move any sum over the variables by more than a tenth of the tolerance.
-    least = 0.1 * tolerance / live.clamp_min(1)
+    log_least = math.log(0.1) + log_tolerance - live.clamp_min(1).log()
     budget = COST * n_points
 
-    units = _limit_units(rows, wanted, torch.where(live <= _EXACT, 0.0, least))
-    values = _conditional(rows, units, budget, max_points)
+    units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least))
+    # Sampled plainly, with a tolerance that is absolute.
+    plain = (n_points > 0) & (n_pivots > 0) & (abs_tol >= rel_tol * small) & (live > _EXACT)
+    plain &= wanted & (prob > 0)
+    by_path = _pathwise_rows(rows, units, n_points, plain)
+    pairs = _pair_units(
+        rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least), None
+    )
+    cov_by_path = _pathwise_rows(rows, pairs, n_points, plain)
+
+    sampled = compute_dtype
+    if sampled == "auto":
+        sampled = "float32" if abs_tol >= 1e-5 else "float64"
+    takes_part = torch.zeros_like(dead)
+    takes_part[units.row, units.index[:, 0]] = True
+    sd = torch.where(dead, 0.0, variance.sqrt())
+
+    def sample(mask: Tensor, of_cov: bool) -> tuple[Tensor, _mvn_cdf_pathwise.Slopes]:
+        picks = mask.nonzero()[:, 0]
+        whole = len(picks) == batch
+        pick = (lambda t: t) if whole else (lambda t: t[picks])
+        out = _mvn_cdf_pathwise.slopes(
+            (pick(upper), None if lower is None else pick(lower)),
+            *(pick(t) for t in (cov, seed, takes_part, n_points, n_pivots, tolerance, sd)),
+            sampled,
+            of_cov,
+        )
+        return picks, out
+
     slopes = torch.zeros_like(limits)
-    side = units.side[:, 0]
-    slopes[units.row, side, units.index[:, 0]] = torch.where(side == 0, values, -values)
+    unit = log_unit.exp()[:, None]
+
+    def take(picks: Tensor, out: _mvn_cdf_pathwise.Slopes) -> None:
+        mine = by_path[picks].nonzero()[:, 0]
+        at = picks[mine]
+        for side, to_limit in enumerate((out.upper, out.lower)):
+            slopes[at, side] = to_limit[mine] * sd[at] / unit[at]
+
+    only_limits = by_path & ~cov_by_path
+    if bool(only_limits.any()):
+        take(*sample(only_limits, False))
+    bad = h = None
+    if bool(cov_by_path.any()):
+        picks, out = sample(cov_by_path, True)
+        take(picks, out)
+        h, bad = _pathwise_pairs(rows, picks, out, sd, tolerance)
+    by_formula = units.of(~by_path)
+    values = _conditional(rows, by_formula, budget, max_points)
+    side = by_formula.side[:, 0]
+    signed = torch.where(side == 0, values, -values)
+    slopes[by_formula.row, side, by_formula.index[:, 0]] = signed
+    # Undefined where p is not told from zero although its limits contain something.
+    unknown = (log_unit == -math.inf) & (limits[:, 1] < limits[:, 0]).all(1)
     # NaN rows have NaN gradients, but where nothing depends on them.
-    factor = torch.where(nan & (grad != 0), math.nan, grad)[:, None]
+    factor = torch.where((nan & moves) | unknown, math.nan, factor)[:, None]
     to_limits = (slopes * scale[:, None] * factor[:, None]).to(dtype)
     to_upper = to_limits[:, 0].contiguous()
     to_lower = nothing if lower is None else to_limits[:, 1].contiguous()
     if not wants_cov:
         return to_upper, to_lower, nothing
 
-    pairs = _pair_units(rows, wanted, torch.where(live <= _EXACT + 1, 0.0, least))
-    values = _conditional(rows, pairs, budget, max_points)
-    h = torch.zeros(batch, n, n, dtype=torch.float64, device=upper.device)
-    for corner in range(4):  # one at a time: within one, no entry comes twice
-        mine = (2 * pairs.side[:, 0] + pairs.side[:, 1] == corner).nonzero()[:, 0]
-        sign = 1 if corner in (0, 3) else -1
-        at = (pairs.row[mine], *pairs.index[mine].unbind(1))
-        h[at] += sign * values[mine]
-    h += h.mT.clone()
+    if bad is not None:
+        by_entry = pairs.row, *pairs.index.unbind(1)
+        pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
+    plackett = _of_pairs(rows, pairs, _conditional(rows, pairs, budget, max_points))
+    if h is None:
+        h = plackett
+    else:
+        h = torch.where(cov_by_path[:, None, None] & ~bad, h / unit[:, :, None], plackett)
     scaled = torch.where(limits.isfinite(), limits, 0.0).mul_(slopes).sum(1)
     chunk = max(1, _BYTES // (_BYTES_PER_ENTRY * n * n))
     for some in torch.arange(batch, device=upper.device).split(chunk):
@@ -302,13 +412,37 @@ def _backward_op(
     return to_upper, to_lower, h.to(dtype)
 
 
+def _pathwise_pairs(
+    rows: _Rows, picks: Tensor, out: _mvn_cdf_pathwise.Slopes, sd: Tensor, tolerance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """H [B, n, n] of these rows, zero on the diagonal, and the pairs that it does not know well.
+
+    Those whose 99 % bound is above the tolerance times their density (or times one, where that is
+    less), which Plackett's formula keeps; and all of a row whose covariance is singular: there the
+    samples do not tell what a variance more does.
+    """
+    batch, n = rows.cov.shape[:2]
+    each = sd[picks, :, None] * sd[picks, None, :]
+    values = 2 * out.cov * each
+    error = 2 * out.cov_error * each
+    values.diagonal(dim1=1, dim2=2).zero_()
+    r = rows.correlations(picks)
+    density = 0.16 / (1 - r * r).clamp_min(rows.entry_error).sqrt()
+    unknown = ~(error <= tolerance[picks, None, None] * density.clamp_min(1.0))
+    h = torch.zeros(batch, n, n, dtype=torch.float64, device=r.device)
+    bad = torch.zeros(batch, n, n, dtype=torch.bool, device=r.device)
+    h[picks] = values
+    bad[picks] = unknown | out.exhausted[:, None, None]
+    return h, bad | bad.mT
+
+
 torch.library.impl("mvnrob::mvn_cdf_backward", ("cpu", "cuda"), _backward_op)
 
 
 @torch.library.register_fake("mvnrob::mvn_cdf_backward")
 def _(
-    grad, upper, cov, lower, seed, prob, complement, n_points, abs_tol, rel_tol, max_points, method,
-    compute_dtype, points, wants_cov,
+    grad, grad_log, upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots, abs_tol,
+    rel_tol, max_points, method, compute_dtype, points, wants_cov,
 ):  # fmt: skip
     batch, n = upper.shape
     return (
@@ -345,17 +479,17 @@ _call_backward = register("mvn_cdf_backward", _no_second_derivative)
 
 def _save(ctx, inputs, output) -> None:
     upper, cov, lower, seed, *options = inputs
-    prob, complement, error, status, n_points, *others = output
-    ctx.mark_non_differentiable(error, status, n_points, *others)
-    ctx.save_for_backward(upper, cov, lower, seed, prob, complement, n_points)
+    prob, complement, error, status, n_points, n_active, n_pivots, log_prob, log_error = output
+    ctx.mark_non_differentiable(error, status, n_points, n_active, n_pivots, log_error)
+    ctx.save_for_backward(upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots)
     ctx.options = options
 
 
-def _backward(ctx, grad_prob, grad_complement, *_):
+def _backward(ctx, grad_prob, grad_complement, *grads):
     upper, cov, lower, *rest = ctx.saved_tensors
     wants_upper, wants_cov, wants_lower = ctx.needs_input_grad[:3]
     to_upper, to_lower, to_cov = _call_backward(
-        grad_prob - grad_complement, upper, cov, lower, *rest, *ctx.options, wants_cov
+        grad_prob - grad_complement, grads[5], upper, cov, lower, *rest, *ctx.options, wants_cov
     )
     return (
         to_upper if wants_upper else None,

@@ -11,7 +11,6 @@ from torch.distributions.distribution import Distribution
 from torch.distributions.utils import _standard_normal, lazy_property
 
 from ._mvn_cdf import MVNResult, mvn_cdf
-from ._mvn_log_cdf import log_probability
 
 __all__ = ["MultivariateNormal"]
 
@@ -180,7 +179,7 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         """
         options = {"abs_tol": 0.0, "rel_tol": 1e-3, **options}
         info = self._probability(None, value, {**options, "return_info": True})
-        log = log_probability(info)
+        log = info.log_prob
         return (log, info) if return_info else log
 
     def _probability(self, lower, upper, options):

@@ -14,7 +14,6 @@ import torch
 
 from ._extras import require
 from ._mvn_cdf import mvn_cdf
-from ._mvn_log_cdf import log_probability
 
 __all__ = ["multivariate_normal"]
 
@@ -271,7 +270,7 @@ def _cdf(x, mean, cov, maxpts, abseps, releps, lower_limit, rng, *, log):
     out = signs * info.prob.numpy()
     if log:
         negative = out < 0
-        out = log_probability(info).numpy()
+        out = info.log_prob.numpy()
         if negative.any():
             out = out + 1j * np.pi * negative
     return np.squeeze(out)[()]

@@ -56,7 +56,7 @@ bool factor_row(const RowInput& input, const int64_t* order, int64_t pivots, Row
 
 }  // namespace
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                              const Tensor& seed, const Tensor& order_in, const Tensor& first_in,
@@ -79,13 +79,17 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
     return t;
   };
   Tensor value = real({batch, kShifts}), to_upper = real({batch, kShifts, n}),
-         to_lower = real({batch, kShifts, n}),
-         to_cov = wants_cov ? real({batch, n, n}) : real({0}), cov_error = real({batch});
+         to_lower = real({batch, kShifts, n}), to_cov = wants_cov ? real({batch, n, n}) : real({0}),
+         cov_variance = wants_cov ? real({batch, n, n}) : real({0}),
+         used = torch::stable::new_empty(upper, {batch}, ScalarType::Long);
   solve_rows(batch, [&](int64_t b, RowWorkspace& w, const Runner& run) {
     double* values = value.mutable_data_ptr<double>() + b * kShifts;
     double* upper_out = to_upper.mutable_data_ptr<double>() + b * kShifts * n;
     double* lower_out = to_lower.mutable_data_ptr<double>() + b * kShifts * n;
     double* cov_out = wants_cov ? to_cov.mutable_data_ptr<double>() + b * n * n : nullptr;
+    double* variance_out =
+        wants_cov ? cov_variance.mutable_data_ptr<double>() + b * n * n : nullptr;
+    int64_t& pivots_out = used.mutable_data_ptr<int64_t>()[b];
     const RowInput input = rows.row(b);
     const int64_t* mine = orders + b * pivots;
     if (!factor_row(input, mine, pivots, w)) {
@@ -93,7 +97,9 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
       std::fill(values, values + kShifts, nan);
       std::fill(upper_out, upper_out + kShifts * n, nan);
       std::fill(lower_out, lower_out + kShifts * n, nan);
-      if (wants_cov) std::fill(cov_out, cov_out + n * n, nan);
+      for (double* p : {cov_out, variance_out})
+        if (p) std::fill(p, p + n * n, nan);
+      pivots_out = 0;
       return;
     }
     Pathwise pathwise;
@@ -108,10 +114,10 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
       pathwise.to_limits(s, upper_out + s * n, lower_out + s * n);
     }
     if (wants_cov)
-      cov_error.mutable_data_ptr<double>()[b] =
-          pathwise.to_cov(weight.const_data_ptr<double>() + b * kShifts, n, cov_out);
+      pathwise.to_cov(weight.const_data_ptr<double>() + b * kShifts, n, cov_out, variance_out);
+    pivots_out = pathwise.pivots();
   });
-  return {value, to_upper, to_lower, to_cov, cov_error};
+  return {value, to_upper, to_lower, to_cov, cov_variance, used};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {

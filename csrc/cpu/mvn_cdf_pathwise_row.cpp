@@ -11,7 +11,9 @@ namespace mvnrob {
 
 namespace {
 
-PathwiseFn<float> pick(const PathwiseTable& table, const Program<float>&) { return table.run_float; }
+PathwiseFn<float> pick(const PathwiseTable& table, const Program<float>&) {
+  return table.run_float;
+}
 PathwiseFn<double> pick(const PathwiseTable& table, const Program<double>&) {
   return table.run_double;
 }
@@ -47,7 +49,8 @@ void Pathwise::run(const Factor& factor, uint64_t seed, int64_t first, int64_t p
   const PathwiseFn<scalar_t> sample = pick(pathwise_table(), program);
   runner(kShifts, [&](int64_t s) {
     std::vector<uint32_t> shift(pivots);
-    for (int64_t j = 0; j < pivots; ++j) shift[j] = math::hash_shift(seed, uint32_t(s), uint32_t(j));
+    for (int64_t j = 0; j < pivots; ++j)
+      shift[j] = math::hash_shift(seed, uint32_t(s), uint32_t(j));
     Sums& sums = shifts_[s];
     sums.value = 0;
     sums.upper.assign(rows, 0);
@@ -64,8 +67,7 @@ void Pathwise::run(const Factor& factor, uint64_t seed, int64_t first, int64_t p
 }
 
 template void Pathwise::run<float>(const Factor&, uint64_t, int64_t, int64_t, bool, const Runner&);
-template void Pathwise::run<double>(const Factor&, uint64_t, int64_t, int64_t, bool,
-                                    const Runner&);
+template void Pathwise::run<double>(const Factor&, uint64_t, int64_t, int64_t, bool, const Runner&);
 
 // Multiples of one another whose limits meet: rows of one group that bound its pivot alike. Which
 // of them attains the limit is rounding's choice, and they share the slope of the minimum equally.
@@ -206,40 +208,43 @@ void Pathwise::pull_back() {
   }
 }
 
-double Pathwise::to_cov(const double* weight, int64_t n, double* out) {
+// add(a, b, derivative) for the entries that are read, in the input's numbers and units.
+template <class Add>
+void Pathwise::for_each_entry(const Add& add) const {
   const Problem& problem = *f_->problem_;
   const int64_t m = f_->m_, k = f_->pivots_;
-  // Three rows of a Hadamard matrix.
-  double square = 0;
-  for (int contrast = 1; contrast <= 3; ++contrast) {
-    double signs[kShifts];
-    for (int s = 0; s < kShifts; ++s) {
-      const int bits = s & contrast;
-      signs[s] = weight[s] * ((bits ^ (bits >> 1)) & 1 ? -1 : 1);
+  for (int64_t i = 0; i < m; ++i) {
+    const int64_t row = f_->position_[i];
+    const double scale = problem.inverse_sd[row];
+    add(problem.variable[row], problem.variable[row], diagonal_[i] * scale * scale);
+    for (int64_t j = 0; j < std::min(i, k); ++j) {
+      const int64_t column = f_->position_[j];
+      add(problem.variable[row], problem.variable[column],
+          0.5 * bar_[i * k + j] * scale * problem.inverse_sd[column]);
     }
-    combine(signs);
+  }
+}
+
+void Pathwise::to_cov(const double* weight, int64_t n, double* out, double* variance) {
+  // The rows of a Hadamard matrix but its first: seven independent estimates of the error.
+  for (int contrast = 1; contrast < kShifts; ++contrast) {
+    double signed_weight[kShifts];
+    for (int s = 0; s < kShifts; ++s)
+      signed_weight[s] = __builtin_parity(unsigned(s & contrast)) ? -weight[s] : weight[s];
+    combine(signed_weight);
     pull_back();
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < std::min(i, k); ++j) {
-        const double half = 0.5 * bar_[i * k + j];
-        square += 2 * half * half;
-      }
-    for (double d : diagonal_) square += d * d;
+    for_each_entry([&](int64_t a, int64_t b, double x) {
+      const double square = x * x / (kShifts - 1);
+      variance[a * n + b] += square;
+      if (a != b) variance[b * n + a] += square;
+    });
   }
   combine(weight);
   pull_back();
-  for (int64_t i = 0; i < m; ++i) {
-    const int64_t row = f_->position_[i], a = problem.variable[row];
-    const double scale = problem.inverse_sd[row];
-    out[a * n + a] += diagonal_[i] * scale * scale;
-    for (int64_t j = 0; j < std::min(i, k); ++j) {
-      const int64_t column = f_->position_[j], b = problem.variable[column];
-      const double half = 0.5 * bar_[i * k + j] * scale * problem.inverse_sd[column];
-      out[a * n + b] += half;
-      out[b * n + a] += half;
-    }
-  }
-  return std::sqrt(square / (3 * double(std::max<int64_t>(m, 1)) * double(std::max<int64_t>(m, 1))));
+  for_each_entry([&](int64_t a, int64_t b, double x) {
+    out[a * n + b] += x;
+    if (a != b) out[b * n + a] += x;
+  });
 }
 
 }  // namespace mvnrob

@@ -26,10 +26,11 @@ class Pathwise {
   void to_limits(int s, double* upper, double* lower) const;
 
   // Adds the derivative of sum_s weight[s] value(s) to the covariance [n][n], half to each of a
-  // pair of entries. Returns the root mean square of the entries, in units of the standard
-  // deviations, taken apart: over contrasts of the shifts, so that it is the standard error of the
-  // whole.
-  double to_cov(const double* weight, int64_t n, double* out);
+  // pair of entries; `variance` gets the square of its standard error, from contrasts of the
+  // shifts.
+  void to_cov(const double* weight, int64_t n, double* out, double* variance);
+
+  int64_t pivots() const { return f_->pivots(); }
 
  private:
   // By rows of the program: those sampled, then those that complete.
@@ -42,6 +43,8 @@ class Pathwise {
   void share_ties(Sums& sums) const;
   void combine(const double* weight);
   void pull_back();
+  template <class Add>
+  void for_each_entry(const Add& add) const;
 
   const Factor* f_ = nullptr;
   int64_t sampled_ = 0, stride_ = 0;

@@ -6,7 +6,8 @@
 // tile of 64 samples keeps its y, the slopes of each draw (math/pathwise.h) and of each row that
 // completes; backward, `bar` of a row's limit is d ln f / d limit along the sample's path,
 //   bar_y[l] = sum over later rows of coef[row][l] bar[row],
-//   bar of the pivot's upper limit = rho_u + gamma_u bar_y, of its lower one -rho_l + gamma_l bar_y,
+//   bar of the pivot's upper limit = rho_u + gamma_u bar_y, of its lower one -rho_l + gamma_l
+//   bar_y,
 // which the row of its group that attains the limit takes. Nothing is kept from tile to tile.
 #include <cstdint>
 
@@ -24,14 +25,14 @@ namespace {
 
 template <class scalar_t>
 struct PathTile {
-  scalar_t *y, *bar_y;                          // [pivots][64]
-  scalar_t *rho_upper, *gamma_upper;            // [pivots][64] of a draw's limits
-  scalar_t *rho_lower, *gamma_lower;            // [pivots][64]
-  scalar_t *row_upper, *row_lower;              // [sampled rows][64] limits, then mark_attaining
-  scalar_t *rest_upper, *rest_lower;            // [completion rows][64] d ln e / d limit
-  scalar_t* y_by_sample;                        // [64][stride]
-  scalar_t *accumulator, *bar;                  // [kBlockRows][64]
-  scalar_t *value, *upper, *lower;              // f; limits, then bars, of the pivot at hand
+  scalar_t *y, *bar_y;                // [pivots][64]
+  scalar_t *rho_upper, *gamma_upper;  // [pivots][64] of a draw's limits
+  scalar_t *rho_lower, *gamma_lower;  // [pivots][64]
+  scalar_t *row_upper, *row_lower;    // [sampled rows][64] limits, then mark_attaining
+  scalar_t *rest_upper, *rest_lower;  // [completion rows][64] d ln e / d limit
+  scalar_t* y_by_sample;              // [64][stride]
+  scalar_t *accumulator, *bar;        // [kBlockRows][64]
+  scalar_t *value, *upper, *lower;    // f; limits, then bars, of the pivot at hand
 };
 
 template <class scalar_t>
@@ -344,7 +345,8 @@ void backward_sampled(const RowList<scalar_t>& list, const PathTile<scalar_t>& t
         }
       }
       // Alone in its group a row attains the limits for certain.
-      const bool alone = (flags & kClosesPivot) && (row == 0 || (list.flags[row - 1] & kClosesPivot));
+      const bool alone =
+          (flags & kClosesPivot) && (row == 0 || (list.flags[row - 1] & kClosesPivot));
       scalar_t* bars = tile.bar + r * kTileSamples;
       V upper_sum = zero, lower_sum = zero;
       for (int p = 0; p < kPacks; ++p) {
@@ -435,6 +437,6 @@ void run(const Program<scalar_t>& program, int64_t sampled_rows, int64_t complet
 
 extern const PathwiseTable MVNROB_SIMD_SYMBOL(mvn_cdf_pathwise_table);
 const PathwiseTable MVNROB_SIMD_SYMBOL(mvn_cdf_pathwise_table) = {MVNROB_ISA::run<float>,
-                                                                 MVNROB_ISA::run<double>};
+                                                                  MVNROB_ISA::run<double>};
 
 }  // namespace mvnrob
