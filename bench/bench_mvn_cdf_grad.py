@@ -1,15 +1,17 @@
 """Gradients of mvn_cdf: time beside the value's, and their error against a tight run.
 
-python -m bench.bench_mvn_cdf_grad [--n 9,49,99] [--quick]
+python -m bench.bench_mvn_cdf_grad [--n 9,49,99,199] [--quick] [--conditional]
 
 One thread, CPU time, milliseconds per problem of one batched call, on classifier-like problems
 (bench/classifiers.py). "limits": backward to the upper limits; "cov": to upper limits and
-covariance together, for n > 9 on the first three problems. Errors are root mean squares over all
+covariance together, for n > 9 on the first three problems (n > 99: on the first). Errors are root mean squares over all
 entries of a group's problems, in units of the standard deviations, against the same gradients at
 `--reference` (tolerance) with another seed, whose own error is in them (it ends at max_points too);
-"size" is the rms of the gradients themselves. Points: what the op spends.
+"size" is the rms of the gradients themselves. Points: what mvn_cdf and mvn_cdf_pathwise spend.
+With --conditional every slope is a conditional probability, as the reference's are anyway.
 """
 
+import contextlib
 import sys
 import warnings
 
@@ -20,7 +22,7 @@ harness.numpy_threads_one()
 import numpy as np
 import torch
 
-COUNTS = {9: 18, 49: 18, 99: 18}
+COUNTS = {9: 18, 20: 18, 49: 18, 99: 18, 199: 6}
 QUICK = 6
 
 
@@ -47,21 +49,42 @@ def gradients(upper, cov, tol, with_cov, seed=0):
 
 
 class Points:
-    """Counts what calls of the op spend while it is entered."""
+    """Counts what the backward spends while it is entered."""
+
+    OPS = {"mvn_cdf": lambda args, out: out[4], "mvn_cdf_pathwise": lambda args, out: 8 * args[6]}
 
     def __enter__(self):
-        self.op, self.calls = torch.ops.mvnrob.mvn_cdf, []
+        self.kept = {name: getattr(torch.ops.mvnrob, name) for name in self.OPS}
+        self.calls = []
 
-        def counted(*args):
-            out = self.op(*args)
-            self.calls.append(int(out[4].sum()))
-            return out
+        def counted(name, of):
+            def call(*args):
+                out = self.kept[name](*args)
+                self.calls.append(int(of(args, out).sum()))
+                return out
 
-        torch.ops.mvnrob.mvn_cdf = counted
+            return call
+
+        for name, of in self.OPS.items():
+            setattr(torch.ops.mvnrob, name, counted(name, of))
         return self
 
     def __exit__(self, *_):
-        torch.ops.mvnrob.mvn_cdf = self.op
+        for name, op in self.kept.items():
+            setattr(torch.ops.mvnrob, name, op)
+
+
+class Conditional:
+    """Every slope is a conditional probability while it is entered."""
+
+    def __enter__(self):
+        from mvnrob import _mvn_cdf_grad
+
+        self.module, self.few = _mvn_cdf_grad, _mvn_cdf_grad._FEW
+        self.module._FEW = sys.maxsize
+
+    def __exit__(self, *_):
+        self.module._FEW = self.few
 
 
 def rms(x):
@@ -71,9 +94,10 @@ def rms(x):
 def lines(n, tolerances, args):
     upper, cov = problems(n, QUICK if args.quick else COUNTS[n], args.seed)
     # Pairs cost n^2 conditional problems.
-    few = slice(0, 3 if n > 9 else None)
-    tight_limits = gradients(upper, cov, args.reference, False, seed=7)[0]
-    tight_cov = gradients(upper[few], cov[few], args.reference, True, seed=7)[1]
+    few = slice(0, None if n <= 9 else 3 if n <= 99 else 1)
+    with Conditional():
+        tight_limits = gradients(upper, cov, args.reference, False, seed=7)[0]
+        tight_cov = gradients(upper[few], cov[few], args.reference, True, seed=7)[1]
     for tol in tolerances:
         base, result = harness.cpu_time(
             lambda tol=tol: value(upper, cov, tol), args.repeats, least_s=0.05
@@ -111,8 +135,9 @@ def lines(n, tolerances, args):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--n", default="9,49,99")
+    p.add_argument("--n", default="9,49,99,199")
     p.add_argument("--quick", action="store_true", help="fewer problems")
+    p.add_argument("--conditional", action="store_true", help="no pathwise slopes")
     p.add_argument("--repeats", type=int, default=3)
     p.add_argument("--seed", type=int, default=0, help="of the problems")
     p.add_argument("--reference", type=float, default=1e-5, help="tolerance of the tight run")
@@ -123,7 +148,8 @@ def main():
     harness.show_environment(report)
     rows = []
     for n in (int(v) for v in args.n.split(",")):
-        rows += lines(n, (1e-3, 1e-4), args)
+        with Conditional() if args.conditional else contextlib.nullcontext():
+            rows += lines(n, (1e-3, 1e-4), args)
         harness.show(rows[-2:], list(rows[0]))
         # Half of the densities' bound .4, and room for points that ran out.
         if any(row["limits_rms"] > 0.4 * row["abs_tol"] for row in rows[-2:]):

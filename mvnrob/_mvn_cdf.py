@@ -450,6 +450,10 @@ def _sums_backward(ctx, grad):
             "mvn_cdf_sums: gradients are built for the sums of f and of 1 - f, not for the others"
         )
     upper, cov, lower, seed, order = ctx.saved_tensors
+    if upper.device.type != "cpu":
+        raise NotImplementedError(
+            f"mvn_cdf_sums: upper must be on the CPU for gradients, got {upper.device}"
+        )
     n_points, compute_dtype = ctx.options
     points = torch.full_like(seed, n_points)
     weight = (grad[..., 0] - grad[..., 1]).contiguous()

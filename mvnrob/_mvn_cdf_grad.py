@@ -38,6 +38,8 @@ from ._autograd import register
 COST = 3
 _INDEFINITE = 3  # mvnrob.Status
 _FEWEST = 512
+#: and so many where digits of a tail are asked for, whose tilt or union comes after the first look.
+_FEWEST_OF_TAIL = 8 * _FEWEST
 #: Up to so many variables that matter the conditional problems have closed forms: none is skipped.
 _EXACT = 4
 #: Conditional probabilities are the most accurate: so many are taken always, and more while they
@@ -59,6 +61,7 @@ class _Rows(NamedTuple):
     seed: Tensor
     entry_error: float  # of R, by rounding, as in csrc/plan/variable.h
     log_unit: Tensor  # [B] slopes are in units of its exponential
+    fewest: Tensor  # [B] points that a conditional probability may take at least
     options: tuple  # abs_tol, rel_tol
     rest: tuple  # method, compute_dtype, points
 
@@ -139,7 +142,8 @@ def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) ->
         return out
     counts = torch.bincount(units.row, minlength=len(budget))
     levels = _levels(max_points)
-    each = (budget / counts.clamp_min(1)).clamp(_FEWEST, max(max_points, _FEWEST))
+    each = torch.maximum(budget / counts.clamp_min(1), rows.fewest)
+    each = each.clamp(_FEWEST, max(max_points, _FEWEST))
     bounds = torch.tensor(levels, dtype=torch.float64, device=each.device)
     level = torch.bucketize(each.double(), bounds, right=True)[units.row] - 1
     n = rows.cov.shape[-1]
@@ -308,16 +312,18 @@ def _backward_op(
     entry_error = (4 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
     # Slopes are in units of p where its logarithm moves the loss.
     log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
+    small = torch.minimum(prob, complement).double()
+    fewest = torch.where(rel_tol * small >= abs_tol, _FEWEST_OF_TAIL, _FEWEST)
     rows = _Rows(
-        cov, dead, scale, limits, seed, entry_error, log_unit, (abs_tol, rel_tol),
+        cov, dead, scale, limits, seed, entry_error, log_unit, fewest, (abs_tol, rel_tol),
         (method, compute_dtype, points),
     )  # fmt: skip
     factor = torch.where(grad == 0, 0.0, grad * log_unit.exp()) + grad_log
 
     nan = prob.isnan()
     moves = (grad != 0) | (grad_log != 0)
-    wanted = moves & ~nan
-    small = torch.minimum(prob, complement).double()
+    # Where p is not told from zero it has no slopes of its logarithm.
+    wanted = moves & ~nan & (log_unit > -math.inf)
     tolerance = small.mul(rel_tol).clamp_min(abs_tol)
     # In logarithms, since p may have underflowed where its logarithm has not.
     log_small = torch.where(prob <= complement, log_prob, small.log())
@@ -333,7 +339,7 @@ def _backward_op(
     units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least))
     # Sampled plainly, with a tolerance that is absolute.
     plain = (n_points > 0) & (n_pivots > 0) & (abs_tol >= rel_tol * small) & (live > _EXACT)
-    plain &= wanted & (prob > 0)
+    plain &= wanted & (prob > 0) & (upper.device.type == "cpu")
     by_path = _pathwise_rows(rows, units, n_points, plain)
     pairs = _pair_units(
         rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least), None

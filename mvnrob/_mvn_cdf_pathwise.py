@@ -28,7 +28,7 @@ class Slopes(NamedTuple):
     error: Tensor  # [m, n] 99 % bound on each of them, in units of the standard deviations
     cov: Tensor | None  # [m, n, n] symmetric, half to each of a pair of entries
     cov_error: Tensor | None  # [m, n, n] 99 % bound on each entry
-    exhausted: Tensor  # [m] the pivots leave other variables without variance
+    exhausted: Tensor  # [m] cov is singular: its pivots leave the other variables no variance
 
 
 def slopes(
@@ -107,6 +107,7 @@ def _slopes(
             return of_limits, None, of_limits.amax(1)
         of_cov = variance.sqrt() * (T_99 / (_SHIFTS * points))[:, None, None]
         of_pairs = of_cov * sd[:, :, None] * sd[:, None, :]
+        of_pairs[found < variables] = 0  # not used
         return of_limits, of_cov, torch.maximum(of_limits.amax(1), of_pairs.amax((1, 2)))
 
     worst = errors()[2]
