@@ -14,6 +14,7 @@ With --conditional every slope is a conditional probability, as the reference's 
 import contextlib
 import sys
 import warnings
+from typing import ClassVar
 
 from bench import harness
 
@@ -51,7 +52,10 @@ def gradients(upper, cov, tol, with_cov, seed=0):
 class Points:
     """Counts what the backward spends while it is entered."""
 
-    OPS = {"mvn_cdf": lambda args, out: out[4], "mvn_cdf_pathwise": lambda args, out: 8 * args[6]}
+    OPS: ClassVar = {
+        "mvn_cdf": lambda args, out: out[4],
+        "mvn_cdf_pathwise": lambda args, out: 8 * args[6],
+    }
 
     def __enter__(self):
         self.kept = {name: getattr(torch.ops.mvnrob, name) for name in self.OPS}

@@ -13,8 +13,8 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
       "Tensor log_prob, Tensor log_error)");
-  // grad [B] times the derivatives of prob, and grad_log times those of log_prob, to upper and lower
-  // [B, n] and, where wants_cov, to cov [B, n, n]; what is not wanted is empty.
+  // grad [B] times the derivatives of prob, and grad_log times those of log_prob, to upper and
+  // lower [B, n] and, where wants_cov, to cov [B, n, n]; what is not wanted is empty.
   // mvnrob/_mvn_cdf_grad.py, by calls of mvn_cdf and mvn_cdf_pathwise.
   m.def(
       "mvn_cdf_backward(Tensor grad, Tensor grad_log, Tensor upper, Tensor cov, Tensor? lower, "

@@ -145,17 +145,34 @@ def mvn_cdf(
     Cost: for a row with m active variables of which k are sampled, ``O(m k^2)`` for the factor and
     ``O(m k)`` per point; memory ``O(m k)`` per thread.
 
-    Gradients: ``prob`` and ``complement`` are differentiable, once, to upper, lower, mean and cov
-    (taken as symmetric: entries (i, j) and (j, i) get half each). They are densities times conditional
-    probabilities, which this function computes with the tolerances, method, max_points and
-    compute_dtype given. So a slope's error, in units of the standard deviations, is its density times
-    the tolerance: at most .4 of it, for a pair of variables ``.16 / sqrt(1 - R_ij^2)``. It is more
-    where points run out, and nothing says so: a row's limits together, and its pairs together, take at
-    most 3 times the points that the value took, or 512 each. Up to four variables slopes are closed
-    forms (entries of cov off the diagonal: up to five). For more, slopes whose density is below a tenth
-    of the tolerance, divided by the number of variables, are zero: ask for ``rel_tol`` in the tails. Cost:
-    a call for each limit and, for cov, for each pair whose density is above that. The backward depends
-    on row and seed as the value does; on CUDA it waits for the device.
+    Gradients: ``prob``, ``complement`` and ``log_prob`` are differentiable, once, to upper, lower, mean
+    and cov (taken as symmetric: entries (i, j) and (j, i) get half each), in one of two ways. Errors
+    are in units of the standard deviations.
+
+    - Densities times conditional probabilities, which this function computes with the tolerances,
+      method, max_points and compute_dtype given. A slope's error is its density (at most .4, for a pair
+      of variables ``.16 / sqrt(1 - R_ij^2)``) times the tolerance. It is more where points run out, and
+      nothing says so: a row's limits together, and its pairs together, take at most 3 times the points
+      that the value took, or 512 each (4,096 where a relative tolerance asks for digits of a tail).
+      Those of ``log_prob`` are formed in logarithms, so p itself may have underflowed.
+    - Pathwise: the derivative of the sampled sum, its points held fixed. Slopes to limits and mean stop
+      where the largest of their 99 % bounds, by the spread over the 8 shifts, is within the tolerance,
+      or at the value's points. Where variables were completed (``n_pivots < n_active``) their
+      dependence given the pivots is left out, as in the value, and the bound does not cover that.
+
+    A row takes the first way for up to 12 slopes, for as many as cost at most about 1.5 times the
+    value, in the tails (relative tolerances), on CUDA tensors, and where ``n_points`` is 0; otherwise the
+    second. For cov the second way samples every variable and keeps only the entries whose 99 % bound
+    is within the larger of the tolerance and ``.16 / sqrt(1 - R_ij^2)`` times it; the others, and all
+    of a singular cov, are conditional probabilities.
+
+    Up to four variables slopes are closed forms (entries of cov off the diagonal: up to five). For
+    more, slopes whose density is below a tenth of the tolerance, divided by the number of variables,
+    are zero: ask for ``rel_tol`` in the tails. Cost: to limits and mean at most about three times the
+    value (a pathwise point costs 1.5 to 2 of the value's); to cov about three times it where samples
+    know every entry, and otherwise a call for each pair that they do not, hundreds of times the value
+    for nearly singular covariances of a hundred variables. The backward depends on row and seed as the
+    value does; on CUDA it waits for the device.
 
     Edges of the gradients: NaN rows have NaN ones, where the row's cotangent is not zero. Infinite
     limits, variables of zero variance (steps) and limits that contain nothing have zero. At a singular
@@ -169,7 +186,8 @@ def mvn_cdf(
     (2006), SIAM J. Sci. Comput. 28 (embedded lattices); Joe and Kuo (2008), SIAM J. Sci. Comput. 30
     (Sobol's direction numbers); Owen (1995), Burley (2020) (their scrambling); Genz (2004), Stat. Comput.
     14 (n = 2 and 3); Botev (2017), J. R. Stat. Soc. B 79 (tilt); Owen, Maximov and Chertkov (2019),
-    Electron. J. Stat. 13 (union); Mendell and Elston (1974), Biometrics 30 (moment matching); Plackett (1954), Biometrika 41 (gradient to cov).
+    Electron. J. Stat. 13 (union); Mendell and Elston (1974), Biometrics 30 (moment matching); Plackett
+    (1954), Biometrika 41 (gradient to cov).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.

@@ -1,4 +1,4 @@
-"""Gradients of ``mvn_cdf``: conditional probabilities, computed by ``mvn_cdf`` itself.
+"""Gradients of ``mvn_cdf``: conditional probabilities, computed by ``mvn_cdf`` itself, or pathwise.
 
 In units of the standard deviations, z = limit / s, R the correlation:
 
@@ -10,6 +10,10 @@ Q the probability that the others keep their limits, given that. dP/dR_ij = H_ij
 41 (1954)), shared by the entries (i, j) and (j, i). Scaling X_i is scaling its limits back, so
 
     dP/dcov_ii = -(u_i dP/du_i + l_i dP/dl_i + sum_j R_ij H_ij) / (2 cov_ii).
+
+Slopes to log p are these over p, in logarithms. Where the conditional probabilities would cost more
+than differentiating the samples, the slopes are pathwise (_mvn_cdf_pathwise.py): those to limits in
+full; the H_ij whose error the samples know to be small enough, at positive definite cov alone.
 
 Where cov is singular these are limits from the positive definite side, and continuous there but for
 multiples (and for limits of three or more variables that meet in one point of their common subspace,
@@ -216,8 +220,7 @@ def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
     return _Units.join(parts)
 
 
-def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor, bad: Tensor | None) -> _Units:
-    """The pairs whose density matters; where `bad` [B, n, n] is given, only those it marks."""
+def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
     n = rows.cov.shape[-1]
     usable = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead
     chunk = max(1, _BYTES // (_BYTES_PER_ENTRY * n * n))
@@ -228,8 +231,6 @@ def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor, bad: Tensor | No
         pair = (usable[some, :, None] & usable[some, None, :]).triu(1)
         # |R_ij| = 1 to rounding: no density, or an infinite one where the limits meet.
         pair &= left > 32 * rows.entry_error
-        if bad is not None:
-            pair &= bad[some]
         spread = torch.where(pair, left, 1.0).sqrt()
         for corner in range(4):
             a = rows.limits[some, corner // 2, :, None]
@@ -342,7 +343,7 @@ def _backward_op(
     plain &= wanted & (prob > 0) & (upper.device.type == "cpu")
     by_path = _pathwise_rows(rows, units, n_points, plain)
     pairs = _pair_units(
-        rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least), None
+        rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least)
     )
     cov_by_path = _pathwise_rows(rows, pairs, n_points, plain)
 
