@@ -42,7 +42,8 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   // [B].
   m.def(
       "mvn_cdf_pathwise(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor order, "
-      "Tensor first, Tensor points, Tensor weight, str compute_dtype, bool wants_cov) "
+      "Tensor first, Tensor count, Tensor weight, str compute_dtype, bool wants_cov, "
+      "str points=\"lattice\") "
       "-> (Tensor value, Tensor upper, Tensor lower, Tensor cov, Tensor cov_variance, Tensor "
       "pivots)");
   // S [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i; target int64 [B]

@@ -434,14 +434,16 @@ def _(upper, cov, lower, seed, order, n_points, compute_dtype, points="lattice")
 # torch.ops.mvnrob.mvn_cdf_pathwise differentiates what mvn_cdf_sums samples, with the points, the
 # pivots and their groups held fixed, so that both are one smooth function of limits and covariance.
 # order [B, k] names a row's pivots, or is -1 for those that mvn_cdf would take in turn; -2 ends it.
-# Variables without limits are left out then. first and points [B] are of each shift and multiples of
+# Variables without limits are left out then. first and count [B] are of each shift and multiples of
 # 64. All float64: the sums of the integrand [B, 8], their derivatives to upper and lower [B, 8, n],
 # and that of sum_s weight[b, s] value[b, s] to cov [B, n, n] (symmetric: half to each of a pair; empty
 # where not wanted) with the square of each entry's standard error over the shifts; the number of pivots
 # found, int64 [B]. NaN rows as in mvn_cdf_sums. A tile of 64 samples is recomputed and reversed at
 # a time: memory O(64 (n + 7 k)) a thread, and O(n k) for cov.
 @torch.library.register_fake("mvnrob::mvn_cdf_pathwise")
-def _(upper, cov, lower, seed, order, first, points, weight, compute_dtype, wants_cov):
+def _(
+    upper, cov, lower, seed, order, first, count, weight, compute_dtype, wants_cov, points="lattice"
+):
     torch._check(upper.dim() == 2, lambda: "mvn_cdf_pathwise: upper must have shape [B, n]")
     batch, n = upper.shape
 
@@ -456,9 +458,9 @@ def _(upper, cov, lower, seed, order, first, points, weight, compute_dtype, want
 
 
 def _save_sums(ctx, inputs, output) -> None:
-    upper, cov, lower, seed, order, n_points, compute_dtype = inputs
+    upper, cov, lower, seed, order, n_points, compute_dtype, points = inputs
     ctx.save_for_backward(upper, cov, lower, seed, order)
-    ctx.options = n_points, compute_dtype
+    ctx.options = n_points, compute_dtype, points
 
 
 def _sums_backward(ctx, grad):
@@ -472,12 +474,12 @@ def _sums_backward(ctx, grad):
         raise NotImplementedError(
             f"mvn_cdf_sums: upper must be on the CPU for gradients, got {upper.device}"
         )
-    n_points, compute_dtype = ctx.options
-    points = torch.full_like(seed, n_points)
+    n_points, compute_dtype, points = ctx.options
+    count = torch.full_like(seed, n_points)
     weight = (grad[..., 0] - grad[..., 1]).contiguous()
     _, to_upper, to_lower, to_cov, *_ = torch.ops.mvnrob.mvn_cdf_pathwise(
-        upper, cov, lower, seed, order, torch.zeros_like(seed), points, weight, compute_dtype,
-        ctx.needs_input_grad[1],
+        upper, cov, lower, seed, order, torch.zeros_like(seed), count, weight, compute_dtype,
+        ctx.needs_input_grad[1], points,
     )  # fmt: skip
     to_upper, to_lower = (
         (weight[..., None] * t).sum(1).to(upper.dtype) for t in (to_upper, to_lower)
@@ -486,7 +488,7 @@ def _sums_backward(ctx, grad):
         to_upper if ctx.needs_input_grad[0] else None,
         to_cov.to(upper.dtype) if ctx.needs_input_grad[1] else None,
         to_lower if ctx.needs_input_grad[2] else None,
-        *[None] * 4,
+        *[None] * 5,
     )
 
 

@@ -362,6 +362,7 @@ def _backward_op(
             (pick(upper), None if lower is None else pick(lower)),
             *(pick(t) for t in (cov, seed, takes_part, n_points, n_pivots, tolerance, sd)),
             sampled,
+            points,
             of_cov,
         )
         return picks, out

@@ -41,6 +41,7 @@ def slopes(
     tolerance: Tensor,
     standard_deviation: Tensor,
     compute_dtype: str,
+    points: str,
     wants_cov: bool,
 ) -> Slopes:
     """Slopes of these rows to their limits and, where asked, to cov.
@@ -66,6 +67,7 @@ def slopes(
                     )
                 ),
                 compute_dtype,
+                points,
                 wants_cov,
             )
         )  # fmt: skip
@@ -75,7 +77,18 @@ def slopes(
 
 
 def _slopes(
-    upper, lower, cov, seed, takes_part, n_points, n_pivots, tolerance, sd, compute_dtype, wants_cov
+    upper,
+    lower,
+    cov,
+    seed,
+    takes_part,
+    n_points,
+    n_pivots,
+    tolerance,
+    sd,
+    compute_dtype,
+    point_set,
+    wants_cov,
 ) -> Slopes:
     upper = torch.where(takes_part, upper, math.inf)
     lower = None if lower is None else torch.where(takes_part, lower, -math.inf)
@@ -90,7 +103,7 @@ def _slopes(
             upper[rows], cov[rows], None if lower is None else lower[rows], seed[rows],
             order[rows], first, points,
             torch.ones(len(points), _SHIFTS, dtype=torch.float64, device=seed.device),
-            compute_dtype, wants_cov,
+            compute_dtype, wants_cov, point_set,
         )  # fmt: skip
 
     points = (most // 4 // _TILE * _TILE).clamp_min(_TILE)

@@ -418,11 +418,11 @@ def test_options_reach_the_conditional_problems(calls):
     upper, cov = random_problem(9, 1)
     gradients(
         upper, cov, abs_tol=1e-6, rel_tol=1e-3, method="sov", max_points=4096,
-        compute_dtype=torch.float64,
+        compute_dtype=torch.float64, points="sobol",
     )  # fmt: skip
     assert calls
     for args, out in calls:
-        assert args[4:6] == (1e-6, 1e-3) and args[7:] == ("sov", "float64")
+        assert args[4:6] == (1e-6, 1e-3) and args[7:] == ("sov", "float64", "sobol")
         assert args[6] <= 4096 and (out[4] <= 4096).all()
     calls.clear()
     gradients(torch.ones(20).double(), torch.eye(20).double(), method="closed_form")

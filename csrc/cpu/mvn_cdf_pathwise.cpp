@@ -7,6 +7,7 @@
 #include "cpu/mvn_cdf_batch.h"
 #include "cpu/mvn_cdf_pathwise_row.h"
 #include "cpu/simd_dispatch.h"
+#include "mvn_cdf_options.h"
 #include "plan/variable.h"
 
 namespace mvnrob {
@@ -60,13 +61,14 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                              const Tensor& seed, const Tensor& order_in, const Tensor& first_in,
-                             const Tensor& points_in, const Tensor& weight_in,
-                             std::string compute_dtype, bool wants_cov) {
-  check_mvn_cdf_pathwise(upper, cov, lower, seed, order_in, first_in, points_in, weight_in,
+                             const Tensor& count_in, const Tensor& weight_in,
+                             std::string compute_dtype, bool wants_cov, std::string points_name) {
+  check_mvn_cdf_pathwise(upper, cov, lower, seed, order_in, first_in, count_in, weight_in,
                          compute_dtype);
+  const PointSet set = point_set_of("mvn_cdf_pathwise", points_name);
   const Tensor order = torch::stable::contiguous(order_in),
                first = torch::stable::contiguous(first_in),
-               points = torch::stable::contiguous(points_in),
+               points = torch::stable::contiguous(count_in),
                weight = torch::stable::contiguous(weight_in);
   const int64_t batch = upper.size(0), n = upper.size(1), pivots = order.size(1);
   const int64_t* orders = order.const_data_ptr<int64_t>();
@@ -106,9 +108,9 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
     const int64_t from = first.const_data_ptr<int64_t>()[b],
                   count = points.const_data_ptr<int64_t>()[b];
     if (compute_dtype == "float32")
-      pathwise.run<float>(w.factor, rows.seed(b), from, count, wants_cov, run);
+      pathwise.run<float>(w.factor, rows.seed(b), set, from, count, wants_cov, run);
     else
-      pathwise.run<double>(w.factor, rows.seed(b), from, count, wants_cov, run);
+      pathwise.run<double>(w.factor, rows.seed(b), set, from, count, wants_cov, run);
     for (int s = 0; s < kShifts; ++s) {
       values[s] = pathwise.value(s);
       pathwise.to_limits(s, upper_out + s * n, lower_out + s * n);

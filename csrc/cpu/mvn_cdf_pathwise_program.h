@@ -26,9 +26,8 @@ inline int64_t pathwise_stride(int64_t pivots) {
 // Samples points first .. first + 64 * tiles - 1 of one shift, differentiates and adds.
 template <class scalar_t>
 using PathwiseFn = void (*)(const Program<scalar_t>& program, int64_t sampled_rows,
-                            int64_t completion_rows, const uint32_t* generator,
-                            const uint32_t* shift, uint32_t first, int64_t tiles,
-                            scalar_t* workspace, const PathwiseSums& sums);
+                            int64_t completion_rows, const ShiftedPoints& points, uint32_t first,
+                            int64_t tiles, scalar_t* workspace, const PathwiseSums& sums);
 
 // Elements of the `workspace`: of a tile, whatever the number of points.
 inline int64_t pathwise_workspace_size(int64_t pivots, int64_t sampled_rows,

@@ -21,7 +21,7 @@ PathwiseFn<double> pick(const PathwiseTable& table, const Program<double>&) {
 }  // namespace
 
 template <class scalar_t>
-void Pathwise::run(const Factor& factor, uint64_t seed, int64_t first, int64_t points,
+void Pathwise::run(const Factor& factor, uint64_t seed, PointSet set, int64_t first, int64_t points,
                    bool wants_cov, const Runner& runner) {
   f_ = &factor;
   PackedProgram<scalar_t> packed;
@@ -44,7 +44,7 @@ void Pathwise::run(const Factor& factor, uint64_t seed, int64_t first, int64_t p
     bounds_[r] = plan::bounds_on_pivot(factor.lower_[i], factor.upper_[i], divisor_[r]);
   }
 
-  const Generators generators = richtmyer_generators(pivots);
+  const Generators generators = generators_of(set, pivots);
   const Program<scalar_t>& program = packed.program();
   const PathwiseFn<scalar_t> sample = pick(pathwise_table(), program);
   runner(kShifts, [&](int64_t s) {
@@ -56,8 +56,8 @@ void Pathwise::run(const Factor& factor, uint64_t seed, int64_t first, int64_t p
     sums.upper.assign(rows, 0);
     sums.lower.assign(rows, 0);
     sums.products.assign(wants_cov ? rows * stride_ : 0, 0);
-    sample(program, sampled_, rows - sampled_, generators->data(), shift.data(), uint32_t(first),
-           points / kTileSamples,
+    sample(program, sampled_, rows - sampled_, {set, generators->data(), shift.data()},
+           uint32_t(first), points / kTileSamples,
            aligned_scratch<scalar_t>(pathwise_workspace_size(pivots, sampled_, rows - sampled_)),
            {&sums.value, sums.upper.data(), sums.lower.data(),
             wants_cov ? sums.products.data() : nullptr, stride_});
@@ -66,8 +66,10 @@ void Pathwise::run(const Factor& factor, uint64_t seed, int64_t first, int64_t p
   for (Sums& sums : shifts_) share_ties(sums);
 }
 
-template void Pathwise::run<float>(const Factor&, uint64_t, int64_t, int64_t, bool, const Runner&);
-template void Pathwise::run<double>(const Factor&, uint64_t, int64_t, int64_t, bool, const Runner&);
+template void Pathwise::run<float>(const Factor&, uint64_t, PointSet, int64_t, int64_t, bool,
+                                   const Runner&);
+template void Pathwise::run<double>(const Factor&, uint64_t, PointSet, int64_t, int64_t, bool,
+                                    const Runner&);
 
 // Multiples of one another whose limits meet: rows of one group that bound its pivot alike. Which
 // of them attains the limit is rounding's choice, and they share the slope of the minimum equally.

@@ -16,8 +16,8 @@ class Pathwise {
  public:
   // Samples points first .. first + points - 1 of each shift. The factor must outlive this.
   template <class scalar_t>
-  void run(const Factor& factor, uint64_t seed, int64_t first, int64_t points, bool wants_cov,
-           const Runner& run);
+  void run(const Factor& factor, uint64_t seed, PointSet set, int64_t first, int64_t points,
+           bool wants_cov, const Runner& run);
 
   // Of shift s: the sum of the integrand over its points.
   double value(int s) const { return shifts_[s].value; }

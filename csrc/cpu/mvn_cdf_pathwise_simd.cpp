@@ -11,10 +11,10 @@
 // which the row of its group that attains the limit takes. Nothing is kept from tile to tile.
 #include <cstdint>
 
+#include "cpu/mvn_cdf_coordinate.h"
 #include "cpu/mvn_cdf_panel.h"
 #include "cpu/mvn_cdf_pathwise_program.h"
 #include "cpu/simd_dispatch.h"
-#include "math/lattice.h"
 #include "math/normal.h"
 #include "math/pack.h"
 #include "math/pathwise.h"
@@ -35,16 +35,14 @@ struct PathTile {
   scalar_t *value, *upper, *lower;    // f; limits, then bars, of the pivot at hand
 };
 
-template <class scalar_t>
-void draw_with_slopes(const PathTile<scalar_t>& tile, int64_t pivot, bool has_lower, uint32_t first,
-                      uint32_t generator, uint32_t shift) {
+template <class scalar_t, class Coordinate>
+void draw_with_slopes(const PathTile<scalar_t>& tile, int64_t pivot, bool has_lower,
+                      const Coordinate& coordinate) {
   using V = WideVec<scalar_t>;
-  using Index = math::UintPackOf<V>;
   const int64_t base = pivot * kTileSamples;
   for (int at = 0; at < kTileSamples; at += math::width<V>) {
-    const Index index = Index::load(kLanes) + Index(first + uint32_t(at));
     V w, wc, e, ec, drawn, rho, gamma;
-    math::lattice_point<V>(index, generator, shift, w, wc);
+    coordinate.get(at, w, wc);
     const V upper = V::load(tile.upper + at);
     if (has_lower) {
       const V lower = V::load(tile.lower + at);
@@ -85,8 +83,7 @@ void mark_attaining(const RowList<scalar_t>& list, uint8_t which, int64_t first,
 
 template <class scalar_t>
 void forward_sampled(const RowList<scalar_t>& list, const PathTile<scalar_t>& tile,
-                     const uint32_t* generator, const uint32_t* shift, uint32_t first,
-                     uint8_t* pivot_has_lower) {
+                     const ShiftedPoints& points, uint32_t first, uint8_t* pivot_has_lower) {
   using V = Vec<scalar_t>;
   constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
   const scalar_t infinity = scalar_t(__builtin_inf());
@@ -125,7 +122,9 @@ void forward_sampled(const RowList<scalar_t>& list, const PathTile<scalar_t>& ti
           mark_attaining(list, kHasLower, group, row, tile.lower, tile.row_lower);
         }
         group = row + 1;
-        draw_with_slopes(tile, known, has_lower, first, generator[known], shift[known]);
+        with_coordinate(points, known, first, [&](const auto& coordinate) {
+          draw_with_slopes(tile, known, has_lower, coordinate);
+        });
         pivot_has_lower[known] = has_lower;
         ++known;
         has_lower = false;
@@ -393,8 +392,8 @@ void transpose(const PathTile<scalar_t>& tile, int64_t pivots, int64_t stride) {
 
 template <class scalar_t>
 void run(const Program<scalar_t>& program, int64_t sampled_rows, int64_t completion_rows,
-         const uint32_t* generator, const uint32_t* shift, uint32_t first, int64_t tiles,
-         scalar_t* workspace, const PathwiseSums& sums) {
+         const ShiftedPoints& points, uint32_t first, int64_t tiles, scalar_t* workspace,
+         const PathwiseSums& sums) {
   using V = Vec<scalar_t>;
   const int64_t pivots = program.n_pivots;
   scalar_t* next = workspace;
@@ -419,7 +418,7 @@ void run(const Program<scalar_t>& program, int64_t sampled_rows, int64_t complet
       tile.y_by_sample[i] = scalar_t(0);
   for (int64_t t = 0; t < tiles; ++t) {
     fill(tile.value, scalar_t(1));
-    forward_sampled(program.sampled, tile, generator, shift, first + uint32_t(t) * kTileSamples,
+    forward_sampled(program.sampled, tile, points, first + uint32_t(t) * kTileSamples,
                     pivot_has_lower);
     forward_completion(program.completion, tile, program.skip_limit);
     V value = V(scalar_t(0));
