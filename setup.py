@@ -78,6 +78,7 @@ CPU_SOURCES = [
 CUDA_SOURCES = [
     "csrc/cuda/module.cpp",
     "csrc/cuda/bvn_cdf.cpp",
+    "csrc/cuda/jac_cov.cpp",
     "csrc/cuda/mendell_elston.cpp",
     "csrc/cuda/mvn_cdf.cpp",
 ]
@@ -86,6 +87,10 @@ CUDA_KERNELS = [
     "csrc/cuda/mvn_cdf_double.cu",
     "csrc/cuda/bvn_cdf.cu",
     "csrc/cuda/mendell_elston.cu",
+    "csrc/cuda/jac_cov_float.cu",
+    "csrc/cuda/jac_cov_bfloat16.cu",
+    "csrc/cuda/jac_cov_double.cu",
+    "csrc/cuda/jac_cov.cu",
 ]
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 

@@ -1,25 +1,28 @@
 """jac_cov and jac_cov_norms beside the unfused PyTorch form: time and error.
 
 python -m bench.bench_jac_cov [--cases 10x3072,1000x150528/3072] [--dtypes float32] [--threads 1]
+                              [--device cuda] [--budget SECONDS]
 
 The peer takes differences, norms, quotients and one bmm over the full square, in J's dtype (float32
 for bfloat16). A case CxD/CHUNK goes through jac_cov_accumulate in chunks of CHUNK columns (the peer
 adds bmm's of the differences), each chunk the same data, so that it fits in memory. Both sides are
 checked against float64 before they are timed. GFLOP/s counts useful work, C (C + 1) D, for both;
 GB/s counts J read once. Times are per problem: processor time with one thread, else wall time; our
-runs and the peer's alternate.
+runs and the peer's alternate. On a GPU: device time, L2 cache flushed before each call, and the peer
+a second time with TF32 allowed in its products, with the error that it then has.
 """
 
 import statistics
 import sys
 import time
 
-from bench import harness
+from bench import cuda_environment, cuda_timing, harness
 
 # Several times what the tests allow: a wrong result prints no time.
 WORST = {"float32": 8e-6, "float64": 1e-12, "bfloat16": 8e-6}
 COLUMNS = ["op", "C", "D", "chunk", "B", "dtype", "ms", "spread", "rate", "unit", "error",
            "peer_ms", "peer_spread", "peer_error", "speedup"]  # fmt: skip
+CUDA_COLUMNS = [*COLUMNS, "tf32_ms", "tf32_error", "tf32_speedup"]
 
 
 def measure(ours, peer, threads, repeats):
@@ -35,10 +38,16 @@ def measure(ours, peer, threads, repeats):
     return [(statistics.median(t), max(t) / min(t)) for t in times]
 
 
+def measure_cuda(call, device, seconds):
+    """Median milliseconds and spread (third over first quartile) on a GPU."""
+    timing, _ = cuda_timing.measure(call, device, budget_s=seconds)
+    return 1e3 * timing["median_s"], timing["q3_s"] / timing["q1_s"]
+
+
 class Case:
     """Inputs of one size; the two sides of each comparison as methods."""
 
-    def __init__(self, text, dtype_name):
+    def __init__(self, text, dtype_name, device):
         import torch
 
         size, _, chunk = text.partition("/")
@@ -48,13 +57,17 @@ class Case:
         width = self.chunk or self.D
         if self.D % width:
             sys.exit(f"bench_jac_cov: CHUNK must divide D, got {text}")
-        self.B = max(1, min(256, 8_000_000 // (self.C * width)))
-        g = torch.Generator().manual_seed(0)
+        self.device = torch.device(device)
+        on_gpu = self.device.type == "cuda"
+        # As many problems as fill the device: two gigabytes of J in float32, and as much for the peer.
+        most, elements = (65536, 500_000_000) if on_gpu else (256, 8_000_000)
+        self.B = max(1, min(most, elements // (self.C * width)))
         dtype = getattr(torch, dtype_name)
-        self.J = torch.randn(self.B, self.C, width, generator=g).to(dtype)
+        g = torch.Generator(device=self.device).manual_seed(0)
+        self.J = torch.randn(self.B, self.C, width, generator=g, device=device).to(dtype)
         self.peer_dtype = torch.promote_types(dtype, torch.float32)
-        self.logits = torch.randn(self.B, self.C, generator=g).to(self.peer_dtype)
-        self.target = torch.randint(self.C, (self.B,), generator=g)
+        self.logits = torch.randn(self.B, self.C, generator=g, device=device).to(self.peer_dtype)
+        self.target = torch.randint(self.C, (self.B,), generator=g, device=device)
         self.sigma = 0.1
         self.passes = self.D // width
 
@@ -65,7 +78,7 @@ class Case:
 
         if self.chunk is None:
             return op.jac_cov(self.J, self.logits, self.target, self.sigma)
-        S = torch.zeros(self.B, self.C, self.C, dtype=torch.float64)
+        S = self.J.new_zeros(self.B, self.C, self.C, dtype=torch.float64)
         for _ in range(self.passes):
             op.jac_cov_accumulate(S, self.J, self.target)
         return op.jac_cov_finalize(S, self.logits, self.target, self.sigma)
@@ -74,7 +87,7 @@ class Case:
         import torch
 
         J = self.J.to(self.peer_dtype)
-        return J[torch.arange(self.B), self.target][:, None] - J
+        return J[torch.arange(self.B, device=J.device), self.target][:, None] - J
 
     def peer_jac_cov(self):
         """z and corr over all classes, the target's row and column included (NaN or 0)."""
@@ -86,7 +99,7 @@ class Case:
             unit = u / norms.clamp_min(torch.finfo(u.dtype).tiny)[..., None]
             corr = torch.bmm(unit, unit.mT)
         else:
-            S = torch.zeros(self.B, self.C, self.C, dtype=self.peer_dtype)
+            S = self.J.new_zeros(self.B, self.C, self.C, dtype=self.peer_dtype)
             for _ in range(self.passes):
                 u = self.differences()
                 S.baddbmm_(u, u.mT)
@@ -112,16 +125,22 @@ class Case:
         some = slice(0, 4)
         want = jac_cov_reference(self.J[some], self.logits[some], self.target[some], self.sigma)
         keep = want.keep
-        place = torch.arange(len(keep))[:, None, None]
-        square = self.peer_jac_cov()[1][some][place, keep[:, :, None], keep[:, None]]
-        off = ~torch.eye(self.C - 1, dtype=torch.bool)
-        errors = [
-            (corr.double() - want.corr)[:, off].abs().max().item()
-            for corr in (self.jac_cov().corr[some], square)
-        ]
+        place = torch.arange(len(keep), device=keep.device)[:, None, None]
+        off = ~torch.eye(self.C - 1, dtype=torch.bool, device=keep.device)
+
+        def ours():
+            return self.jac_cov().corr[some]
+
+        def peers():
+            return self.peer_jac_cov()[1][some][place, keep[:, :, None], keep[:, None]]
+
+        def error(corr):
+            return (corr.double() - want.corr)[:, off].abs().max().item()
+
+        errors = [error(corr()) for corr in (ours, peers)]
         flops = self.C * (self.C + 1) * self.D * self.B
         yield self.row("jac_cov", self.jac_cov, self.peer_jac_cov, errors, flops, "GFLOP/s",
-                       threads, repeats)  # fmt: skip
+                       threads, repeats, lambda: error(peers()))  # fmt: skip
         if self.chunk is None:
             errors = [
                 (x[some].gather(1, keep) / want.norms.square() - 1).abs().max().item()
@@ -131,14 +150,32 @@ class Case:
             yield self.row("jac_cov_norms", self.norms, self.peer_norms, errors, size, "GB/s",
                            threads, repeats)  # fmt: skip
 
-    def row(self, op, ours, peer, errors, work, unit, threads, repeats):
+    def row(self, op, ours, peer, errors, work, unit, threads, repeats, tf32_error=None):
         if not errors[0] <= WORST[self.dtype]:
             sys.exit(f"bench_jac_cov: {op} {self.text} {self.dtype}: error {errors[0]:.1e}")
-        (ms, spread), (peer_ms, peer_spread) = measure(ours, peer, threads, repeats)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            times = [measure_cuda(call, self.device, self.seconds) for call in (ours, peer)]
+        else:
+            times = measure(ours, peer, threads, repeats)
+        (ms, spread), (peer_ms, peer_spread) = times
         values = [op, self.C, self.D, self.chunk, self.B, self.dtype, ms / self.B, spread,
                   work / ms / 1e6, unit, errors[0], peer_ms / self.B, peer_spread, errors[1],
                   peer_ms / ms]  # fmt: skip
-        return dict(zip(COLUMNS, values, strict=True))
+        if on_gpu and tf32_error and self.dtype != "float64":
+            values += self.with_tf32(peer, tf32_error, ms)
+        return dict(zip(CUDA_COLUMNS, values, strict=False))
+
+    def with_tf32(self, peer, error, ms):
+        """The peer's time and error with TF32 allowed, and how many times ours it takes."""
+        import torch
+
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            took, _ = measure_cuda(peer, self.device, self.seconds)
+            return [took / self.B, error(), took / ms]
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def main():
@@ -147,21 +184,27 @@ def main():
     p.add_argument("--dtypes", default="float32", help="of " + ", ".join(WORST))
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--repeats", type=int, default=15, help="a third of it for cases in chunks")
+    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    p.add_argument("--budget", type=float, default=40, help="seconds of timing, on a GPU")
     args = p.parse_args()
 
     import torch
 
     torch.set_num_threads(args.threads)
     report = harness.environment()
+    on_gpu = args.device == "cuda"
+    if on_gpu:
+        report |= cuda_environment.gpu()
     harness.show_environment(report)
     rows = []
-    for text in args.cases.split(","):
-        for dtype in args.dtypes.split(","):
-            case = Case(text, dtype)
-            repeats = args.repeats if case.chunk is None else max(3, args.repeats // 3)
-            rows += case.rows(args.threads, repeats)
-    harness.show(rows, COLUMNS)
-    harness.write("jac_cov", report, rows, args.out)
+    cases = [(text, dtype) for text in args.cases.split(",") for dtype in args.dtypes.split(",")]
+    for text, dtype in cases:
+        case = Case(text, dtype, args.device)
+        case.seconds = args.budget / (5 * len(cases))
+        repeats = args.repeats if case.chunk is None else max(3, args.repeats // 3)
+        rows += case.rows(args.threads, repeats)
+    harness.show(rows, CUDA_COLUMNS if on_gpu else COLUMNS)
+    harness.write("cuda_jac_cov" if on_gpu else "jac_cov", report, rows, args.out)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ import time
 
 import torch
 
-from mvnrob import bvn_cdf, mvn_cdf
+from mvnrob import bvn_cdf, jac_cov, mvn_cdf
 
 SIZES = (9, 33, 65, 4, 120, 3, 2, 1, 32, 31, 8, 49, 48, 17, 129, 64, 200)
 DTYPES = (torch.float32, torch.float64)
+# Of jac_cov: each kernel, with a number of columns that ends inside a stage.
+JACOBIANS = ((10, 1050), (33, 70), (130, 70))
 
 
 def problem(n, batch, seed, rank=None, spread=2.0):
@@ -28,6 +30,14 @@ def problem(n, batch, seed, rank=None, spread=2.0):
     factor += torch.randn(batch, 1, shape[2], generator=g, dtype=torch.float64)
     z = spread * torch.rand(batch, n, generator=g, dtype=torch.float64)
     return z * factor.norm(dim=-1), factor @ factor.mT
+
+
+def jacobian(classes, batch, columns, dtype, device="cpu"):
+    """J, float64 logits and targets."""
+    g = torch.Generator(device=device).manual_seed(classes)
+    J = torch.randn(batch, classes, columns, generator=g, device=device).to(dtype)
+    logits = torch.randn(batch, classes, generator=g, device=device).double()
+    return J, logits, torch.randint(classes, (batch,), generator=g, device=device)
 
 
 def small_set():
@@ -54,6 +64,15 @@ def small_set():
 
         cases.append(("bvn_cdf", call))
 
+    def add_jac_cov(classes, columns, dtype):
+        J, logits, target = jacobian(classes, 2, columns, dtype)
+
+        def call(device):
+            r = jac_cov(J.to(device), logits.to(device), target.to(device), 0.5)
+            return r.corr.cpu(), torch.full(r.corr.shape, 2e-6, dtype=torch.float64)
+
+        cases.append((f"jac_cov C={classes} {dtype}", call))
+
     for n in SIZES:
         upper, cov = problem(n, 3, n)
         for dtype in DTYPES:
@@ -61,6 +80,9 @@ def small_set():
             add(f"n={n} {dtype}", upper.to(dtype), cov.to(dtype), compute_dtype=dtype)
         if n == 9:
             add_bvn()
+            for classes, columns in JACOBIANS:
+                for dtype in (*DTYPES, torch.bfloat16):
+                    add_jac_cov(classes, columns, dtype)
             edges = torch.tensor([[torch.inf] * 9, [torch.nan] * 9, [-torch.inf] * 9])
             add("edges", edges.double(), cov)
         if n in (9, 33, 120, 3, 129):
@@ -88,6 +110,14 @@ def profile_set():
         if n == 9:
             bvn_cdf(*torch.linspace(-0.9, 0.9, 3 * 2**22, device=device).double().reshape(3, -1))
 
+    for classes, batch in ((10, 20_000), (100, 2_000), (1000, 16)):
+        for dtype in (*DTYPES, torch.bfloat16):
+            yield (
+                f"jac_cov C={classes} {dtype}",
+                lambda device, size=(classes, batch, 3072, dtype): jac_cov(
+                    *jacobian(*size, device), 0.5
+                ),
+            )
     sizes = ((9, 20_000), (99, 2_000), (999, 100), (3, 20_000), (28, 10_000))
     for n, batch in sizes:
         for dtype in DTYPES:

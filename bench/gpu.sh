@@ -2,9 +2,9 @@
 # Everything that needs a GPU, in one call: bench/gpu.sh OUTDIR [SECTION ...]
 #
 #   build     compiles mvnrob with this machine's torch and nvcc, for the GPU at hand only
-#   tests     tests/test_cuda.py; a test that would be skipped for want of a GPU fails
+#   tests     tests/test_cuda*.py; a test that would be skipped for want of a GPU fails
 #   sanitize  compute-sanitizer (memcheck, racecheck, initcheck) on a small set
-#   time      bench/bench_cuda.py
+#   time      bench/bench_cuda.py, bench/bench_jac_cov.py
 #   profile   Nsight Compute on each kernel, where ncu is there
 #
 # Default: all of them, in that order, in less than ten minutes. Each has its limit of time, and one
@@ -15,8 +15,9 @@
 # tests pytest and hypothesis; no network. BoTorch is timed beside mvnrob where it is installed.
 #
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
-# profile.csv, profile.log. Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the
-# commit where the checkout has no .git; MVNROB_GPU_LIMIT=2 doubles every limit of time.
+# cuda_jac_cov.json and .csv, profile.csv, profile.log. Environment: PYTHON chooses the interpreter;
+# MVNROB_COMMIT names the commit where the checkout has no .git; MVNROB_GPU_LIMIT=2 doubles every
+# limit of time.
 set -uo pipefail
 
 if [[ $# -lt 1 || $1 == -* ]]; then
@@ -30,7 +31,7 @@ shift
 every=(build tests sanitize time profile)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
-declare -A limit=([build]=110 [tests]=120 [sanitize]=130 [time]=110 [profile]=90)
+declare -A limit=([build]=110 [tests]=120 [sanitize]=130 [time]=140 [profile]=90)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]}, got $section" >&2
@@ -86,7 +87,7 @@ sys.exit(load.cuda_unavailable and "gpu.sh: " + load.cuda_unavailable)'
 run_tests() {
   needs_build || return
   MVNROB_REQUIRE_CUDA=1 "$python" -m pytest -p no:cacheprovider --durations=10 \
-    "$root/tests/test_cuda.py"
+    "$root"/tests/test_cuda*.py
 }
 
 run_sanitize() {
@@ -107,7 +108,11 @@ run_sanitize() {
 
 run_time() {
   needs_build || return
-  "$python" -u -m bench.bench_cuda --json "$out/timings.json" --budget "$(scaled 90)"
+  local bad=0
+  "$python" -u -m bench.bench_cuda --json "$out/timings.json" --budget "$(scaled 90)" || bad=1
+  "$python" -u -m bench.bench_jac_cov --device cuda --out "$out" --budget "$(scaled 20)" \
+    --cases 10x784,10x3072,100x3072,1000x3072,1000x150528 --dtypes float32,bfloat16 || bad=1
+  return $bad
 }
 
 run_profile() {

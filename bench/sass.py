@@ -30,6 +30,7 @@ CLASSES = (
     ("fp32", r"FFMA|FMUL|FADD"),
     ("fp64", r"DFMA|DMUL|DADD|DSETP|DMNMX"),
     ("mufu", r"MUFU|I2F|F2I|F2F|FRND|POPC|FLO|BREV"),
+    ("tensor", r"[HIDQ]MMA"),
     ("imad", r"IMAD|HFMA2"),
     ("shared", r"LDS|STS|ATOMS|LDSM"),
     ("global", r"LDG|STG|LD|ST|ATOMG|ATOM|RED|LDGSTS|ATOMIC"),

@@ -46,9 +46,14 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
     The results have the dtype of ``logits`` (float32 for bfloat16); pass ``logits.double()`` for
     float64 correlations. Whatever that is, float32 and bfloat16 Jacobians are subtracted first (so
     a shift common to all classes costs no digits), multiplied in float32, summed in float32 over at
-    most 1024 columns spread over the vector's lanes, and beyond in float64; float64 Jacobians are
-    float64 throughout. ``corr`` is symmetric with a diagonal of exactly 1, ``|corr| <= 1``, exactly
-    1 between equal rows and -1 between opposite ones.
+    most 1024 columns (in many partial sums), and beyond in float64; float64 Jacobians are float64
+    throughout. ``corr`` is symmetric with a diagonal of exactly 1, ``|corr| <= 1``, exactly 1
+    between equal rows and -1 between opposite ones.
+
+    On CUDA the same holds, with one difference: for more than 104 classes float32 and bfloat16 are
+    multiplied by tensor cores, each difference as the sum of two float16 (22 bits, scaled by its
+    row's norm), with the error of float32. Values are not looked at there: a target that is no
+    class makes its problem NaN, a sigma that is not positive and finite its ``z``.
 
     Edges are mathematics: a row ``u_i = 0`` (a class with the target's gradient) gives
     ``z = +inf``, or ``-inf`` for a negative margin (P(0 <= 0) = 1), and a row of the unit matrix.
@@ -59,10 +64,10 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
     ``norms``) or by passing float64. Below, entries of less than about 1e-23 count as zero; above,
     norms are infinite. :func:`mvnrob.robustness` sees to it.
 
-    Cost: ``B C^2 D`` flops (half the square; upper tiles only), a float64 ``[B, C, C]`` in memory.
-    A problem's answer is the same to the bit for every batch and number of threads, on one build
-    and SIMD level (:func:`mvnrob.simd_level`). For a Jacobian that does not fit, see
-    :func:`jac_cov_accumulate`; to leave out classes before they cost anything,
+    Cost: ``B C^2 D`` flops (half the square; upper tiles only), a float64 ``[B, C, C]`` in memory
+    (on CUDA some 64 MB more). A problem's answer is the same to the bit for every batch and number
+    of threads, on one build and SIMD level (:func:`mvnrob.simd_level`) or GPU. For a Jacobian that
+    does not fit, see :func:`jac_cov_accumulate`; to leave out classes before they cost anything,
     :func:`jac_cov_norms`.
 
     Raises:
@@ -90,7 +95,7 @@ def jac_cov_accumulate(S: Tensor, J_chunk: Tensor, target: Tensor) -> Tensor:
         target: int64 ``[B]``, the same in every call.
 
     Returns S. For a float64 S, chunks of a multiple of 1024 columns (the last may be shorter) give
-    the bits of a single call; others differ by the rounding of their sums.
+    the bits of a single call (not on tensor cores); others differ by the rounding of their sums.
 
     Cost: ``B C^2 Dc`` flops. Raises as :func:`jac_cov` does.
     """
@@ -156,11 +161,14 @@ def _values_at_hand(t: Tensor) -> bool:
 
 
 def _check_backend(op: str, name: str, t: Tensor) -> None:
-    if t.device.type == "cuda":
-        reason = _load.cuda_unavailable or "its CUDA kernels are not built yet"
-        raise NotImplementedError(f"{op}: {name} must be on the CPU, got {t.device}: {reason}")
-    if t.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(f"{op}: {name} must be on the CPU, got {t.device}")
+    if t.device.type == "cuda" and _load.cuda_unavailable:
+        raise NotImplementedError(
+            f"{op}: {name} must be on the CPU, got {t.device}: {_load.cuda_unavailable}"
+        )
+    if t.device.type not in ("cpu", "cuda", "meta"):
+        raise NotImplementedError(
+            f"{op}: {name} must be on the CPU or a CUDA device, got {t.device}"
+        )
 
 
 def _check_target(op: str, target) -> None:

@@ -5,30 +5,27 @@
 // tests/test_jac_cov.py measures these at far scales, for zero, equal and opposite rows.
 #pragma once
 #include <cmath>
-#include <limits>
 
 #include "config.h"
 
 namespace mvnrob::math {
 inline namespace MVNROB_ISA {
 
+constexpr double kJacLargest = 0x1.fffffffffffffp1023;  // of the finite numbers
+
 // z_i; `margin` is f_t - f_i. A row of zeros is an event without noise: it holds (+inf) unless the
 // margin is negative, for P(0 <= 0) = 1. NaN in, NaN out; an infinite norm (overflow) gives NaN.
 MVNROB_HD_FN double jac_cov_limit(double margin, double norm, double sigma) {
-  if (norm > 0.0 && norm <= std::numeric_limits<double>::max()) return margin / norm / sigma;
-  if (norm == 0.0 && margin == margin) {
-    const double infinity = std::numeric_limits<double>::infinity();
-    return margin >= 0.0 ? infinity : -infinity;
-  }
-  return std::numeric_limits<double>::quiet_NaN();
+  if (norm > 0.0 && norm <= kJacLargest) return margin / norm / sigma;
+  if (norm == 0.0 && margin == margin) return margin >= 0.0 ? HUGE_VAL : -HUGE_VAL;
+  return double(NAN);
 }
 
 // 1 / norm_i; 0 for a row of zeros, so that it correlates with nothing; NaN for a norm that is not
 // finite. Never overflows: the root of the least float64 is 2^-537.
 MVNROB_HD_FN double jac_cov_inverse(double norm) {
   if (norm == 0.0) return 0.0;
-  return norm <= std::numeric_limits<double>::max() ? 1.0 / norm
-                                                    : std::numeric_limits<double>::quiet_NaN();
+  return norm <= kJacLargest ? 1.0 / norm : double(NAN);
 }
 
 // corr_ij from product = S_ij and the inverse norms of i and j, symmetric to the bit because the

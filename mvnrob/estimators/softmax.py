@@ -29,7 +29,7 @@ def softmax(chunk: Chunk) -> Estimate:
     """
     s = chunk.settings
     sigmas = len(chunk.noise.sigmas)
-    temperature = s.temperature.reshape(-1, 1).expand(sigmas, 1)
+    temperature = s.temperature.to(chunk.clean).reshape(-1, 1).expand(sigmas, 1)
     # Classes at +inf share the whole, at any temperature.
     infinite = chunk.clean == torch.inf
     shared = torch.where(infinite, 0.0, -torch.inf).to(chunk.clean)

@@ -11,6 +11,7 @@
 #include <functional>
 
 #include "shim_bad.h"
+#include "shim_jac_cov_cases.h"
 #include "shim_mendell_elston_cases.h"
 #include "shim_mvn_cdf_cases.h"
 
@@ -35,6 +36,7 @@ std::vector<Case> cases() {
   }
   for (const MvnCdfCase& one : kMvnCdfCases) all.push_back({one.name, one.run, ""});
   for (const MendellElstonCase& one : kMendellElstonCases) all.push_back({one.name, one.run, ""});
+  for (const JacCovCase& one : kJacCovCases) all.push_back({one.name, one.run, ""});
   for (const Bad& bad : kBad) {
 #ifdef __SANITIZE_THREAD__
     all.push_back({bad.name, bad.run, bad.thread});

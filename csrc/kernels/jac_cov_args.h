@@ -1,0 +1,98 @@
+// What the kernels of jac_cov share: arguments, types of elements, how S is cut into tiles and D
+// into chunks.
+//
+// S_ij = <u_i, u_j>, u_i = J_t - J_i, is summed as on the CPU: in the type that multiplies over at
+// most kJacChunk columns, then chunk after chunk in float64. Whoever adds the chunks up, and
+// however many are under way at once, the order is theirs, so neither the grid nor the batch can
+// change a bit.
+#pragma once
+#include <cmath>
+
+#include "kernels/device.h"
+#include "math/pack.h"
+
+namespace mvnrob::kernels {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// What an element of J is computed in.
+template <class in_t>
+struct JacElement {
+  using Compute = in_t;
+};
+template <>
+struct JacElement<BFloat16> {
+  using Compute = float;
+};
+template <class in_t>
+using JacCompute = typename JacElement<in_t>::Compute;
+
+MVNROB_DEVICE float widen(float x) { return x; }
+MVNROB_DEVICE double widen(double x) { return x; }
+MVNROB_DEVICE float widen(BFloat16 x) { return math::as_real(uint32_t(uint32_t(x.bits) << 16)); }
+
+// Columns that are summed in the type that multiplies: of 4096 bytes.
+template <class in_t>
+constexpr int kJacChunk = 4096 / int(sizeof(JacCompute<in_t>));
+
+struct JacArgs {
+  const void* J;  // [batch, classes, columns]; columns lie side by side
+  int64_t batch_stride, row_stride;
+  int64_t classes, columns;
+  const int64_t* target;
+  // Of this launch.
+  int64_t first_problem, problems;
+  int64_t first_chunk, chunks;
+};
+
+// One problem's rows. A target that is no class makes every difference NaN: values are not looked
+// at before a launch, and nothing outside J may be read.
+template <class in_t>
+struct JacProblem {
+  const in_t* rows;
+  const in_t* target;
+  bool valid;
+
+  MVNROB_DEVICE JacProblem(const JacArgs& a, int64_t problem) {
+    const int64_t t = a.target[problem];
+    valid = t >= 0 && t < a.classes;
+    rows = static_cast<const in_t*>(a.J) + problem * a.batch_stride;
+    target = rows + (valid ? t : 0) * a.row_stride;
+  }
+
+  MVNROB_DEVICE JacCompute<in_t> target_value(int64_t column) const {
+    return valid ? widen(target[column]) : JacCompute<in_t>(NAN);
+  }
+};
+
+// Tiles of side x side entries that cover i <= j, column of tiles by column.
+struct JacTiles {
+  int64_t across;
+
+  MVNROB_HD JacTiles(int64_t classes, int64_t side) : across((classes + side - 1) / side) {}
+
+  MVNROB_HD int64_t count() const { return across * (across + 1) / 2; }
+  MVNROB_HD static int64_t index(int64_t row, int64_t column) {
+    return column * (column + 1) / 2 + row;
+  }
+  MVNROB_HD static void place(int64_t index_of_tile, int64_t& row, int64_t& column) {
+    column = int64_t((sqrt(8.0 * double(index_of_tile) + 1.0) - 1.0) / 2.0);
+    while (index(0, column) > index_of_tile) --column;
+    while (index(0, column + 1) <= index_of_tile) ++column;
+    row = index_of_tile - index(0, column);
+  }
+};
+
+struct JacCovArgs {
+  JacArgs jac;
+  int64_t side;  // of a tile
+  // Sums of each chunk by itself, [problems, tiles, chunks, side, side] of the type that
+  // multiplies; null: the kernel adds them to S.
+  void* sums;
+  double* S;              // [batch, classes, classes]
+  const double* squares;  // of the norms over all columns, [batch, classes], where tiles need them
+};
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,89 @@
+// Tensor-core instructions for a C++ compiler: ldmatrix, mma.m16n8k16 of float16 with float32 sums,
+// and the conversions that go with them. Of a whole warp, with the fragments of the PTX manual.
+//
+// The unit adds the 16 products of an entry and its sum in wider arithmetic and cuts the result off
+// to float32, or does worse than the exact sum that is cut off here by a few bits of the last
+// place.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "shim/cuda.h"
+
+namespace mvnrob::shim {
+
+inline float half_to_float(unsigned bits) {
+  const int exponent = int(bits >> 10 & 31), fraction = int(bits & 1023);
+  double x = exponent == 0    ? std::ldexp(double(fraction), -24)
+             : exponent == 31 ? (fraction ? std::nan("") : HUGE_VAL)
+                              : std::ldexp(double(1024 + fraction), exponent - 25);
+  return float(bits & 0x8000u ? -x : x);
+}
+
+// To nearest, ties to even.
+inline unsigned float_to_half(float x) {
+  const unsigned sign = std::signbit(x) ? 0x8000u : 0u;
+  if (std::isnan(x)) return 0x7fffu;
+  const double a = std::fabs(double(x));
+  if (a >= 65520.0) return sign | 0x7c00u;
+  int exponent = 0;
+  std::frexp(a, &exponent);  // a < 2^exponent
+  const int unit = exponent - 11 < -24 ? -24 : exponent - 11;
+  const double n = std::nearbyint(std::ldexp(a, -unit));  // at most 2^11
+  // Adding carries a fraction that rounds up into the exponent.
+  return sign | (n < 1024.0 ? unsigned(n) : (unsigned(unit + 24) << 10) + unsigned(n));
+}
+
+inline float cut_off(double x) {
+  const float near = float(x);
+  return std::fabs(double(near)) > std::fabs(x) && std::isfinite(near) ? std::nextafterf(near, 0.0f)
+                                                                       : near;
+}
+
+// Lane 8 j + r gives the address of row r of matrix j; a lane gets word lane % 4 of row lane / 4 of
+// each.
+inline void load_matrices(uint32_t (&out)[4], const void* row, const Caller& caller) {
+  const auto address = reinterpret_cast<uintptr_t>(row);
+  const auto base = reinterpret_cast<uintptr_t>(dynamic_shared());
+  if (address % 16 != 0 || address < base || address + 16 > base + running().grid().shared_bytes)
+    throw std::runtime_error("load_matrices: rows must lie in shared memory at multiples of 16");
+  const Exchange rows(0xffffffffu, address, "load_matrices", caller);
+  for (unsigned j = 0; j < 4; ++j) {
+    const auto* p = reinterpret_cast<const unsigned char*>(rows.from(8 * j + lane() / 4));
+    std::memcpy(&out[j], p + 4 * (lane() % 4), 4);
+  }
+}
+
+inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              const Caller& caller) {
+  const unsigned g = lane() / 4, t = lane() % 4;
+  double left[2][16], right[2][16];  // rows g and g + 8; columns 2 t and 2 t + 1
+  const auto put = [](double* to, uint32_t word) {
+    to[0] = half_to_float(word & 0xffffu);
+    to[1] = half_to_float(word >> 16);
+  };
+  for (int half = 0; half < 2; ++half) {
+    const Exchange words(0xffffffffu, a[2 * half] | uint64_t(a[2 * half + 1]) << 32,
+                         "multiply_matrices", caller);
+    for (unsigned l = 0; l < 4; ++l) {
+      put(&left[0][8 * half + 2 * int(l)], uint32_t(words.from(4 * g + l)));
+      put(&left[1][8 * half + 2 * int(l)], uint32_t(words.from(4 * g + l) >> 32));
+    }
+  }
+  const Exchange words(0xffffffffu, b[0] | uint64_t(b[1]) << 32, "multiply_matrices", caller);
+  for (unsigned c = 0; c < 2; ++c)
+    for (unsigned l = 0; l < 4; ++l) {
+      const uint64_t word = words.from(4 * (2 * t + c) + l);
+      put(&right[c][2 * l], uint32_t(word));
+      put(&right[c][8 + 2 * l], uint32_t(word >> 32));
+    }
+  for (int r = 0; r < 2; ++r)
+    for (int c = 0; c < 2; ++c) {
+      double x = sum[2 * r + c];
+      for (int k = 0; k < 16; ++k) x += left[r][k] * right[c][k];
+      sum[2 * r + c] = cut_off(x);
+    }
+}
+
+}  // namespace mvnrob::shim
