@@ -60,23 +60,29 @@ def trips(classes, kernel):
         blocks = -(-classes // 8)
         slices = 96 // (blocks * (blocks + 1) // 2)
         return -(-(8 if "double" in kernel else 32) // slices)
-    return 4 if "Tile" in kernel else 0
+    return {"Tile": 8, "Tensor": 2}.get(kernel[6:].partition("<")[0], 0)
 
 
 def stage_counts(graph, file, loop):
     """Units of one trip of the outer loop, and of one of the products' inner loop."""
     lines = (sass.ROOT / "csrc/kernels" / file).read_text().splitlines()
     line = next(i for i, text in enumerate(lines, 1) if loop in text)
+    starts = [i for i, text in enumerate(lines, 1) if "bool mirror) const {" in text]
+    end = range(starts[0], len(lines)) if starts else ()
 
     def units(found):
-        counts = sass.summary(graph.trip(found))
+        # The end of a chunk comes once in many stages.
+        trip = [
+            x for x in graph.trip(found) if not any(f == file and n in end for f, n in x.frames)
+        ]
+        counts = sass.summary(trip)
         return {u: counts["instructions" if u == "issue" else u] for u in UNITS}
 
     at = [x for x in graph.loops if f"{file}:{line} " in sass.place(graph, x) + " "]
     outer = max(at, key=lambda x: len(x.blocks))
     inner = max(
         (x for x in graph.loops if x is not outer and x.blocks < outer.blocks),
-        key=lambda x: sass.summary(graph.trip(x))["multiply_adds"],
+        key=lambda x: sum(map(sass.summary(graph.trip(x)).get, ("multiply_adds", "tensor"))),
         default=None,
     )
     return units(outer), units(inner) if inner else dict.fromkeys(UNITS, 0)

@@ -44,6 +44,15 @@ MVNROB_DEVICE T* dynamic_shared() {
 #endif
 }
 
+// x, which the compiler takes for something new: what is computed from it is computed where it is
+// used, and not kept in registers through a loop before.
+MVNROB_DEVICE int64_t anew(int64_t x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+l"(x));
+#endif
+  return x;
+}
+
 // 16 bytes from global to shared memory, in the background; both ends aligned to 16. Zeros, and no
 // look at global memory, where there is nothing to copy.
 MVNROB_DEVICE void copy_async16(void* shared, const void* global, bool there = true) {

@@ -15,7 +15,7 @@ struct JacCovNarrow {
   using T = JacCompute<in_t>;
   static constexpr int kMostClasses = 10;
   static constexpr int kThreads = 128;
-  static constexpr int kResidentBlocks = 3;
+  static constexpr int kResidentBlocks = sizeof(T) == 4 ? 3 : 2;
 
   static int64_t blocks(int64_t units) { return (units + kWarps - 1) / kWarps; }
 

@@ -109,8 +109,7 @@ struct JacCovTensor {
       const bool used = i < kRows / 2 || row_ != column_;
       there_ |= unsigned(used && class_of(row_of(i)) < a_.jac.classes) << i;
     }
-    from_[0] = problem.rows + class_of(row_of(0)) * a_.jac.row_stride + lane_ % 16;
-    from_[1] = problem.rows + class_of(row_of(kRows / 2)) * a_.jac.row_stride + lane_ % 16;
+    from_ = problem.rows + class_of(row_of(0)) * a_.jac.row_stride + lane_ % 16;
     clear();
     load(problem, first_);
     int buffer = 0;
@@ -119,12 +118,15 @@ struct JacCovTensor {
       store(shared, buffer);
       __syncthreads();
       const int64_t next = at + kColumns;
-      if (next < end_) load(problem, next);
+      // The end of a chunk wants the registers for itself.
+      const bool ends = next % kJacChunk<in_t> == 0 || next >= end_;
+      if (!ends) load(problem, next);
       multiply(shared, buffer);
       buffer ^= 1;
-      if (next % kJacChunk<in_t> == 0 || next >= end_) {
+      if (ends) {
         finish(shared, next >= end_);
         clear();
+        if (next < end_) load(problem, next);
       }
     }
   }
@@ -151,7 +153,8 @@ struct JacCovTensor {
     }
     MVNROB_UNROLL
     for (int half = 0; half < 2; ++half) {
-      const in_t* p = from_[half] + first;
+      const in_t* p = from_ + first;
+      if (half == 1) p += anew(column_ - row_) * a_.jac.row_stride;
       MVNROB_UNROLL
       for (int j = 0; j < kRows / 2; ++j) {
         const int i = half * (kRows / 2) + j;
@@ -175,15 +178,18 @@ struct JacCovTensor {
       for (int c = 0; c < 2; ++c) u[c] = (target_[c] - value_[i][c]) * scale;
       const uint32_t word = to_halves(u[0], u[1]);
       from_halves(word, high[0], high[1]);
-      const int row = row_of(i), l = lane_ % 16;
-      shared.halves[buffer][row][place(row, l / 4) + l % 4] = word;
-      shared.halves[buffer][row][place(row, 4 + l / 4) + l % 4] =
-          to_halves(u[0] - high[0], u[1] - high[1]);
+      // As place() says, for the rows of this lane: row % 8 is i % 4 or, in the second half warp, 4
+      // more.
+      const int l = lane_ % 16, own = (l / 4 ^ lane_ / 16 * 4 ^ i % 4) * 4 + l % 4;
+      uint32_t* const row = shared.halves[buffer][row_of(i)];
+      row[own] = word;
+      row[own ^ 16] = to_halves(u[0] - high[0], u[1] - high[1]);
     }
   }
 
-  // First word of a piece of 16 bytes: 0 to 3 are hi, 4 to 7 lo.
-  static MVNROB_DEVICE int place(int row, int piece) { return (piece ^ (row & 7)) * 4; }
+  // First word of a piece of 16 bytes, 0 to 3 of hi, 4 to 7 of lo, in a row whose number is
+  // row_in_8 modulo 8.
+  static MVNROB_DEVICE int place(int row_in_8, int piece) { return (piece ^ row_in_8) * 4; }
 
   MVNROB_DEVICE void multiply(const Shared& shared, int buffer) {
     const auto& rows = shared.halves[buffer];
@@ -197,7 +203,7 @@ struct JacCovTensor {
         for (int n = 0; n < 4; n += 2) {
           const int row = columns + n * 8 + lane_ / 16 * 8 + lane_ % 8;
           uint32_t words[4];
-          load_matrices(words, &rows[row][place(row, part * 4 + k * 2 + lane_ / 8 % 2)]);
+          load_matrices(words, &rows[row][place(lane_ % 8, part * 4 + k * 2 + lane_ / 8 % 2)]);
           MVNROB_UNROLL
           for (int w = 0; w < 4; ++w) b[part][n + w / 2][w % 2] = words[w];
         }
@@ -208,7 +214,7 @@ struct JacCovTensor {
         uint32_t a[2][4];
         MVNROB_UNROLL
         for (int part = 0; part < 2; ++part)
-          load_matrices(a[part], &rows[row][place(row, part * 4 + k * 2 + lane_ / 16)]);
+          load_matrices(a[part], &rows[row][place(lane_ % 8, part * 4 + k * 2 + lane_ / 16)]);
         float some[4][4];
         MVNROB_UNROLL
         for (int n = 0; n < 4; ++n) {
@@ -231,29 +237,29 @@ struct JacCovTensor {
   }
 
   // A chunk's sums by themselves, or to S and at the end to its mirror image. Entries of S are read
-  // 16 at a time: one after another, each would wait for memory.
+  // four at a time: one after another, each would wait for memory.
   MVNROB_DEVICE void finish(const Shared& shared, bool mirror) const {
-    const int64_t classes = a_.jac.classes;
+    const int64_t classes = anew(a_.jac.classes), row = anew(row_), column = anew(column_);
+    const int first_row = int(anew(entry_row_ + lane_ / 4));
+    const int first_column = int(anew(entry_column_ + lane_ % 4 * 2));
     double* S = a_.S + problem_ * classes * classes;
-    const float* inverse = shared.inverse + (row_ == column_ ? 0 : kSide);
+    const float* inverse = shared.inverse + (row == column ? 0 : kSide);
     MVNROB_UNROLL
     for (int m = 0; m < 4; ++m) {
-      double old[4][4];
       MVNROB_UNROLL
       for (int n = 0; n < 4; ++n) {
+        const int64_t i0 = row + first_row + m * 16, j0 = column + first_column + n * 8;
+        double old[4];
         MVNROB_UNROLL
         for (int e = 0; e < 4; ++e) {
-          const int64_t i = row_ + entry_row(m, e), j = column_ + entry_column(n, e);
-          old[n][e] = a_.sums == nullptr && i <= j && j < classes ? S[i * classes + j] : 0.0;
+          const int64_t i = i0 + e / 2 * 8, j = j0 + e % 2;
+          old[e] = a_.sums == nullptr && i <= j && j < classes ? S[i * classes + j] : 0.0;
         }
-      }
-      MVNROB_UNROLL
-      for (int n = 0; n < 4; ++n) {
         MVNROB_UNROLL
         for (int e = 0; e < 4; ++e) {
-          const int r = entry_row(m, e), c = entry_column(n, e);
-          const int64_t i = row_ + r, j = column_ + c;
+          const int64_t i = i0 + e / 2 * 8, j = j0 + e % 2;
           if (i > j || j >= classes) continue;
+          const int r = first_row + m * 16 + e / 2 * 8, c = first_column + n * 8 + e % 2;
           const float own = shared.inverse[r];
           // A norm that is not finite is the whole answer.
           const bool finite = own - own == 0.0f;
@@ -262,7 +268,7 @@ struct JacCovTensor {
             sums_[r * kSide + c] = some;
             continue;
           }
-          const double all = old[n][e] + double(some);
+          const double all = old[e] + double(some);
           S[i * classes + j] = all;
           if (mirror) S[j * classes + i] = all;
         }
@@ -270,20 +276,12 @@ struct JacCovTensor {
     }
   }
 
-  // Of sum_[m][n][e], in the tile.
-  MVNROB_DEVICE int entry_row(int m, int e) const {
-    return entry_row_ + m * 16 + e / 2 * 8 + lane_ / 4;
-  }
-  MVNROB_DEVICE int entry_column(int n, int e) const {
-    return entry_column_ + n * 8 + lane_ % 4 * 2 + e % 2;
-  }
-
   const Args& a_;
   int64_t problem_, row_, column_, first_, end_;
   float* sums_;
   int lane_, entry_row_, entry_column_, load_row_;
   unsigned there_;
-  const in_t* from_[2];
+  const in_t* from_;
   float target_[2], value_[kRows][2];
   float sum_[4][4][4];
 };

@@ -70,7 +70,9 @@ struct JacCovTile {
       stage.store(shared, buffer);
       __syncthreads();
       const int64_t next = at + Stage::kColumns;
-      if (next < end_) stage.load(next, end_);
+      // The end of a chunk wants the registers for itself.
+      const bool ends = next % kJacChunk<in_t> == 0 || next >= end_;
+      if (!ends) stage.load(next, end_);
       const T* a = &shared.u[buffer][0][p_ * Block::kVec];
       const T* b = &shared.u[buffer][0][(diagonal ? 0 : kSide) + q_ * Block::kVec];
       MVNROB_ROLLED
@@ -82,12 +84,13 @@ struct JacCovTile {
         b += kUnroll * Stage::kPitch;
       }
       buffer ^= 1;
-      if (next % kJacChunk<in_t> == 0 || next >= end_) {
+      if (ends) {
         if (a_.sums != nullptr)
           put(block);
         else
           add(block, next >= end_);
         block.clear();
+        if (next < end_) stage.load(next, end_);
       }
     }
   }
@@ -107,32 +110,35 @@ struct JacCovTile {
     }
   }
 
-  // To S, and at the end to its mirror image. Entries of S are read eight at a time: one after
+  // To S, and at the end to its mirror image. Entries of S are read kAtOnce at a time: one after
   // another, each would wait for memory.
   MVNROB_DEVICE void add(const Block& block, bool mirror) const {
-    const int64_t classes = a_.jac.classes;
+    const int64_t classes = anew(a_.jac.classes), row = anew(row_), column = anew(column_);
     double* S = a_.S + problem_ * classes * classes;
     MVNROB_UNROLL
     for (int r = 0; r < 8; ++r) {
-      const int64_t i = row_ + Block::row(p_, r, kBlocks);
-      double sum[8];
+      const int64_t i = row + Block::row(p_, r, kBlocks);
       MVNROB_UNROLL
-      for (int c = 0; c < 8; ++c) {
-        const int64_t j = column_ + Block::row(q_, c, kBlocks);
-        sum[c] = i <= j && j < classes ? S[i * classes + j] : 0.0;
-      }
-      MVNROB_UNROLL
-      for (int c = 0; c < 8; ++c) {
-        const int64_t j = column_ + Block::row(q_, c, kBlocks);
-        if (i > j || j >= classes) continue;
-        const double all = sum[c] + double(block.sum[r][c]);
-        S[i * classes + j] = all;
-        if (mirror) S[j * classes + i] = all;
+      for (int first = 0; first < 8; first += kAtOnce) {
+        double sum[kAtOnce];
+        MVNROB_UNROLL
+        for (int c = 0; c < kAtOnce; ++c) {
+          const int64_t j = column + Block::row(q_, first + c, kBlocks);
+          sum[c] = i <= j && j < classes ? S[i * classes + j] : 0.0;
+        }
+        MVNROB_UNROLL
+        for (int c = 0; c < kAtOnce; ++c) {
+          const int64_t j = column + Block::row(q_, first + c, kBlocks);
+          if (i > j || j >= classes) continue;
+          const double all = sum[c] + double(block.sum[r][first + c]);
+          S[i * classes + j] = all;
+          if (mirror) S[j * classes + i] = all;
+        }
       }
     }
   }
 
-  static constexpr int kUnroll = 2;
+  static constexpr int kUnroll = 1, kAtOnce = 2;
 
   const Args& a_;
   int64_t problem_, row_, column_, first_, end_;
