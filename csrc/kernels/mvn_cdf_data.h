@@ -92,7 +92,7 @@ MVNROB_DEVICE_FN void judge_again(const RowOptions& options, RowState& s) {
   const double largest = s.plan.largest_of_all;
   s.plan = plan::RowPlan{};
   s.facts.entry_error = single;
-  s.plan.step = plan::begin(s.plan, options, all, largest);
+  s.plan.step = plan::begin(s.plan, options, all, largest, all);
 }
 
 // Pointers into a row's memory. Computed where they are used: the offsets are in constant memory,
@@ -136,6 +136,11 @@ class RowMemory {
   MVNROB_DEVICE double* event_share() const { return at<double>(layout_.event_share); }
   // of each pivot, then what finding it needs; see mvn_cdf_tilt.h
   MVNROB_DEVICE double* tilt() const { return at<double>(layout_.tilt); }
+  // Where a factor of the covariance is given: [pivots][factor_columns]; of each row the variance
+  // from which the present one was subtracted; and a number for each pivot or column
+  MVNROB_DEVICE double* directions() const { return at<double>(layout_.directions); }
+  MVNROB_DEVICE double* reference() const { return at<double>(layout_.reference); }
+  MVNROB_DEVICE double* rest() const { return at<double>(layout_.rest); }
 
  private:
   template <class T>

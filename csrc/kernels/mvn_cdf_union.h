@@ -4,7 +4,7 @@
 // Mapping: a warp takes a stream, two points a lane, always in float64. The normals e and X = L e
 // go through global memory, a column for each point, coalesced; L is read straight from the factor
 // by uniform loads, eight rows at a time. Limiter: double-precision multiply-adds of L e, then the
-// gather of a correlation for each point and variable.
+// gather of L's row of the variable that fails, for each point.
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 #include "plan/union.h"
@@ -86,11 +86,15 @@ struct MvnCdfSampleUnion {
     for (int t = 0; t < stream.tiles; ++t) {
       const uint32_t point = uint32_t(stream.first) + uint32_t(t) * kTileSamples + uint32_t(lane);
       draw_normals(a.generators, shifts, p.pivots, point, e);
+      int failing[kPoints];
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q)
+        failing[q] = move_to_event(m, p, size, a.generators[0], shifts[0],
+                                   point + uint32_t(q * kWarp), e + q * kWarp);
       multiply_factor(m.factor(), size, p.pivots, e, x);
       MVNROB_UNROLL
       for (int q = 0; q < kPoints; ++q) {
-        const double failed = count_failed(a, row, m, p, size, a.generators[0], shifts[0],
-                                           point + uint32_t(q * kWarp), x + q * kWarp);
+        const double failed = count_failed(m, size, failing[q], x + q * kWarp);
         const double value = p.whole_mass / failed;
         sums.complement += value;
         sums.value += 1 - value;
@@ -141,10 +145,12 @@ struct MvnCdfSampleUnion {
     }
   }
 
-  // Draws the event that happens and how far out, moves X there, counts the variables that fail.
-  static MVNROB_DEVICE double count_failed(const Args& a, int64_t row, const RowMemory<scalar_t>& m,
-                                           const Program& p, int size, uint32_t generator,
-                                           uint32_t shift, uint32_t point, const double* x) {
+  // Draws the event that happens and how far out, and moves e along L's row of its variable, which it
+  // returns, to there: X given that variable is its own mean plus what is independent of it, and
+  // L e does both.
+  static MVNROB_DEVICE int move_to_event(const RowMemory<scalar_t>& m, const Program& p, int size,
+                                         uint32_t generator, uint32_t shift, uint32_t point,
+                                         double* e) {
     double w, wc;
     math::lattice_point<double>(point, generator, shift, w, wc);
     const int64_t event = plan::find_event(m.event_share(), p.events, w);
@@ -153,14 +159,19 @@ struct MvnCdfSampleUnion {
     const double z = math::ndtri<double>(tail);  // negative
     const bool above = event < size;
     const int failing = m.row_of()[above ? event : event - size];
-    const double move = (above ? -z : z) - x[failing * kTileSamples];
-    const double scale = m.inverse_sd()[failing];
-    const int32_t variable = m.variable()[failing];
+    double move = above ? -z : z;
+    const double* coef = m.factor() + failing;
+    for (int l = 0; l < p.pivots; ++l) move -= coef[int64_t(l) * size] * e[l * kTileSamples];
+    for (int l = 0; l < p.pivots; ++l)
+      e[l * kTileSamples] = math::fma(coef[int64_t(l) * size], move, e[l * kTileSamples]);
+    return failing;
+  }
+
+  static MVNROB_DEVICE double count_failed(const RowMemory<scalar_t>& m, int size, int failing,
+                                           const double* x) {
     double failed = 0;
     for (int i = 0; i < size; ++i) {
-      const double correlation =
-          a.covariance(row, variable, m.variable()[i]) * scale * m.inverse_sd()[i];
-      const double moved = x[i * kTileSamples] + correlation * move;
+      const double moved = x[int64_t(i) * kTileSamples];
       // Rounding must not save the variable that fails.
       failed += moved > m.upper()[i] || moved < m.lower()[i] || i == failing ? 1.0 : 0.0;
     }

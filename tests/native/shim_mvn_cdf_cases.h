@@ -39,6 +39,7 @@ struct Call {
     args.upper = upper.data();
     args.cov = cov.data();
     args.cov_strides = {0, n, 1};
+    args.factor_columns = -1;
     args.seed = seed.data();
     args.prob = prob.data();
     args.complement = complement.data();
