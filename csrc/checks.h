@@ -19,10 +19,15 @@ inline void check_limits_and_cov(const char* op, const Tensor& upper, const Tens
   const int64_t batch = upper.size(0), n = upper.size(1);
   const char* name = factored ? "factor" : "cov";
   const std::string columns = factored ? "r" : std::to_string(n);
-  STD_TORCH_CHECK(cov.dim() == 3 && cov.size(0) == batch && cov.size(1) == n &&
-                      (factored || cov.size(2) == n),
-                  op, ": ", name, " must have shape [", batch, ", ", n, ", ", columns, "], got ",
-                  shape_text(cov));
+  STD_TORCH_CHECK(
+      cov.dim() == 3 && cov.size(0) == batch && cov.size(1) == n && (factored || cov.size(2) == n),
+      op, ": ", name, " must have shape [", batch, ", ", n, ", ", columns, "], got ",
+      shape_text(cov));
+  // Rows are numbered in 64 bits, variables of one row in 31, with room for what is added to them.
+  constexpr int64_t kMost = int64_t(1) << 30;
+  STD_TORCH_CHECK(n <= kMost, op, ": upper must have at most 2^30 variables, got ", n);
+  STD_TORCH_CHECK(!factored || cov.size(2) <= kMost, op,
+                  ": factor must have at most 2^30 columns, got ", cov.size(2));
   STD_TORCH_CHECK(is_float_or_double(upper), op, ": upper must be float32 or float64");
   STD_TORCH_CHECK(cov.scalar_type() == upper.scalar_type(), op, ": ", name,
                   " must have the dtype of upper");

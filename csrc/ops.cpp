@@ -10,7 +10,8 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   // Where factored, cov is a factor [B, n, r] of the covariance, here and below.
   m.def(
       "mvn_cdf(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, float abs_tol, float rel_tol, "
-      "int max_points, str method, str compute_dtype, bool factored=False) -> (Tensor prob, Tensor complement, "
+      "int max_points, str method, str compute_dtype, bool factored=False) -> (Tensor prob, Tensor "
+      "complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
       "Tensor log_prob, Tensor log_error)");
   // grad [B] times the derivatives of prob to upper and lower [B, n] and, where wants_cov, to cov

@@ -103,9 +103,10 @@ def mvn_cdf(
     It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
     otherwise they agree within the sum of their errors. No warning is raised there, since that would
     wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status
-    ``NO_CLOSED_FORM``. Memory there is about ``8 n^2 + 4 n^2`` bytes a row (``8 n^2 + 8 n^2`` where samples are float64;
-    with a factor ``8 n r + 8 r^2`` in place of the first ``8 n^2``), at most 8 GiB at a time (larger
-    batches go through in pieces).
+    ``NO_CLOSED_FORM``. Memory there is about ``10 n^2`` bytes a row (``12 n^2`` where samples are float64; with a factor of
+    r < n / 2 columns ``12 n r + 8 r^2`` and ``16 n r + 8 r^2``), at most 8 GiB at a time (larger
+    batches go through in pieces), and up to a GiB for the samples: ``n = 16,384`` takes 3.7 GiB
+    beside its covariance.
 
     ``torch.func.vmap`` over it gives each row the answer that it has alone, to the bit (an int ``seed``
     serves all rows), in one call for all; ``check`` must be False for what is mapped. Autocast does not
@@ -304,7 +305,9 @@ def _check_tensors(upper, cov, factor, lower, mean) -> torch.Size:
         t = named.get(name)
         if t is not None and (t.dim() < 1 or t.shape[-1] != n):
             raise ValueError(f"mvn_cdf: {name} must have shape [..., {n}], got {list(t.shape)}")
-    shapes = [(name, t.shape[: -2 if name in ("cov", "factor") else -1]) for name, t in named.items()]
+    shapes = [
+        (name, t.shape[: -2 if name in ("cov", "factor") else -1]) for name, t in named.items()
+    ]
     batch = torch.Size()
     for name, shape in shapes:
         joined = _broadcast(batch, shape)
@@ -387,9 +390,7 @@ def _check_factor(factor: Tensor) -> None:
     flat = factor.reshape(factor.shape[:-2].numel(), *factor.shape[-2:])
     bad = (~_finite(flat)).nonzero()
     if len(bad):
-        raise ValueError(
-            f"mvn_cdf: factor must be finite, got row {int(bad[0])} with inf or NaN"
-        )
+        raise ValueError(f"mvn_cdf: factor must be finite, got row {int(bad[0])} with inf or NaN")
 
 
 def gram(factor: Tensor) -> Tensor:

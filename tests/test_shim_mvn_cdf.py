@@ -175,7 +175,9 @@ def test_sums_agree_over_all_families(shim, compute_dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("n, columns", [(1, 2), (2, 3), (3, 2), (7, 3), (32, 40), (33, 20), (70, 30)])
+@pytest.mark.parametrize(
+    "n, columns", [(1, 2), (2, 3), (3, 2), (7, 3), (32, 40), (33, 20), (70, 30)]
+)
 def test_factors(shim, n, columns, dtype):
     """Closed forms, small and blocked rows, groups, completion, the union, the tilt; strides."""
     upper, factor = factor_problem(n, columns, n, batch=(3,), dtype=dtype)

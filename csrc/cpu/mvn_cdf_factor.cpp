@@ -84,8 +84,7 @@ void Factor::swap(int64_t a, int64_t b) {
   for (int64_t l = 0; l < columns; ++l) std::swap(L_[l * m_ + a], L_[l * m_ + b]);
   if (!cov_.is_factor()) return;
   std::swap(reference_[a], reference_[b]);
-  for (int64_t l = 0; l < cov_.factor_columns; ++l)
-    std::swap(rows_[l * m_ + a], rows_[l * m_ + b]);
+  for (int64_t l = 0; l < cov_.factor_columns; ++l) std::swap(rows_[l * m_ + a], rows_[l * m_ + b]);
 }
 
 // No direction is left beyond the columns of a factor, whatever rounding says.

@@ -17,9 +17,9 @@ enum class Advanced { yes, indefinite, nan };
 // whose variance given the pivots is within its rounding leaves the live rows and joins the
 // group of the last pivot, which it bounds.
 //
-// Where a factor of the covariance is given its rows are orthogonalised instead (Gram-Schmidt, twice
-// for every pivot; L holds their coordinates), which keeps the digits of standard deviations down to
-// rounding, where those of a covariance end at its square root. Pivot j costs O(m r + j r).
+// Where a factor of the covariance is given its rows are orthogonalised instead (Gram-Schmidt,
+// twice for every pivot; L holds their coordinates), which keeps the digits of standard deviations
+// down to rounding, where those of a covariance end at its square root. Pivot j costs O(m r + j r).
 class Factor {
  public:
   void start(const Problem& problem, const CovarianceView& cov);

@@ -24,8 +24,8 @@ inline void draw_normals(const UnionProgram& p, const uint32_t* generator, const
   }
 }
 
-// Moves e along the rows of L of the variables that fail, to where they are at `target`: X given that
-// is its own mean plus what is independent of the variable, and L e does both.
+// Moves e along the rows of L of the variables that fail, to where they are at `target`: X given
+// that is its own mean plus what is independent of the variable, and L e does both.
 inline void move_to_events(const UnionProgram& p, const int64_t* failing, const double* target,
                            double* e, double* move) {
   const double* coef[kTileSamples];

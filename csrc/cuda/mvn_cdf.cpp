@@ -30,12 +30,7 @@ Input input_of(const Tensor& upper, const Tensor& cov, const std::optional<Tenso
   return in;
 }
 
-MvnCdfArgs arguments(const char* op, const Input& in, bool factored) {
-  // Rows are numbered in 64 bits, variables of one row in 31.
-  STD_TORCH_CHECK(in.upper.size(1) < (int64_t(1) << 31), op,
-                  ": upper must have fewer than 2^31 variables, got ", in.upper.size(1));
-  STD_TORCH_CHECK(!factored || in.cov.size(2) < (int64_t(1) << 31), op,
-                  ": factor must have fewer than 2^31 columns, got ", in.cov.size(2));
+MvnCdfArgs arguments(const Input& in, bool factored) {
   MvnCdfArgs a{};
   a.rows = in.upper.size(0);
   a.n = int32_t(in.upper.size(1));
@@ -113,7 +108,7 @@ Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tenso
   check_mvn_cdf(upper, cov, lower, seed, factored);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const Input in = input_of(upper, cov, lower, seed);
-  MvnCdfArgs a = arguments("mvn_cdf", in, factored);
+  MvnCdfArgs a = arguments(in, factored);
   a.options = {abs_tol, rel_tol, max_points, method_of(method), compute_type_of(compute_dtype)};
   const auto real = [&] { return torch::stable::new_empty(in.upper, {a.rows}); };
   const auto integer = [&] {
@@ -142,7 +137,7 @@ Tensor mvn_cdf_sums_cuda(const Tensor& upper, const Tensor& cov, std::optional<T
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const Input in = input_of(upper, cov, lower, seed);
   const Tensor order = torch::stable::contiguous(order_in);
-  MvnCdfArgs a = arguments("mvn_cdf_sums", in, factored);
+  MvnCdfArgs a = arguments(in, factored);
   a.options = {0, 0, n_points, Method::automatic, compute_type_of(compute_dtype)};
   a.order = order.const_data_ptr<int64_t>();
   a.n_order = int32_t(order.size(1));

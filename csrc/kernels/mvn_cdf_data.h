@@ -152,18 +152,19 @@ class RowMemory {
   unsigned char* base_;
 };
 
-// Sizes. `n` variables, any plan.
+// Sizes. `n` variables, at most `rank` pivots, any plan.
 
 MVNROB_HD int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Coefficients of any program: the triangle and the completion together never exceed n^2 / 2 plus
-// what padding adds to each row.
-MVNROB_HD int64_t max_coefs(int64_t n) {
+// Coefficients of any program: the triangle and the completion together never exceed n^2 / 2, nor n
+// times the pivots, plus what padding adds to each row.
+MVNROB_HD int64_t max_coefs(int64_t n, int64_t rank) {
   const int64_t rows = round_up(n, kMostOuterRows) + kMostOuterRows;
   const int64_t small = (round_up(n, kSmallRows) + kSmallRows) *
                         ((n < kMaxSmallPivots ? n : kMaxSmallPivots) + kSmallRows);
   if (n <= kMaxSmallPivots) return small;
-  const int64_t blocked = rows * (rows / 2 + kMostOuterRows + kInnerRows);
+  const int64_t columns = rank < rows / 2 ? rank : rows / 2;
+  const int64_t blocked = rows * (columns + kMostOuterRows + kInnerRows);
   return blocked > small ? blocked : small;
 }
 

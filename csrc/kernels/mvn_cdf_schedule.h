@@ -51,7 +51,7 @@ RowLayout row_layout(const MvnCdfArgs& a) {
   for (int64_t* p : {&l.row_of, &l.pivot_of}) *p = o.take(4 * int64_t(n));
   l.blocks = o.take(int64_t(sizeof(ProgramBlock)) * (rows / kSmallRows));
   l.outer = o.take(int64_t(sizeof(OuterBlock)) * (rows / kOuterRows<scalar_t> + 1));
-  l.coef = o.take(int64_t(sizeof(scalar_t)) * max_coefs(n));
+  l.coef = o.take(int64_t(sizeof(scalar_t)) * max_coefs(n, a.rank()));
   l.shifts = o.take(4 * int64_t(kShifts) * (n + 1));
   l.totals = o.take(int64_t(sizeof(SampleSums)) * kShifts);
   l.slots = o.take(int64_t(sizeof(SampleSums)) * kShifts * l.max_chunks);

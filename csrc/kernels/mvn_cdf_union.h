@@ -145,8 +145,8 @@ struct MvnCdfSampleUnion {
     }
   }
 
-  // Draws the event that happens and how far out, and moves e along L's row of its variable, which it
-  // returns, to there: X given that variable is its own mean plus what is independent of it, and
+  // Draws the event that happens and how far out, and moves e along L's row of its variable, which
+  // it returns, to there: X given that variable is its own mean plus what is independent of it, and
   // L e does both.
   static MVNROB_DEVICE int move_to_event(const RowMemory<scalar_t>& m, const Program& p, int size,
                                          uint32_t generator, uint32_t shift, uint32_t point,

@@ -113,8 +113,8 @@ MVNROB_HD_FN PairCorrelation pair_correlation(double v, double w, double c, doub
   return {rho, detail::rounding_of_rho(rest)};
 }
 
-// The same for two rows of a factor of the covariance: `rest` is 1 - rho^2, formed from what one row
-// leaves of the other, and rows alike within error_of_rest are multiples.
+// The same for two rows of a factor of the covariance: `rest` is 1 - rho^2, formed from what one
+// row leaves of the other, and rows alike within error_of_rest are multiples.
 MVNROB_HD_FN PairCorrelation pair_correlation_of_rows(double rho, double rest,
                                                       double error_of_rest) {
   if (rest <= error_of_rest) return {rho > 0 ? 1.0 : -1.0, 0};

@@ -108,8 +108,8 @@ inline void check_completed() {
   Orthants{1, 70, 1, true}.check<float, double>(0.004, 1, 2);
 }
 
-// The same orthants by a factor, X_i = (Z_i + Z_0) / sqrt 2, also where its columns are fewer than the
-// variables.
+// The same orthants by a factor, X_i = (Z_i + Z_0) / sqrt 2, also where its columns are fewer than
+// the variables.
 inline void check_factor(int64_t n, int64_t copies) {
   const int64_t size = n * copies;
   Call<double> call(2, size);
@@ -118,8 +118,7 @@ inline void check_factor(int64_t n, int64_t copies) {
   call.args.cov = call.cov.data();
   call.args.cov_strides = {0, n + 1, 1};
   call.args.factor_columns = int32_t(n + 1);
-  call.args.options = {0.02, 0, 1 << 16, mvnrob::Method::automatic,
-                       mvnrob::ComputeType::automatic};
+  call.args.options = {0.02, 0, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
   mvnrob::shim::run_mvn_cdf<float>(call.args, 1, 2);
   for (int64_t b = 0; b < 2; ++b)
     if (!(std::abs(call.prob[b] - 1.0 / double(n + 1)) <= call.error[b]) || call.error[b] > 0.02)
