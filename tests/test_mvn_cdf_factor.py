@@ -181,6 +181,19 @@ def test_methods():
     assert abs(float(product) - stats.norm.cdf(1) ** 8) < 1e-14
 
 
+def test_mendell_elston_multiplies_out():
+    """It changes every entry of the covariance; the gradient goes on to the factor."""
+    upper, factor = factor_problem(9, 12, 1)
+    ours, theirs = leaves(factor, factor)
+    options = {"method": "mendell_elston", "return_info": True}
+    a = mvn_cdf(upper, factor=ours, **options)
+    b = mvn_cdf(upper, theirs @ theirs.mT, **options)
+    assert a.status == Status.APPROXIMATE and a.prob == b.prob
+    a.log_prob.backward()
+    b.log_prob.backward()
+    assert (ours.grad - theirs.grad).abs().max() <= 1e-12 < ours.grad.abs().max()
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
