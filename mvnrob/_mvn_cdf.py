@@ -105,8 +105,8 @@ def mvn_cdf(
     wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status
     ``NO_CLOSED_FORM``. Memory there is about ``10 n^2`` bytes a row (``12 n^2`` where samples are float64; with a factor of
     r < n / 2 columns ``12 n r + 8 r^2`` and ``16 n r + 8 r^2``), at most 8 GiB at a time (larger
-    batches go through in pieces), and up to a GiB for the samples: ``n = 16,384`` takes 3.7 GiB
-    beside its covariance.
+    batches go through in pieces), and up to a GiB for the samples: ``n = 16,384`` takes 3.5
+    to 4 GiB beside its covariance.
 
     ``torch.func.vmap`` over it gives each row the answer that it has alone, to the bit (an int ``seed``
     serves all rows), in one call for all; ``check`` must be False for what is mapped. Autocast does not

@@ -285,7 +285,8 @@ def _backward_op(
     low = torch.full_like(upper, -math.inf) if lower is None else lower
     limits = torch.stack([upper, low], 1).double()
     if factored:
-        variance = cov.double().square().sum(2)
+        shared = cov[:1] if cov.stride(0) == 0 else cov
+        variance = shared.double().square().sum(2).expand(batch, n)
     else:
         variance = cov.diagonal(dim1=1, dim2=2).double()
     dead = ~(variance > 0) | ~limits.isfinite().any(1)
