@@ -58,7 +58,8 @@ Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>
     : upper_(torch::stable::contiguous(upper)),
       cov_(cov),
       lower_(contiguous(lower)),
-      is_double_(upper.scalar_type() == ScalarType::Double) {}
+      is_double_(upper.scalar_type() == ScalarType::Double),
+      factored_(false) {}
 
 RowInput Batch::row(int64_t b) const {
   const int64_t n = upper_.size(1), element = is_double_ ? 8 : 4;
