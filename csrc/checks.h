@@ -15,29 +15,38 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 }
 
 inline void check_limits_and_cov(const char* op, const Tensor& upper, const Tensor& cov,
-                                 const std::optional<Tensor>& lower) {
+                                 const std::optional<Tensor>& lower, bool factored = false) {
   STD_TORCH_CHECK(upper.dim() == 2, op, ": upper must have shape [B, n], got ", shape_text(upper));
   const int64_t batch = upper.size(0), n = upper.size(1);
-  STD_TORCH_CHECK(cov.dim() == 3 && cov.size(0) == batch && cov.size(1) == n && cov.size(2) == n,
-                  op, ": cov must have shape [", batch, ", ", n, ", ", n, "], got ",
-                  shape_text(cov));
+  const char* name = factored ? "factor" : "cov";
+  const std::string columns = factored ? "r" : std::to_string(n);
+  STD_TORCH_CHECK(
+      cov.dim() == 3 && cov.size(0) == batch && cov.size(1) == n && (factored || cov.size(2) == n),
+      op, ": ", name, " must have shape [", batch, ", ", n, ", ", columns, "], got ",
+      shape_text(cov));
+  // Rows are numbered in 64 bits, variables of one row in 31, with room for what is added to them.
+  constexpr int64_t kMost = int64_t(1) << 30;
+  STD_TORCH_CHECK(n <= kMost, op, ": upper must have at most 2^30 variables, got ", n);
+  STD_TORCH_CHECK(!factored || cov.size(2) <= kMost, op,
+                  ": factor must have at most 2^30 columns, got ", cov.size(2));
   STD_TORCH_CHECK(is_float_or_double(upper), op, ": upper must be float32 or float64");
-  STD_TORCH_CHECK(cov.scalar_type() == upper.scalar_type(), op,
-                  ": cov must have the dtype of upper");
+  STD_TORCH_CHECK(cov.scalar_type() == upper.scalar_type(), op, ": ", name,
+                  " must have the dtype of upper");
   if (lower.has_value()) {
     STD_TORCH_CHECK(lower->dim() == 2 && lower->size(0) == batch && lower->size(1) == n, op,
                     ": lower must have shape [", batch, ", ", n, "], got ", shape_text(*lower));
     STD_TORCH_CHECK(lower->scalar_type() == upper.scalar_type(), op,
                     ": lower must have the dtype of upper");
   }
-  STD_TORCH_CHECK(same_device(cov, upper), op, ": cov must be on the device of upper");
+  STD_TORCH_CHECK(same_device(cov, upper), op, ": ", name, " must be on the device of upper");
   STD_TORCH_CHECK(!lower.has_value() || same_device(*lower, upper), op,
                   ": lower must be on the device of upper");
 }
 
 inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor& cov,
-                               const std::optional<Tensor>& lower, const Tensor& seed) {
-  check_limits_and_cov(op, upper, cov, lower);
+                               const std::optional<Tensor>& lower, const Tensor& seed,
+                               bool factored) {
+  check_limits_and_cov(op, upper, cov, lower, factored);
   const int64_t batch = upper.size(0);
   STD_TORCH_CHECK(
       seed.dim() == 1 && seed.size(0) == batch && seed.scalar_type() == ScalarType::Long, op,
@@ -46,16 +55,16 @@ inline void check_mvn_cdf_rows(const char* op, const Tensor& upper, const Tensor
 }
 
 inline void check_mvn_cdf(const Tensor& upper, const Tensor& cov,
-                          const std::optional<Tensor>& lower, const Tensor& seed) {
-  check_mvn_cdf_rows("mvn_cdf", upper, cov, lower, seed);
+                          const std::optional<Tensor>& lower, const Tensor& seed, bool factored) {
+  check_mvn_cdf_rows("mvn_cdf", upper, cov, lower, seed, factored);
 }
 
 inline void check_mvn_cdf_sums(const Tensor& upper, const Tensor& cov,
                                const std::optional<Tensor>& lower, const Tensor& seed,
                                const Tensor& order, int64_t n_points,
-                               const std::string& compute_dtype) {
+                               const std::string& compute_dtype, bool factored) {
   const char* op = "mvn_cdf_sums";
-  check_mvn_cdf_rows(op, upper, cov, lower, seed);
+  check_mvn_cdf_rows(op, upper, cov, lower, seed, factored);
   const int64_t batch = upper.size(0), n = upper.size(1);
   STD_TORCH_CHECK(order.dim() == 2 && order.size(0) == batch && order.size(1) >= 1 &&
                       order.size(1) <= n && order.scalar_type() == ScalarType::Long,
@@ -104,7 +113,7 @@ inline void check_mvn_cdf_pathwise(const Tensor& upper, const Tensor& cov,
                                    const Tensor& order, const Tensor& first, const Tensor& points,
                                    const Tensor& weight, const std::string& compute_dtype) {
   const char* op = "mvn_cdf_pathwise";
-  check_mvn_cdf_rows(op, upper, cov, lower, seed);
+  check_mvn_cdf_rows(op, upper, cov, lower, seed, false);
   const int64_t batch = upper.size(0), n = upper.size(1);
   STD_TORCH_CHECK(order.dim() == 2 && order.size(0) == batch && order.size(1) >= 1 &&
                       order.size(1) <= n && order.scalar_type() == ScalarType::Long,

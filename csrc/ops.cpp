@@ -6,27 +6,29 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(mvnrob, m) {
-  // upper [B, n], cov [B, n, n] (batch stride 0 allowed), lower [B, n] or none, seed int64 [B]
+  // upper [B, n], cov [B, n, n] (batch stride 0 allowed), lower [B, n] or none, seed int64 [B].
+  // Where factored, cov is a factor [B, n, r] of the covariance, here and below.
   m.def(
       "mvn_cdf(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, float abs_tol, float rel_tol, "
-      "int max_points, str method, str compute_dtype, str points) -> (Tensor prob, Tensor "
+      "int max_points, str method, str compute_dtype, str points, bool factored=False) -> (Tensor "
+      "prob, Tensor "
       "complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
       "Tensor log_prob, Tensor log_error)");
   // grad [B] times the derivatives of prob, and grad_log times those of log_prob, to upper and
-  // lower [B, n] and, where wants_cov, to cov [B, n, n]; what is not wanted is empty.
+  // lower [B, n] and, where wants_cov, to cov (shaped like it); what is not wanted is empty.
   // mvnrob/_mvn_cdf_grad.py, by calls of mvn_cdf and mvn_cdf_pathwise.
   m.def(
       "mvn_cdf_backward(Tensor grad, Tensor grad_log, Tensor upper, Tensor cov, Tensor? lower, "
       "Tensor seed, Tensor prob, Tensor complement, Tensor log_prob, Tensor n_points, "
       "Tensor n_pivots, float abs_tol, float rel_tol, int max_points, str method, "
-      "str compute_dtype, str points, bool wants_cov) "
+      "str compute_dtype, str points, bool wants_cov, bool factored=False) "
       "-> (Tensor upper, Tensor lower, Tensor cov)");
   // Sums over the points of each shift, float64 [B, 8, 5], with the pivots order int64 [B, k]: no
   // screening, no decisions. For tests and benchmarks.
   m.def(
       "mvn_cdf_sums(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor order, "
-      "int n_points, str compute_dtype, str points=\"lattice\") -> Tensor");
+      "int n_points, str compute_dtype, str points=\"lattice\", bool factored=False) -> Tensor");
   // mvn_cdf's method of that name, which samples nothing; n_active and n_pivots as of mvn_cdf
   m.def(
       "mendell_elston(Tensor upper, Tensor cov, Tensor? lower) -> (Tensor prob, "

@@ -48,8 +48,9 @@ class MVNResult(NamedTuple):
 
 def mvn_cdf(
     upper: Tensor,
-    cov: Tensor,
+    cov: Tensor | None = None,
     *,
+    factor: Tensor | None = None,
     lower: Tensor | None = None,
     mean: Tensor | None = None,
     abs_tol: float = 1e-4,
@@ -71,6 +72,11 @@ def mvn_cdf(
             zero is decided by the rounding of the dtype, and by float32's in float64 matrices that
             turn out indefinite by no more than that (computed in float32, then converted). Of each
             pair of off-diagonal entries only one is read, and none of a variable that drops out.
+        factor: in place of ``cov`` a factor ``[..., n, r]`` of it, ``cov = factor @ factor.mT``, same
+            dtype, any r: never multiplied out, and beyond the rows' lengths only the rows of
+            variables that matter are read. It is positive semidefinite whatever its rounding, and
+            what counts as zero is a standard deviation within that, not a variance: directions that
+            a covariance of the same dtype cannot hold stay apart.
         lower: lower limits ``[..., n]``; none means minus infinity.
         mean: means ``[..., n]``; none means zero.
         abs_tol, rel_tol: a row is done when its error is at most
@@ -94,8 +100,8 @@ def mvn_cdf(
             in powers of two. At a true error of 1e-4 the lattice takes a fifth to two fifths of the
             time of Richtmyer's points (n = 9 and 49), at n = 9 and 1e-3 the same, at 1e-5 three
             quarters; Sobol points are as good and dearer each (``bench/bench_points.py``).
-        check: test that ``cov`` is finite, symmetric and positive semidefinite (eigenvalues) and
-            raise naming the first bad row. Without it, a pivot that is negative beyond rounding
+        check: test that ``cov`` is finite, symmetric and positive semidefinite (eigenvalues), or
+            ``factor`` finite, and raise naming the first bad row. Without it, a pivot that is negative beyond rounding
             makes that row NaN with status ``INDEFINITE``; a partial factorisation may not meet one.
         return_info: return :class:`MVNResult` instead of the probability alone.
 
@@ -105,8 +111,10 @@ def mvn_cdf(
     It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
     otherwise they agree within the sum of their errors. No warning is raised there, since that would
     wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status
-    ``NO_CLOSED_FORM``. Memory there is about ``8 n^2`` bytes a row and type of samples, at most 8 GiB
-    at a time (larger batches go through in pieces).
+    ``NO_CLOSED_FORM``. Memory there is about ``10 n^2`` bytes a row (``12 n^2`` where samples are float64; with a factor of
+    r < n / 2 columns ``12 n r + 8 r^2`` and ``16 n r + 8 r^2``), at most 8 GiB at a time (larger
+    batches go through in pieces), and up to a GiB for the samples: ``n = 16,384`` takes 3.5
+    to 4 GiB beside its covariance.
 
     ``torch.func.vmap`` over it gives each row the answer that it has alone, to the bit (an int ``seed``
     serves all rows), in one call for all; ``check`` must be False for what is mapped. Autocast does not
@@ -140,13 +148,15 @@ def mvn_cdf(
     indefinite one is noticed only where a pair or a pivot shows it. Variables that cannot move log p
     are left out. Cost: ``O(n^3 / 6)`` multiply-adds, ``n_points`` is 0. Its derivatives, of
     ``log_prob`` too, are those of the approximation with its order held, in reverse mode, once, and
-    take two to three times the value's work; ties of multiples share, as below.
+    take two to three times the value's work; ties of multiples share, as below. It changes every entry of
+    the covariance, so a ``factor`` is multiplied out for it.
 
-    Cost: for a row with m active variables of which k are sampled, ``O(m k^2)`` for the factor and
-    ``O(m k)`` per point; memory ``O(m k)`` per thread.
+    Cost: for a row with m active variables of which k are sampled, ``O(m k^2)`` for the factorisation
+    (with ``factor`` ``O(m r k)``) and ``O(m k)`` per point; memory ``O(m k)`` per thread (with
+    ``factor`` ``O(m (k + r))``).
 
-    Gradients: ``prob``, ``complement`` and ``log_prob`` are differentiable, once, to upper, lower, mean
-    and cov (taken as symmetric: entries (i, j) and (j, i) get half each), in one of two ways. Errors
+    Gradients: ``prob``, ``complement`` and ``log_prob`` are differentiable, once, to upper, lower, mean,
+    factor and cov (taken as symmetric: entries (i, j) and (j, i) get half each), in one of two ways. Errors
     are in units of the standard deviations.
 
     - Densities times conditional probabilities, which this function computes with the tolerances,
@@ -161,7 +171,7 @@ def mvn_cdf(
       dependence given the pivots is left out, as in the value, and the bound does not cover that.
 
     A row takes the first way for up to 12 slopes, for as many as cost at most about 1.5 times the
-    value, in the tails (relative tolerances), on CUDA tensors, and where ``n_points`` is 0; otherwise the
+    value, in the tails (relative tolerances), on CUDA tensors, with ``factor``, and where ``n_points`` is 0; otherwise the
     second. For cov the second way samples every variable and keeps only the entries whose 99 % bound
     is within the larger of the tolerance and ``.16 / sqrt(1 - R_ij^2)`` times it; the others, and all
     of a singular cov, are conditional probabilities.
@@ -179,7 +189,8 @@ def mvn_cdf(
     cov they are one-sided: right in directions that stay positive semidefinite, as all do that a factor
     of cov can take. Variables that are multiples of each other and whose limits meet share the slope
     of a minimum equally; their common entry of cov, where the derivative is infinite, gets zero, which
-    is right where they stay multiples and a subgradient to a factor.
+    is right where they stay multiples and a subgradient to a factor. The gradient to ``factor`` is
+    made of the same slopes and no ``[n, n]``; it is two-sided where cov is singular.
 
     Sources: Genz (1992), J. Comput. Graph. Stat. 1(2) (separation of variables); Gibson, Glasbey and
     Elston (1994) (order); Hickernell (2002) (tent-transformed lattices); Cools, Kuo and Nuyens
@@ -195,11 +206,12 @@ def mvn_cdf(
             looks at a covariance that vmap maps.
     """
     _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points)
-    batch = _check_tensors(upper, cov, lower, mean)
+    batch = _check_tensors(upper, cov, factor, lower, mean)
     seed = _check_seed(seed, batch, upper.device)
     if check:
-        _check_covariance(cov)
+        _check_covariance(cov) if factor is None else _check_factor(factor)
     n = upper.shape[-1]
+    matrix = cov if factor is None else factor
     if mean is not None:
         upper = upper - mean
         lower = None if lower is None else lower - mean
@@ -207,18 +219,20 @@ def mvn_cdf(
     rows = batch.numel()
     upper = upper.expand(*batch, n).reshape(rows, n)
     lower = None if lower is None else lower.expand(*batch, n).reshape(rows, n)
-    if cov.shape[:-2].numel() == 1:
-        cov = cov.reshape(1, n, n).expand(rows, n, n)
+    size = matrix.shape[-2:]
+    if matrix.shape[:-2].numel() == 1:
+        matrix = matrix.reshape(1, *size).expand(rows, *size)
     else:
-        cov = cov.expand(*batch, n, n).reshape(rows, n, n)
+        matrix = matrix.expand(*batch, *size).reshape(rows, *size)
     if method == "mendell_elston":
-        result = _result(_mendell_elston.rows(upper, cov, lower), batch)
+        matrix = matrix if factor is None else gram(matrix)
+        result = _result(_mendell_elston.rows(upper, matrix, lower), batch)
         _warn(result)
         return result if return_info else result.prob
     try:
         out = _mvn_cdf_grad.call(
             upper,
-            cov,
+            matrix,
             lower,
             seed.expand(batch).reshape(rows),
             float(abs_tol),
@@ -227,6 +241,7 @@ def mvn_cdf(
             method,
             COMPUTE_DTYPES[compute_dtype],
             points,
+            factor is not None,
         )
     except RuntimeError as error:
         if "mvn_cdf: method must be" in str(error):  # found out row by row
@@ -302,21 +317,28 @@ def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points) 
                 )
 
 
-def _check_tensors(upper, cov, lower, mean) -> torch.Size:
+def _check_tensors(upper, cov, factor, lower, mean) -> torch.Size:
     """Raises for a bad tensor; returns the batch shape."""
-    given = {"upper": upper, "cov": cov, "lower": lower, "mean": mean}
-    named = {name: t for name, t in given.items() if t is not None or name in ("upper", "cov")}
+    if (cov is None) == (factor is None):
+        got = "neither" if cov is None else "both"
+        raise ValueError(f"mvn_cdf: one of cov and factor must be given, got {got}")
+    given = {"upper": upper, "cov": cov, "factor": factor, "lower": lower, "mean": mean}
+    named = {name: t for name, t in given.items() if t is not None or name == "upper"}
     check_alike("mvn_cdf", named, gradients=True)
     if upper.dim() < 1:
         raise ValueError("mvn_cdf: upper must have shape [..., n], got []")
     n = upper.shape[-1]
-    if cov.dim() < 2 or cov.shape[-1] != n or cov.shape[-2] != n:
+    if cov is not None and (cov.dim() < 2 or cov.shape[-1] != n or cov.shape[-2] != n):
         raise ValueError(f"mvn_cdf: cov must have shape [..., {n}, {n}], got {list(cov.shape)}")
+    if factor is not None and (factor.dim() < 2 or factor.shape[-2] != n):
+        raise ValueError(f"mvn_cdf: factor must have shape [..., {n}, r], got {list(factor.shape)}")
     for name in ("lower", "mean"):
         t = named.get(name)
         if t is not None and (t.dim() < 1 or t.shape[-1] != n):
             raise ValueError(f"mvn_cdf: {name} must have shape [..., {n}], got {list(t.shape)}")
-    shapes = [(name, t.shape[: -2 if name == "cov" else -1]) for name, t in named.items()]
+    shapes = [
+        (name, t.shape[: -2 if name in ("cov", "factor") else -1]) for name, t in named.items()
+    ]
     batch = torch.Size()
     for name, shape in shapes:
         joined = _broadcast(batch, shape)
@@ -376,15 +398,7 @@ def _check_covariance(cov: Tensor) -> None:
     scale = (
         flat.diagonal(dim1=-2, dim2=-1).abs().amax(-1).clamp_min(torch.finfo(torch.float64).tiny)
     )
-    finite = flat.isfinite().all(-1).all(-1)
-    try:
-        finite.all().item()
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
-        raise NotImplementedError(
-            "mvn_cdf: check must be False inside vmap, got True (a map cannot look at its values)"
-        ) from None
+    finite = _finite(flat)
     asymmetry = (flat - flat.mT).abs().amax((-2, -1)) / scale
     for row in range(flat.shape[0]):
         if not finite[row]:
@@ -402,8 +416,42 @@ def _check_covariance(cov: Tensor) -> None:
             )
 
 
+def _check_factor(factor: Tensor) -> None:
+    """Raises for the first matrix that is not finite."""
+    flat = factor.reshape(factor.shape[:-2].numel(), *factor.shape[-2:])
+    bad = (~_finite(flat)).nonzero()
+    if len(bad):
+        raise ValueError(f"mvn_cdf: factor must be finite, got row {int(bad[0])} with inf or NaN")
+
+
+def gram(factor: Tensor) -> Tensor:
+    """``factor @ factor.mT`` in the dtype of ``factor``, whatever autocast says."""
+    device = factor.device.type
+    if not torch.amp.is_autocast_available(device):
+        return factor @ factor.mT
+    with torch.autocast(device, enabled=False):
+        return factor @ factor.mT
+
+
+def _finite(matrices: Tensor) -> Tensor:
+    """Whether each of ``[B, n, r]`` is finite, as a tensor that can be looked at."""
+    finite = matrices.isfinite().flatten(1).all(1)
+    try:
+        finite.all().item()
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        raise NotImplementedError(
+            "mvn_cdf: check must be False inside vmap, got True (a map cannot look at its values)"
+        ) from None
+    return finite
+
+
 @torch.library.register_fake("mvnrob::mvn_cdf")
-def _(upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dtype, points):
+def _(
+    upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dtype, points,
+    factored=False,
+):  # fmt: skip
     torch._check(upper.dim() == 2, lambda: "mvn_cdf: upper must have shape [B, n]")
     torch._check(cov.dim() == 3, lambda: "mvn_cdf: cov must have shape [B, n, n]")
 
@@ -425,7 +473,7 @@ def _(upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dty
 # its turn, or when mvn_cdf would answer it without an integral (a NaN, a variance that is not
 # positive, limits that contain nothing).
 @torch.library.register_fake("mvnrob::mvn_cdf_sums")
-def _(upper, cov, lower, seed, order, n_points, compute_dtype, points="lattice"):
+def _(upper, cov, lower, seed, order, n_points, compute_dtype, points="lattice", factored=False):
     torch._check(upper.dim() == 2, lambda: "mvn_cdf_sums: upper must have shape [B, n]")
     torch._check(order.dim() == 2, lambda: "mvn_cdf_sums: order must have shape [B, k]")
     return upper.new_empty(upper.shape[0], 8, 5, dtype=torch.float64)
@@ -458,9 +506,9 @@ def _(
 
 
 def _save_sums(ctx, inputs, output) -> None:
-    upper, cov, lower, seed, order, n_points, compute_dtype, points = inputs
+    upper, cov, lower, seed, order, n_points, compute_dtype, points, factored = inputs
     ctx.save_for_backward(upper, cov, lower, seed, order)
-    ctx.options = n_points, compute_dtype, points
+    ctx.options = n_points, compute_dtype, points, factored
 
 
 def _sums_backward(ctx, grad):
@@ -474,7 +522,11 @@ def _sums_backward(ctx, grad):
         raise NotImplementedError(
             f"mvn_cdf_sums: upper must be on the CPU for gradients, got {upper.device}"
         )
-    n_points, compute_dtype, points = ctx.options
+    n_points, compute_dtype, points, factored = ctx.options
+    if factored:
+        raise NotImplementedError(
+            "mvn_cdf_sums: gradients are built for covariances, not for factors"
+        )
     count = torch.full_like(seed, n_points)
     weight = (grad[..., 0] - grad[..., 1]).contiguous()
     _, to_upper, to_lower, to_cov, *_ = torch.ops.mvnrob.mvn_cdf_pathwise(
@@ -488,7 +540,7 @@ def _sums_backward(ctx, grad):
         to_upper if ctx.needs_input_grad[0] else None,
         to_cov.to(upper.dtype) if ctx.needs_input_grad[1] else None,
         to_lower if ctx.needs_input_grad[2] else None,
-        *[None] * 5,
+        *[None] * 6,
     )
 
 

@@ -19,6 +19,9 @@ Where cov is singular these are limits from the positive definite side, and cont
 multiples (and for limits of three or more variables that meet in one point of their common subspace,
 where it is one of several): a derivative in every direction that stays positive semidefinite.
 
+To a factor U of cov it is dU = (dcov + dcov^T) U, summed over the pairs without forming dcov; conditional
+problems keep a factor then (U without its part along row i), so they are semidefinite whatever rounding does.
+
 Multiples of one another (|R_ij| = 1): each decides where the other is given, so Q is 0 or 1 times that
 of the rest, and the limits' gradients are right where the limits differ. Where they meet, P has a kink
 (a minimum of limits): the variables share the slope equally, as torch.amin does. There dP/dR_ij is
@@ -52,13 +55,14 @@ _FEW = 12
 _AFFORDABLE = 1.5
 _SETUP = 4
 _BYTES = 64 * 2**20
-_BYTES_PER_ENTRY = 32  # of a conditional covariance: as read, in float64, masks, the op's own
+_BYTES_PER_ENTRY = 32  # of a conditional matrix: as read, in float64, masks, the op's own
 
 
 class _Rows(NamedTuple):
-    """The batch, in units of the standard deviations; float64 but for cov."""
+    """The batch, in units of the standard deviations; float64 but for the matrix."""
 
-    cov: Tensor  # [B, n, n] as given
+    matrix: Tensor  # as given: cov [B, n, n], or where factored a factor [B, n, r]
+    factored: bool
     dead: Tensor  # [B, n] variables without a limit or a variance
     scale: Tensor  # [B, n] 1 / standard deviation, 0 for the dead
     limits: Tensor  # [B, 2, n]: upper, lower
@@ -69,13 +73,27 @@ class _Rows(NamedTuple):
     options: tuple  # abs_tol, rel_tol
     rest: tuple  # method, compute_dtype, points
 
-    def correlations(self, rows: Tensor) -> Tensor:
-        """R of these rows, a copy: zero beside the dead, whatever cov has there."""
-        r = self.cov[rows].double()
+    def problems(self, rows: Tensor) -> Tensor:
+        """What the op takes for these rows, a copy: R, or the factor's rows of length one."""
+        return self.unit_rows(rows) if self.factored else self.correlations(rows)
+
+    def unit_rows(self, rows: Tensor) -> Tensor:
+        """The factor's rows of length one ``[b, n, r]``, a copy: zero for the dead."""
+        u = self.matrix[rows].double().mul_(self.scale[rows][:, :, None])
+        return u.masked_fill_(self.dead[rows][:, :, None], 0.0)
+
+    def correlations(self, rows: Tensor, some: slice = slice(None)) -> Tensor:
+        """R of these rows ``[b, i, n]``, i some of its variables; a copy: zero beside the dead,
+        whatever cov has there."""
         scale, dead = self.scale[rows], self.dead[rows]
-        r.mul_(scale[:, :, None]).mul_(scale[:, None, :])
-        r.masked_fill_(dead[:, :, None] | dead[:, None, :], 0.0)
-        r.diagonal(dim1=1, dim2=2).copy_((~dead).double())
+        if self.factored:
+            u = self.unit_rows(rows)
+            r = u[:, some] @ u.mT
+        else:
+            r = self.matrix[rows, some].double()
+            r.mul_(scale[:, some, None]).mul_(scale[:, None, :])
+            r.masked_fill_(dead[:, some, None] | dead[:, None, :], 0.0)
+        r.diagonal(some.start or 0, dim1=1, dim2=2).copy_((~dead[:, some]).double())
         return r
 
 
@@ -112,18 +130,26 @@ def _levels(max_points: int) -> list[int]:
     return levels
 
 
-def _given(r: Tensor, limits: Tensor, index: Tensor, side: Tensor, entry_error: float) -> Tensor:
+def _given(rows: _Rows, r: Tensor, limits: Tensor, index: Tensor, side: Tensor) -> Tensor:
     """Conditions in place on X_index at its limit; returns the share of that variable (ties)."""
-    unit = torch.arange(len(r), device=r.device)
-    variance = r[unit, index, index]
+    unit, entry_error = torch.arange(len(r), device=r.device), rows.entry_error
+    # Zero is as in the forward: a few entries' rounding, and once more by the pivot.
+    if rows.factored:
+        before = r.square().sum(2)
+        variance, zero = before[unit, index], 128 * entry_error**2
+        q = r[unit, index] / variance.sqrt()[:, None]
+        c = torch.linalg.vecdot(r, q[:, None, :])
+        r.addcmul_(c[:, :, None], q[:, None, :], value=-1)
+        after = r.square().sum(2)
+    else:
+        variance, zero = r[unit, index, index], 16 * entry_error
+        c = r[unit, index] / variance.sqrt()[:, None]
+        after = r.diagonal(dim1=1, dim2=2)
+        before = after.clone()
+        r.addcmul_(c[:, :, None], c[:, None, :], value=-1)
     value = limits[unit, side, index] / variance.sqrt()
-    c = r[unit, index] / variance.sqrt()[:, None]
-    diagonal = r.diagonal(dim1=1, dim2=2)
-    before = diagonal.clone()
-    r.addcmul_(c[:, :, None], c[:, None, :], value=-1)
-    # As the forward does: a few entries' rounding, and once more by the pivot.
-    zero = (16 * entry_error / variance)[:, None]
-    gone = diagonal <= zero
+    zero = (zero / variance)[:, None]
+    gone = after <= zero
     multiple = gone & (before > zero)
     multiple[unit, index] = False
     shift = (c * value[:, None])[:, None, :]
@@ -131,7 +157,9 @@ def _given(r: Tensor, limits: Tensor, index: Tensor, side: Tensor, entry_error: 
     limits.sub_(shift)
     tie = (limits.abs() <= 8 * entry_error * size) & limits.isfinite() & multiple[:, None, :]
     tie = tie.any(1)
-    r.masked_fill_(gone[:, :, None] | gone[:, None, :], 0.0)
+    r.masked_fill_(gone[:, :, None], 0.0)
+    if not rows.factored:
+        r.masked_fill_(gone[:, None, :], 0.0)
     tied = tie.sum(1)
     tie[unit, index] = True
     limits[:, 0].masked_fill_(tie, math.inf)
@@ -150,8 +178,7 @@ def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) ->
     each = each.clamp(_FEWEST, max(max_points, _FEWEST))
     bounds = torch.tensor(levels, dtype=torch.float64, device=each.device)
     level = torch.bucketize(each.double(), bounds, right=True)[units.row] - 1
-    n = rows.cov.shape[-1]
-    chunk = max(1, _BYTES // (_BYTES_PER_ENTRY * n * n))
+    chunk = _chunk(rows.matrix[0].numel())
     for number in level.unique().tolist():
         picks = (level == number).nonzero()[:, 0]
         for part in picks.split(chunk):
@@ -160,12 +187,17 @@ def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) ->
     return out
 
 
+def _chunk(entries: int) -> int:
+    """How many matrices of so many entries are worked on at once."""
+    return max(1, _BYTES // (_BYTES_PER_ENTRY * max(1, entries)))
+
+
 def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
-    r = rows.correlations(units.row)
+    r = rows.problems(units.row)
     limits = rows.limits[units.row]
     share = torch.ones_like(units.log_density)
     for index, side in zip(units.index.unbind(1), units.side.unbind(1), strict=True):
-        share = share * _given(r, limits, index, side, rows.entry_error)
+        share = share * _given(rows, r, limits, index, side)
     # Steps of the golden ratio: the streams of a row and the seeds of a batch do not meet.
     seed = rows.seed[units.row] + (units.stream + 1) * -0x61C8864680B583EB
     upper, lower = limits.unbind(1)
@@ -180,6 +212,7 @@ def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
             *rows.options,
             max_points,
             *rows.rest,
+            rows.factored,
         )
 
     every = slice(None)
@@ -205,7 +238,7 @@ def _log_phi(x: Tensor) -> Tensor:
 
 
 def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
-    n = rows.cov.shape[-1]
+    n = rows.dead.shape[-1]
     parts = []
     open_ = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead & wanted[:, None]
     for side in (0, 1):
@@ -221,30 +254,31 @@ def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
 
 
 def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
-    n = rows.cov.shape[-1]
+    n = rows.dead.shape[-1]
     usable = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead
-    chunk = max(1, _BYTES // (_BYTES_PER_ENTRY * n * n))
     parts = []
-    for some in wanted.nonzero()[:, 0].split(chunk):
-        r = rows.correlations(some)
-        left = 1 - r * r
-        pair = (usable[some, :, None] & usable[some, None, :]).triu(1)
-        # |R_ij| = 1 to rounding: no density, or an infinite one where the limits meet.
-        pair &= left > 32 * rows.entry_error
-        spread = torch.where(pair, left, 1.0).sqrt()
-        for corner in range(4):
-            a = rows.limits[some, corner // 2, :, None]
-            b = rows.limits[some, corner % 2, None, :]
-            finite = pair & a.isfinite() & b.isfinite()
-            a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
-            density = _log_phi(a) + _log_phi((b - r * a) / spread) - spread.log()
-            matters = finite & (density > log_least[some, None, None])
-            row, i, j = matters.nonzero(as_tuple=True)
-            side = torch.tensor([corner // 2, corner % 2], device=i.device).expand(len(i), 2)
-            stream = (2 + corner * n + i) * n + j
-            parts.append(
-                _Units(some[row], torch.stack([i, j], 1), side, density[row, i, j], stream)
-            )
+    height = min(n, _chunk(n))  # variables of a piece of R
+    for some in wanted.nonzero()[:, 0].split(_chunk(n * n)):
+        for first in range(0, n, height):
+            here = slice(first, min(first + height, n))
+            r = rows.correlations(some, here)
+            left = 1 - r * r
+            pair = (usable[some, here, None] & usable[some, None, :]).triu(1 + first)
+            # |R_ij| = 1 to rounding: no density, or an infinite one where the limits meet.
+            pair &= left > 32 * rows.entry_error
+            spread = torch.where(pair, left, 1.0).sqrt()
+            for corner in range(4):
+                a = rows.limits[some, corner // 2, here, None]
+                b = rows.limits[some, corner % 2, None, :]
+                finite = pair & a.isfinite() & b.isfinite()
+                a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
+                density = _log_phi(a) + _log_phi((b - r * a) / spread) - spread.log()
+                matters = finite & (density > log_least[some, None, None])
+                row, i, j = matters.nonzero(as_tuple=True)
+                side = torch.tensor([corner // 2, corner % 2], device=i.device).expand(len(i), 2)
+                weight, i = density[row, i, j], i + first
+                stream = (2 + corner * n + i) * n + j
+                parts.append(_Units(some[row], torch.stack([i, j], 1), side, weight, stream))
     if not parts:  # nothing is wanted
         none = torch.zeros(0, dtype=torch.int64, device=usable.device)
         return _Units(none, none.expand(2, 0).T, none.expand(2, 0).T, none.double(), none)
@@ -254,7 +288,7 @@ def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
 def _pathwise_rows(rows: _Rows, units: _Units, n_points: Tensor, plain: Tensor) -> Tensor:
     """[B] rows whose conditional probabilities would cost more than sampling their slopes."""
     counts = torch.bincount(units.row, minlength=len(n_points))
-    n = rows.cov.shape[-1]
+    n = rows.dead.shape[-1]
     # In points: what a call takes at least, and its matrix, read and factored.
     cost = counts * (_FEWEST + _SETUP * n)
     return plain & (counts > _FEW) & (cost > _AFFORDABLE * n_points)
@@ -262,7 +296,7 @@ def _pathwise_rows(rows: _Rows, units: _Units, n_points: Tensor, plain: Tensor) 
 
 def _of_pairs(rows: _Rows, pairs: _Units, values: Tensor) -> Tensor:
     """H [B, n, n] from its corners."""
-    batch, n = rows.cov.shape[:2]
+    batch, n = rows.dead.shape
     h = torch.zeros(batch, n, n, dtype=torch.float64, device=values.device)
     for corner in range(4):  # one at a time: within one, no entry comes twice
         mine = (2 * pairs.side[:, 0] + pairs.side[:, 1] == corner).nonzero()[:, 0]
@@ -292,6 +326,7 @@ def _backward_op(
     compute_dtype: str,
     points: str,
     wants_cov: bool,
+    factored: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, n = upper.shape
     dtype = upper.dtype
@@ -300,12 +335,16 @@ def _backward_op(
         return (
             torch.zeros_like(upper),
             nothing if lower is None else torch.zeros_like(upper),
-            upper.new_zeros(batch, n, n) if wants_cov else nothing,
+            upper.new_zeros(cov.shape) if wants_cov else nothing,
         )
     grad, grad_log, log_prob = grad.double(), grad_log.double(), log_prob.double()
     low = torch.full_like(upper, -math.inf) if lower is None else lower
     limits = torch.stack([upper, low], 1).double()
-    variance = cov.diagonal(dim1=1, dim2=2).double()
+    if factored:
+        shared = cov[:1] if cov.stride(0) == 0 else cov
+        variance = shared.double().square().sum(2).expand(batch, n)
+    else:
+        variance = cov.diagonal(dim1=1, dim2=2).double()
     dead = ~(variance > 0) | ~limits.isfinite().any(1)
     scale = torch.where(dead, 0.0, 1 / variance.sqrt())
     # A step has its limit in its own units; only its sign matters.
@@ -316,7 +355,7 @@ def _backward_op(
     small = torch.minimum(prob, complement).double()
     fewest = torch.where(rel_tol * small >= abs_tol, _FEWEST_OF_TAIL, _FEWEST)
     rows = _Rows(
-        cov, dead, scale, limits, seed, entry_error, log_unit, fewest, (abs_tol, rel_tol),
+        cov, factored, dead, scale, limits, seed, entry_error, log_unit, fewest, (abs_tol, rel_tol),
         (method, compute_dtype, points),
     )  # fmt: skip
     factor = torch.where(grad == 0, 0.0, grad * log_unit.exp()) + grad_log
@@ -399,6 +438,11 @@ def _backward_op(
     if not wants_cov:
         return to_upper, to_lower, nothing
 
+    scaled = torch.where(limits.isfinite(), limits, 0.0).mul_(slopes).sum(1)
+    if factored:
+        values = _conditional(rows, pairs, budget, max_points)
+        values = torch.where(pairs.side[:, 0] == pairs.side[:, 1], values, -values)
+        return to_upper, to_lower, _to_factor(rows, pairs, values, scaled, factor).to(dtype)
     if bad is not None:
         by_entry = pairs.row, *pairs.index.unbind(1)
         pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
@@ -407,17 +451,42 @@ def _backward_op(
         h = plackett
     else:
         h = torch.where(cov_by_path[:, None, None] & ~bad, h / unit[:, :, None], plackett)
-    scaled = torch.where(limits.isfinite(), limits, 0.0).mul_(slopes).sum(1)
-    chunk = max(1, _BYTES // (_BYTES_PER_ENTRY * n * n))
-    for some in torch.arange(batch, device=upper.device).split(chunk):
-        part, s = h[some], scale[some]
+    return to_upper, to_lower, _to_cov(rows, h, scaled, factor).to(dtype)
+
+
+def _to_cov(rows: _Rows, h: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
+    """The gradient to cov, in place of H, which has the pairs; ``scaled``: the limits' slopes times
+    the limits."""
+    batch, n = scaled.shape
+    for some in torch.arange(batch, device=scaled.device).split(_chunk(n * n)):
+        part, s = h[some], rows.scale[some]
         # Zero where nothing was computed, also beside a NaN.
         products = torch.where(part == 0, 0.0, part * rows.correlations(some))
         sums = scaled[some] + products.sum(-1)
         part.diagonal(dim1=1, dim2=2).copy_(-sums)
         # The product of the scales first: symmetric to the bit.
         h[some] = part * (s[:, :, None] * s[:, None, :]) * (0.5 * factor[some, :, None])
-    return to_upper, to_lower, h.to(dtype)
+    return h
+
+
+def _to_factor(
+    rows: _Rows, pairs: _Units, values: Tensor, scaled: Tensor, factor: Tensor
+) -> Tensor:
+    """The same to a factor of cov. With w the rows of length one,
+    dP/dU_i = (sum_j H_ij w_j - (scaled_i + sum_j R_ij H_ij) w_i) / s_i."""
+    batch, n = scaled.shape
+    w = rows.unit_rows(torch.arange(batch, device=scaled.device)).reshape(batch * n, -1)
+    out, sums = torch.zeros_like(w), scaled.reshape(-1).clone()
+    for part in torch.arange(len(values), device=w.device).split(_chunk(w.shape[1])):
+        first, second = ((pairs.row[part] * n)[:, None] + pairs.index[part]).unbind(1)
+        value = values[part]
+        # A NaN of some other row or of a value that is not used stays there.
+        r = torch.linalg.vecdot(w[first], w[second])
+        for a, b in ((first, second), (second, first)):
+            out.index_add_(0, a, value[:, None] * w[b])
+            sums.index_add_(0, a, value * r)
+    out.addcmul_(sums[:, None], w, value=-1)
+    return out.reshape(rows.matrix.shape) * (rows.scale * factor)[:, :, None]
 
 
 def _pathwise_pairs(
@@ -429,7 +498,7 @@ def _pathwise_pairs(
     less), which Plackett's formula keeps; and all of a row whose covariance is singular: there the
     samples do not tell what a variance more does.
     """
-    batch, n = rows.cov.shape[:2]
+    batch, n = rows.dead.shape
     each = sd[picks, :, None] * sd[picks, None, :]
     values = 2 * out.cov * each
     error = 2 * out.cov_error * each
@@ -451,12 +520,13 @@ torch.library.impl("mvnrob::mvn_cdf_backward", ("cpu", "cuda"), _backward_op)
 def _(
     grad, grad_log, upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots, abs_tol,
     rel_tol, max_points, method, compute_dtype, points, wants_cov,
+    factored=False,
 ):  # fmt: skip
     batch, n = upper.shape
     return (
         upper.new_empty(batch, n),
         upper.new_empty(0) if lower is None else upper.new_empty(batch, n),
-        upper.new_empty(batch, n, n) if wants_cov else upper.new_empty(0),
+        upper.new_empty(cov.shape) if wants_cov else upper.new_empty(0),
     )
 
 
@@ -495,15 +565,24 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad_prob, grad_complement, *grads):
     upper, cov, lower, *rest = ctx.saved_tensors
+    *options, factored = ctx.options
     wants_upper, wants_cov, wants_lower = ctx.needs_input_grad[:3]
     to_upper, to_lower, to_cov = _call_backward(
-        grad_prob - grad_complement, grads[5], upper, cov, lower, *rest, *ctx.options, wants_cov
+        grad_prob - grad_complement,
+        grads[5],
+        upper,
+        cov,
+        lower,
+        *rest,
+        *options,
+        wants_cov,
+        factored,
     )
     return (
         to_upper if wants_upper else None,
         to_cov if wants_cov else None,
         to_lower if wants_lower else None,
-        *[None] * 7,
+        *[None] * 8,
     )
 
 

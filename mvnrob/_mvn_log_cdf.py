@@ -9,8 +9,9 @@ from ._mvn_cdf import MVNResult, mvn_cdf
 
 def mvn_log_cdf(
     upper: Tensor,
-    cov: Tensor,
+    cov: Tensor | None = None,
     *,
+    factor: Tensor | None = None,
     lower: Tensor | None = None,
     mean: Tensor | None = None,
     rel_tol: float = 1e-3,
@@ -20,7 +21,7 @@ def mvn_log_cdf(
     check: bool = False,
     return_info: bool = False,
 ) -> Tensor | MVNResult:
-    r"""log P(lower <= X <= upper) for X ~ N(mean, cov), right in either tail.
+    r"""log P(lower <= X <= upper) for X ~ N(mean, cov) or N(mean, factor factor^T), right in either tail.
 
     Arguments, shapes and errors are those of :func:`mvnrob.mvn_cdf`; ``rel_tol`` is relative to
     ``min(p, 1 - p)``, so a row is done when ``log_error`` is at most about ``rel_tol`` (where p is
@@ -40,6 +41,7 @@ def mvn_log_cdf(
     result = mvn_cdf(
         upper,
         cov,
+        factor=factor,
         lower=lower,
         mean=mean,
         abs_tol=0.0,

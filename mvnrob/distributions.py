@@ -10,7 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.distribution import Distribution
 from torch.distributions.utils import _standard_normal, lazy_property
 
-from ._mvn_cdf import MVNResult, mvn_cdf
+from ._mvn_cdf import MVNResult, gram, mvn_cdf
 
 __all__ = ["MultivariateNormal"]
 
@@ -33,7 +33,8 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
 
     Exactly one of the four matrices is given. Batch dimensions broadcast. Memory: the constructor
     does as in ``torch`` (a Cholesky factor of a covariance or precision); with ``cov_factor`` it
-    does nothing, and ``cdf`` forms ``[..., n, n]``.
+    does nothing. ``cdf`` and its like integrate with the covariance where that was given and with the
+    factor otherwise, and form no other matrix.
 
     Raises:
         ValueError: not exactly one matrix, a shape that does not fit, or (with ``validate_args``) a
@@ -62,6 +63,7 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
                 "MultivariateNormal: exactly one of covariance_matrix, precision_matrix, scale_tril "
                 f"and cov_factor must be given, got {count}"
             )
+        self._by_covariance = covariance_matrix is not None
         if cov_factor is None:
             super().__init__(loc, covariance_matrix, precision_matrix, scale_tril, validate_args)
             return
@@ -95,7 +97,7 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         singular = f"MultivariateNormal: cov_factor must have rank {n} for a density, got "
         if r < n:
             raise ValueError(singular + f"{r} columns")
-        tril, failed = torch.linalg.cholesky_ex(_gram(factor))
+        tril, failed = torch.linalg.cholesky_ex(gram(factor))
         if failed.any():
             raise ValueError(singular + "a singular covariance")
         return tril
@@ -111,7 +113,7 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
             self._unbroadcasted_cov_factor if self._is_factored else self._unbroadcasted_scale_tril
         )
         n = self._event_shape[0]
-        return _gram(factor).expand(*self._batch_shape, n, n)
+        return gram(factor).expand(*self._batch_shape, n, n)
 
     @property
     def variance(self) -> Tensor:
@@ -124,6 +126,7 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
     def expand(self, batch_shape, _instance=None) -> MultivariateNormal:
         """The same distribution with a batch shape that ``batch_shape`` broadcasts to; no copy."""
         new = self._get_checked_instance(MultivariateNormal, _instance)
+        new._by_covariance = self._by_covariance
         if not self._is_factored:
             return super().expand(batch_shape, new)
         batch_shape = torch.Size(batch_shape)
@@ -186,19 +189,16 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         for limit in (lower, upper):
             if limit is not None and self._validate_args:
                 self._validate_sample(limit)
+        if self._by_covariance:
+            matrix = {"cov": self.covariance_matrix}
+        elif self._is_factored:
+            matrix = {"factor": self._unbroadcasted_cov_factor}
+        else:
+            matrix = {"factor": self._unbroadcasted_scale_tril}
         return mvn_cdf(
             upper - self.loc,
-            self.covariance_matrix,
+            **matrix,
             lower=None if lower is None else lower - self.loc,
             mean=None,  # named here, an option of this name is an error
             **options,
         )
-
-
-def _gram(factor: Tensor) -> Tensor:
-    """``factor @ factor.mT`` in the dtype of ``factor``, whatever autocast says."""
-    device = factor.device.type
-    if not torch.amp.is_autocast_available(device):
-        return factor @ factor.mT
-    with torch.autocast(device, enabled=False):
-        return factor @ factor.mT

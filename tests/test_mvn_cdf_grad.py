@@ -422,7 +422,7 @@ def test_options_reach_the_conditional_problems(calls):
     )  # fmt: skip
     assert calls
     for args, out in calls:
-        assert args[4:6] == (1e-6, 1e-3) and args[7:] == ("sov", "float64", "sobol")
+        assert args[4:6] == (1e-6, 1e-3) and args[7:] == ("sov", "float64", "sobol", False)
         assert args[6] <= 4096 and (out[4] <= 4096).all()
     calls.clear()
     gradients(torch.ones(20).double(), torch.eye(20).double(), method="closed_form")

@@ -18,6 +18,7 @@ import pytest
 import torch
 from test_cuda import AGREEMENT, pivot_order, standard_form
 from test_mvn_cdf import EDGES, equicorrelated, random_problem
+from test_mvn_cdf_factor import factor_problem
 from test_mvn_cdf_union import problem as union_problem
 
 from mvnrob import Status, bvn_cdf, mvn_cdf
@@ -54,21 +55,26 @@ class Result:
 def by_kernels(
     shim, upper, cov, lower=None, *, abs_tol=1e-3, rel_tol=0.0, seed=None, method="auto",
     compute_dtype="auto", points="lattice", max_points=MAX_POINTS, tile_rows=1 << 20, resident=3,
+    factored=False,
 ):  # fmt: skip
     seed = np.arange(len(upper)) if seed is None else np.asarray(seed)
     return Result(
         shim.mvn_cdf(
             array(upper), array(cov), array(lower), seed, abs_tol, rel_tol, max_points, method,
-            compute_dtype, points, tile_rows=tile_rows, resident=resident,
+            compute_dtype, points, tile_rows=tile_rows, resident=resident, factored=factored,
         )
     )  # fmt: skip
 
 
-def by_cpu(upper, cov, lower=None, *, abs_tol=1e-3, seed=None, compute_dtype="auto", **options):
+def by_cpu(
+    upper, cov, lower=None, *, abs_tol=1e-3, seed=None, compute_dtype="auto", factored=False,
+    **options,
+):  # fmt: skip
     seed = torch.arange(len(upper)) if seed is None else torch.as_tensor(seed)
     dtype = {"auto": None, "float32": torch.float32, "float64": torch.float64}[compute_dtype]
+    matrix = {"factor" if factored else "cov": cov}
     return mvn_cdf(
-        upper, cov, lower=lower, abs_tol=abs_tol, seed=seed, compute_dtype=dtype,
+        upper, **matrix, lower=lower, abs_tol=abs_tol, seed=seed, compute_dtype=dtype,
         max_points=MAX_POINTS, return_info=True, **options,
     )  # fmt: skip
 
@@ -111,9 +117,27 @@ def test_sums_agree_under_a_forced_plan(shim, n, compute_dtype):
             compare_sums(shim, upper, cov, lower, order, compute_dtype)
 
 
-def compare_sums(shim, upper, cov, lower, order, compute_dtype, n_points=192, points="lattice"):
+@pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 8, 31, 32, 33, 65, 130])
+def test_sums_of_a_factor_agree(shim, n, compute_dtype):
+    rng = np.random.default_rng(n)
+    for columns in sorted({1, max(1, n // 2), n, n + 5, 33}):
+        factor = rng.normal(size=(2, n, columns))
+        sd = np.linalg.norm(factor, axis=2)
+        upper = sd * rng.uniform(0.5, 2.5, (2, n))
+        lower = -sd * rng.uniform(0.5, 3, (2, n)) if columns % 2 else None
+        pivots = min(n, columns)
+        order = np.stack([rng.permutation(n)[:pivots] for _ in range(2)])
+        compare_sums(shim, upper, factor, lower, order, compute_dtype, factored=True)
+
+
+def compare_sums(
+    shim, upper, cov, lower, order, compute_dtype, n_points=192, points="lattice", factored=False
+):
     seed = np.arange(len(upper))
-    ours = shim.mvn_cdf_sums(upper, cov, lower, seed, order, n_points, compute_dtype, points)
+    ours = shim.mvn_cdf_sums(
+        upper, cov, lower, seed, order, n_points, compute_dtype, points, factored=factored
+    )
     theirs = torch.ops.mvnrob.mvn_cdf_sums(
         *(torch.from_numpy(x) for x in (upper, cov)),
         None if lower is None else torch.from_numpy(lower),
@@ -122,6 +146,7 @@ def compare_sums(shim, upper, cov, lower, order, compute_dtype, n_points=192, po
         n_points,
         compute_dtype,
         points,
+        factored,
     ).numpy()
     relative, each = AGREEMENT[compute_dtype]
     assert (np.isnan(ours) == np.isnan(theirs)).all()
@@ -175,6 +200,54 @@ def test_sums_agree_over_all_families(shim, compute_dtype):
         seen += 1
         families.add(problem.family)
     assert seen >= 200 and len(families) >= 15
+
+
+# ---- a factor in place of the covariance ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "n, columns", [(1, 2), (2, 3), (3, 2), (7, 3), (32, 40), (33, 20), (70, 30)]
+)
+def test_factors(shim, n, columns, dtype):
+    """Closed forms, small and blocked rows, groups, completion, the union, the tilt; strides."""
+    upper, factor = factor_problem(n, columns, n, batch=(3,), dtype=dtype)
+    wide = torch.zeros(3, 2 * n, columns + 1, dtype=dtype)
+    wide[:, ::2, 1:] = factor
+    for options in (
+        {},
+        {"lower": -upper - 1, "method": "sov"},
+        {"abs_tol": 0.0, "rel_tol": 2e-2, "compute_dtype": "float64"},
+    ):
+        for scale in (1, 2.5, -1) if "rel_tol" in options else (1,):
+            kernels = by_kernels(shim, scale * upper, factor, factored=True, **options)
+            cpu = by_cpu(scale * upper, factor, factored=True, **options)
+            assert assert_agree(kernels, cpu).mean() > 0.5
+            strided = by_kernels(shim, scale * upper, wide[:, ::2, 1:], factored=True, **options)
+            assert strided.bits() == kernels.bits()
+
+
+def test_a_factor_s_digits(shim):
+    """Near multiples that only a factor tells apart, duplicates, a row of zeros, no columns, NaN."""
+    factor = torch.eye(9, 10).double()
+    factor[1] = factor[0]
+    factor[1, 9] = 1e-9
+    factor[3] = -2 * factor[2]
+    factor[4] = 0
+    upper = torch.ones(9).double()
+    upper[:2] = 1e-9
+    lower = torch.full((9,), -math.inf).double()
+    lower[:2] = -1e-9
+    options = {"abs_tol": 0.0, "rel_tol": 1e-2, "factored": True}
+    kernels = by_kernels(shim, upper[None], factor[None], lower[None], **options)
+    cpu = by_cpu(upper[None], factor[None], lower[None], **options)
+    assert assert_agree(kernels, cpu).all()
+    assert kernels.status[0] == Status.CONVERGED
+    assert kernels.log_prob == pytest.approx(cpu.log_prob.numpy(), abs=1e-9)
+    nothing = by_kernels(shim, upper[None], factor[None, :, :0], factored=True)
+    assert nothing.prob[0] == 1 and nothing.status[0] == Status.EXACT
+    factor[5, 3] = math.nan
+    assert by_kernels(shim, upper[None], factor[None], factored=True).status[0] == Status.NAN_INPUT
 
 
 # ---- whole calls ----------------------------------------------------------------------------------

@@ -13,6 +13,21 @@ bool independent(const Problem& problem, const CovarianceView& cov) {
   return true;
 }
 
+namespace {
+
+// 1 - rho^2 of two rows of a factor, by what the first leaves of the second.
+double rest_of_rows(const CovarianceView& cov, int64_t v, int64_t w) {
+  const double part = cov.at(v, w) / cov.at(v, v);
+  double square = 0;
+  for (int64_t l = 0; l < cov.factor_columns; ++l) {
+    const double rest = cov.stored(w, l) - part * cov.stored(v, l);
+    square += rest * rest;
+  }
+  return square / cov.at(w, w);
+}
+
+}  // namespace
+
 ClosedForm closed_form(const Problem& problem, const CovarianceView& cov) {
   const int64_t m = int64_t(problem.variable.size());
   if (m > 3 || independent(problem, cov)) {
@@ -28,6 +43,9 @@ ClosedForm closed_form(const Problem& problem, const CovarianceView& cov) {
   }
   auto pair = [&](int64_t i, int64_t j) {
     const int64_t v = problem.variable[i], w = problem.variable[j];
+    if (cov.is_factor())
+      return math::pair_correlation_of_rows(problem.correlation(cov, i, j), rest_of_rows(cov, v, w),
+                                            plan::first_factor_error(problem.entry_error));
     return math::pair_correlation(cov.at(v, v), cov.at(w, w), cov.at(v, w),
                                   problem.correlation(cov, i, j));
   };

@@ -38,9 +38,10 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                     const Tensor& seed, double abs_tol, double rel_tol, int64_t max_points,
-                    std::string method, std::string compute_dtype, std::string points) {
-  check_mvn_cdf(upper, cov, lower, seed);
-  const Batch rows(upper, cov, lower, seed);
+                    std::string method, std::string compute_dtype, std::string points,
+                    bool factored) {
+  check_mvn_cdf(upper, cov, lower, seed, factored);
+  const Batch rows(upper, cov, lower, seed, factored);
   const int64_t batch = rows.size();
   const bool is_double = upper.scalar_type() == ScalarType::Double;
   const RowOptions options{abs_tol,

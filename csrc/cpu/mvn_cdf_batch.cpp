@@ -46,18 +46,20 @@ std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
 }  // namespace
 
 Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
-             const Tensor& seed)
+             const Tensor& seed, bool factored)
     : upper_(torch::stable::contiguous(upper)),
       cov_(cov),
       lower_(contiguous(lower)),
       seed_(torch::stable::contiguous(seed)),
-      is_double_(upper.scalar_type() == ScalarType::Double) {}
+      is_double_(upper.scalar_type() == ScalarType::Double),
+      factored_(factored) {}
 
 Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower)
     : upper_(torch::stable::contiguous(upper)),
       cov_(cov),
       lower_(contiguous(lower)),
-      is_double_(upper.scalar_type() == ScalarType::Double) {}
+      is_double_(upper.scalar_type() == ScalarType::Double),
+      factored_(false) {}
 
 RowInput Batch::row(int64_t b) const {
   const int64_t n = upper_.size(1), element = is_double_ ? 8 : 4;
@@ -68,7 +70,8 @@ RowInput Batch::row(int64_t b) const {
           at(upper_, b * n),
           lower_.has_value() ? at(*lower_, b * n) : nullptr,
           is_double_,
-          {at(cov_, b * cov_.stride(0)), is_double_, cov_.stride(1), cov_.stride(2)}};
+          {at(cov_, b * cov_.stride(0)), is_double_, cov_.stride(1), cov_.stride(2),
+           factored_ ? cov_.size(2) : -1}};
 }
 
 void share_rows(int64_t count, const std::function<void(const NextRow& next)>& work) {

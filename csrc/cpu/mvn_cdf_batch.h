@@ -12,7 +12,7 @@ namespace mvnrob {
 class Batch {
  public:
   Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
-        const Tensor& seed);
+        const Tensor& seed, bool factored);
 
   // Rows without a seed.
   Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower);
@@ -25,7 +25,7 @@ class Batch {
   const Tensor upper_, cov_;
   const std::optional<Tensor> lower_;
   const Tensor seed_;
-  const bool is_double_;
+  const bool is_double_, factored_;
 };
 
 // Calls work(next) once on each thread; next() is a row that no other thread has, until it is at

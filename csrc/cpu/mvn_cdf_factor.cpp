@@ -28,9 +28,21 @@ void Factor::start(const Problem& problem, const CovarianceView& cov) {
   lower_ = problem.lower;
   variance_.assign(m_, 1.0);
   mean_.assign(m_, 0.0);
-  variance_error_.assign(m_, plan::first_variance_error(problem.entry_error));
+  variance_error_.assign(m_, cov.is_factor() ? plan::first_factor_error(problem.entry_error)
+                                             : plan::first_variance_error(problem.entry_error));
   group_.assign(m_, -1);
   L_.clear();
+  if (cov.is_factor()) read_rows();
+}
+
+void Factor::read_rows() {
+  const int64_t columns = cov_.factor_columns;
+  rows_.resize(m_ * columns);
+  for (int64_t i = 0; i < m_; ++i)
+    for (int64_t l = 0; l < columns; ++l)
+      rows_[l * m_ + i] = cov_.stored(problem_->variable[i], l) * problem_->inverse_sd[i];
+  directions_.clear();
+  reference_.assign(m_, 1.0);
 }
 
 int64_t Factor::choose() const {
@@ -70,23 +82,76 @@ void Factor::swap(int64_t a, int64_t b) {
   std::swap(group_[a], group_[b]);
   const int64_t columns = int64_t(L_.size()) / m_;
   for (int64_t l = 0; l < columns; ++l) std::swap(L_[l * m_ + a], L_[l * m_ + b]);
+  if (!cov_.is_factor()) return;
+  std::swap(reference_[a], reference_[b]);
+  for (int64_t l = 0; l < cov_.factor_columns; ++l) std::swap(rows_[l * m_ + a], rows_[l * m_ + b]);
+}
+
+// No direction is left beyond the columns of a factor, whatever rounding says.
+bool Factor::is_spent(int64_t i) const {
+  return plan::is_zero_variance(variance_[i], variance_error_[i]) ||
+         (cov_.is_factor() && pivots_ == cov_.factor_columns);
+}
+
+// The part of row j that is orthogonal to the directions before; returns its length.
+double Factor::add_direction(int64_t j) {
+  const int64_t columns = cov_.factor_columns;
+  directions_.resize((j + 1) * columns);
+  double* q = directions_.data() + j * columns;
+  for (int64_t k = 0; k < columns; ++k) q[k] = rows_[k * m_ + j];
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int64_t l = 0; l < j; ++l) {
+      const double* before = directions_.data() + l * columns;
+      double c = entry(j, l);  // known already; what rounding has left is not
+      if (pass == 1) {
+        c = 0;
+        for (int64_t k = 0; k < columns; ++k) c += q[k] * before[k];
+      }
+      for (int64_t k = 0; k < columns; ++k) q[k] -= c * before[k];
+    }
+  }
+  double square = 0;
+  for (int64_t k = 0; k < columns; ++k) square += q[k] * q[k];
+  const double length = std::sqrt(square), inverse = 1 / length;
+  for (int64_t k = 0; k < columns; ++k) q[k] *= inverse;
+  return length;
+}
+
+// The variance of row i that all directions leave, formed anew.
+double Factor::rest_of_row(int64_t i) const {
+  const int64_t columns = cov_.factor_columns, count = int64_t(directions_.size()) / columns;
+  double square = 0;
+  for (int64_t k = 0; k < columns; ++k) {
+    double rest = rows_[k * m_ + i];
+    for (int64_t l = 0; l < count; ++l) rest -= entry(i, l) * directions_[l * columns + k];
+    square += rest * rest;
+  }
+  return square;
 }
 
 Advanced Factor::add_pivot(int64_t position) {
   const int64_t j = pivots_;
+  const bool factored = cov_.is_factor();
   swap(position, j);
-  const double d = std::sqrt(variance_[j]);
+  const double d = factored ? add_direction(j) : std::sqrt(variance_[j]);
   const double y = plan::truncated_mean((lower_[j] - mean_[j]) / d, (upper_[j] - mean_[j]) / d);
   L_.resize((j + 1) * m_);
   double* column = L_.data() + j * m_;
   std::fill(column, column + j, 0.0);
   column[j] = d;
-  const int64_t p = position_[j];
-  for (int64_t i = j + 1; i < m_; ++i) column[i] = problem_->correlation(cov_, p, position_[i]);
-  row_.resize(m_);
-  for (int64_t l = 0; l < j; ++l) row_[l] = entry(j, l);
-  simd_table().eliminate(column + j + 1, L_.data() + j + 1, m_, row_.data(), j, m_ - j - 1);
-  const double inverse = 1 / d, growth = variance_error_[j] / variance_[j];
+  if (factored) {
+    std::fill(column + j + 1, column + m_, 0.0);
+    simd_table().eliminate(column + j + 1, rows_.data() + j + 1, m_,
+                           directions_.data() + j * cov_.factor_columns, cov_.factor_columns,
+                           m_ - j - 1);
+  } else {
+    const int64_t p = position_[j];
+    for (int64_t i = j + 1; i < m_; ++i) column[i] = problem_->correlation(cov_, p, position_[i]);
+    row_.resize(m_);
+    for (int64_t l = 0; l < j; ++l) row_[l] = entry(j, l);
+    simd_table().eliminate(column + j + 1, L_.data() + j + 1, m_, row_.data(), j, m_ - j - 1);
+  }
+  const double inverse = factored ? -1 : 1 / d, growth = variance_error_[j] / (d * d);
   bool exhausts = false;
   for (int64_t i = j + 1; i < m_; ++i) {
     const double c = column[i] * inverse;
@@ -94,14 +159,17 @@ Advanced Factor::add_pivot(int64_t position) {
     variance_[i] -= c * c;
     mean_[i] += c * y;
     variance_error_[i] += c * c * growth;
-    exhausts |= plan::is_zero_variance(variance_[i], variance_error_[i]);
-    if (!plan::is_valid_variance(variance_[i], variance_error_[i]))
+    if (factored && i < live_end_ && !(variance_[i] > plan::kRefresh * reference_[i]))
+      variance_[i] = reference_[i] = rest_of_row(i);
+    exhausts |= is_spent(i);
+    if (!factored && !plan::is_valid_variance(variance_[i], variance_error_[i]))
       return std::isnan(variance_[i]) ? Advanced::nan : Advanced::indefinite;
   }
   ++pivots_;
+  exhausts |= factored && pivots_ == cov_.factor_columns;
   if (!exhausts) return Advanced::yes;
   for (int64_t i = pivots_; i < live_end_;) {
-    if (!plan::is_zero_variance(variance_[i], variance_error_[i])) {
+    if (!is_spent(i)) {
       ++i;
       continue;
     }

@@ -16,6 +16,10 @@ enum class Advanced { yes, indefinite, nan };
 // variable least likely to hold given the expected values of those before it. No jitter: a variable
 // whose variance given the pivots is within its rounding leaves the live rows and joins the
 // group of the last pivot, which it bounds.
+//
+// Where a factor of the covariance is given its rows are orthogonalised instead (Gram-Schmidt,
+// twice for every pivot; L holds their coordinates), which keeps the digits of standard deviations
+// down to rounding, where those of a covariance end at its square root. Pivot j costs O(m r + j r).
 class Factor {
  public:
   void start(const Problem& problem, const CovarianceView& cov);
@@ -42,6 +46,10 @@ class Factor {
   int64_t choose() const;
   Advanced add_pivot(int64_t position);
   void swap(int64_t a, int64_t b);
+  bool is_spent(int64_t i) const;
+  void read_rows();
+  double add_direction(int64_t j);
+  double rest_of_row(int64_t i) const;
 
   const Problem* problem_ = nullptr;
   CovarianceView cov_{};
@@ -53,6 +61,9 @@ class Factor {
   std::vector<int64_t> group_;
   std::vector<double> L_;    // column-major, m_ rows
   std::vector<double> row_;  // scratch
+  // Of a factor: its rows, of length one, column by column like L_; the directions of the pivots;
+  // the variances from which the present ones were subtracted.
+  std::vector<double> rows_, directions_, reference_;
   mutable std::vector<double> scratch_;
 };
 

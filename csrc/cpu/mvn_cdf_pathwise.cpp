@@ -74,7 +74,7 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
   const int64_t* orders = order.const_data_ptr<int64_t>();
   check_mvn_cdf_pathwise_values(orders, first.const_data_ptr<int64_t>(),
                                 points.const_data_ptr<int64_t>(), batch, pivots, n);
-  const Batch rows(upper, cov, lower, seed);
+  const Batch rows(upper, cov, lower, seed, false);
   auto real = [&](std::initializer_list<int64_t> shape) {
     Tensor t = torch::stable::new_empty(upper, shape, ScalarType::Double);
     std::fill(t.mutable_data_ptr<double>(), t.mutable_data_ptr<double>() + t.numel(), 0.0);

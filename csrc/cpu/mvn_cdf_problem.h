@@ -7,17 +7,30 @@
 
 namespace mvnrob {
 
-// One covariance of the batch, float32 or float64, any strides.
+// One covariance of the batch, or a factor of it (cov = factor factor^T, never formed), float32 or
+// float64, any strides.
 struct CovarianceView {
   const void* data;
   bool is_double;
   int64_t row_stride;
   int64_t column_stride;
+  int64_t factor_columns = -1;  // not a factor
 
-  double at(int64_t i, int64_t j) const {
+  bool is_factor() const { return factor_columns >= 0; }
+
+  // As stored.
+  double stored(int64_t i, int64_t j) const {
     const int64_t k = i * row_stride + j * column_stride;
     return is_double ? static_cast<const double*>(data)[k]
                      : double(static_cast<const float*>(data)[k]);
+  }
+
+  // Of the covariance.
+  double at(int64_t i, int64_t j) const {
+    if (!is_factor()) return stored(i, j);
+    double sum = 0;
+    for (int64_t l = 0; l < factor_columns; ++l) sum += stored(i, l) * stored(j, l);
+    return sum;
   }
 };
 

@@ -55,7 +55,6 @@ struct UnionProgram {
   int64_t n_variables, n_pivots;
   const double* coef;  // the factor in blocks of rows: block b begins at b * rows * n_pivots
   const double *upper, *lower;  // of each variable, in the factor's order
-  const double* correlation;    // [n_variables][n_variables]
   // Event i < n_variables: X_i > upper_i; those after it: X_i < lower_i. In the problem's order,
   // since the factor's differs between backends where rows have left.
   int64_t n_events;
@@ -88,7 +87,7 @@ using UnionSampleFn = void (*)(const UnionProgram& program, const ShiftedPoints&
                                uint32_t first, int64_t tiles, double* workspace, SampleSums* sums);
 
 inline int64_t union_workspace_size(const UnionProgram& p) {
-  return int64_t(kTileSamples) * (p.n_variables + kMaxBlockRows + p.n_pivots + 4);
+  return int64_t(kTileSamples) * (p.n_variables + kMaxBlockRows + p.n_pivots + 5);
 }
 
 struct SimdTable {

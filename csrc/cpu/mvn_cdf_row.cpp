@@ -21,7 +21,9 @@ class Integrator {
   RowResult integrate() {
     double largest = 0;
     for (double mass : w_.all.mass) largest = std::max(largest, mass);
-    plan::Step step = plan::begin(plan_, options_, int32_t(w_.all.variable.size()), largest);
+    const int64_t columns = input_.cov.is_factor() ? input_.cov.factor_columns : input_.n;
+    plan::Step step =
+        plan::begin(plan_, options_, int32_t(w_.all.variable.size()), largest, int32_t(columns));
     while (step != plan::Step::done) step = take(step);
     if (plan_.status == Status::no_closed_form)
       throw std::invalid_argument(

@@ -16,11 +16,6 @@ void Union::start(const Factor& factor, uint64_t seed, PointSet set) {
       for (int64_t r = 0; r < count; ++r) *block++ = factor.entry(row + r, l);
   }
   const Problem& problem = *factor.problem_;
-  correlation_.resize(m * m);
-  for (int64_t i = 0; i < m; ++i)
-    for (int64_t j = 0; j < m; ++j)
-      correlation_[i * m + j] =
-          problem.correlation(factor.cov_, factor.position_[i], factor.position_[j]);
   row_of_.resize(m);
   for (int64_t row = 0; row < m; ++row) row_of_[factor.position_[row]] = row;
   mass_.resize(2 * m);
@@ -38,7 +33,6 @@ void Union::start(const Factor& factor, uint64_t seed, PointSet set) {
   program_.coef = coef_.data();
   program_.upper = upper_.data();
   program_.lower = lower_.data();
-  program_.correlation = correlation_.data();
   program_.n_events = events;
   program_.row_of = row_of_.data();
   program_.mass = mass_.data();

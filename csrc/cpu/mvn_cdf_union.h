@@ -24,7 +24,7 @@ class Union {
   UnionProgram program_{};
   Points points_;
   std::vector<int64_t> row_of_;
-  std::vector<double> coef_, upper_, lower_, correlation_, mass_, share_;
+  std::vector<double> coef_, upper_, lower_, mass_, share_;
 };
 
 }  // namespace mvnrob

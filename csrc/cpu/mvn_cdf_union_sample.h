@@ -9,7 +9,7 @@ namespace mvnrob {
 namespace MVNROB_ISA {
 namespace {
 
-// X = L e of all variables, e standard normal.
+// Standard normal e; X = L e.
 inline void draw_normals(const UnionProgram& p, const ShiftedPoints& points, uint32_t first,
                          double* e) {
   using V = WideVec<double>;
@@ -25,23 +25,38 @@ inline void draw_normals(const UnionProgram& p, const ShiftedPoints& points, uin
   }
 }
 
+// Moves e along the rows of L of the variables that fail, to where they are at `target`: X given
+// that is its own mean plus what is independent of the variable, and L e does both.
+inline void move_to_events(const UnionProgram& p, const int64_t* failing, const double* target,
+                           double* e, double* move) {
+  const double* coef[kTileSamples];
+  int64_t step[kTileSamples];
+  for (int lane = 0; lane < kTileSamples; ++lane) {
+    const int64_t i = failing[lane], row = i / kBlockRows * kBlockRows, rest = p.n_variables - row;
+    step[lane] = kBlockRows < rest ? kBlockRows : rest;
+    coef[lane] = p.coef + row * p.n_pivots + (i - row);
+    move[lane] = target[lane];
+  }
+  for (int64_t l = 0; l < p.n_pivots; ++l)
+    for (int lane = 0; lane < kTileSamples; ++lane)
+      move[lane] -= coef[lane][l * step[lane]] * e[l * kTileSamples + lane];
+  for (int64_t l = 0; l < p.n_pivots; ++l)
+    for (int lane = 0; lane < kTileSamples; ++lane)
+      e[l * kTileSamples + lane] += coef[lane][l * step[lane]] * move[lane];
+}
+
 inline void sample_union(const UnionProgram& p, const ShiftedPoints& points, uint32_t first,
                          int64_t tiles, double* workspace, SampleSums* sums) {
   using V = Vec<double>;
   double* e = workspace;
   double* x = e + p.n_pivots * kTileSamples;
   double* tail = x + (p.n_variables + kMaxBlockRows) * kTileSamples;
-  double* move = tail + kTileSamples;
+  double* target = tail + kTileSamples;
+  double* move = target + kTileSamples;
   double* failed = move + kTileSamples;
   int64_t event[kTileSamples];
-  const double* correlation[kTileSamples];  // of the variable that fails, with the others
   for (int64_t t = 0; t < tiles; ++t, first += kTileSamples) {
     draw_normals(p, points, first, e);
-    for (int64_t row = 0; row < p.n_variables; row += kBlockRows) {
-      const int rows = int(row + kBlockRows < p.n_variables ? kBlockRows : p.n_variables - row);
-      multiply_panel({0, 0, rows, int32_t(p.n_pivots)}, p.coef + row * p.n_pivots, e,
-                     x + row * kTileSamples);
-    }
     // The event that happens, and how far in its tail.
     with_coordinate(points, 0, first, [&](const auto& coordinate) {
       for (int pack = 0; pack < kTileSamples / kWidth<double>; ++pack) {
@@ -56,19 +71,24 @@ inline void sample_union(const UnionProgram& p, const ShiftedPoints& points, uin
       tail[lane] = plan::tail_within_event(p.share, p.mass, p.whole_mass, event[lane], w);
     }
     for (int pack = 0; pack < kTileSamples / kWidth<double>; ++pack)
-      store(move, pack, math::ndtri<V>(load(tail, pack)));  // negative
+      store(target, pack, math::ndtri<V>(load(tail, pack)));  // negative
     for (int lane = 0; lane < kTileSamples; ++lane) {
       const bool above = event[lane] < p.n_variables;
       const int64_t i = p.row_of[above ? event[lane] : event[lane] - p.n_variables];
-      correlation[lane] = p.correlation + i * p.n_variables;
-      move[lane] = (above ? -move[lane] : move[lane]) - x[i * kTileSamples + lane];
+      if (above) target[lane] = -target[lane];
       event[lane] = i;
       failed[lane] = 0;
+    }
+    move_to_events(p, event, target, e, move);
+    for (int64_t row = 0; row < p.n_variables; row += kBlockRows) {
+      const int rows = int(row + kBlockRows < p.n_variables ? kBlockRows : p.n_variables - row);
+      multiply_panel({0, 0, rows, int32_t(p.n_pivots)}, p.coef + row * p.n_pivots, e,
+                     x + row * kTileSamples);
     }
     for (int64_t i = 0; i < p.n_variables; ++i) {
       const double upper = p.upper[i], lower = p.lower[i];
       for (int lane = 0; lane < kTileSamples; ++lane) {
-        const double moved = x[i * kTileSamples + lane] + correlation[lane][i] * move[lane];
+        const double moved = x[i * kTileSamples + lane];
         // Rounding must not save the variable that fails.
         failed[lane] += moved > upper || moved < lower || i == event[lane] ? 1.0 : 0.0;
       }

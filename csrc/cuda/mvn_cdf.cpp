@@ -30,10 +30,7 @@ Input input_of(const Tensor& upper, const Tensor& cov, const std::optional<Tenso
   return in;
 }
 
-MvnCdfArgs arguments(const char* op, const Input& in) {
-  // Rows are numbered in 64 bits, variables of one row in 31.
-  STD_TORCH_CHECK(in.upper.size(1) < (int64_t(1) << 31), op,
-                  ": upper must have fewer than 2^31 variables, got ", in.upper.size(1));
+MvnCdfArgs arguments(const Input& in, bool factored) {
   MvnCdfArgs a{};
   a.rows = in.upper.size(0);
   a.n = int32_t(in.upper.size(1));
@@ -42,6 +39,7 @@ MvnCdfArgs arguments(const char* op, const Input& in) {
   a.lower = in.lower.has_value() ? in.lower->const_data_ptr() : nullptr;
   a.cov = in.cov.const_data_ptr();
   a.cov_strides = {in.cov.stride(0), in.cov.stride(1), in.cov.stride(2)};
+  a.factor_columns = factored ? int32_t(in.cov.size(2)) : -1;
   a.seed = in.seed.const_data_ptr<int64_t>();
   return a;
 }
@@ -106,11 +104,12 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                      const Tensor& seed, double abs_tol, double rel_tol, int64_t max_points,
-                     std::string method, std::string compute_dtype, std::string points) {
-  check_mvn_cdf(upper, cov, lower, seed);
+                     std::string method, std::string compute_dtype, std::string points,
+                     bool factored) {
+  check_mvn_cdf(upper, cov, lower, seed, factored);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const Input in = input_of(upper, cov, lower, seed);
-  MvnCdfArgs a = arguments("mvn_cdf", in);
+  MvnCdfArgs a = arguments(in, factored);
   a.options = {abs_tol,
                rel_tol,
                max_points,
@@ -139,12 +138,12 @@ Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tenso
 
 Tensor mvn_cdf_sums_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                          const Tensor& seed, const Tensor& order_in, int64_t n_points,
-                         std::string compute_dtype, std::string points) {
-  check_mvn_cdf_sums(upper, cov, lower, seed, order_in, n_points, compute_dtype);
+                         std::string compute_dtype, std::string points, bool factored) {
+  check_mvn_cdf_sums(upper, cov, lower, seed, order_in, n_points, compute_dtype, factored);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const Input in = input_of(upper, cov, lower, seed);
   const Tensor order = torch::stable::contiguous(order_in);
-  MvnCdfArgs a = arguments("mvn_cdf_sums", in);
+  MvnCdfArgs a = arguments(in, factored);
   a.options = {0,
                0,
                n_points,

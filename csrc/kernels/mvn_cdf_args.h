@@ -13,7 +13,7 @@ namespace mvnrob::kernels {
 struct RowLayout {
   int64_t state, variable, group, inverse_sd, upper, lower, variance, mean, variance_error, scratch,
       factor, program_rows, row_of, pivot_of, blocks, outer, coef, shifts, totals, slots,
-      event_mass, event_share, tilt;
+      event_mass, event_share, tilt, directions, reference, rest;
   int64_t bytes;
   int32_t max_chunks;  // slots are [kShifts][max_chunks]
 };
@@ -49,6 +49,7 @@ struct MvnCdfArgs {
   const void* lower;  // null: minus infinity
   const void* cov;
   CovarianceStrides cov_strides;  // in elements
+  int32_t factor_columns;         // cov is a factor [n, factor_columns]; -1: it is not
   const int64_t* seed;
   // and of the output, [rows] each
   void* prob;
@@ -92,11 +93,22 @@ struct MvnCdfArgs {
     const int64_t k = row * n + i;
     return is_double ? static_cast<const double*>(p)[k] : double(static_cast<const float*>(p)[k]);
   }
-  MVNROB_HD double covariance(int64_t row, int32_t i, int32_t j) const {
+  MVNROB_HD bool is_factor() const { return factor_columns >= 0; }
+  MVNROB_HD double stored(int64_t row, int32_t i, int32_t j) const {
     const int64_t k = row * cov_strides.batch + i * cov_strides.row + j * cov_strides.column;
     return is_double ? static_cast<const double*>(cov)[k]
                      : double(static_cast<const float*>(cov)[k]);
   }
+  MVNROB_HD_FN double product_of_rows(int64_t row, int32_t i, int32_t j) const {
+    double sum = 0;
+    for (int32_t l = 0; l < factor_columns; ++l) sum += stored(row, i, l) * stored(row, j, l);
+    return sum;
+  }
+  MVNROB_HD double covariance(int64_t row, int32_t i, int32_t j) const {
+    return is_factor() ? product_of_rows(row, i, j) : stored(row, i, j);
+  }
+  // Of the covariance, at most.
+  MVNROB_HD int32_t rank() const { return is_factor() && factor_columns < n ? factor_columns : n; }
 };
 
 // Rows first .. first + rows - 1 of a batch.

@@ -7,6 +7,7 @@
 #pragma once
 #include "kernels/mvn_cdf_data.h"
 #include "math/box.h"
+#include "plan/ordering.h"
 #include "plan/variable.h"
 
 namespace mvnrob::kernels {
@@ -26,6 +27,18 @@ struct MvnCdfClosedForm {
   }
 
  private:
+  // 1 - rho^2 of two rows of a factor, by what the first leaves of the second; c is their product.
+  static MVNROB_DEVICE_FN double rest_of_rows(const Args& a, int64_t row, int32_t v, int32_t w,
+                                              double c) {
+    const double part = c / a.covariance(row, v, v);
+    double square = 0;
+    for (int32_t l = 0; l < a.factor_columns; ++l) {
+      const double rest = a.stored(row, w, l) - part * a.stored(row, v, l);
+      square += rest * rest;
+    }
+    return square / a.covariance(row, w, w);
+  }
+
   static MVNROB_DEVICE_FN void integrate(const Args& a, int64_t row) {
     const RowMemory<scalar_t> m(a, row);
     RowState& s = *m.state();
@@ -37,6 +50,10 @@ struct MvnCdfClosedForm {
       if (i >= size) return math::PairCorrelation{0, 0};
       const int32_t v = m.variable()[i], w = m.variable()[j];
       const double c = a.covariance(row, v, w);
+      if (a.is_factor())
+        return math::pair_correlation_of_rows(c * m.inverse_sd()[i] * m.inverse_sd()[j],
+                                              rest_of_rows(a, row, v, w, c),
+                                              plan::first_factor_error(s.facts.entry_error));
       return math::pair_correlation(a.covariance(row, v, v), a.covariance(row, w, w), c,
                                     c * m.inverse_sd()[i] * m.inverse_sd()[j]);
     };

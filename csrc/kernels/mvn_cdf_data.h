@@ -92,7 +92,7 @@ MVNROB_DEVICE_FN void judge_again(const RowOptions& options, RowState& s) {
   const double largest = s.plan.largest_of_all;
   s.plan = plan::RowPlan{};
   s.facts.entry_error = single;
-  s.plan.step = plan::begin(s.plan, options, all, largest);
+  s.plan.step = plan::begin(s.plan, options, all, largest, all);
 }
 
 // Pointers into a row's memory. Computed where they are used: the offsets are in constant memory,
@@ -136,6 +136,11 @@ class RowMemory {
   MVNROB_DEVICE double* event_share() const { return at<double>(layout_.event_share); }
   // of each pivot, then what finding it needs; see mvn_cdf_tilt.h
   MVNROB_DEVICE double* tilt() const { return at<double>(layout_.tilt); }
+  // Where a factor of the covariance is given: [pivots][factor_columns]; of each row the variance
+  // from which the present one was subtracted; and a number for each pivot or column
+  MVNROB_DEVICE double* directions() const { return at<double>(layout_.directions); }
+  MVNROB_DEVICE double* reference() const { return at<double>(layout_.reference); }
+  MVNROB_DEVICE double* rest() const { return at<double>(layout_.rest); }
 
  private:
   template <class T>
@@ -147,18 +152,19 @@ class RowMemory {
   unsigned char* base_;
 };
 
-// Sizes. `n` variables, any plan.
+// Sizes. `n` variables, at most `rank` pivots, any plan.
 
 MVNROB_HD int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
-// Coefficients of any program: the triangle and the completion together never exceed n^2 / 2 plus
-// what padding adds to each row.
-MVNROB_HD int64_t max_coefs(int64_t n) {
+// Coefficients of any program: the triangle and the completion together never exceed n^2 / 2, nor n
+// times the pivots, plus what padding adds to each row.
+MVNROB_HD int64_t max_coefs(int64_t n, int64_t rank) {
   const int64_t rows = round_up(n, kMostOuterRows) + kMostOuterRows;
   const int64_t small = (round_up(n, kSmallRows) + kSmallRows) *
                         ((n < kMaxSmallPivots ? n : kMaxSmallPivots) + kSmallRows);
   if (n <= kMaxSmallPivots) return small;
-  const int64_t blocked = rows * (rows / 2 + kMostOuterRows + kInnerRows);
+  const int64_t columns = rank < rows / 2 ? rank : rows / 2;
+  const int64_t blocked = rows * (columns + kMostOuterRows + kInnerRows);
   return blocked > small ? blocked : small;
 }
 

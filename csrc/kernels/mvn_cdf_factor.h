@@ -3,7 +3,9 @@
 //
 // Pivots move to the front. A row that a pivot leaves without variance joins that pivot's group and
 // stays where it is. Left-looking: a new column reads the columns before it once, coalesced, and
-// the choice of the next pivot needs only the running means and variances.
+// the choice of the next pivot needs only the running means and variances. Where a factor of the
+// covariance is given, its rows are orthogonalised (Gram-Schmidt, twice for every pivot), a thread
+// for each row, read as they are.
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
@@ -39,9 +41,11 @@ class FactorKernel {
       }
       ++pivots;
       --live;
-      if (found & kExhausts) {
+      // No direction is left beyond the columns of a factor, whatever rounding says.
+      const bool full = a_.is_factor() && pivots == a_.factor_columns;
+      if (full || (found & kExhausts)) {
         double largest = 0;
-        live -= retire(pivots, largest);
+        live -= retire(pivots, full, largest);
         neglected = math::max(largest, neglected);
       }
     }
@@ -112,6 +116,7 @@ class FactorKernel {
       exchange(m_.variance(), from, to);
       exchange(m_.mean(), from, to);
       exchange(m_.variance_error(), from, to);
+      if (a_.is_factor()) exchange(m_.reference(), from, to);
     }
     for (int l = block_.thread(); l < to; l += threads) {
       double* column = m_.factor() + int64_t(l) * size_;
@@ -124,25 +129,33 @@ class FactorKernel {
   }
 
   MVNROB_DEVICE_FN unsigned add_column(int j) {
-    const double pivot_variance = m_.variance()[j], d = ::sqrt(pivot_variance), inverse = 1 / d;
+    const bool factored = a_.is_factor();
+    const double d = factored ? add_direction(j) : ::sqrt(m_.variance()[j]), inverse = 1 / d;
     const double mean = m_.mean()[j];
     const double y =
         plan::truncated_mean((m_.lower()[j] - mean) * inverse, (m_.upper()[j] - mean) * inverse);
-    const double growth = m_.variance_error()[j] / pivot_variance;
+    const double growth = m_.variance_error()[j] / (d * d);
     const double scale = m_.inverse_sd()[j];
     const int32_t variable = m_.variable()[j];
     double* column = m_.factor() + int64_t(j) * size_;
     unsigned found = 0;
     for (int i = j + 1 + block_.thread(); i < size_; i += threads) {
-      double c = a_.covariance(row_, variable, m_.variable()[i]) * scale * m_.inverse_sd()[i];
-      const double* entry = m_.factor() + i;
+      double c;
+      if (factored) {
+        c = coordinate(i, j);
+      } else {
+        c = a_.stored(row_, variable, m_.variable()[i]) * scale * m_.inverse_sd()[i];
+        const double* entry = m_.factor() + i;
 #if defined(__CUDA_ARCH__)
 #pragma unroll 4
 #endif
-      for (int l = 0; l < j; ++l, entry += size_) c -= *entry * m_.scratch()[l];
-      c *= inverse;
+        for (int l = 0; l < j; ++l, entry += size_) c -= *entry * m_.scratch()[l];
+        c *= inverse;
+      }
       column[i] = c;
-      const double variance = m_.variance()[i] - c * c;
+      double variance = m_.variance()[i] - c * c;
+      if (factored && m_.group()[i] < 0 && !(variance > plan::kRefresh * m_.reference()[i]))
+        m_.reference()[i] = variance = rest_of_row(i, j + 1);
       const double error = m_.variance_error()[i] + c * c * growth;
       m_.variance()[i] = variance;
       m_.mean()[i] += c * y;
@@ -150,20 +163,76 @@ class FactorKernel {
       // A row that has left is followed on: its variance turns negative where it contradicts a
       // later pivot.
       if (m_.group()[i] < 0 && plan::is_zero_variance(variance, error)) found |= kExhausts;
-      if (!plan::is_valid_variance(variance, error))
+      if (!factored && !plan::is_valid_variance(variance, error))
         found |= variance != variance ? kNotANumber : kNegative;
     }
     if (block_.thread() == 0) column[j] = d;
     return block_.any_bits(found);
   }
 
+  // The part of row j that is orthogonal to the directions before; returns its length. The scratch
+  // has the row's coordinates along them.
+  MVNROB_DEVICE_FN double add_direction(int j) {
+    const int columns = a_.factor_columns;
+    double* q = m_.directions() + int64_t(j) * columns;
+    const double scale = m_.inverse_sd()[j];
+    const int32_t variable = m_.variable()[j];
+    for (int k = block_.thread(); k < columns; k += threads) {
+      double x = a_.stored(row_, variable, k) * scale;
+      for (int l = 0; l < j; ++l) x -= m_.scratch()[l] * m_.directions()[int64_t(l) * columns + k];
+      q[k] = x;
+    }
+    block_.sync();
+    // What rounding has left of them.
+    for (int l = block_.thread(); l < j; l += threads) {
+      const double* before = m_.directions() + int64_t(l) * columns;
+      double c = 0;
+      for (int k = 0; k < columns; ++k) c += q[k] * before[k];
+      m_.rest()[l] = c;
+    }
+    block_.sync();
+    double square = 0;
+    for (int k = block_.thread(); k < columns; k += threads) {
+      double x = q[k];
+      for (int l = 0; l < j; ++l) x -= m_.rest()[l] * m_.directions()[int64_t(l) * columns + k];
+      q[k] = x;
+      square += x * x;
+    }
+    const double length = ::sqrt(block_.sum(square)), inverse = 1 / length;
+    for (int k = block_.thread(); k < columns; k += threads) q[k] *= inverse;
+    block_.sync();
+    return length;
+  }
+
+  // Of row i along direction j.
+  MVNROB_DEVICE double coordinate(int i, int j) const {
+    const double* q = m_.directions() + int64_t(j) * a_.factor_columns;
+    const int32_t variable = m_.variable()[i];
+    double sum = 0;
+    for (int k = 0; k < a_.factor_columns; ++k) sum += a_.stored(row_, variable, k) * q[k];
+    return sum * m_.inverse_sd()[i];
+  }
+
+  // The variance of row i that `count` directions leave, formed anew.
+  MVNROB_DEVICE_FN double rest_of_row(int i, int count) const {
+    const int columns = a_.factor_columns;
+    double square = 0;
+    for (int k = 0; k < columns; ++k) {
+      double rest = a_.stored(row_, m_.variable()[i], k) * m_.inverse_sd()[i];
+      for (int l = 0; l < count; ++l)
+        rest -= m_.factor()[int64_t(l) * size_ + i] * m_.directions()[int64_t(l) * columns + k];
+      square += rest * rest;
+    }
+    return square;
+  }
+
   // Rows that the last pivot has left without variance join its group. How many, and the largest
   // variance among them.
-  MVNROB_DEVICE_FN int retire(int pivots, double& largest) {
+  MVNROB_DEVICE_FN int retire(int pivots, bool full, double& largest) {
     double count = 0;
     for (int i = pivots + block_.thread(); i < size_; i += threads) {
-      if (m_.group()[i] >= 0 || !plan::is_zero_variance(m_.variance()[i], m_.variance_error()[i]))
-        continue;
+      if (m_.group()[i] >= 0) continue;
+      if (!full && !plan::is_zero_variance(m_.variance()[i], m_.variance_error()[i])) continue;
       m_.group()[i] = pivots - 1;
       largest = math::max(m_.variance()[i], largest);
       count += 1;

@@ -36,7 +36,8 @@ class Offsets {
 inline int32_t max_chunks(int32_t n) { return n <= kMaxSmallPivots ? 16 : 64; }
 
 template <class scalar_t>
-RowLayout row_layout(int32_t n) {
+RowLayout row_layout(const MvnCdfArgs& a) {
+  const int32_t n = a.n;
   const int64_t rows = round_up(n, kMostOuterRows) + kMostOuterRows + kInnerRows;  // of a program
   RowLayout l{};
   l.max_chunks = max_chunks(n);
@@ -46,17 +47,22 @@ RowLayout row_layout(int32_t n) {
   for (int64_t* p :
        {&l.inverse_sd, &l.upper, &l.lower, &l.variance, &l.mean, &l.variance_error, &l.scratch})
     *p = o.take(8 * int64_t(n));
-  l.factor = o.take(8 * int64_t(n) * n);
+  l.factor = o.take(8 * int64_t(n) * a.rank());
   l.program_rows = o.take(int64_t(sizeof(ProgramRow<scalar_t>)) * rows);
   for (int64_t* p : {&l.row_of, &l.pivot_of}) *p = o.take(4 * int64_t(n));
   l.blocks = o.take(int64_t(sizeof(ProgramBlock)) * (rows / kSmallRows));
   l.outer = o.take(int64_t(sizeof(OuterBlock)) * (rows / kOuterRows<scalar_t> + 1));
-  l.coef = o.take(int64_t(sizeof(scalar_t)) * max_coefs(n));
+  l.coef = o.take(int64_t(sizeof(scalar_t)) * max_coefs(n, a.rank()));
   l.shifts = o.take(4 * int64_t(kShifts) * (n + 1));
   l.totals = o.take(int64_t(sizeof(SampleSums)) * kShifts);
   l.slots = o.take(int64_t(sizeof(SampleSums)) * kShifts * l.max_chunks);
   for (int64_t* p : {&l.event_mass, &l.event_share}) *p = o.take(16 * int64_t(n));
   if (sizeof(scalar_t) == 8) l.tilt = o.take(7 * 8 * int64_t(n));
+  if (a.is_factor()) {
+    l.directions = o.take(8 * int64_t(a.rank()) * a.factor_columns);
+    l.reference = o.take(8 * int64_t(n));
+    l.rest = o.take(8 * int64_t(n));
+  }
   l.bytes = round_up(o.end(), 128);
   return l;
 }
@@ -136,12 +142,12 @@ struct Workspace {
     history = o.take(std::max(grids.blocked * blocked_history<scalar_t>(a.n),
                               grids.united * union_history<scalar_t>(a.n)),
                      kAlignment);
-    memory = o.take(rows * row_layout<scalar_t>(a.n).bytes, kAlignment);
+    memory = o.take(rows * row_layout<scalar_t>(a).bytes, kAlignment);
     bytes = o.end();
   }
 
   void place(MvnCdfArgs& a, unsigned char* base) const {
-    a.layout = row_layout<scalar_t>(a.n);
+    a.layout = row_layout<scalar_t>(a);
     a.counters = reinterpret_cast<RoundCounters*>(base + counters);
     a.generators = reinterpret_cast<uint32_t*>(base + generators);
     for (int i = 0; i < 2; ++i) a.active[i] = reinterpret_cast<int64_t*>(base + active[i]);

@@ -59,7 +59,7 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
       s.plan.status = Status::exact;
       s.plan.step = plan::Step::done;
     } else {
-      s.plan.step = plan::begin(s.plan, a.options, int32_t(active), largest_mass);
+      s.plan.step = plan::begin(s.plan, a.options, int32_t(active), largest_mass, a.rank());
     }
   }
   block.sync();
@@ -123,7 +123,9 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
     m.lower()[k] = v.lower;
     m.variance()[k] = 1;
     m.mean()[k] = 0;
-    m.variance_error()[k] = plan::first_variance_error(entry_error);
+    m.variance_error()[k] = a.is_factor() ? plan::first_factor_error(entry_error)
+                                          : plan::first_variance_error(entry_error);
+    if (a.is_factor()) m.reference()[k] = 1;
   }
   facts = block.any_bits(facts);
   mass_sum = block.sum(mass_sum);

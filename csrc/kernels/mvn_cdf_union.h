@@ -4,7 +4,7 @@
 // Mapping: a warp takes a stream, two points a lane, always in float64. The normals e and X = L e
 // go through global memory, a column for each point, coalesced; L is read straight from the factor
 // by uniform loads, eight rows at a time. Limiter: double-precision multiply-adds of L e, then the
-// gather of a correlation for each point and variable.
+// gather of L's row of the variable that fails, for each point.
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 #include "plan/union.h"
@@ -89,11 +89,15 @@ struct MvnCdfSampleUnion {
       // A lane's points are 32 apart, and the first one's index has no 32 in it.
       const uint32_t next = math::point_index(a.options.points, kWarp);
       draw_normals(a, shifts, p.pivots, index, next, e);
+      int failing[kPoints];
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q)
+        failing[q] =
+            move_to_event(a, m, p, size, shifts[0], index + uint32_t(q) * next, e + q * kWarp);
       multiply_factor(m.factor(), size, p.pivots, e, x);
       MVNROB_UNROLL
       for (int q = 0; q < kPoints; ++q) {
-        const double failed =
-            count_failed(a, row, m, p, size, shifts[0], index + q * next, x + q * kWarp);
+        const double failed = count_failed(m, size, failing[q], x + q * kWarp);
         const double value = p.whole_mass / failed;
         sums.complement += value;
         sums.value += 1 - value;
@@ -143,10 +147,12 @@ struct MvnCdfSampleUnion {
     }
   }
 
-  // Draws the event that happens and how far out, moves X there, counts the variables that fail.
-  static MVNROB_DEVICE double count_failed(const Args& a, int64_t row, const RowMemory<scalar_t>& m,
-                                           const Program& p, int size, uint32_t shift,
-                                           uint32_t index, const double* x) {
+  // Draws the event that happens and how far out, and moves e along L's row of its variable, which
+  // it returns, to there: X given that variable is its own mean plus what is independent of it, and
+  // L e does both.
+  static MVNROB_DEVICE int move_to_event(const Args& a, const RowMemory<scalar_t>& m,
+                                         const Program& p, int size, uint32_t shift, uint32_t index,
+                                         double* e) {
     double w, wc;
     coordinate(a, 0, index, shift, w, wc);
     const int64_t event = plan::find_event(m.event_share(), p.events, w);
@@ -155,14 +161,19 @@ struct MvnCdfSampleUnion {
     const double z = math::ndtri<double>(tail);  // negative
     const bool above = event < size;
     const int failing = m.row_of()[above ? event : event - size];
-    const double move = (above ? -z : z) - x[failing * kTileSamples];
-    const double scale = m.inverse_sd()[failing];
-    const int32_t variable = m.variable()[failing];
+    double move = above ? -z : z;
+    const double* coef = m.factor() + failing;
+    for (int l = 0; l < p.pivots; ++l) move -= coef[int64_t(l) * size] * e[l * kTileSamples];
+    for (int l = 0; l < p.pivots; ++l)
+      e[l * kTileSamples] = math::fma(coef[int64_t(l) * size], move, e[l * kTileSamples]);
+    return failing;
+  }
+
+  static MVNROB_DEVICE double count_failed(const RowMemory<scalar_t>& m, int size, int failing,
+                                           const double* x) {
     double failed = 0;
     for (int i = 0; i < size; ++i) {
-      const double correlation =
-          a.covariance(row, variable, m.variable()[i]) * scale * m.inverse_sd()[i];
-      const double moved = x[i * kTileSamples] + correlation * move;
+      const double moved = x[int64_t(i) * kTileSamples];
       // Rounding must not save the variable that fails.
       failed += moved > m.upper()[i] || moved < m.lower()[i] || i == failing ? 1.0 : 0.0;
     }

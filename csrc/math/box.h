@@ -25,6 +25,11 @@ MVNROB_HD bool to_lower_tail(Interval& a) {
   return reflect;
 }
 
+MVNROB_HD double rounding_of_rho(double rest) {
+  constexpr double kUlps = 4 * DBL_EPSILON;
+  return kUlps / (2 * 3.141592653589793 * ::sqrt(max(rest, kUlps)));
+}
+
 }  // namespace detail
 
 // P(X in a).
@@ -103,10 +108,18 @@ MVNROB_HD_FN PairCorrelation pair_correlation(double v, double w, double c, doub
   // Where a product leaves the range its rounding error is lost, and rho must do.
   const bool fits = p.hi > 1e-290 && p.hi <= DBL_MAX;
   if (fits && gap == 0) return {c > 0 ? 1.0 : -1.0, 0};
-  constexpr double kUlps = 4 * DBL_EPSILON;
   const double ratio = ::fabs(gap / p.hi);
   const double rest = fits && ratio <= DBL_MAX ? ratio : ::fabs(1 - rho * rho);
-  return {rho, kUlps / (2 * 3.141592653589793 * ::sqrt(max(rest, kUlps)))};
+  return {rho, detail::rounding_of_rho(rest)};
+}
+
+// The same for two rows of a factor of the covariance: `rest` is 1 - rho^2, formed from what one
+// row leaves of the other, and rows alike within error_of_rest are multiples.
+MVNROB_HD_FN PairCorrelation pair_correlation_of_rows(double rho, double rest,
+                                                      double error_of_rest) {
+  if (rest <= error_of_rest) return {rho > 0 ? 1.0 : -1.0, 0};
+  if (rest < 0.5) rho = rho > 0 ? ::sqrt(1 - rest) : -::sqrt(1 - rest);
+  return {rho, detail::rounding_of_rho(rest)};
 }
 
 // One to three variables and their limits. Pairs are 12, 13, 23; zero where a variable is absent.

@@ -76,6 +76,15 @@ MVNROB_HD Bounds bounds_on_pivot(double lower, double upper, double coefficient)
 // zero; one below minus ten times it says that the matrix is indefinite. The start is a few
 // entries' worth, so that rows equal up to rounding count as equal.
 MVNROB_HD double first_variance_error(double entry_error) { return 8 * entry_error; }
+
+// Of a factor of the covariance the rows are known to entry_error of their length, so the standard
+// deviations have that error and the variances its square; it grows in the same way. Such a
+// variance is never negative.
+MVNROB_HD double first_factor_error(double entry_error) { return 64 * entry_error * entry_error; }
+// A variance that has been subtracted from is as wrong as the rounding of what it was. Below this
+// part of it the row's rest is formed anew.
+constexpr double kRefresh = 1e-6;
+
 MVNROB_HD bool is_zero_variance(double variance, double error) { return variance <= error; }
 MVNROB_HD bool is_valid_variance(double variance, double error) { return variance > -10 * error; }
 

@@ -46,6 +46,7 @@ struct RowPlan {
   double tolerance = 0;          // asked for, at the latest estimate
   int32_t all = 0, kept = 0;     // variables before and after screening
   int32_t target = 0;            // pivots wanted
+  int32_t rank = INT32_MAX;      // of the covariance, at most
   int32_t pivots = 0;            // of the present factor
   bool unites = false;           // samples the union of the events that a variable fails
   bool tilted = false;           // samples are tilted, their weights in units of exp(log_unit)
@@ -162,9 +163,10 @@ MVNROB_HD_FN bool union_is_cheaper(const RowPlan& plan, const RowOptions& option
   const double c = math::min(math::max(e.complement, plan.largest), plan.mass);
   const double united =
       math::max(t_next * t_next * c * (plan.mass - c) / (allowed * allowed), corner * plan.mass);
-  const double m = plan.kept;
+  const double m = plan.kept, rank = math::min(m, double(plan.rank));
   // The whole factor first, a third of m^3; then a product of m^2 for each sample.
-  const double cost = (united + double(kShifts) * double(kPilot) + m / 3) * cost_of_sample(m, m);
+  const double cost =
+      (united + double(kShifts) * double(kPilot) + rank / 3) * cost_of_sample(m, rank);
   return 2 * cost < points * cost_of_sample(m, plan.pivots);
 }
 
@@ -218,9 +220,11 @@ MVNROB_HD Step sample_to(RowPlan& plan, const RowOptions& options, int64_t next)
 
 }  // namespace detail
 
-// `all` variables matter; largest_of_all is the largest of their masses.
+// `all` variables matter; largest_of_all is the largest of their masses; `rank` is at least that of
+// the covariance.
 MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
-                        double largest_of_all) {
+                        double largest_of_all, int32_t rank) {
+  plan.rank = rank;
   plan.all = all;
   plan.largest_of_all = largest_of_all;
   // A closed form takes them all.

@@ -22,7 +22,8 @@ using Array = py::array_t<T, py::array::c_style>;
 // Input common to both; the arrays must outlive the arguments.
 template <class T>
 MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
-                     const std::optional<Array<T>>& lower, const Array<int64_t>& seed) {
+                     const std::optional<Array<T>>& lower, const Array<int64_t>& seed,
+                     bool factored) {
   MvnCdfArgs a{};
   a.rows = upper.shape(0);
   a.n = int32_t(upper.shape(1));
@@ -32,6 +33,7 @@ MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
   a.cov = cov.data();
   const int64_t element = sizeof(T);
   a.cov_strides = {cov.strides(0) / element, cov.strides(1) / element, cov.strides(2) / element};
+  a.factor_columns = factored ? int32_t(cov.shape(2)) : -1;
   a.seed = seed.data();
   return a;
 }
@@ -60,8 +62,8 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   const std::optional<Array<T>>& lower, const Array<int64_t>& seed, double abs_tol,
                   double rel_tol, int64_t max_points, const std::string& method,
                   const std::string& compute_dtype, const std::string& points, int64_t tile_rows,
-                  int64_t resident) {
-  MvnCdfArgs a = arguments(upper, cov, lower, seed);
+                  int64_t resident, bool factored) {
+  MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
   a.options = {abs_tol,
                rel_tol,
                max_points,
@@ -91,8 +93,8 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
                            const std::optional<Array<T>>& lower, const Array<int64_t>& seed,
                            const Array<int64_t>& order, int64_t n_points,
                            const std::string& compute_dtype, const std::string& points,
-                           int64_t tile_rows, int64_t resident) {
-  MvnCdfArgs a = arguments(upper, cov, lower, seed);
+                           int64_t tile_rows, int64_t resident, bool factored) {
+  MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
   a.options = {
       0, 0, n_points, mvnrob::Method::automatic, compute_type(compute_dtype), point_set(points)};
   a.order = order.data();
@@ -164,11 +166,11 @@ void define(py::module_& m) {
   m.def("mvn_cdf", &mvn_cdf<T>, py::arg("upper"), py::arg("cov"), py::arg("lower").none(true),
         py::arg("seed"), py::arg("abs_tol"), py::arg("rel_tol"), py::arg("max_points"),
         py::arg("method"), py::arg("compute_dtype"), py::arg("points"),
-        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
+        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("factored") = false);
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
         py::arg("compute_dtype"), py::arg("points"), py::arg("tile_rows") = 1 << 20,
-        py::arg("resident") = 3);
+        py::arg("resident") = 3, py::arg("factored") = false);
   m.def("mendell_elston", &mendell_elston<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("resident") = 3);
   m.def("mendell_elston_backward", &mendell_elston_backward<T>, py::arg("grad"), py::arg("upper"),

@@ -39,6 +39,7 @@ struct Call {
     args.upper = upper.data();
     args.cov = cov.data();
     args.cov_strides = {0, n, 1};
+    args.factor_columns = -1;
     args.seed = seed.data();
     args.prob = prob.data();
     args.complement = complement.data();
@@ -115,6 +116,29 @@ inline void check_completed() {
   Orthants{1, 70, 1, true}.check<float, double>(0.004, 1, 2);
 }
 
+// The same orthants by a factor, X_i = (Z_i + Z_0) / sqrt 2, also where its columns are fewer than
+// the variables.
+inline void check_factor(int64_t n, int64_t copies) {
+  const int64_t size = n * copies;
+  Call<double> call(2, size);
+  call.cov.assign(size * (n + 1), 0);
+  for (int64_t i = 0; i < size; ++i) call.cov[i * (n + 1)] = call.cov[i * (n + 1) + 1 + i % n] = 1;
+  call.args.cov = call.cov.data();
+  call.args.cov_strides = {0, n + 1, 1};
+  call.args.factor_columns = int32_t(n + 1);
+  call.args.options = {0.02, 0, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
+  mvnrob::shim::run_mvn_cdf<float>(call.args, 1, 2);
+  for (int64_t b = 0; b < 2; ++b)
+    if (!(std::abs(call.prob[b] - 1.0 / double(n + 1)) <= call.error[b]) || call.error[b] > 0.02)
+      throw std::runtime_error("wrong probability by a factor, n = " + std::to_string(size));
+}
+
+inline void check_factors() {
+  check_factor(3, 1);
+  check_factor(9, 2);
+  check_factor(40, 1);
+}
+
 // Digits of the small side: samples of the union near 1, tilted ones near 0. The truths are by
 // quadrature over the common factor.
 inline void check_relative(int64_t n, double limit, double log_truth) {
@@ -150,6 +174,7 @@ const MvnCdfCase kMvnCdfCases[] = {
     {"mvn_cdf_small", check_small},     {"mvn_cdf_groups", check_groups},
     {"mvn_cdf_blocked", check_blocked}, {"mvn_cdf_completed", check_completed},
     {"mvn_cdf_union", check_union},     {"mvn_cdf_tilted", check_tilted},
+    {"mvn_cdf_factors", check_factors},
 };
 
 }  // namespace shim_tests
