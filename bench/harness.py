@@ -13,6 +13,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+# What `python -m bench` runs now (bench/__main__.py), and the result files written since.
+subcommand = None
+written = []
 
 # `problems` and `honesty` live beside the tests, which use them as top-level modules.
 if str(ROOT / "tests") not in sys.path:
@@ -42,6 +45,41 @@ def commit():
         return None
 
 
+def command():
+    """The line that makes this result again."""
+    name = Path(sys.argv[0]).stem
+    module = f"bench {subcommand}" if subcommand else f"bench.{name}"
+    return " ".join(["python", "-m", module, *sys.argv[1:]])
+
+
+def yardstick(seconds=0.1):
+    """What one thread of this machine gives now: BLAS GFLOP/s of a product and GB/s of a copy.
+
+    The product is torch's, 1024 x 1024; the copy reads and writes 64 MB, both counted. CPU time, the
+    best of up to nine repeats.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out = {}
+    try:
+        for dtype in (torch.float32, torch.float64):
+            a = torch.ones(1024, 1024, dtype=dtype)
+            into = torch.empty_like(a)
+            call = lambda a=a, into=into: torch.mm(a, a, out=into)
+            timing, _ = cpu_time(call, repeats=9, budget_s=seconds)
+            name = str(dtype).removeprefix("torch.")
+            out[f"blas_{name}_gflops"] = round(2e-9 * 1024**3 / timing["min_s"], 1)
+        source = torch.ones(2**24)
+        into = torch.empty_like(source)
+        timing, _ = cpu_time(lambda: into.copy_(source), repeats=9, budget_s=seconds)
+        out["copy_gb_s"] = round(2e-9 * source.numel() * 4 / timing["min_s"], 2)
+    finally:
+        torch.set_num_threads(threads)
+    return out
+
+
 def environment():
     import numpy
     import scipy
@@ -61,7 +99,8 @@ def environment():
         "numpy": numpy.__version__,
         "scipy": scipy.__version__,
         "commit": commit(),
-        "command": " ".join(["python", "-m", f"bench.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": command(),
+        "yardstick": yardstick(),
     }
 
 
@@ -128,6 +167,7 @@ def write(name, report, rows, out=None):
         writer = csv.DictWriter(f, keys, restval="")
         writer.writeheader()
         writer.writerows(rows)
+    written.append(path)
     print(f"# written: {path.name} and {name}.csv in {out.name}/")
 
 
@@ -146,6 +186,7 @@ def show(rows, columns):
 
 
 def parser(description):
-    p = argparse.ArgumentParser(description=description)
+    program = f"python -m bench {subcommand}" if subcommand else None
+    p = argparse.ArgumentParser(prog=program, description=description)
     p.add_argument("--out", help="folder for the results (default: bench/results)")
     return p
