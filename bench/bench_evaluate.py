@@ -77,7 +77,7 @@ def band_lines(task, model, x, sigma, method, more, args):
         }  # fmt: skip
 
 
-def whole(args):
+def whole(model, args):
     """mvnrob.evaluate on all digits, files included; None where pyarrow is missing."""
     try:
         import pyarrow  # noqa: F401
@@ -89,7 +89,7 @@ def whole(args):
     with tempfile.TemporaryDirectory() as out:
         start = time.process_time()
         mvnrob.evaluate(
-            "digits", "digits", args.sigmas, out=out, method="taylor", limit=args.images,
+            model, "digits", args.sigmas, out=out, method="taylor", limit=args.images,
             threads=1, progress=False,
         )  # fmt: skip
         seconds = time.process_time() - start
@@ -119,8 +119,8 @@ def main():
                 continue
             for sigma in args.sigmas:
                 rows += band_lines(task, model, x, sigma, method, more, args)
-    total = whole(args)
-    rows += [total] if total else []
+        if task == "digits" and (total := whole(model, args)):
+            rows.append(total)
     harness.show(rows, list(rows[0]))
     harness.write("evaluate", report, rows, args.out)
 

@@ -1,0 +1,166 @@
+"""Writes docs/benchmarks.md, its figures and the tables of docs/choosing.md from bench/results/.
+
+python -m bench page [--results FOLDER] [--docs FOLDER]
+
+A section stands for a result file and is left out where there is none. A figure carries the digest
+of the file it was drawn from (PNG text "Source"), so that tests/test_bench.py sees when either is old.
+What a section says is in bench/sections.py.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import struct
+import sys
+from pathlib import Path
+
+from bench import harness, sections
+
+DOCS = harness.ROOT / "docs"
+HEAD = """# Benchmarks
+
+Made by `python -m bench page` from the files in `bench/results/`; do not edit. Each section names its
+file, the command that makes it again, the machine, the date and the commit. Times are CPU times of one
+thread unless a column says otherwise. "99 %" errors are what the library states, "rms" errors are true
+ones. Compare a run of your own with the committed one by
+
+    python -m bench SUBCOMMAND ... --out /tmp/mine --compare bench/results/NAME.json
+
+Which estimator to choose: [choosing.md](choosing.md).
+"""
+
+
+def load(path):
+    """A result file: environment, rows, digest; None where it is missing."""
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    return {**json.loads(data), "digest": hashlib.sha256(data).hexdigest()}
+
+
+def cell(value):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return harness.number(value)
+
+
+def table(columns, rows):
+    """Markdown: columns are pairs of a heading and a key (or a function of the row)."""
+    get = lambda row, key: key(row) if callable(key) else row.get(key)
+    lines = [[heading for heading, _ in columns], ["---"] * len(columns)]
+    lines += [[cell(get(row, key)) for _, key in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def where(name, result):
+    """Command, machine and date of a result."""
+    e = result["environment"]
+    machine = f"{e['cpu']}, {e['cores']} cores, {e['simd']}, torch {e['torch']}"
+    load = "/".join(str(v) for v in e["load"])
+    # The first results were made by modules that the front has now.
+    return (
+        f"`{e['command']}`\n\n"
+        f"`bench/results/{name}.json`; {machine}; {e['time'][:10]}, commit {e['commit']}, "
+        f"load {load}.\n"
+    )
+
+
+def text_of(results):
+    """docs/benchmarks.md from {name: result}."""
+    parts = [HEAD]
+    for section in sections.SECTIONS:
+        result = results.get(section.name)
+        if result is None:
+            continue
+        parts.append(f"## {section.title}\n\n{section.words}\n")
+        for caption, columns, rows in section.tables(result["rows"]):
+            if rows:
+                parts.append((f"{caption}\n\n" if caption else "") + table(columns, rows))
+        if section.draw:
+            parts.append(f"![{section.title}](figures/{section.name}.png)\n")
+        parts.append(where(section.name, result))
+    return "\n".join(parts)
+
+
+def fill(text, blocks):
+    """The text with what stands between `<!-- NAME: begin -->` and `end` replaced."""
+    for name, content in blocks.items():
+        pattern = re.compile(f"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+        text, found = pattern.subn(lambda m, c=content: m[1] + c + m[2], text)
+        if found != 1:
+            raise ValueError(
+                f"bench page: choosing.md must hold the block {name} once, got {found}"
+            )
+    return text
+
+
+def choosing_blocks(results):
+    """Tables of docs/choosing.md."""
+    result = results.get("estimators")
+    if result is None:
+        return {}
+    blocks = {
+        task: table(sections.CHOOSING_COLUMNS, sections.choosing_rows(result["rows"], task))
+        for task in ("digits", "pairs")
+    }
+    return blocks | {"source": where("estimators", result)}
+
+
+def digest_of_figure(path):
+    """The text "Source" of a PNG file."""
+    data, at = path.read_bytes(), 8
+    while at < len(data):
+        (length,), kind = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
+        if kind == b"tEXt":
+            key, _, value = data[at + 8 : at + 8 + length].partition(b"\0")
+            if key == b"Source":
+                return value.decode()
+        at += 12 + length
+    return None
+
+
+def draw(section, result, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure = section.draw(result["rows"], pyplot)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Source": result["digest"], "Software": None})
+    pyplot.close(figure)
+
+
+def all_results(folder):
+    found = {s.name: load(folder / f"{s.name}.json") for s in sections.SECTIONS}
+    return {name: result for name, result in found.items() if result is not None}
+
+
+def main():
+    p = argparse.ArgumentParser(prog="python -m bench page", description=__doc__.splitlines()[0])
+    p.add_argument("--results", type=Path, default=harness.RESULTS)
+    p.add_argument("--docs", type=Path, default=DOCS)
+    args = p.parse_args()
+    results = all_results(args.results)
+    figures = args.docs / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for section in sections.SECTIONS:
+        path = figures / f"{section.name}.png"
+        result = results.get(section.name)
+        if result is None or not section.draw:
+            path.unlink(missing_ok=True)
+        elif not path.exists() or digest_of_figure(path) != result["digest"]:
+            draw(section, result, path)
+            print(f"# drawn: figures/{path.name}")
+    (args.docs / "benchmarks.md").write_text(text_of(results))
+    choosing = args.docs / "choosing.md"
+    if choosing.exists():
+        choosing.write_text(fill(choosing.read_text(), choosing_blocks(results)))
+    print(f"# written: benchmarks.md with {len(results)} sections")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,398 @@
+"""What the page of bench/page.py says of each result: words, tables, a figure.
+
+A section has the name of its file in bench/results/, a title, a few sentences, `tables(rows)`, which
+yields (caption, columns, rows), and `draw(rows, pyplot)`, which returns a figure, or None.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Section(NamedTuple):
+    name: str
+    title: str
+    words: str
+    tables: Callable
+    draw: Callable | None = None
+
+
+def same(*names):
+    """Columns headed by their keys."""
+    return [(name, name) for name in names]
+
+
+def by(rows, name):
+    return lambda value: [row for row in rows if row.get(name) == value]
+
+
+def panels(pyplot, count, **options):
+    figure, axes = pyplot.subplots(1, count, figsize=(4.4 * count, 3.6), squeeze=False, **options)
+    return figure, axes[0]
+
+
+def mvn_cdf_tables(rows):
+    part = by(rows, "table")
+    yield (
+        "Milliseconds per problem at equal true rms error, beside SciPy and crude Monte Carlo:",
+        [("n", "n"), ("problems", "group"), ("rms goal", "rms_goal"), ("rms", "rms"),
+         ("abs_tol", "abs_tol"), ("mvn_cdf, ms", "reached_ms"), ("SciPy, ms", "scipy_ms"),
+         ("how", "scipy_how"), ("SciPy / ours", "scipy/ours"), ("crude / ours", "crude/ours")],
+        part("goal"),
+    )  # fmt: skip
+    yield (
+        "With a 99 % error asked for:",
+        [("n", "n"), ("problems", "group"), ("abs_tol", "abs_tol"), ("ms", "ms"), ("ms, least",
+         "ms_min"), ("ms, most", "ms_max"), ("rms", "rms"), ("beyond its error", "beyond_error"),
+         ("within max_points", "converged"), ("points", "points_mean")],
+        part("tolerance"),
+    )  # fmt: skip
+
+
+def draw_mvn_cdf(rows, pyplot):
+    part = by(rows, "table")
+    goals = part("goal")
+    sizes = list(dict.fromkeys(row["n"] for row in goals))
+    figure, axes = panels(pyplot, len(sizes))
+    for axis, n in zip(axes, sizes, strict=True):
+        for group in dict.fromkeys(row["group"] for row in goals if row["n"] == n):
+            mine = [r for r in goals if (r["n"], r["group"]) == (n, group) and "reached_ms" in r]
+            for key, x, label, style in (
+                ("reached_ms", "rms", "mvn_cdf", "o-"),
+                ("scipy_ms", "rms_goal", "SciPy", "s--"),
+                ("crude_ms", "rms_goal", "crude Monte Carlo", "^:"),
+            ):
+                curve = [r for r in mine if key in r]
+                axis.loglog([r[x] for r in curve], [r[key] for r in curve], style,
+                            label=f"{label}, {group}")  # fmt: skip
+        axis.set(title=f"n = {n}", xlabel="true rms error", ylabel="ms per problem")
+        axis.invert_xaxis()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return figure
+
+
+def peers_tables(rows):
+    yield (
+        "ratio: the peer's time over that of mvn_cdf at its true rms error; below 1 the peer is ahead.",
+        [("n", "n"), ("problems", "group"), ("method", "method"), ("setting", "setting"),
+         ("answered", lambda r: f"{r['problems']} of {r['of']}"), ("ms", "ms"), ("rms", "rms"),
+         ("mvn_cdf, ms", "mvn_cdf_ms"), ("how", "how"), ("ratio", "ratio"),
+         ("", lambda r: "slower" if (r.get("ratio") or 2) < 1 else "")],
+        rows,
+    )  # fmt: skip
+
+
+def draw_peers(rows, pyplot):
+    groups = list(dict.fromkeys((r["n"], r["group"]) for r in rows))
+    chosen = [next(g for g in groups if g[0] == n) for n in dict.fromkeys(n for n, _ in groups)]
+    figure, axes = panels(pyplot, len(chosen))
+    for axis, key in zip(axes, chosen, strict=True):
+        mine = [r for r in rows if (r["n"], r["group"]) == key and r.get("rms")]
+        for method in dict.fromkeys(r["method"] for r in mine):
+            curve = [r for r in mine if r["method"] == method]
+            axis.loglog([r["ms"] for r in curve], [r["rms"] for r in curve], ".-", label=method)
+        axis.set(title=f"n = {key[0]}, {key[1]}", xlabel="ms per problem", ylabel="true rms error")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    return figure
+
+
+def coverage_tables(rows):
+    yield (
+        "",
+        [("input", "dtype"), ("samples", "samples"), ("abs_tol", "abs_tol"), ("rel_tol", "rel_tol"),
+         ("branch", "name"), ("rows", "rows"), ("misses", "misses"), ("p-value", "p_value"),
+         ("rms made", "rms_made"), ("rms stated", "rms_stated")],
+        by(rows, "group")("branch"),
+    )  # fmt: skip
+
+
+def convergence_tables(rows):
+    from bench.convergence import rates
+
+    yield (
+        "Exponents by least squares, and the rms error at both ends:",
+        same("family", "method", "rate", "first", "rms_first", "last", "rms_last"),
+        rates(rows),
+    )
+
+
+def draw_convergence(rows, pyplot):
+    families = list(dict.fromkeys(r["family"] for r in rows))
+    figure, axes = panels(pyplot, len(families), sharey=True)
+    for axis, family in zip(axes, families, strict=True):
+        for method in dict.fromkeys(r["method"] for r in rows):
+            curve = [r for r in rows if (r["family"], r["method"]) == (family, method)]
+            axis.loglog([r["points"] for r in curve], [r["rms"] for r in curve], ".-", label=method)
+        axis.set(title=family, xlabel="points", ylabel="rms error")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6)
+    return figure
+
+
+def step_tables(rows):
+    names = ("multiply_add", "ndtr_pair", "ndtri_half", "step_upper", "step_interval", "fused_step")
+    out = {}
+    for row in rows:
+        if row["function"] in names:
+            line = out.setdefault((row["isa"], row["type"], row["function"]), row)
+            if row["ns"] < line["ns"]:
+                out[row["isa"], row["type"], row["function"]] = row
+    yield (
+        "Nanoseconds an element, the best number of packs in flight:",
+        [("instruction set", "isa"), ("type", "type"), ("function", "function"),
+         ("packs", "packs"), ("ns, median", "ns"), ("ns, least", "least_ns")],
+        list(out.values()),
+    )  # fmt: skip
+
+
+def roofline_tables(rows):
+    size = lambda r: (
+        f"n = {r['n']}" if "n" in r else f"C = {r['C']}, D = {r['D']}" if "C" in r else "a draw"
+    )
+    yield (
+        "",
+        [("kernel", "kernel"), ("type", "dtype"), ("size", size), ("operations", "operations"),
+         ("bytes", "bytes"), ("measured, ns", "ns"), ("floor, ns", "floor_ns"),
+         ("set by", "limit"), ("share of the floor", "share")],
+        rows,
+    )  # fmt: skip
+
+
+def draw_roofline(rows, pyplot):
+    figure, axes = pyplot.subplots(figsize=(7, 0.26 * len(rows) + 1))
+    size = lambda r: f"n={r['n']}" if "n" in r else f"{r['C']}x{r['D']}" if "C" in r else ""
+    axes.barh([f"{r['kernel']} {size(r)} {r['dtype']}" for r in rows], [r["share"] for r in rows])
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel("floor over measured time")
+    return figure
+
+
+def jac_cov_tables(rows):
+    yield (
+        "",
+        [*same("op", "C", "D", "B", "dtype"), ("ms", "ms"), ("spread", "spread"), ("rate", "rate"),
+         ("", "unit"), ("error", "error"), ("PyTorch, ms", "peer_ms"),
+         ("its error", "peer_error"), ("PyTorch / ours", "speedup")],
+        rows,
+    )  # fmt: skip
+
+
+def mendell_elston_tables(rows):
+    yield (
+        "",
+        [("n", "n"), ("ms", "ms"), ("mean error", "error_mean"), ("largest", "error_max"),
+         ("backward / value", "backward/value"), ("MVNXPB, ms", "mvnxpb_ms"),
+         ("its mean error", "mvnxpb_mean"), ("its largest", "mvnxpb_max"),
+         ("MVNXPB / ours", "mvnxpb_ms/ms")],
+        rows,
+    )  # fmt: skip
+
+
+def gradients_tables(rows):
+    yield (
+        "",
+        [("n", "n"), ("abs_tol", "abs_tol"), ("value, ms", "value_ms"), ("limits, ms", "limits_ms"),
+         ("over the value", "limits/value"), ("rms error", "limits_rms"), ("rms size",
+         "limits_size"), ("with cov, ms", "cov_ms"), ("rms error of cov", "cov_rms"),
+         ("its rms size", "cov_size")],
+        rows,
+    )  # fmt: skip
+
+
+def bvn_tables(rows):
+    yield (
+        "",
+        [("method", "method"), ("elements of a call", "elements"), ("ns an element", "ns"),
+         ("least", "ns_min"), ("most", "ns_max"), ("largest error", "error")],
+        rows,
+    )  # fmt: skip
+
+
+def scaling_tables(rows):
+    part = by(rows, "table")
+    spread = [("ms", "ms"), ("least", "ms_min"), ("most", "ms_max")]
+    mvn = [
+        ("rms", "rms"),
+        ("points", "points_mean"),
+        ("sampled", "pivots_mean"),
+        ("peak, MB", "mb"),
+    ]
+    yield (
+        "mvn_cdf, milliseconds a problem against the number of variables:",
+        [("n", "n"), ("batch", "batch"), ("abs_tol", "abs_tol"), *spread, ("exponent", "exponent"),
+         *mvn],
+        part("n"),
+    )  # fmt: skip
+    yield (
+        "against the rows of a call:",
+        [("n", "n"), ("batch", "batch"), *spread, *mvn],
+        part("batch"),
+    )
+    yield (
+        "jac_cov (float32) against classes and inputs' size:",
+        [("C", "C"), ("D", "D"), ("batch", "batch"), *spread, ("exponent", "exponent"),
+         ("peak, MB", "mb")],
+        part("jac_cov"),
+    )  # fmt: skip
+    yield (
+        "Wall time against threads:",
+        [("n", "n"), ("batch", "batch"), ("threads", "threads"), ("wall ms a problem", "wall_ms"),
+         ("most", "wall_ms_max")],
+        part("threads"),
+    )  # fmt: skip
+
+
+def draw_scaling(rows, pyplot):
+    part = by(rows, "table")
+    figure, axes = panels(pyplot, 2)
+    for axis, table, key, title in (
+        (axes[0], "n", "n", "mvn_cdf against n"),
+        (axes[1], "batch", "batch", "mvn_cdf against the batch, n = 9"),
+    ):
+        axis.loglog([r[key] for r in part(table)], [r["ms"] for r in part(table)], "o-")
+        axis.set(title=title, xlabel=key, ylabel="ms per problem")
+        axis.grid(alpha=0.3)
+    return figure
+
+
+CHOOSING_COLUMNS = [
+    ("method", "method"), ("passes", "passes"), ("rms, sigma .1", 0.1), ("sigma .3", 0.3),
+    ("sigma .5", 0.5), ("Monte Carlo with as many passes, sigma .3", "mc_rms"),
+    ("CPU ms, sigma .3", "ms"),
+]  # fmt: skip
+
+
+def choosing_rows(rows, task):
+    """A row for each method, its errors by sigma."""
+    out = {}
+    for row in rows:
+        if row["task"] == task:
+            line = out.setdefault(row["method"], {"method": row["method"], "passes": row["passes"]})
+            line[row["sigma"]] = row["rms"]
+            if row["sigma"] == 0.3:
+                line |= {"mc_rms": row["mc_rms"], "ms": row["ms"]}
+    return list(out.values())
+
+
+def estimators_tables(rows):
+    yield (
+        "",
+        [("task", "task"), ("sigma", "sigma"), ("method", "method"), ("passes", "passes"),
+         ("rms", "rms"), ("bias", "bias"), ("largest", "max"), ("stated, rms", "rms_stated"),
+         ("Monte Carlo with as many passes", "mc_rms"), ("CPU ms", "ms")],
+        rows,
+    )  # fmt: skip
+
+
+def draw_estimators(rows, pyplot):
+    tasks = list(dict.fromkeys(r["task"] for r in rows))
+    most = max(len({r["sigma"] for r in rows if r["task"] == task}) for task in tasks)
+    figure, grid = pyplot.subplots(
+        len(tasks), most, figsize=(4.6 * most, 3.9 * len(tasks)), squeeze=False
+    )
+    for line, task in zip(grid, tasks, strict=True):
+        sigmas = list(dict.fromkeys(r["sigma"] for r in rows if r["task"] == task))
+        for axis in line[len(sigmas) :]:
+            axis.axis("off")
+        for axis, sigma in zip(line, sigmas, strict=False):
+            mine = [r for r in rows if (r["task"], r["sigma"]) == (task, sigma)]
+            ends = sorted({r["passes"] for r in mine})
+            scale = mine[0]["mc_rms"] * mine[0]["passes"] ** 0.5
+            axis.loglog(ends, [scale * n**-0.5 for n in ends], "k:", label="Monte Carlo, expected")
+            family = lambda row: (
+                row["method"].split(",")[0] + (" iid" if "iid" in row["method"] else "")
+            )
+            for name in dict.fromkeys(family(r) for r in mine if not r["method"].startswith("mc,")):
+                # No error below the reference's own noise can be told.
+                curve = [(r["passes"], max(r["rms"], r["rms_reference"] / 3))
+                         for r in mine if family(r) == name]  # fmt: skip
+                axis.loglog(*zip(*curve, strict=True), "o-", markersize=4, label=name)
+            axis.axhline(mine[0]["rms_reference"] / 3, color="grey", linewidth=0.6)
+            axis.set(
+                title=f"{task}, sigma {sigma:g}", xlabel="passes per input", ylabel="rms error"
+            )
+            axis.grid(alpha=0.3)
+    grid[0][0].legend(fontsize=6)
+    return figure
+
+
+def evaluate_tables(rows):
+    band = lambda r: f"{r['p_from']:g} to {r['p_to']:g}" if "p_from" in r else "all, with files"
+    yield (
+        "",
+        [("task", "task"), ("method", "method"), ("sigma", "sigma"), ("p", band),
+         ("images", "images"), ("ms an image", "ms"), ("least", "ms_min"), ("most", "ms_max"),
+         ("forward", "forward"), ("jvp", "jvp"), ("backward", "vjp"), ("mean 99 % error",
+         "error_mean")],
+        rows,
+    )  # fmt: skip
+
+
+def screening_tables(rows):
+    yield (
+        "",
+        same("photo", "level", "sigma", "p_full", "p", "error", "gap", "jvp", "vjp", "kept",
+             "cpu_s", "full_cpu_s"),
+        rows,
+    )  # fmt: skip
+
+
+SECTIONS = (
+    Section(
+        "mvn_cdf", "mvn_cdf beside SciPy",
+        "Classifier-like problems of `bench/classifiers.py`, at n = 999 families with exact answers. A "
+        "peer's time at an error that it was not run at is interpolated or extrapolated, as the column "
+        "says.", mvn_cdf_tables, draw_mvn_cdf,
+    ),
+    Section(
+        "peers", "Time to error, every peer",
+        "SciPy, R's mvtnorm and TruncatedNormal, BoTorch's MVNXPB and crude Monte Carlo on the same "
+        "problems in the same run.", peers_tables, draw_peers,
+    ),
+    Section(
+        "coverage", "Coverage of the stated error",
+        "How often the true error exceeds the 99 % error that is stated, over problems with known "
+        "answers and fresh seeds. A branch is rejected by a one-sided binomial test at 99 %. "
+        "`exact` rows are closed forms.", coverage_tables,
+    ),
+    Section(
+        "convergence", "Convergence where the integrand is steep",
+        "Error against the number of points, on nearly singular problems and on ordinary ones.",
+        convergence_tables, draw_convergence,
+    ),
+    Section("bench_math", "The scalar functions", "Vectorised, one thread, first-level cache.",
+            step_tables),
+    Section(
+        "roofline", "Rooflines of the CPU kernels",
+        "Floors from counted operations and bytes and from the best multiply-add, BLAS and copy rates "
+        "that the same run saw. A share above 1 says that the kernel's own products are faster than "
+        "torch.mm at 1024 x 1024 on this machine, or that its data came from a cache.",
+        roofline_tables, draw_roofline,
+    ),
+    Section("jac_cov", "jac_cov beside PyTorch",
+            "PyTorch's form is difference, norm, divide and `bmm`, in the same dtype.",
+            jac_cov_tables),
+    Section(
+        "mendell_elston", "mendell_elston beside MVNXPB",
+        "Both approximations without points, float64; errors against mvn_cdf.", mendell_elston_tables,
+    ),
+    Section("mvn_cdf_grad", "Gradients of mvn_cdf",
+            "Beside the value's time; errors against a tighter run, whose own error is in them.",
+            gradients_tables),
+    Section("bvn", "bvn_cdf", "Beside SciPy's, a matrix at a time.", bvn_tables),
+    Section("scaling", "Scaling", "Hierarchical problems with p near .7.", scaling_tables, draw_scaling),
+    Section(
+        "estimators", "Estimators against Monte Carlo",
+        "Error of the probability itself, linearisation included, against passes through the network. "
+        "The grey line is the least that the reference can tell.", estimators_tables, draw_estimators,
+    ),
+    Section("evaluate", "A data set", "By how probable an image's class is.", evaluate_tables),
+    Section(
+        "screening", "1,000 classes on photographs",
+        "EfficientNet-Lite0, `screen=\"auto\"` beside the full Jacobian of 1,000 rows.",
+        screening_tables,
+    ),
+)  # fmt: skip
