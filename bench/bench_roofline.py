@@ -11,7 +11,7 @@ beside every row, since a neighbour on the same core halves them. Counts:
 - sampler: mvn_cdf_sums with every variable sampled, time of a point from two numbers of points, so
   that ordering and factorisation drop out. A point takes n (n - 1) operations at BLAS's rate and n
   steps at the step's floor. Bytes: the factor once for 64 points, the draws written once.
-- jac_cov, jac_cov_norms: C (C + 1) D and 3 C D operations, J read once, 128 MB of them. The floor is
+- jac_cov, jac_cov_norms: C (C + 1) D and 3 C D operations, J read once, 64 MB of them. The floor is
   the larger of operations at BLAS's rate and bytes at the copy's.
 "share" is floor over measured time. Each kernel is checked before it is timed.
 """
@@ -172,7 +172,7 @@ def jac_cov_lines(text, dtype, repeats):
     from mvnrob import _jac_cov as op
 
     classes, dim = (int(v) for v in text.split("x"))
-    batch = max(1, 2**27 // (classes * dim * torch.finfo(getattr(torch, dtype)).bits // 8))
+    batch = max(1, 2**26 // (classes * dim * torch.finfo(getattr(torch, dtype)).bits // 8))
     g = torch.Generator().manual_seed(0)
     J = torch.randn(batch, classes, dim, generator=g, dtype=getattr(torch, dtype))
     logits = torch.randn(batch, classes, generator=g, dtype=J.dtype)

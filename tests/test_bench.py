@@ -1,0 +1,292 @@
+"""bench/: the front, the comparison of results, the claims, and the page that stands for the files."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+# Last: an installed mvnrob goes before the source tree, which has no native module.
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+from bench import __main__ as front
+from bench import checks, compare, harness, page, sections
+
+
+@pytest.fixture
+def one_thread(monkeypatch):
+    """What the scripts ask for at import: their threads, before numpy is there."""
+    import torch
+
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    monkeypatch.setattr(harness, "subcommand", None)
+    monkeypatch.setattr(harness, "written", [])
+    return front.main(list(arguments))
+
+
+@pytest.mark.parametrize("module", front.SUBCOMMANDS.values())
+def test_subcommand_is_a_module_with_help_and_main(module):
+    assert front.first_line(module)
+    assert "\ndef main(" in (ROOT / "bench" / f"{module}.py").read_text()
+
+
+def test_every_benchmark_has_a_subcommand():
+    named = set(front.SUBCOMMANDS.values())
+    assert {path.stem for path in (ROOT / "bench").glob("bench_*.py")} <= named
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["nothing"], "bench: SUBCOMMAND must be one of step, "),
+        (["coverage", "--check"], "bench: --check must go with one of "),
+        (["bvn", "--check", "--repeats", "2"], "bench: --check must come without other options"),
+        (["bvn", "--compare", "absent.json"], "bench: --compare must name a result file"),
+    ],
+)
+def test_bad_call(monkeypatch, capsys, one_thread, arguments, text):
+    assert run(monkeypatch, *arguments) == 2
+    assert text in capsys.readouterr().out
+
+
+def test_usage_names_every_subcommand(monkeypatch, capsys):
+    assert run(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in front.SUBCOMMANDS)
+
+
+def test_result_says_how_to_make_it_and_compares(monkeypatch, capsys, one_thread, tmp_path):
+    options = ("--elements", "500", "--repeats", "2", "--out", str(tmp_path))
+    assert run(monkeypatch, "bvn", *options) == 0
+    path = tmp_path / "bvn.json"
+    result = json.loads(path.read_text())
+    assert result["environment"]["command"] == " ".join(["python -m bench bvn", *options])
+    assert result["environment"]["yardstick"]["copy_gb_s"] > 0
+    for row in result["rows"]:
+        row["ns"] /= 2
+    path.write_text(json.dumps(result))
+    capsys.readouterr()
+    assert run(monkeypatch, "bvn", *options, "--compare", str(path)) == 0
+    text = capsys.readouterr().out
+    assert "new/old" in text and "bvn_cdf 500" in text
+
+
+def test_compare_pairs_rows_by_their_axes():
+    old = [
+        {"method": "a", "n": 9, "ms": 2.0, "ms_min": 1.0, "ms_max": 3.0, "rms": 1e-4, "points": 8},
+        {"method": "b", "n": 9, "ms": 5.0, "rms": 1e-4},
+    ]
+    new = copy.deepcopy(old[::-1])
+    new[1]["ms"], new[1]["ms_max"], new[1]["rms"] = 3.0, 4.0, 2e-4
+    lines = {(line["row"], line["column"]): line for line in compare.ratios(old, new)}
+    assert lines["a 9 8", "ms"]["new/old"] == 1.5
+    assert (lines["a 9 8", "ms"]["spread_old"], lines["a 9 8", "ms"]["spread_new"]) == (3.0, 4.0)
+    assert lines["a 9 8", "rms"]["new/old"] == 2.0
+    assert lines["b 9", "ms"]["new/old"] == 1.0
+    assert len(lines) == 4
+    new[0]["n"] = 10
+    assert {line["row"] for line in compare.ratios(old, new)} == {"a 9 8"}
+
+
+def test_claim_fails_when_it_is_missed(monkeypatch, capsys, one_thread):
+    slow = lambda: iter([checks.Claim("twice as fast", 1.9, 2.0)])
+    monkeypatch.setitem(checks.CHECKS, "bvn", slow)
+    assert checks.run("bvn") == 1
+    assert "NO" in capsys.readouterr().out
+    monkeypatch.setitem(checks.CHECKS, "bvn", lambda: iter([checks.Claim("x", float("nan"), 2.0)]))
+    assert checks.run("bvn") == 1
+
+
+@pytest.mark.slow
+def test_mvn_cdf_is_ahead_of_scipy_at_equal_error(one_thread):
+    claims = list(checks.mvn_cdf(n=(9,)))
+    assert len(claims) == 2
+    assert all(claim.holds for claim in claims), claims
+
+
+def test_bvn_is_ahead_of_scipy(one_thread):
+    assert all(claim.holds for claim in checks.bvn())
+
+
+def test_wrong_bvn_prints_no_time(monkeypatch, one_thread):
+    import mvnrob
+    from bench import bench_bvn
+
+    right = mvnrob.bvn_cdf
+    monkeypatch.setattr(mvnrob, "bvn_cdf", lambda *args: right(*args) + 2e-15)
+    with pytest.raises(SystemExit, match="nothing is timed"):
+        bench_bvn.measured([10], 1)
+
+
+def test_hierarchy_of_the_scaling_problems_is_exact(one_thread):
+    import torch
+
+    from bench import bench_scaling
+    from mvnrob import mvn_cdf
+
+    for n in (1, 9, 25):
+        upper, cov, p = bench_scaling.problem(n, 0.7)
+        result = mvn_cdf(upper, cov, abs_tol=1e-5, compute_dtype=torch.float64, return_info=True)
+        assert abs(p - 0.7) < 0.01
+        assert abs(float(result.prob) - p) <= float(result.error) + 1e-9
+
+
+def test_scaling_refuses_wrong_answers(one_thread):
+    from bench import bench_scaling
+
+    args = SimpleNamespace(abs_tol=1e-3, p=0.7)
+    upper, cov, p = bench_scaling.batched(9, 20, args)
+    bench_scaling.checked_mvn_cdf(upper, cov, p, args)
+    with pytest.raises(SystemExit, match="nothing is timed"):
+        bench_scaling.checked_mvn_cdf(upper, cov, p + 0.01, args)
+
+
+def test_instructions_of_a_loop_are_counted(one_thread):
+    from bench import bench_roofline
+
+    listing = """
+   0:	vmulps %zmm0,%zmm1,%zmm2
+   6:	nop
+   8:	vmovups (%rdi,%rcx,4),%zmm9
+   f:	vfmadd213ps 0x0(%rip),%zmm0,%zmm2        # 1db <x>
+  19:	vpaddd %zmm14,%zmm5,%zmm5
+  20:	vdivps %zmm3,%zmm2,%zmm2
+  26:	vminps %zmm3,%zmm2,%zmm2
+  2c:	add    $0x10,%edx
+  30:	jne    8 <step_float32+0x8>
+  32:	ret
+"""
+    counts = bench_roofline.vector_counts(bench_roofline.loop_instructions(listing))
+    assert counts == {"multiply": 1, "divide": 1, "other": 1, "integer": 1}
+    with pytest.raises(RuntimeError, match="without a loop"):
+        bench_roofline.loop_instructions("   0:\tret\n")
+
+
+def test_floors_come_from_the_best_ceilings(one_thread):
+    from bench import bench_roofline
+
+    step = {"kernel": "step", "dtype": "float32", "ns": 2.0, "operations": 80, "multiply": 30,
+            "divide": 2}  # fmt: skip
+    steps = [step | {"multiply_add_ns": 0.02}, step | {"multiply_add_ns": 0.04}]
+    seen = [{"blas_float32_gflops": g, "copy_gb_s": 10.0} for g in (50.0, 100.0)]
+    rows = [
+        steps[0],
+        {
+            "kernel": "sampler",
+            "dtype": "float32",
+            "n": 10,
+            "operations": 90,
+            "bytes": 0,
+            "ns": 20.0,
+        },
+        {"kernel": "jac_cov", "dtype": "float32", "operations": 100, "bytes": 50, "ns": 10.0},
+    ]
+    bench_roofline.with_floors(rows, steps, seen)
+    assert [row["floor_ns"] for row in rows] == pytest.approx([0.8, 8.9, 5.0])
+    assert [row["share"] for row in rows] == pytest.approx([0.4, 0.445, 0.5])
+
+
+def test_estimators_are_measured_against_monte_carlo(monkeypatch, one_thread):
+    from bench import bench_estimators as base
+
+    few = [item for item in base.ESTIMATORS if item[0] in ("mc, 100", "taylor", "softmax")]
+    monkeypatch.setattr(base, "ESTIMATORS", few)
+    args = SimpleNamespace(inputs=20, draws=2000, photos=0)
+    rows = base.task_lines("digits", args)
+    assert len(rows) == 9 and all(row["classes"] == 10 for row in rows)
+    taylor = next(r for r in rows if r["method"] == "taylor" and r["sigma"] == 0.1)
+    assert taylor["vjp"] == 10 and taylor["passes"] >= 11
+    assert taylor["rms"] < 0.02 < next(r for r in rows if r["method"] == "softmax")["max"]
+    # An estimate that is far off is told from Monte Carlo.
+    assert not base.consistent({"rms": 0.3, "mc_rms": 0.05, "rms_reference": 0.01, "inputs": 20})
+
+
+@pytest.mark.slow
+def test_digit_pairs_classifier(one_thread):
+    import torch
+
+    from mvnrob.models.digit_pairs import load_digit_pairs_classifier
+
+    state = torch.get_rng_state()
+    model, x, label = load_digit_pairs_classifier()
+    assert torch.equal(torch.get_rng_state(), state)
+    logits = model(x)
+    assert x.shape == (1000, 128) and logits.shape == (1000, 100) and not model.training
+    assert 0 <= float(x.min()) and float(x.max()) <= 1
+    # Two digits right of two: .986^2 of a classifier of single digits is .97.
+    assert float((logits.argmax(1) == label).double().mean()) >= 0.93
+
+
+def test_digit_pairs_lie_side_by_side():
+    from mvnrob.models.digit_pairs import load_digit_pairs_data
+    from mvnrob.models.digits import load_digits_data
+
+    _, _, x, label = load_digit_pairs_data()
+    single = load_digits_data()
+    known = {tuple(row.tolist()): int(y) for row, y in zip(single[2], single[3], strict=True)}
+    for image, y in zip(x[:50].unflatten(1, (8, 16)), label[:50].tolist(), strict=True):
+        left, right = (tuple(half.flatten().tolist()) for half in image.split(8, dim=1))
+        assert 10 * known[left] + known[right] == y
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def results():
+    return page.all_results(harness.RESULTS)
+
+
+def test_page_is_what_the_committed_results_make(results):
+    """After a new result: python -m bench page."""
+    assert (page.DOCS / "benchmarks.md").read_text() == page.text_of(results)
+
+
+def test_choosing_holds_the_committed_tables(results):
+    text = (page.DOCS / "choosing.md").read_text()
+    assert text == page.fill(text, page.choosing_blocks(results))
+    assert page.choosing_blocks(results)
+
+
+def test_figures_are_of_the_committed_results(results):
+    drawn = {s.name: results[s.name]["digest"] for s in sections.SECTIONS
+             if s.draw and s.name in results}  # fmt: skip
+    found = {path.stem: page.digest_of_figure(path) for path in (page.DOCS / "figures").iterdir()}
+    assert found == drawn
+
+
+def test_page_follows_its_results(results, tmp_path, monkeypatch):
+    name = "jac_cov"
+    other = json.loads((harness.RESULTS / f"{name}.json").read_text())
+    other["rows"][0]["ms"] = 123.25
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / f"{name}.json").write_text(json.dumps(other))
+    docs = tmp_path / "docs"
+    monkeypatch.setattr(sys, "argv", ["page", "--results", str(folder), "--docs", str(docs)])
+    page.main()
+    text = (docs / "benchmarks.md").read_text()
+    assert "| 123 |" in text and text != page.text_of(results)
+    assert text.count("\n## ") == 1 and other["environment"]["command"] in text
+
+
+def test_figure_carries_its_digest(results, tmp_path):
+    section = next(s for s in sections.SECTIONS if s.name == "mvn_cdf")
+    page.draw(section, {**results["mvn_cdf"], "digest": "abc"}, tmp_path / "x.png")
+    assert page.digest_of_figure(tmp_path / "x.png") == "abc"
+
+
+def test_fill_refuses_a_missing_block():
+    with pytest.raises(ValueError, match="must hold the block digits once, got 0"):
+        page.fill("nothing", {"digits": "table"})
