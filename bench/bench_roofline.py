@@ -7,12 +7,13 @@ registers), BLAS (torch.mm, 1024 x 1024), copy (64 MB, read and written); they a
 beside every row, since a neighbour on the same core halves them. Counts:
 - step: vector instructions of the compiled loop (objdump; loads, stores and moves not counted). The
   floor has multiplications, divisions and roots (as one each) at the rate of multiply-adds, and all
-  together at twice that rate, whichever is larger.
+  together at twice that rate, whichever is larger. The products' rate is that of BLAS or of
+  multiply-adds, whichever is higher.
 - sampler: mvn_cdf_sums with every variable sampled, time of a point from two numbers of points, so
-  that ordering and factorisation drop out. A point takes n (n - 1) operations at BLAS's rate and n
+  that ordering and factorisation drop out. A point takes n (n - 1) operations at the products' rate and n
   steps at the step's floor. Bytes: the factor once for 64 points, the draws written once.
 - jac_cov, jac_cov_norms: C (C + 1) D and 3 C D operations, J read once, 64 MB of them. The floor is
-  the larger of operations at BLAS's rate and bytes at the copy's.
+  the larger of operations at the products' rate and bytes at the copy's.
 "share" is floor over measured time. Each kernel is checked before it is timed.
 """
 
@@ -216,17 +217,18 @@ def with_floors(rows, steps, seen):
         step_floor[dtype] = add_ns * max(slow, own[0]["operations"] / 2)
     for row in rows:
         dtype = row["dtype"]
-        products = row["operations"] / ceilings[f"blas_{dtype}_gflops"]
+        add_ns = ceilings[f"multiply_add_{dtype}_ns"]
+        products = row["operations"] / max(ceilings[f"blas_{dtype}_gflops"], 2 / add_ns)
         if row["kernel"] == "step":
             row["floor_ns"], row["limit"] = step_floor[dtype], "vector instructions"
         elif row["kernel"] == "sampler":
             draws = row["n"] * step_floor[dtype]
             row["floor_ns"] = products + draws
-            row["limit"] = "steps" if draws > products else "BLAS"
+            row["limit"] = "steps" if draws > products else "products"
         else:
             reading = row["bytes"] / ceilings["copy_gb_s"]
             row["floor_ns"] = max(products, reading)
-            row["limit"] = "BLAS" if products > reading else "copy"
+            row["limit"] = "products" if products > reading else "copy"
         row["share"] = row["floor_ns"] / row["ns"]
     return ceilings
 

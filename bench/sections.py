@@ -380,8 +380,8 @@ SECTIONS = (
     Section(
         "roofline", "Rooflines of the CPU kernels",
         "Floors from counted operations and bytes and from the best multiply-add, BLAS and copy rates "
-        "that the same run saw. A share above 1 says that the kernel's own products are faster than "
-        "torch.mm at 1024 x 1024 on this machine, or that its data came from a cache.",
+        "that the same run saw. Products go at the rate of torch.mm or of "
+        "multiply-adds, whichever is higher. Measured on a busy machine a share is too low.",
         roofline_tables, draw_roofline,
     ),
     Section("jac_cov", "jac_cov beside PyTorch",

@@ -178,7 +178,7 @@ def test_floors_come_from_the_best_ceilings(one_thread):
 
     step = {"kernel": "step", "dtype": "float32", "ns": 2.0, "operations": 80, "multiply": 30,
             "divide": 2}  # fmt: skip
-    steps = [step | {"multiply_add_ns": 0.02}, step | {"multiply_add_ns": 0.04}]
+    steps = [step | {"multiply_add_ns": 0.025}, step | {"multiply_add_ns": 0.04}]
     seen = [{"blas_float32_gflops": g, "copy_gb_s": 10.0} for g in (50.0, 100.0)]
     rows = [
         steps[0],
@@ -193,8 +193,8 @@ def test_floors_come_from_the_best_ceilings(one_thread):
         {"kernel": "jac_cov", "dtype": "float32", "operations": 100, "bytes": 50, "ns": 10.0},
     ]
     bench_roofline.with_floors(rows, steps, seen)
-    assert [row["floor_ns"] for row in rows] == pytest.approx([0.8, 8.9, 5.0])
-    assert [row["share"] for row in rows] == pytest.approx([0.4, 0.445, 0.5])
+    assert [row["floor_ns"] for row in rows] == pytest.approx([1.0, 90 / 100 + 10.0, 5.0])
+    assert [row["share"] for row in rows] == pytest.approx([0.5, 0.545, 0.5])
 
 
 def test_estimators_are_measured_against_monte_carlo(monkeypatch, one_thread):
