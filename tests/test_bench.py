@@ -119,6 +119,13 @@ def test_bvn_is_ahead_of_scipy(one_thread):
     assert all(claim.holds for claim in checks.bvn())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["jac_cov", "mendell_elston", "gradients"])
+def test_claims_hold(one_thread, name):
+    claims = list(checks.CHECKS[name]())
+    assert claims and all(claim.holds for claim in claims), claims
+
+
 def test_wrong_bvn_prints_no_time(monkeypatch, one_thread):
     import mvnrob
     from bench import bench_bvn
