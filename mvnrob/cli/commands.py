@@ -74,9 +74,9 @@ def group() -> None:
 
 
 @group.command()
-@click.option("--model", required=True, help="digits, efficientnet-lite0, timm:NAME, "
+@click.option("--model", required=True, help="digits, efficientnet-lite0, ppocr-v6, timm:NAME, "
               "torchvision:NAME, hf:NAME, a .pt2, .pt or .ts file, or path.py:factory")  # fmt: skip
-@click.option("--data", required=True, help="digits, photos, a folder of pictures, an .npz file, "
+@click.option("--data", required=True, help="digits, photos, glyphs, a folder of pictures, an .npz file, "
               ".tar shards, or hf:NAME[:SPLIT]")  # fmt: skip
 @click.option("--sigma", required=True, type=Numbers(), help="noise levels in raw input units "
               "(pixels in [0, 1]), separated by commas")  # fmt: skip

@@ -7,6 +7,7 @@ import importlib.util
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def load_model(
     """The model that ``spec`` names, in eval mode.
 
     Args:
-        spec: ``"digits"`` (trained on the spot, 4 seconds); ``"efficientnet-lite0"`` (weights from a
-            package, no download); ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME-OR-FOLDER"``
+        spec: ``"digits"`` (trained on the spot, 4 seconds); ``"efficientnet-lite0"``, ``"ppocr-v6"``
+            and ``"ppocr-v4"`` (one printed character, 18,710 and 6,625 classes): weights from a
+            package, no download; ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME-OR-FOLDER"``
             (Hugging Face image classification); a file ``*.pt2`` (``torch.export``) or ``*.pt``,
             ``*.ts`` (TorchScript); ``"path.py:factory"``, whose function ``factory()`` returns an
             ``nn.Module`` or a :class:`LoadedModel`; or a model itself.
@@ -102,7 +104,7 @@ def _load_named(spec: str, weights: str | Path | None) -> LoadedModel:
     if Path(spec).suffix in (".pt2", ".pt", ".ts"):
         return _exported(Path(spec))
     raise ValueError(
-        "evaluate: model must be digits, efficientnet-lite0, timm:NAME, torchvision:NAME, hf:NAME, "
+        f"evaluate: model must be {', '.join(_BUILT_IN)}, timm:NAME, torchvision:NAME, hf:NAME, "
         f"a .pt2, .pt or .ts file, or path.py:factory, got {spec!r}"
     )
 
@@ -130,7 +132,18 @@ def _efficientnet_lite0() -> LoadedModel:
     )
 
 
-_BUILT_IN = {"digits": _digits, "efficientnet-lite0": _efficientnet_lite0}
+def _pp_ocr(name: str) -> LoadedModel:
+    from ..models.pp_ocr import CharacterPlace, character_names, load_pp_ocr
+
+    return LoadedModel(load_pp_ocr(name), name, character_names(name), bounds=CharacterPlace.bounds)
+
+
+_BUILT_IN = {
+    "digits": _digits,
+    "efficientnet-lite0": _efficientnet_lite0,
+    "ppocr-v6": partial(_pp_ocr, "ppocr-v6"),
+    "ppocr-v4": partial(_pp_ocr, "ppocr-v4"),
+}
 
 
 def _timm(name: str, weights: str | Path | None) -> LoadedModel:

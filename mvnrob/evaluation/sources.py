@@ -228,7 +228,8 @@ def load_source(spec) -> Source:
 
     Args:
         spec: ``"digits"`` (scikit-learn's, the 360 test images); ``"photos"`` (packaged photographs,
-            no labels); a folder of pictures (``CLASS/file``, or files alone); ``*.npz`` with ``x``
+            no labels); ``"glyphs[:MODEL[:FONT]]"`` (some 2,900 printed characters for ``ppocr-v6`` or
+            ``ppocr-v4``, drawn from a packaged font or a file); a folder of pictures (``CLASS/file``, or files alone); ``*.npz`` with ``x``
             (or ``images``) ``[N, *shape]`` and ``y`` (or ``labels``); WebDataset shards ``*.tar``,
             ``NAME-{0000..0099}.tar`` included; ``"hf:NAME[:SPLIT]"`` or ``"hf:FOLDER"`` (Hugging Face
             ``datasets``); or a :class:`Source`, a map-style ``Dataset``, a ``DataLoader`` that does not
@@ -267,6 +268,8 @@ def _load_named(spec: str) -> Source:
         return _BUILT_IN[spec]()
     if spec.startswith("hf:"):
         return _hugging_face(spec)
+    if spec.partition(":")[0] == "glyphs":
+        return _Glyphs(spec)
     path = Path(spec)
     if path.suffix == ".npz":
         return _npz(path)
@@ -275,8 +278,8 @@ def _load_named(spec: str) -> Source:
     if path.is_dir():
         return Files(path)
     raise ValueError(
-        f"evaluate: data must be {', '.join(_BUILT_IN)}, a folder of pictures, an .npz file, .tar "
-        f"shards or hf:NAME, got {spec!r}"
+        f"evaluate: data must be {', '.join(_BUILT_IN)}, glyphs, a folder of pictures, an .npz file, "
+        f".tar shards or hf:NAME, got {spec!r}"
     )
 
 
@@ -303,6 +306,36 @@ class _Photos(Source):
         photo = self._photos[index]
         image = require("PIL.Image", "pillow", EXTRA).fromarray(photo.pixels)
         return Example(image, None, photo.name)
+
+
+class _Glyphs(Source):
+    """``glyphs``, ``glyphs:MODEL`` or ``glyphs:MODEL:FONT``: labels are the model's classes."""
+
+    def __init__(self, spec: str) -> None:
+        from ..models.glyphs import as_input, draw_glyphs
+        from ..models.pp_ocr import character_names
+
+        parts = spec.split(":", 2)[1:]
+        model, font = parts[0] if parts else "ppocr-v6", parts[1] if len(parts) > 1 else None
+        self.name, self._as_input = spec, as_input
+        self._glyphs = draw_glyphs(model, font)
+        self.class_names = character_names(model)
+        digest = hashlib.sha256()
+        for glyph in self._glyphs:  # the pixels: another font or rasteriser is other data
+            digest.update(f"{glyph.label} ".encode() + glyph.pixels.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._glyphs)
+
+    def named(self, index: int) -> Example:
+        glyph = self._glyphs[index]
+        return Example(None, glyph.label, glyph.character)
+
+    def read(self, index: int) -> Example:
+        example = self.named(index)
+        example.x = self._as_input(self._glyphs[index])
+        return example
 
 
 _BUILT_IN = {"digits": _digits, "photos": _Photos}
