@@ -89,6 +89,10 @@ class Factorised:
                     jac_cov_accumulate(sums[version], block, place)
         self.gram = sums[:, :, 1:, 1:]
 
+    @property
+    def features(self) -> int:
+        return self.weight.shape[2]
+
     def _differences(self, classes: Tensor) -> Tensor:
         """Rows W_t - W_i of ``classes`` [b, m]: ``[b, m, k]``."""
         batch = torch.arange(len(classes), device=classes.device)[:, None]
@@ -104,6 +108,16 @@ class Factorised:
             d = self._differences(part)
             out.append(((d @ self.gram) * d).sum(-1))
         return torch.cat(out, 2).clamp_min(0).sqrt()
+
+    def rows(self, classes: Tensor) -> Tensor:
+        """Rows whose products are those of the u_i of ``classes`` [b, m]: ``[L, b, m, k]``.
+
+        dW V sqrt(lambda) with H H^T = V diag(lambda) V^T: k numbers a class in place of m. Zero for
+        the target, which also fills unused places.
+        """
+        values, vectors = torch.linalg.eigh(self.gram)
+        root = vectors * values.clamp_min(0).sqrt()[..., None, :]
+        return self._differences(classes) @ root
 
     def scatter(self, classes: Tensor) -> Tensor:
         """sum_d u_d u_d^T over ``classes`` [b, m] (the target first): ``[L, b, m, m]``."""

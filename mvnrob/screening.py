@@ -41,16 +41,24 @@ class Screened:
     ``inputs`` int64 [b]: their numbers in the chunk. ``classes`` [b, 1 + S] int64: the target, then
     the surviving rivals; places that an input does not need hold the target again (a zero row,
     z = +inf: no condition). ``scatter`` [L, b, 1 + S, 1 + S] float64: sum_d u_d u_d^T over them,
-    once per weighting of the groups. ``dropped`` [n_sigma, b]: bound on the mass of the other
+    once per weighting of the groups; or, where fewer features than classes give it, ``factor``
+    [L, b, 1 + S, k] with scatter = factor factor^T, which is never multiplied out. ``dropped`` [n_sigma, b]: bound on the mass of the other
     classes. ``n_screened`` [b]: how many those are. ``share``: of abs_tol, spent on them.
     """
 
     inputs: Tensor
     classes: Tensor
-    scatter: Tensor
+    scatter: Tensor | None
     dropped: Tensor
     n_screened: Tensor
     share: float
+    factor: Tensor | None = None
+
+    def sums(self, version: int) -> Tensor:
+        """The scatter of a version, multiplied out if need be."""
+        if self.scatter is not None:
+            return self.scatter[version]
+        return self.factor[version] @ self.factor[version].mT
 
 
 def tail(margins: Tensor, norms: Tensor, sigma: float) -> Tensor:
@@ -194,8 +202,13 @@ def _screen_factorised(
         keep = _kept(part, norms, order, allowed, all_classes)
         chosen, _ = packed(order, keep, part.target)
         dropped = dropped_mass(part.margins, norms, order, keep, problem.noise.sigmas)
-        scatter = factor.scatter(chosen)
-        parts.append(Screened(rows, chosen, scatter, dropped, (~keep).sum(1), share))
+        scatter = rows_of_factor = None
+        if chosen.shape[1] > factor.features:
+            rows_of_factor = factor.rows(chosen)
+        else:
+            scatter = factor.scatter(chosen)
+        screened = (~keep).sum(1)
+        parts.append(Screened(rows, chosen, scatter, dropped, screened, share, rows_of_factor))
     return parts
 
 

@@ -65,7 +65,7 @@ def argmax_shares(chunk: Chunk, min_prob: float) -> Shares:
 
 
 def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> None:
-    rows, classes, sums = screened.inputs, screened.classes, screened.scatter[0]
+    rows, classes, sums = screened.inputs, screened.classes, screened.sums(0)
     part = chunk.subset(rows)
     b = len(classes)
     batch = torch.arange(b, device=classes.device)[:, None]

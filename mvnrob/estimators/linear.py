@@ -74,12 +74,9 @@ def _integrate(chunk: Chunk, problem: Linearised, screened: Screened, sampled: b
     for version, weight in enumerate(problem.weights):
         margins = margins_of(values, weight, chunk.target).gather(1, screened.classes)
         with chunk.meter.clock("cdf"):
-            corr = jac_cov_finalize(
-                screened.scatter[version], margins, torch.zeros_like(chunk.target), 1.0
-            )
-        margins = margins[:, 1:]
-        z = [standardised(margins, corr.norms, sigma) for sigma in sigmas]
-        infos = [_cdf(chunk, z_sigma, corr.corr, screened.share) for z_sigma in z]
+            norms, law = _law(screened, version, margins)
+        z = [standardised(margins[:, 1:], norms, sigma) for sigma in sigmas]
+        infos = [_cdf(chunk, z_sigma, law, screened.share) for z_sigma in z]
         probs.append(torch.stack([info.prob for info in infos]))
         if version == 0:
             whole, z_whole = infos, z
@@ -100,6 +97,18 @@ def _integrate(chunk: Chunk, problem: Linearised, screened: Screened, sampled: b
     )
 
 
+def _law(screened: Screened, version: int, margins: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """||u_i|| of the rivals [b, S] and their correlations, as ``cov`` or ``factor`` of mvn_cdf."""
+    if screened.factor is None:
+        place = torch.zeros(len(margins), dtype=torch.int64, device=margins.device)
+        out = jac_cov_finalize(screened.scatter[version], margins, place, 1.0)
+        return out.norms, {"cov": out.corr}
+    u = screened.factor[version][:, 1:]
+    norms = torch.linalg.vector_norm(u, dim=-1)
+    # a row of zeros stays one: z is infinite there, and the rival no condition or never met
+    return norms, {"factor": u / torch.where(norms == 0, 1.0, norms)[..., None]}
+
+
 def nearest(z: Tensor, classes: Tensor, chunk: Chunk) -> Tensor:
     """The rival that alone is most likely to overtake; the clean runner-up if none can."""
     fallback = clean_runner_up(chunk)
@@ -114,12 +123,12 @@ def clean_runner_up(chunk: Chunk) -> Tensor:
     return others.argmax(1)
 
 
-def _cdf(chunk: Chunk, z: Tensor, corr: Tensor, share: float):
+def _cdf(chunk: Chunk, z: Tensor, law: dict[str, Tensor], share: float):
     s = chunk.settings
     with chunk.meter.clock("cdf"), statuses_not_warnings():
         return mvn_cdf(
             z,
-            corr,
+            **law,
             abs_tol=(1.0 - share) * s.abs_tol,
             seed=chunk.cdf_seeds(),
             return_info=True,
