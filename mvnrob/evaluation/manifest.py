@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import platform
+import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,16 +82,42 @@ def environment() -> dict[str, str]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or nothing, also after a power cut: temporary name, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path, data)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def create_atomically(path: Path, data: bytes) -> bool:
+    """As :func:`write_atomically`, unless ``path`` is there: then False, and it stays as it is."""
+    temporary = _temporary(path, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _temporary(path: Path, data: bytes) -> Path:
+    """The data on the disk under a name that nobody else has: process numbers repeat in containers."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
 
 
 class Manifest:
@@ -105,9 +132,11 @@ class Manifest:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text("utf-8"))
         except ValueError:
             raise OtherRun(f"evaluate: out must hold a readable {FILE}, got {path}") from None
+        if not isinstance(content, dict):
+            raise OtherRun(f"evaluate: out must hold a readable {FILE}, got {path}")
         if content.get("format") != FORMAT:
             raise OtherRun(
                 f"evaluate: out must hold a run of format {FORMAT}, got {content.get('format')}"
@@ -115,7 +144,8 @@ class Manifest:
         return Manifest(folder, content)
 
     @staticmethod
-    def create(folder: Path, config: Config, extra: dict[str, Any]) -> Manifest:
+    def create(folder: Path, config: Config, extra: dict[str, Any]) -> bool:
+        """Writes a new manifest; False where another process was first."""
         content = {
             "format": FORMAT,
             "config": config.as_json(),
@@ -123,13 +153,13 @@ class Manifest:
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             **extra,
         }
-        manifest = Manifest(folder, content)
-        manifest.write()
-        return manifest
+        return create_atomically(folder / FILE, Manifest(folder, content).encoded())
+
+    def encoded(self) -> bytes:
+        return (json.dumps(self.content, indent=1, allow_nan=False) + "\n").encode()
 
     def write(self) -> None:
-        text = json.dumps(self.content, indent=1, allow_nan=False) + "\n"
-        write_atomically(self.folder / FILE, text.encode())
+        write_atomically(self.folder / FILE, self.encoded())
 
     def differences(self, config: Config) -> list[str]:
         """``name: there, here`` of what this folder's run and ``config`` disagree about."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
+import json
+import os
 import pickle
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._extras import require
+from .._extras import MissingExtra, require
 from ..network import owning_module
 
 EXTRA = "evaluate"
@@ -39,6 +43,8 @@ class LoadedModel:
     #: share of the shorter side that the centre crop keeps
     crop: float = _CROP
     interpolation: str = "bicubic"
+    #: a picture in RGB to a tensor in [0, 1], in place of ``input_size``, ``crop``, ``interpolation``
+    transform: Callable[[Any], Tensor] | None = None
     bounds: tuple[float, float] | None = None
     preprocessing: Mapping[str, Any] | None = None
     #: sha256 of the weights, or of what else identifies the model
@@ -87,6 +93,11 @@ def load_model(
 
 
 def _load_named(spec: str, weights: str | Path | None) -> LoadedModel:
+    with _loading(spec):
+        return _load_one(spec, weights)
+
+
+def _load_one(spec: str, weights: str | Path | None) -> LoadedModel:
     kind, _, name = spec.partition(":")
     if kind in ("timm", "torchvision", "hf") and name:
         if kind == "hf" and weights is not None:
@@ -191,8 +202,6 @@ def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
 
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: PIL's numbers, which Hugging Face's processors keep.
-_PIL_MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
 def _hugging_face(name: str, weights: None) -> LoadedModel:
@@ -201,28 +210,57 @@ def _hugging_face(name: str, weights: None) -> LoadedModel:
         name, trust_remote_code=False, use_safetensors=True
     )
     processor = transformers.AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
-    size = getattr(processor, "crop_size", None) or processor.size
-    get = size.get if hasattr(size, "get") else (lambda key: getattr(size, key, None))
-    side = int(get("height") or get("shortest_edge"))
-    whole = processor.size
-    shortest = (
-        whole.get("shortest_edge")
-        if hasattr(whole, "get")
-        else getattr(whole, "shortest_edge", None)
-    )
+    transform, scaling = _hugging_face_pictures(name, processor)
     labels = model.config.id2label
+    # How pictures are made belongs to what identifies the model.
+    weights = fingerprint(model) + json.dumps(processor.to_dict(), sort_keys=True, default=str)
     return LoadedModel(
         model.eval(),
         f"hf:{name}",
-        [str(labels[i]) for i in range(len(labels))],
-        input_size=side,
-        crop=min(1.0, side / shortest) if shortest else 1.0,
-        interpolation=_PIL_MODES.get(int(getattr(processor, "resample", 3)), "bicubic"),
+        [str(labels.get(i, i)) for i in range(model.config.num_labels)],
+        crop=1.0,
+        interpolation="the processor's",
+        transform=transform,
         bounds=(0.0, 1.0),
-        preprocessing=_scaling(processor.image_mean, processor.image_std)
-        if getattr(processor, "do_normalize", True)
-        else None,
+        preprocessing=scaling,
+        fingerprint=hashlib.sha256(weights.encode()).hexdigest(),
     )
+
+
+def _hugging_face_pictures(name: str, processor) -> tuple[Callable[[Any], Tensor], Any]:
+    """The processor without its normalisation, and the normalisation. Processors squash, crop and
+    resize each in their own way, so theirs is used; that both parts make the whole is tried out.
+
+    Raises:
+        ValueError: they do not, or pixels do not come in [0, 1].
+    """
+    image = require("PIL.Image", "pillow", EXTRA)
+
+    def pixels(picture, **options) -> Tensor:
+        out = processor(picture, return_tensors="pt", **options)["pixel_values"]
+        return torch.as_tensor(out)[0].float()
+
+    def transform(picture) -> Tensor:
+        return pixels(picture, do_normalize=False)
+
+    scaling = None
+    if getattr(processor, "do_normalize", False):
+        scaling = _scaling(processor.image_mean, processor.image_std)
+    columns = torch.linspace(0, 255, 320).to(torch.uint8).expand(240, 320)
+    rows = torch.linspace(0, 255, 240).to(torch.uint8)[:, None].expand(240, 320)
+    picture = image.fromarray(torch.stack([columns, rows, 255 - rows], -1).numpy())
+    raw, whole = transform(picture), pixels(picture)
+    low, high = float(raw.min()), float(raw.max())
+    apart = raw
+    if scaling is not None:
+        apart = (raw - scaling["mean"][:, None, None]) / scaling["std"][:, None, None]
+    # cubic filters leave [0, 1] by some per cent where a processor does not round
+    if low < -0.2 or high > 1.2 or high < 0.1 or not torch.allclose(apart, whole, atol=1e-3):
+        raise ValueError(
+            f"evaluate: model must scale pixels in [0, 1] by a mean and a standard deviation, got "
+            f"another preprocessing in hf:{name}; wrap it in path.py:factory"
+        )
+    return transform, scaling
 
 
 def _scaling(mean, std) -> dict[str, Any]:
@@ -244,6 +282,10 @@ def _from_file(path: Path, factory: str, weights: str | Path | None) -> LoadedMo
     made = getattr(module, factory)()
     loaded = made if isinstance(made, LoadedModel) else None
     model = loaded.model if loaded else made
+    if not callable(model):
+        raise ValueError(  # noqa: TRY004  (a file's fault, not the caller's)
+            f"evaluate: model must be what {factory}() of {path} returns, got {type(model).__name__}"
+        )
     if weights is not None:
         if not isinstance(model, nn.Module):
             raise ValueError("evaluate: weights must be left out for a model that is no nn.Module")
@@ -260,7 +302,8 @@ def _exported(path: Path) -> LoadedModel:
     if not path.is_file():
         raise ValueError(f"evaluate: model must name a file, got {path}")
     if path.suffix == ".pt2":
-        model = torch.export.load(path).module()
+        with _no_pickles():
+            model = torch.export.load(path).module()
         # What was exported is what runs; the flag, which eval() may not set here, says nothing.
         for part in model.modules():
             part.training = False
@@ -268,6 +311,45 @@ def _exported(path: Path) -> LoadedModel:
         model = torch.jit.load(path, map_location="cpu").eval()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return LoadedModel(model, path.name, fingerprint=digest)
+
+
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """``torch.export.load`` unpickles tensors, constants and example inputs of an archive, whatever
+    they are: here only what ``weights_only`` lets through. Formulas of shapes are still evaluated.
+    Not for use from several threads at once."""
+    flag = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(flag)
+    archive = importlib.import_module("torch.export.pt2_archive._package")
+    module = archive.pickle
+    os.environ[flag] = "1"
+    archive.pickle = None
+    try:
+        yield
+    finally:
+        archive.pickle = module
+        if before is None:
+            del os.environ[flag]
+        else:
+            os.environ[flag] = before
+
+
+@contextlib.contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Whatever a package, a file or a factory raises is one error that names it."""
+    try:
+        yield
+    except MissingExtra:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ValueError) and str(error).startswith("evaluate: "):
+            raise
+        lines = str(error).strip().splitlines()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ValueError(
+            f"evaluate: model must load, got {type(error).__name__}: {lines[0] if lines else ''} "
+            f"({Path(place.filename).name}, line {place.lineno}) from {what}"
+        ) from error
 
 
 def _load_weights(model: nn.Module, path: str | Path) -> None:

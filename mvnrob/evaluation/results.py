@@ -71,6 +71,17 @@ def _write(path: Path, table) -> None:
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
+def _read(path: Path):
+    """A part's table; a damaged one is named."""
+    pa, parquet = arrow()
+    try:
+        return parquet.read_table(path)
+    except pa.ArrowException as error:
+        raise ValueError(
+            f"evaluate: out must hold readable parts, got {path} ({error}); delete it and resume"
+        ) from None
+
+
 class Parts:
     """The parts of a run: for each finished chunk its rows, and its timings in a file of its own."""
 
@@ -86,7 +97,8 @@ class Parts:
 
     def finished(self) -> set[int]:
         """Chunks whose part is there. A part is renamed into place, so what is there is whole."""
-        return {int(path.stem) for path in self.parts.glob("[0-9]*.parquet")}
+        there = {int(p.stem) for p in self.parts.glob("[0-9]*.parquet") if p.stem.isdecimal()}
+        return {chunk for chunk in there if chunk < self.config.chunks}
 
     def write(self, chunk: int, rows: list[dict[str, Any]], timings: list[dict[str, Any]]) -> None:
         """The timings first: a chunk is finished when its rows are there."""
@@ -97,16 +109,28 @@ class Parts:
 
     def join(self) -> None:
         """The finished table and the timings from all parts: the same bytes from the same parts."""
-        pa, parquet = arrow()
-        tables = [parquet.read_table(self._path(c)) for c in range(self.config.chunks)]
-        whole = pa.concat_tables(tables) if tables else schema(self.config).empty_table()
-        # One chunk per column, whatever the parts were: the writer's pages depend on it.
-        _write(self.folder / RESULTS, whole.combine_chunks().replace_schema_metadata(
+        pa, _ = arrow()
+        tables = [self._rows(c) for c in range(self.config.chunks)]
+        paths = (self.parts / f"timing-{c:08d}.parquet" for c in range(self.config.chunks))
+        times = [_read(path) for path in paths if path.is_file()]
+        times = pa.concat_tables(times) if times else timing_schema().empty_table()
+        _write(self.folder / TIMINGS, times.combine_chunks())
+        # Last, since a run is finished when it is there. One chunk per column, whatever the parts
+        # were: the writer's pages depend on it.
+        _write(self.folder / RESULTS, pa.concat_tables(tables).combine_chunks().replace_schema_metadata(
             schema(self.config).metadata
         ))  # fmt: skip
-        times = [parquet.read_table(path) for path in sorted(self.parts.glob("timing-*.parquet"))]
-        if times:
-            _write(self.folder / TIMINGS, pa.concat_tables(times).combine_chunks())
+
+    def _rows(self, chunk: int):
+        """A part, if it is this run's and has all its rows."""
+        path, wanted = self._path(chunk), schema(self.config)
+        table = _read(path)
+        rows = len(self.config.members(chunk)) * len(self.config.methods) * len(self.config.sigmas)
+        if not table.schema.equals(wanted, check_metadata=True) or table.num_rows != rows:
+            raise ValueError(
+                f"evaluate: out must hold parts of this run, got {path} of another one"
+            )
+        return table
 
 
 class Evaluation:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +19,18 @@ from .._mvn_cdf import Status
 from ..network import Network
 from ..robustness import DEFAULT_MAX_BYTES, METHODS, robustness
 from .images import to_tensor
-from .manifest import Config, Manifest, OtherRun
+from .manifest import FILE, Config, Manifest, OtherRun
 from .models import LoadedModel, load_model
 from .progress import Progress
 from .ranks import Ranks
-from .results import OUT_OF_MEMORY, UNREADABLE, Evaluation, Parts
-from .sources import Example, Source, load_source
+from .results import OUT_OF_MEMORY, PARTS, UNREADABLE, Evaluation, Parts
+from .sources import Example, Source, load_source, printable
 
 #: Examples that pass together unless given: few of large inputs, many of small ones.
 _CHUNK_LARGE, _CHUNK_SMALL, _LARGE = 8, 64, 10_000
 TARGETS = ("prediction", "label")
+#: Seconds between looks for chunks of other processes: a folder of many parts is long to list.
+_LOOK_EVERY = 5.0
 
 
 class Stopped(RuntimeError):
@@ -112,7 +116,7 @@ def evaluate(
         _override(loaded, input_size, bounds, preprocessing)
         run = _Run(loaded, source, device_of(device, ranks.local))
         config = run.configure(
-            sigmas=_sigmas(sigma),
+            sigmas=sigmas_of("evaluate", sigma),
             methods=_methods(method),
             target=target,
             options=options or {},
@@ -124,11 +128,23 @@ def evaluate(
             max_bytes=max_bytes,
         )
         mine = _shard(shard)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"evaluate: workers must be a positive int, got {workers!r}")
         folder = Path(out)
         parts = Parts(folder, config)
-        problem = _open(folder, config, source, loaded, resume, parts) if ranks.leads else None
+        problem: Exception | None = None
+        if ranks.leads:
+            try:
+                if (text := _open(folder, config, source, loaded, resume, parts)) is not None:
+                    problem = OtherRun(text)
+            except (OSError, ValueError) as error:
+                problem = error
         if (problem := ranks.share(problem)) is not None:
-            raise OtherRun(problem)
+            raise problem
+        if any(other != config.as_json() for other in ranks.all_of(config.as_json())):
+            raise OtherRun(
+                "evaluate: ranks must have one configuration, model and data, got several"
+            )
         before = torch.get_num_threads()
         torch.set_num_threads(config.threads)
         try:
@@ -150,12 +166,13 @@ def _open(
     """Makes the folder, or finds it fit to go on with; otherwise says what is wrong."""
     manifest = Manifest.read(folder)
     if manifest is None:
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(map(_is_foreign, folder.iterdir())):
             return f"evaluate: out must be a new or empty folder, or hold a run, got {folder}"
         parts.prepare()
-        names = source.class_names or loaded.class_names
-        Manifest.create(folder, config, {"class_names": loaded.class_names or names})
-        return None
+        names = loaded.class_names or source.class_names
+        if Manifest.create(folder, config, {"class_names": names}):
+            return None
+        manifest = Manifest.read(folder)  # another process was faster
     if different := manifest.differences(config):
         return (
             f"evaluate: out must hold a run of this configuration, got another one in {folder}: "
@@ -172,6 +189,13 @@ def _open(
         )
     parts.prepare()
     return None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether it is not what a run leaves that is killed before its manifest is written."""
+    if path.name == PARTS and path.is_dir():
+        return any(path.iterdir())
+    return not path.name.startswith(f".{FILE}.")
 
 
 class _Run:
@@ -238,13 +262,40 @@ class _Run:
             bounds=loaded.bounds,
             preprocessing=None
             if scaling is None
-            else {k: v.tolist() if isinstance(v, Tensor) else v for k, v in scaling.items()},
+            else {k: v.tolist() if hasattr(v, "tolist") else v for k, v in scaling.items()},
         )
+        try:
+            json.dumps(self.config.as_json(), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"evaluate: options, bounds and preprocessing must be finite numbers and text: {error}"
+            ) from None
         # An empty batch has robustness check every option before anything long runs.
         empty = self._like.new_zeros(0, *self._like.shape, device=self.device)
         for m in methods:
             self._ask(m, empty, None, 0, max_bytes)
+        self._try_out()
         return self.config
+
+    def _try_out(self) -> None:
+        """One batch through the network, so that a model that does not take such inputs is refused
+        before anything is written."""
+        x = self._like.expand(self.config.chunk, *self._like.shape).to(self.device)
+        try:
+            self._logits(x.contiguous())
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"evaluate: chunk must fit into the memory, got {self.config.chunk}: "
+                f"{str(error).splitlines()[0]}"
+            ) from None
+        except (RuntimeError, TypeError, ValueError) as error:
+            text = str(error)
+            if text.startswith("evaluate: "):
+                raise
+            raise ValueError(
+                f"evaluate: model must take {self._like.dtype} inputs {list(x.shape)}, got "
+                f"{type(error).__name__}: {text}"
+            ) from error
 
     @staticmethod
     def _reads(method: str, option: str) -> bool:
@@ -267,7 +318,7 @@ class _Run:
             ThreadPoolExecutor(max(1, workers)) as pool,
             Progress(config.examples, count(done), shown=shown and ranks.leads) as progress,
         ):
-            self._say = progress.say
+            self._say, looked = progress.say, time.monotonic()
             ahead = self._read_ahead(pool, todo[0]) if todo else None
             for at, chunk in enumerate(todo):
                 examples = [future.result() for future in ahead]
@@ -287,7 +338,11 @@ class _Run:
                     for row in rows
                     if (row["method"], row["sigma"]) == first and row["prob"] is not None
                 ]
-                progress.advance(count(parts.finished()), probs)
+                done.add(chunk)
+                if time.monotonic() - looked > _LOOK_EVERY or chunk == todo[-1]:
+                    done |= parts.finished()  # other processes' too
+                    looked = time.monotonic()
+                progress.advance(count(done), probs)
 
     def _read_ahead(self, pool: ThreadPoolExecutor, chunk: int):
         return [pool.submit(self._read, index) for index in self.config.members(chunk)]
@@ -297,11 +352,11 @@ class _Run:
         try:
             example = self.source.read(index)
         except Exception as error:  # noqa: BLE001  (whatever it is, it is about this example)
-            return self.source.named(index), f"{type(error).__name__}: {error}"
+            return self.source.named(index), printable(f"{type(error).__name__}: {error}")
         try:
             x = read_tensor(example, self.source, self.loaded)
-        except (OSError, TypeError, ValueError, RuntimeError) as error:
-            return example, f"{type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001  (decoders raise what they like, too)
+            return example, printable(f"{type(error).__name__}: {error}")
         if x.shape != self._like.shape or x.dtype != self._like.dtype:
             return example, (
                 f"{x.dtype} {list(x.shape)} where the first example is {self._like.dtype} "
@@ -353,7 +408,7 @@ class _Run:
                 for s, sigma in enumerate(config.sigmas):
                     row = dict.fromkeys(_NUMBERS) | {
                         "index": members[at],
-                        "name": example.name,
+                        "name": printable(example.name),
                         "method": method,
                         "sigma": sigma,
                         "label": example.label,
@@ -495,8 +550,15 @@ def _plain(result: dict[str, Any], s: int, at: int) -> dict[str, Any]:
 
 def _override(loaded: LoadedModel, input_size, bounds, preprocessing) -> None:
     if input_size is not None:
+        if loaded.transform is not None:
+            raise ValueError(
+                f"evaluate: input_size must be left out for {loaded.name}, whose pictures have their "
+                f"own, got {input_size}"
+            )
         loaded.input_size = input_size
     if bounds is not None:
+        if len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise ValueError(f"evaluate: bounds must be (low, high), got {bounds!r}")
         loaded.bounds = (float(bounds[0]), float(bounds[1]))
     if preprocessing is not None:
         loaded.preprocessing = preprocessing
@@ -504,7 +566,20 @@ def _override(loaded: LoadedModel, input_size, bounds, preprocessing) -> None:
 
 def device_of(device: str | torch.device | None, local_rank: int = 0) -> torch.device:
     """The device named, or CUDA where there is one; a bare "cuda" is the rank's own."""
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        raise ValueError(
+            f"evaluate: device must be one of torch's, got {device!r}: {text}"
+        ) from None
+    if chosen.type not in ("cpu", "cuda") or (
+        chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ValueError(
+            f"evaluate: device must be cpu or one of {torch.cuda.device_count()} CUDA devices, got "
+            f"{chosen}"
+        )
     if chosen.type == "cuda" and chosen.index is None:
         return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
     return chosen
@@ -531,7 +606,13 @@ def first_readable(source: Source, loaded: LoadedModel) -> Tensor:
         except Exception as error:  # noqa: BLE001  (readers raise what they like)
             last = error
         else:
-            return read_tensor(example, source, loaded)
+            pictures = loaded.transform is not None or loaded.input_size is not None
+            if not (pictures and hasattr(example.x, "convert")):
+                return read_tensor(example, source, loaded)
+            try:
+                return read_tensor(example, source, loaded)
+            except Exception as error:  # noqa: BLE001  (decoders raise what they like, too)
+                last = error
     raise ValueError(
         f"evaluate: data must hold a readable example, got {last or 'none'} in {source.name}"
     )
@@ -542,13 +623,17 @@ def _threads(out: str | Path) -> int:
     return torch.get_num_threads() if manifest is None else manifest.content["config"]["threads"]
 
 
-def _sigmas(sigma) -> tuple[float, ...]:
-    values = [sigma] if isinstance(sigma, (int, float)) else list(sigma)
-    if not values or any(not 0 <= float(v) < math.inf for v in values):
-        raise ValueError(f"evaluate: sigma must be one or more numbers >= 0, got {sigma!r}")
+def sigmas_of(op: str, sigma) -> tuple[float, ...]:
+    """One or several noise levels as floats, without repeats."""
+    try:
+        values = [float(v) for v in (sigma if hasattr(sigma, "__iter__") else (sigma,))]
+    except (TypeError, ValueError, RuntimeError):
+        values = []
+    if not values or isinstance(sigma, (str, bool)) or any(not 0 <= v < math.inf for v in values):
+        raise ValueError(f"{op}: sigma must be one or more numbers >= 0, got {sigma!r}")
     if len(set(values)) != len(values):
-        raise ValueError(f"evaluate: sigma must not repeat a value, got {sigma!r}")
-    return tuple(float(v) for v in values)
+        raise ValueError(f"{op}: sigma must not repeat a value, got {sigma!r}")
+    return tuple(values)
 
 
 def _methods(method) -> tuple[str, ...]:

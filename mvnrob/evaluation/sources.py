@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,28 @@ class Example:
     x: Any
     label: int | None
     name: str
+
+
+def printable(text: str) -> str:
+    """Text that UTF-8 can write: bytes of a file name that are none appear as ``\\xff``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def as_label(value) -> int | None:
+    """A class number, or None.
+
+    Raises:
+        ValueError: not a whole number.
+    """
+    if value is None:
+        return None
+    try:
+        number = float(value)
+        if number == int(number):
+            return int(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise ValueError(f"label must be a whole number, got {str(value)[:50]}")
 
 
 class Source:
@@ -56,8 +79,18 @@ class Arrays(Source):
     """Inputs in one array ``[N, *shape]``, labels ``[N]`` or none."""
 
     def __init__(self, name: str, x: Tensor, labels, class_names=None) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"evaluate: data must have shape [N, *shape], got {list(x.shape)}")
+        x = x.detach().cpu()
         self.name, self.x, self.class_names = name, x, class_names
-        self.labels = None if labels is None else [int(y) for y in labels]
+        if labels is not None and len(labels) != len(x):
+            raise ValueError(
+                f"evaluate: data must have a label for each input, got {len(labels)} for {len(x)}"
+            )
+        try:
+            self.labels = None if labels is None else [as_label(y) for y in labels]
+        except ValueError as error:
+            raise ValueError(f"evaluate: data must have classes as labels: {error}") from None
         digest = hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode())
         digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         digest.update(repr(self.labels).encode())
@@ -80,7 +113,7 @@ class Files(Source):
         self.name = str(folder)
         found: list[tuple[Path, int | None]] = []
         if folders:
-            self.class_names = [p.name for p in folders]
+            self.class_names = [printable(p.name) for p in folders]
             for label, part in enumerate(folders):
                 found += [(path, label) for path in _pictures(part.rglob("*"))]
         else:
@@ -92,7 +125,8 @@ class Files(Source):
         self.folder, self.found = folder, found
         digest = hashlib.sha256()
         for path, _ in found:
-            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            line = f"{path.relative_to(folder)} {path.stat().st_size}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
         self.fingerprint = digest.hexdigest()
 
     def __len__(self) -> int:
@@ -131,21 +165,29 @@ class Shards(Source):
         digest = hashlib.sha256()
         for shard in shards:
             digest.update(f"{shard.name} {shard.stat().st_size}\n".encode())
-            with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    if not member.isfile():
-                        continue
-                    folder, _, file = member.name.rpartition("/")
-                    stem, _, ending = file.partition(".")  # WebDataset: the key ends at a dot
-                    key = f"{folder}/{stem}" if folder else stem
-                    place = (member.offset_data, member.size)
-                    if f".{ending.lower()}" in SUFFIXES:
-                        self._pictures.append((shard, key, *place))
-                    elif ending in ("cls", "json"):
-                        self._labels[shard, key] = (ending, *place)
+            try:
+                self._index(shard)
+            except tarfile.TarError as error:
+                raise ValueError(
+                    f"evaluate: data must be plain tar shards, got {shard}: {error}"
+                ) from None
         if not self._pictures:
             raise ValueError(f"evaluate: data must hold pictures in its shards, got {spec}")
         self.fingerprint = digest.hexdigest()
+
+    def _index(self, shard: Path) -> None:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, file = member.name.rpartition("/")
+                stem, _, ending = file.partition(".")  # WebDataset: the key ends at a dot
+                key = f"{folder}/{stem}" if folder else stem
+                place = (member.offset_data, member.size)
+                if f".{ending.lower()}" in SUFFIXES:
+                    self._pictures.append((shard, key, *place))
+                elif ending in ("cls", "json"):
+                    self._labels[shard, key] = (ending, *place)
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -167,7 +209,7 @@ class Shards(Source):
                 value = json.loads(text) if ending == "json" else text.strip()
                 if isinstance(value, dict):
                     value = value.get("label", value.get("cls"))
-                label = None if value is None else int(value)
+                label = as_label(value)
         return Example(image, label, f"{shard.name}/{key}")
 
 
@@ -195,7 +237,7 @@ class HuggingFace(Source):
     def read(self, index: int) -> Example:
         row = self._data[index]
         label = None if self._label is None else row[self._label]
-        return Example(row[self._image], None if label is None else int(label), str(index))
+        return Example(row[self._image], as_label(label), str(index))
 
 
 class Indexed(Source):
@@ -206,7 +248,7 @@ class Indexed(Source):
         self.name = type(data).__name__
         names = getattr(data, "classes", None)
         self.class_names = [str(n) for n in names] if isinstance(names, (list, tuple)) else None
-        self.fingerprint = f"{self.name} {len(data)}"
+        self.fingerprint = f"{self.name} {len(data)} {_sampled(self)}"
 
     def __len__(self) -> int:
         return len(self._data)
@@ -220,7 +262,25 @@ class Indexed(Source):
             x, label = item[0], item[1] if len(item) > 1 else None
         else:
             x, label = item, None
-        return Example(x, None if label is None else int(label), str(index))
+        if x is None:
+            raise ValueError("no x, image, pixel_values or input in it")
+        return Example(x, as_label(label), str(index))
+
+
+def _sampled(source: Source) -> str:
+    """sha256 of the first, the middle and the last example: other data of the same length differ."""
+    digest = hashlib.sha256()
+    for index in sorted({0, len(source) // 2, len(source) - 1} - {-1, len(source)}):
+        try:
+            example = source.read(index)
+            x = example.x.detach().cpu() if isinstance(example.x, Tensor) else example.x
+            x = np.ascontiguousarray(x)
+        except Exception as error:  # noqa: BLE001  (readers raise what they like)
+            digest.update(type(error).__name__.encode())
+        else:
+            digest.update(f"{x.dtype} {x.shape} {example.label}".encode())
+            digest.update(x.tobytes())
+    return digest.hexdigest()
 
 
 def load_source(spec) -> Source:
@@ -344,7 +404,15 @@ _BUILT_IN = {"digits": _digits, "photos": _Photos}
 def _npz(path: Path) -> Source:
     if not path.is_file():
         raise ValueError(f"evaluate: data must name a file, got {path}")
-    with np.load(path, allow_pickle=False) as file:
+    try:
+        file = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"evaluate: data must be an .npz file, got {path}: {error}") from None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError(  # noqa: TRY004  (a file of another kind)
+            f"evaluate: data must be an .npz file, got a single array in {path}"
+        )
+    with file:
         names = list(file)
         inputs = next((n for n in ("x", "images", "x_test", "data") if n in names), None)
         labels = next((n for n in ("y", "labels", "y_test", "label") if n in names), None)
@@ -352,8 +420,12 @@ def _npz(path: Path) -> Source:
             raise ValueError(
                 f"evaluate: data must hold x or images, got {', '.join(names)} in {path}"
             )
-        x = torch.from_numpy(file[inputs])
-        y = None if labels is None else file[labels]
+        try:
+            x = file[inputs]
+            x = torch.from_numpy(x.astype(x.dtype.newbyteorder("="), copy=False))
+            y = None if labels is None else file[labels]
+        except (OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"evaluate: data must hold numbers, got {path}: {error}") from None
     if x.dtype == torch.uint8:
         x = x.float().div_(255)
         if x.dim() == 4 and x.shape[-1] in (1, 3):
@@ -368,7 +440,9 @@ def _expanded(spec: str) -> list[Path]:
     head, brace, rest = spec.partition("{")
     if brace and ".." in rest:
         span, _, tail = rest.partition("}")
-        first, last = span.split("..")
+        first, _, last = span.partition("..")
+        if not (first.isdecimal() and last.isdecimal()):
+            raise ValueError(f"evaluate: data must have numbers in its braces, got {spec!r}")
         paths = [
             Path(f"{head}{number:0{len(first)}d}{tail}")
             for number in range(int(first), int(last) + 1)
@@ -388,11 +462,20 @@ def _hugging_face(spec: str) -> Source:
     datasets = require("datasets", "datasets", "hf")
     name = spec.removeprefix("hf:")
     if Path(name).is_dir():
-        data = datasets.load_from_disk(name)
+        try:
+            data = datasets.load_from_disk(name)
+        except Exception as error:  # noqa: BLE001  (that package raises many kinds)
+            raise ValueError(
+                f"evaluate: data must be a folder of save_to_disk, got {name}: {error}"
+            ) from None
         if isinstance(data, datasets.DatasetDict):
             raise ValueError(
                 f"evaluate: data must be one split, got {', '.join(data)} in {name}; name its folder"
             )
         return HuggingFace(spec, data)
     name, _, split = name.partition(":")
-    return HuggingFace(spec, datasets.load_dataset(name, split=split or "test"))
+    try:
+        data = datasets.load_dataset(name, split=split or "test")
+    except Exception as error:  # noqa: BLE001  (that package raises many kinds)
+        raise ValueError(f"evaluate: data must load, got {spec}: {error}") from None
+    return HuggingFace(spec, data)

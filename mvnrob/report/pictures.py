@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+from pathlib import Path
 
 import numpy as np
 
-from .._extras import MissingExtra, require
+from .._extras import require
+from ..evaluation.images import to_rgb
 from ..evaluation.results import Evaluation
 from ..evaluation.sources import Source, load_source
 
@@ -18,19 +20,24 @@ def open_source(run: Evaluation, source: Source | None) -> Source | None:
     """The run's data set: the one given, or what the manifest names, if it still has the same
     fingerprint. A report without pictures says so."""
     if source is None:
+        if run.config.data.startswith("hf:") and not Path(run.config.data[3:]).is_dir():
+            return None  # would be a download
         try:
             source = load_source(run.config.data)
-        except (ValueError, OSError, MissingExtra):
+        except Exception:  # noqa: BLE001  (whatever is wrong with it: a page without pictures)
             return None
     return source if source.fingerprint == run.config.data_fingerprint else None
 
 
 def thumbnail(source: Source, index: int) -> bytes | None:
-    """PNG bytes of an example; None when it has no shape of a picture."""
+    """PNG bytes of an example; None when it has no shape of a picture or cannot be read."""
     pil = require("PIL.Image", "pillow", "evaluate")
-    x = source.read(index).x
+    try:
+        x = source.read(index).x
+    except Exception:  # noqa: BLE001  (no longer to be read: a page without this picture)
+        return None
     if hasattr(x, "convert"):
-        image = x.convert("RGB")
+        image = to_rgb(x)
         image.thumbnail((_SIDE, _SIDE))
     else:
         pixels = _pixels(np.asarray(x, dtype=np.float64))
