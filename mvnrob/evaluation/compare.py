@@ -12,6 +12,8 @@ from ..intervals import student_t_quantile
 from .results import Evaluation
 
 _LEVEL = 0.99
+#: Differences of p that say nothing, where a method states no error of its own.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,15 @@ class Comparison:
         return "\n".join(lines)
 
 
+def _bounds(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends; p give or take rounding where no error is stated."""
+    p, unstated = rows["prob"].astype(float), np.isnan(rows["error"].astype(float))
+    return (
+        np.where(unstated, p - _ROUNDING / 2, rows["lower"].astype(float)),
+        np.where(unstated, p + _ROUNDING / 2, rows["upper"].astype(float)),
+    )
+
+
 def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> Comparison:
     """Two finished runs over the same data: means, examples and classes that changed.
 
@@ -103,11 +114,13 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
         before, after: :class:`Evaluation` or their folders. Other models, methods, sigmas, limits may
             differ; what both have is compared, example by example.
 
-    An example has changed when its intervals ``[lower, upper]`` do not meet. The half-width of a mean
+    An example has changed when its intervals ``[lower, upper]`` do not meet; where a method states no
+    error, when its p differ by more than 1e-6. The half-width of a mean
     difference is that of a paired t-interval over examples.
 
     Raises:
-        ValueError: a run is not finished, the data differ, or no method and sigma is in both.
+        ValueError: a run is not finished, the data or the targets differ, or no method and sigma is in
+            both.
     """
     a = before if isinstance(before, Evaluation) else Evaluation(before)
     b = after if isinstance(after, Evaluation) else Evaluation(after)
@@ -115,6 +128,10 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
         raise ValueError(
             f"compare: runs must be over the same data, got {a.config.data} and {b.config.data} of "
             "other contents"
+        )
+    if a.config.target != b.config.target:
+        raise ValueError(
+            f"compare: runs must be about the same target, got {a.config.target} and {b.config.target}"
         )
     common = [
         (m, s)
@@ -129,7 +146,7 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
         {
             name: table[name].to_numpy(zero_copy_only=False)
             for name in ("index", "name", "method", "sigma", "label", "predicted", "prob",
-                         "lower", "upper")
+                         "error", "lower", "upper")
         }
         for table in (a.table(), b.table())
     ]  # fmt: skip
@@ -151,7 +168,8 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
         if count == 0:
             continue
         gap = two["prob"] - one["prob"]
-        raised, lowered = two["lower"] > one["upper"], two["upper"] < one["lower"]
+        bounds = [_bounds(rows) for rows in (one, two)]
+        raised, lowered = bounds[1][0] > bounds[0][1], bounds[1][1] < bounds[0][0]
         half = math.nan
         if count > 1:
             half = student_t_quantile(_LEVEL, count - 1) * gap.std(ddof=1) / math.sqrt(count)
@@ -174,7 +192,7 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
             number = np.where(np.isnan(label), one["predicted"].astype(float), label).astype(int)
             classes = [
                 ClassChange(
-                    int(c), names[c] if names and c < len(names) else str(c),
+                    int(c), names[c] if names and 0 <= c < len(names) else str(c),
                     int((number == c).sum()), float(one["prob"][number == c].mean()),
                     float(two["prob"][number == c].mean()),
                 )

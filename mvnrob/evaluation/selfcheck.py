@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-from ..robustness import RobustnessResult, robustness
+from ..network import Network
+from ..robustness import METHODS, RobustnessResult, robustness
 from .models import LoadedModel, load_model
-from .runner import device_of, first_readable, read_tensor
+from .runner import device_of, first_readable, read_tensor, sigmas_of
 from .sources import load_source
 
 DEFAULT_METHODS = ("taylor", "mmse", "logit_moments")
@@ -109,16 +110,27 @@ def selfcheck(
     methods = tuple(methods)
     if "mc" in methods or not methods:
         raise ValueError(f"selfcheck: methods must be other than mc, got {', '.join(methods)!r}")
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown:
+        raise ValueError(f"selfcheck: methods must be of {', '.join(METHODS)}, got {unknown[0]!r}")
+    if n_samples is not None and not set(methods) & set(_PER_SIGMA):
+        raise ValueError(f"selfcheck: n_samples must be left out for {', '.join(methods)}")
     for name, value, least in (("n_examples", n_examples, 2), ("draws", draws, 100)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"selfcheck: {name} must be an int of at least {least}, got {value!r}")
-    sigmas = [float(sigma)] if isinstance(sigma, (int, float)) else [float(s) for s in sigma]
+    sigmas = sigmas_of("selfcheck", sigma)
     loaded, source = load_model(model, weights=weights), load_source(data)
     chosen_device = device_of(device)
     if isinstance(loaded.model, torch.nn.Module):
         loaded.model.to(chosen_device)
     index, x = _sample(loaded, source, n_examples, seed)
     x = x.to(chosen_device)
+    finite = _answered(loaded, x)
+    index, x = [i for i, good in zip(index, finite, strict=True) if good], x[finite]
+    if not index:
+        raise ValueError(
+            "selfcheck: model must have logits that are numbers, got NaN at all inputs"
+        )
     answers, seconds = {}, {}
     for method in ("mc", *methods):
         options = {}
@@ -141,15 +153,30 @@ def selfcheck(
     for s, level in enumerate(sigmas):
         mc = answers["mc"]
         p = mc.prob[s]
-        variance = float((p * (1 - p)).mean())
+        variance = _variance(p, draws)
         noise[level] = math.sqrt(variance / draws)
         here = [
-            _check(m, level, answers[m], mc, s, seconds[m], len(sigmas), variance / draws)
+            _check(m, level, answers[m], mc, s, seconds[m], len(sigmas), variance, draws)
             for m in methods
         ]
         checks += here
         recommended[level] = _recommend(here, noise[level])
     return SelfCheck(tuple(checks), recommended, tuple(index), draws, noise, answers)
+
+
+def _variance(p: torch.Tensor, draws: int) -> float:
+    """Mean of p (1 - p), with two flips and two non-flips added to each count (Agresti and Coull): no
+    flip in so many draws is not the knowledge that there is none."""
+    p = (p * draws + 2) / (draws + 4)
+    return float((p * (1 - p)).mean())
+
+
+def _answered(loaded: LoadedModel, x: torch.Tensor) -> torch.Tensor:
+    """Which inputs have logits without NaN, ``[n]``; the others have no answer to compare."""
+    with torch.no_grad():
+        network = Network("selfcheck", loaded.model, loaded.preprocessing, x)
+        logits = [network(one.to(network.work_dtype)) for one in x.split(1)]
+    return ~torch.cat(logits).isnan().any(1)
 
 
 def _sample(loaded: LoadedModel, source, count: int, seed: int) -> tuple[list[int], torch.Tensor]:
@@ -177,7 +204,8 @@ def _check(
     s: int,
     seconds: float,
     levels: int,
-    noise_variance: float,
+    variance: float,
+    draws: int,
 ) -> Check:
     gap = (result.prob[s] - mc.prob[s]).double()
     inside = (mc.lower[s] <= result.prob[s]) & (result.prob[s] <= mc.upper[s])
@@ -189,18 +217,17 @@ def _check(
     )
     if method in _PER_SIGMA:
         forwards /= levels  # the others' one Jacobian would be needed for a single sigma, too
-    spread = float((mc.prob[s] * (1 - mc.prob[s])).mean())
     return Check(
         method,
         sigma,
         float(gap.mean()),
         float(gap.abs().mean()),
-        math.sqrt(max(float(gap.square().mean()) - noise_variance, 0.0)),
+        math.sqrt(max(float(gap.square().mean()) - variance / draws, 0.0)),
         float(inside.double().mean()),
         float(stated.double().mean()),
         forwards,
         seconds / levels,
-        math.sqrt(spread / max(forwards, 1.0)),
+        math.sqrt(variance / max(forwards, 1.0)),
     )
 
 
@@ -208,6 +235,11 @@ def _recommend(checks: list[Check], noise: float) -> tuple[str, str]:
     best = min(checks, key=lambda c: c.rms)
     good = [c for c in checks if c.rms <= max(_AS_GOOD * best.rms, noise)]
     chosen = min(good, key=lambda c: c.forwards)
+    if chosen.rms < noise:
+        return chosen.method, (
+            f"its rms error cannot be told from Monte Carlo's own, {noise:.2g}, for the price of "
+            f"{chosen.forwards:.0f} forward passes, where counting has {chosen.counting:.2g}"
+        )
     if chosen.counting < chosen.rms:
         return "mc", (
             f"counting as many forward passes as {chosen.method} costs, {chosen.forwards:.0f}, has an "
