@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import cycle
 
 import numpy as np
 
@@ -31,9 +32,10 @@ def distribution(parts: list[st.Answers], method: str) -> bytes:
     """Share of examples with a p of at most x, one line per sigma."""
     figure = _figure()
     axis = figure.subplots()
-    for colour, part in zip(COLOURS, [a for a in parts if a.method == method], strict=False):
-        p = np.sort(part["prob"])
-        share = np.arange(1, len(p) + 1) / max(len(p), 1)
+    mine = [a for a in parts if a.method == method and len(a)]
+    for colour, part in zip(cycle(COLOURS), mine, strict=False):
+        p = np.concatenate([[0], np.sort(part["prob"]), [1.01]])
+        share = np.minimum(np.arange(len(p)) / len(part), 1)
         axis.step(p, share, where="post", color=colour, label=f"sigma {part.sigma:g}")
     axis.set(xlabel="p", ylabel="share of examples", xlim=(0, 1.01), ylim=(0, 1.01))
     axis.legend(fontsize=8)
@@ -45,7 +47,7 @@ def sigma_curve(parts: list[st.Answers], methods: tuple[str, ...]) -> bytes:
     """Mean p against sigma with its 99 % interval; the first method's quartiles as a band."""
     figure = _figure()
     axis = figure.subplots()
-    for colour, method in zip(COLOURS, methods, strict=False):
+    for colour, method in zip(cycle(COLOURS), methods, strict=False):
         mine = sorted((a for a in parts if a.method == method and len(a)), key=lambda a: a.sigma)
         sigma = [a.sigma for a in mine]
         mean = np.array([st.mean_interval(a["prob"]) for a in mine]).reshape(-1, 3)
@@ -102,7 +104,7 @@ def against_monte_carlo(parts: list[st.Answers], method: str) -> bytes:
     axis.plot([0, 1], [0, 1], color="0.6", lw=1)
     counts = {a.sigma: a for a in parts if a.method == "mc"}
     mine = [a for a in parts if a.method == method and a.sigma in counts]
-    for colour, part in zip(COLOURS, mine, strict=False):
+    for colour, part in zip(cycle(COLOURS), mine, strict=False):
         mc = counts[part.sigma]
         _, at, at_mc = np.intersect1d(
             part["index"].astype(int), mc["index"].astype(int), return_indices=True

@@ -24,6 +24,8 @@ from . import statistics as st
 _GALLERY = 12
 #: A matrix of flips is drawn up to so many classes; a table of pairs is there always.
 _MOST_CLASSES = 30
+#: What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def report(
@@ -38,7 +40,8 @@ def report(
         run: an :class:`Evaluation` or its folder.
         out: a folder, by default ``report`` in the run's own: ``index.html`` (self-contained: figures
             and pictures inside, no network), the figures as PNG, ``summary.csv``, ``classes.csv``,
-            ``flips.csv``, ``examples.csv``, and ``scores.parquet`` in cleanlab's shape
+            ``flips.csv``, ``examples.csv`` (an apostrophe before names that a spreadsheet would run
+            as formulas), and ``scores.parquet`` in cleanlab's shape
             (:func:`score_frame`).
         source: the data set for the pictures, where the manifest's name does not lead to it.
 
@@ -139,7 +142,7 @@ def _number(x: Any) -> str:
 def _gallery(
     main: st.Answers, names, source: Source | None, half: np.ndarray, *, worst: bool
 ) -> list[dict[str, Any]]:
-    """The examples with the least p, or with the least 1 - p among those predicted as labelled."""
+    """The examples with the least p, or with the least 1 - p."""
     if worst:
         order = np.argsort(main["prob"], kind="stable")
     else:
@@ -192,5 +195,10 @@ def _csv(path: Path, rows: list[dict[str, Any]]) -> None:
     if rows:
         writer = csv.DictWriter(text, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
     write_atomically(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    """Names come from files: one that a spreadsheet would run as a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

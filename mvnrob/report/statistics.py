@@ -15,6 +15,8 @@ BANDS = ((0.0, 0.5), (0.5, 0.9), (0.9, 0.99), (0.99, 0.999), (0.999, 1.0))
 #: An input counts as robust at risk r when p >= 1 - r.
 RISKS = (0.1, 0.05, 0.01)
 LEVEL = 0.99
+#: Values within such a range are alike.
+_ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,18 @@ def groups(of: Answers) -> tuple[np.ndarray, str]:
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 99 % t-interval over examples drawn at random, cut to [0, 1]."""
+    """Mean and its 99 % t-interval over examples drawn at random, cut to [0, 1].
+
+    Examples that are all alike have no spread to speak of, and still others may come: there the ends
+    allow for the share q of unlike ones that n examples miss in one case of 200, (1 - q)^n = .005.
+    """
     n = len(values)
     mean = float(values.mean()) if n else math.nan
     if n < 2:
         return mean, 0.0, 1.0
+    if np.ptp(values) < _ALIKE:
+        met = (0.5 * (1 - LEVEL)) ** (1 / n)
+        return mean, met * mean, 1 - met * (1 - mean)
     half = student_t_quantile(LEVEL, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
@@ -114,7 +123,7 @@ def class_table(of: Answers, names: list[str] | None) -> list[ClassRow]:
 
 
 def name_of(number: int, names: list[str] | None) -> str:
-    return names[number] if names and 0 <= number < len(names) else str(number)
+    return (names[number] if names and 0 <= number < len(names) else "") or str(number)
 
 
 def gini(values: np.ndarray) -> float:
