@@ -77,7 +77,10 @@ def taylor_probability(
         chosen = logits.argmax(1) if target is None else target
         classes = logits.shape[1]
         if len(x) and not 0 <= int(chosen.min()) <= int(chosen.max()) < classes:
-            raise ValueError(f"{op}: target must lie in [0, {classes}), got {int(chosen.max())}")
+            low, high = int(chosen.min()), int(chosen.max())
+            raise ValueError(
+                f"{op}: target must lie in [0, {classes}), got {low if low < 0 else high}"
+            )
         margins = logits.gather(1, chosen[:, None]) - logits
         order = margins.detach().scatter(1, chosen[:, None], math.inf).argsort(dim=1, stable=True)
         count = classes - 1 if rivals is None else min(rivals, classes - 1)

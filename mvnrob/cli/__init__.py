@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .._extras import MissingExtra, require
@@ -25,8 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return USAGE
     except click.exceptions.Abort:
-        print("mvnrob: interrupted; --resume goes on", file=sys.stderr)
+        print("mvnrob: interrupted; evaluate --resume goes on", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # nobody reads any more: `mvnrob info | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return STOPPED
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -34,8 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return USAGE
     except RuntimeError as error:
-        print(f"{error}\nwhat was finished is kept, --resume goes on", file=sys.stderr)
+        print(f"{error}\nwhat was finished is kept, evaluate --resume goes on", file=sys.stderr)
         return STOPPED
     except OSError as error:
-        print(f"mvnrob: {error}; what was finished is kept, --resume goes on", file=sys.stderr)
+        print(
+            f"mvnrob: {error}; what was finished is kept, evaluate --resume goes on",
+            file=sys.stderr,
+        )
         return STOPPED

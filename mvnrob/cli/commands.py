@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +141,16 @@ def evaluate(method, options, mean, std, quiet, bounds, **rest) -> int:
         progress=not quiet,
         **rest,
     )
+    leads = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
+    say = click.echo if leads else lambda text: None
     if not done.is_complete:
         finished, every = done.progress()
-        click.echo(f"{done.folder}: {finished} of {every} chunks")
+        say(f"{done.folder}: {finished} of {every} chunks")
         return FINISHED
-    return _summarise(done)
+    return _summarise(done, say)
 
 
-def _summarise(done) -> int:
+def _summarise(done, say: Callable[[str], None]) -> int:
     """A line for each method and sigma; gaps are counted."""
     columns = ("method", "sigma", "prob", "error", "status", "note")
     table = done.table().select(columns).to_pylist()
@@ -156,18 +160,18 @@ def _summarise(done) -> int:
             rows = [r for r in table if (r["method"], r["sigma"]) == (method, sigma)]
             probs = [r["prob"] for r in rows if r["prob"] is not None]
             if not probs:
-                click.echo(f"{method:14} sigma {sigma:<8g} no answers")
+                say(f"{method:14} sigma {sigma:<8g} no answers")
                 continue
             errors = [r["error"] for r in rows if r["error"] is not None]
             tail = f", largest error {max(errors):.2g}" if errors else ""
             low = sum(p < 0.5 for p in probs)
-            click.echo(
+            say(
                 f"{method:14} sigma {sigma:<8g} mean p {sum(probs) / len(probs):.4f} over "
                 f"{len(probs)} examples, {low} below .5{tail}"
             )
-    click.echo(f"{done.folder / 'results.parquet'}: {len(table)} rows")
+    say(f"{done.folder / 'results.parquet'}: {len(table)} rows")
     if gaps:
-        click.echo(f"{gaps} rows have no answer; their status and note say why")
+        say(f"{gaps} rows have no answer; their status and note say why")
     return WITH_GAPS if gaps else FINISHED
 
 
