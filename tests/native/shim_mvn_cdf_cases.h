@@ -126,7 +126,12 @@ inline void check_factor(int64_t n, int64_t copies) {
   call.args.cov = call.cov.data();
   call.args.cov_strides = {0, n + 1, 1};
   call.args.factor_columns = int32_t(n + 1);
-  call.args.options = {0.02, 0, 1 << 16, mvnrob::Method::automatic, mvnrob::ComputeType::automatic};
+  call.args.options = {0.02,
+                       0,
+                       1 << 16,
+                       mvnrob::Method::automatic,
+                       mvnrob::ComputeType::automatic,
+                       mvnrob::PointSet::lattice};
   mvnrob::shim::run_mvn_cdf<float>(call.args, 1, 2);
   for (int64_t b = 0; b < 2; ++b)
     if (!(std::abs(call.prob[b] - 1.0 / double(n + 1)) <= call.error[b]) || call.error[b] > 0.02)
