@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from itertools import cycle
 
 import numpy as np
@@ -23,9 +24,33 @@ def _figure(width: float = 6.4, height: float = 3.8):
 
 def _png(figure) -> bytes:
     out = io.BytesIO()
+    with warnings.catch_warnings():
+        # boxes in place of letters that no font here has; the page's tables have the names
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        _save(figure, out)
+    return out.getvalue()
+
+
+def _save(figure, out: io.BytesIO) -> None:
     # No date and version: the same run gives the same file.
     figure.savefig(out, format="png", metadata={"Software": None})
-    return out.getvalue()
+
+
+#: Fonts with letters that matplotlib's own lacks, tried in turn where they are installed.
+_MORE_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "IPAexGothic", "Hiragino Sans",
+    "PingFang SC", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic", "Noto Sans",
+)  # fmt: skip
+
+
+def _named(labels) -> None:
+    """Class names as they are: letters of any script that a font here has, and no mathematics."""
+    manager = require("matplotlib.font_manager", "matplotlib", "evaluate").fontManager
+    installed = {font.name for font in manager.ttflist}
+    families = ["DejaVu Sans", *(name for name in _MORE_FONTS if name in installed)]
+    for label in labels:
+        label.set_fontfamily(families)
+        label.set_parse_math(False)  # a class may be called $x$
 
 
 def distribution(parts: list[st.Answers], method: str) -> bytes:
@@ -73,8 +98,7 @@ def classes(rows: list[st.ClassRow], most: int = 30) -> bytes:
     spread = np.array([[row.mean - row.low, row.high - row.mean] for row in rows]).T
     axis.errorbar(mean, at, xerr=spread, fmt="o", ms=4, color=COLOURS[0], ecolor="0.6", capsize=2)
     axis.set_yticks(at, [f"{row.name[:28]} ({row.count})" for row in rows], fontsize=8)
-    for label in axis.get_yticklabels():
-        label.set_parse_math(False)  # a class may be called $x$
+    _named(axis.get_yticklabels())
     axis.invert_yaxis()
     axis.set(xlabel="mean p, 99 % interval", xlim=(-0.02, 1.02))
     axis.grid(alpha=0.3, axis="x")
@@ -90,8 +114,7 @@ def flips(matrix: np.ndarray, names: list[str]) -> bytes:
     ticks = range(len(names))
     axis.set_xticks(ticks, [n[:14] for n in names], rotation=90, fontsize=8)
     axis.set_yticks(ticks, [n[:14] for n in names], fontsize=8)
-    for label in (*axis.get_xticklabels(), *axis.get_yticklabels()):
-        label.set_parse_math(False)
+    _named((*axis.get_xticklabels(), *axis.get_yticklabels()))
     axis.set(xlabel="flips to", ylabel="from")
     figure.colorbar(image, ax=axis, shrink=0.8)
     return _png(figure)
