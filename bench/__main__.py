@@ -29,6 +29,7 @@ SUBCOMMANDS = {
     "estimators": "bench_estimators",
     "evaluate": "bench_evaluate",
     "screening": "bench_screening",
+    "large_classes": "bench_large_classes",
     "points": "bench_points",
     "coverage": "coverage",
     "convergence": "convergence",

@@ -214,6 +214,22 @@ def gradients_tables(rows):
     )  # fmt: skip
 
 
+def points_tables(rows):
+    part = by(rows, "table")
+    yield (
+        "Milliseconds per problem at equal true rms error:",
+        [("n", "n"), ("problems", "group"), ("points", "set"), ("rms goal", "rms_goal"),
+         ("abs_tol", "abs_tol"), ("ms", "ms"), ("rms", "rms"), ("points drawn", "points_mean")],
+        part("goal"),
+    )  # fmt: skip
+    yield (
+        "At as many points:",
+        [("n", "n"), ("problems", "group"), ("points", "set"), ("points drawn", "points"),
+         ("ms", "ms"), ("rms", "rms"), ("rms of the stated errors", "rms_reported")],
+        [row for row in part("points") if row["group"] == "all"],
+    )  # fmt: skip
+
+
 def bvn_tables(rows):
     yield (
         "",
@@ -394,6 +410,11 @@ SECTIONS = (
     Section("mvn_cdf_grad", "Gradients of mvn_cdf",
             "Beside the value's time; errors against a tighter run, whose own error is in them.",
             gradients_tables),
+    Section(
+        "points", "Point sets of mvn_cdf",
+        "Two seeds are behind an error and tolerances go in steps of sqrt 2: a time is known to about "
+        "a factor of two.", points_tables,
+    ),
     Section("bvn", "bvn_cdf", "Beside SciPy's, a matrix at a time.", bvn_tables),
     Section("scaling", "Scaling", "Hierarchical problems with p near .7.", scaling_tables, draw_scaling),
     Section(
