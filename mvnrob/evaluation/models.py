@@ -23,7 +23,7 @@ from ..network import owning_module
 
 EXTRA = "evaluate"
 #: What an image classifier is given when nothing says otherwise.
-_SIZE, _CROP = 224, 0.875
+_CROP = 0.875
 
 
 @dataclass
@@ -163,6 +163,11 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
     if weights is not None:
         _load_weights(model, weights)
     data = timm.data.resolve_model_data_config(model)
+    if (mode := data.get("crop_mode", "center")) != "center":
+        raise ValueError(
+            f"evaluate: model must take pictures cropped at their centre, got timm's crop_mode {mode!r} "
+            f"for {name}; give a path.py:factory with a LoadedModel whose transform makes them"
+        )
     return LoadedModel(
         model.eval(),
         f"timm:{name}",
@@ -176,32 +181,26 @@ def _timm(name: str, weights: str | Path | None) -> LoadedModel:
 
 def _torchvision(name: str, weights: str | Path | None) -> LoadedModel:
     models = require("torchvision.models", "torchvision", "torchvision")
-    if weights is not None:
-        model = models.get_model(name, weights=None)
-        _load_weights(model, weights)
-        side, crop, mode, mean, std = _SIZE, _CROP, "bilinear", _IMAGENET_MEAN, _IMAGENET_STD
-        names = None
-    else:
-        entry = models.get_model_weights(name).DEFAULT
-        model = models.get_model(name, weights=entry)
-        preset = entry.transforms()
-        side = int(preset.crop_size[0])
-        crop = side / int(preset.resize_size[0])
-        mode, mean, std = preset.interpolation.value, preset.mean, preset.std
+    entry = models.get_model_weights(name).DEFAULT
+    model = models.get_model(name, weights=entry if weights is None else None)
+    names = None
+    if weights is None:
         names = list(entry.meta.get("categories", [])) or None
+    else:
+        _load_weights(model, weights)
+    # The protocol of the architecture's own weights, also for others of it.
+    preset = entry.transforms()
+    side = int(preset.crop_size[0])
     return LoadedModel(
         model.eval(),
         f"torchvision:{name}",
         names,
         input_size=side,
-        crop=crop,
-        interpolation=mode,
+        crop=side / int(preset.resize_size[0]),
+        interpolation=preset.interpolation.value,
         bounds=(0.0, 1.0),
-        preprocessing=_scaling(mean, std),
+        preprocessing=_scaling(preset.mean, preset.std),
     )
-
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _hugging_face(name: str, weights: None) -> LoadedModel:
