@@ -379,7 +379,9 @@ def _backward_op(
     units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least))
     # Sampled plainly, with a tolerance that is absolute.
     plain = (n_points > 0) & (n_pivots > 0) & (abs_tol >= rel_tol * small) & (live > _EXACT)
-    plain &= wanted & (prob > 0) & (upper.device.type == "cpu")
+    plain &= wanted & (prob > 0)
+    # The samples' slopes are built for the CPU, and for covariances.
+    plain &= (upper.device.type == "cpu") and not factored
     by_path = _pathwise_rows(rows, units, n_points, plain)
     pairs = _pair_units(
         rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least)

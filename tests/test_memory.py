@@ -67,5 +67,5 @@ def test_peak_memory_stays_below_the_budget():
     assert len(limited) == 8
     # the heap grows in steps, and freed memory of earlier calls may be used again
     for grown, what in limited:
-        assert grown <= 48 + 4, what
+        assert grown <= 48 + 6, what
     assert limited[0][0] > 10 and roomy > 150, "the reading must see what is allocated"

@@ -118,7 +118,7 @@ def test_sums_agree_with_the_covariance_s():
     upper, factor = factor_problem(33, 20, 3, batch=(2,))
     order = torch.stack([torch.randperm(33)[:k] for k in (15, 15)])
     rest = (None, torch.tensor([1, 2]), order, 192, "float64")
-    ours = torch.ops.mvnrob.mvn_cdf_sums(upper, factor, *rest, True)
+    ours = torch.ops.mvnrob.mvn_cdf_sums(upper, factor, *rest, "lattice", True)
     theirs = torch.ops.mvnrob.mvn_cdf_sums(upper, factor @ factor.mT, *rest)
     assert (ours - theirs).abs().max() <= 1e-9 * 192
 
@@ -222,7 +222,7 @@ def test_bad_calls(arguments, error, message):
 
 def test_op_checks_shapes():
     upper, seed = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
-    rest = (None, seed, 1e-3, 0.0, 2**20, "auto", "auto", True)
+    rest = (None, seed, 1e-3, 0.0, 2**20, "auto", "auto", "lattice", True)
     with pytest.raises(RuntimeError, match=r"mvn_cdf: factor must have shape \[2, 3, r\]"):
         torch.ops.mvnrob.mvn_cdf(upper, torch.ones(2, 4, 3), *rest)
 
@@ -325,10 +325,32 @@ def test_rows_of_nan_and_zero_cotangents():
 
 def test_opcheck():
     upper, factor = leaves(*factor_problem(4, 3, 1, batch=(2,)))
-    args = (upper, factor, None, torch.tensor([1, 2]), 1e-3, 0.0, 2**20, "auto", "auto", True)
+    args = (
+        upper,
+        factor,
+        None,
+        torch.tensor([1, 2]),
+        1e-3,
+        0.0,
+        2**20,
+        "auto",
+        "auto",
+        "lattice",
+        True,
+    )
     torch.library.opcheck(torch.ops.mvnrob.mvn_cdf.default, args)
     order = torch.tensor([[0, 1], [2, 3]])
-    sums = (upper.detach(), factor.detach(), None, torch.tensor([1, 2]), order, 64, "float64", True)
+    sums = (
+        upper.detach(),
+        factor.detach(),
+        None,
+        torch.tensor([1, 2]),
+        order,
+        64,
+        "float64",
+        "lattice",
+        True,
+    )
     torch.library.opcheck(
         torch.ops.mvnrob.mvn_cdf_sums.default, sums, test_utils=("test_schema", "test_faketensor")
     )

@@ -62,9 +62,11 @@ def test_distribution_holds_the_package_alone():
         pytest.skip("editable install: no files of its own")
     information = {place for place in places if place.endswith(".dist-info")}
     assert len(information) == 1
-    assert places - information == {"mvnrob"}
+    script = {Path(file) for file in files if Path(file).parts[0] == ".."}
+    assert [path.name for path in script] == ["mvnrob"]  # the command
+    assert places - information - {".."} == {"mvnrob"}
     endings = {Path(file).suffix for file in files if Path(file).parts[0] == "mvnrob"}
-    assert endings <= {".py", ".so", ".pyc"}
+    assert endings <= {".py", ".so", ".pyc", ".html"}
     wheel = next(file for file in files if file.name == "WHEEL").read_text()
     assert re.search(r"^Tag: cp310-abi3-", wheel, re.MULTILINE), wheel
 

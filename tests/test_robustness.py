@@ -478,8 +478,8 @@ def test_an_indefinite_covariance_is_reported(monkeypatch):
 
     true_cdf = linear.mvn_cdf
 
-    def spoiled(z, corr, **options):
-        info = true_cdf(z, corr, **options)
+    def spoiled(z, **options):
+        info = true_cdf(z, **options)
         info.prob[1], info.status[1] = math.nan, int(Status.INDEFINITE)
         return info
 

