@@ -396,6 +396,7 @@ def test_a_failing_model_keeps_what_was_done(tmp_path):
         ({"model": "no-such"}, "model must be"),
         ({"model": "missing.py:make"}, "model must name a file"),
         ({"data": torch.utils.data.DataLoader([1, 2], shuffle=True)}, "in the order of its data"),
+        ({"data": torch.utils.data.DataLoader([1], collate_fn=list)}, "without a collate_fn"),
     ],
 )
 def test_bad_calls(tmp_path, options, text):

@@ -307,6 +307,12 @@ def load_source(spec) -> Source:
                 "evaluate: data must be a DataLoader in the order of its data set, got one that "
                 f"draws by {type(spec.sampler).__name__}"
             )
+        plain = (torch.utils.data.default_collate, torch.utils.data.default_convert)
+        if spec.collate_fn not in plain:
+            raise ValueError(
+                "evaluate: data must be a DataLoader without a collate_fn of its own (examples are read "
+                "one by one), got one with it; put its work into the data set"
+            )
         return load_source(spec.dataset)
     if isinstance(spec, Tensor):
         return Arrays("tensor", spec, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .digits import load_digits_data
+from .digits import load_digits_data, train_in_order
 
 #: Pairs drawn for training and for testing. Both digits of a pair come from the same part of the
 #: data, so a test pair holds no image that was trained on.
@@ -54,13 +54,4 @@ def _train(x: Tensor, y: Tensor, epochs: int) -> nn.Sequential:
     model = nn.Sequential(
         nn.Linear(128, 192), nn.ReLU(), nn.Linear(192, 64), nn.ReLU(), nn.Linear(64, 100)
     )
-    order = torch.Generator().manual_seed(1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=order).split(128):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
-        schedule.step()
-    return model
+    return train_in_order(model, x, y, epochs=epochs, batch_size=128)

@@ -46,11 +46,18 @@ def _train(x: Tensor, y: Tensor, epochs: int) -> nn.Sequential:
     model = nn.Sequential(
         nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
     )
+    return train_in_order(model, x, y, epochs=epochs, batch_size=64)
+
+
+def train_in_order(
+    model: nn.Sequential, x: Tensor, y: Tensor, *, epochs: int, batch_size: int
+) -> nn.Sequential:
+    """Cross-entropy by Adam with a cosine schedule, batches in an order of their own generator."""
     order = torch.Generator().manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=order).split(64):
+        for batch in torch.randperm(len(x), generator=order).split(batch_size):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
