@@ -33,6 +33,7 @@ SUBCOMMANDS = {
     "points": "bench_points",
     "coverage": "coverage",
     "convergence": "convergence",
+    "checkouts": "bench_checkouts",
     "peers": "bench_peers",
     "scaling": "bench_scaling",
     "roofline": "bench_roofline",
