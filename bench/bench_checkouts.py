@@ -169,9 +169,11 @@ def main():
     p = harness.parser(__doc__.splitlines()[0])
     p.add_argument("folder", help="the other checkout")
     p.add_argument("--cases", default=CASES, help="kind:n:abs_tol, ...")
-    p.add_argument("--rows", type=int, help="problems of a case (default: 12, from n = 499 on 6)")
     p.add_argument(
-        "--seeds", type=int, default=8, help="of each problem; three times below n = 499"
+        "--rows", type=int, help="problems of a case (default: 12; n >= 499 or below 1e-3: 6)"
+    )
+    p.add_argument(
+        "--seeds", type=int, default=8, help="of each problem; thrice where there are 12"
     )
     p.add_argument("--name", default="checkouts", help="of the result")
     args = p.parse_args()

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 # Last: an installed mvnrob goes before the source tree, which has no native module.
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,6 +159,44 @@ def test_scaling_refuses_wrong_answers(one_thread):
     bench_scaling.checked_mvn_cdf(upper, cov, p, args)
     with pytest.raises(SystemExit, match="nothing is timed"):
         bench_scaling.checked_mvn_cdf(upper, cov, p + 0.01, args)
+
+
+def test_checkouts_weigh_time_and_error(one_thread):
+    """Two known integrators, of which the other takes half the time for twice the error."""
+    from bench import bench_checkouts
+
+    def integrator(seconds, off):
+        def answer(upper, cov, abs_tol, seeds):
+            truth = [bench_checkouts.KINDS["flat"](len(u), k)[2].prob for k, u in enumerate(upper)]
+            return seconds, np.array(truth) + off, np.full(len(truth), 1.5e-3)
+
+        return answer
+
+    pair = [integrator(2.0, 1e-3), integrator(1.0, -2e-3)]
+    line = bench_checkouts.measure(pair, "flat", 9, 1e-3, rows=3, seeds=4)
+    assert (line["missed"], line["other_missed"]) == (0, 12)
+    assert line["time_ratio"] == line["gain_stated"] == 2.0
+    assert all(line[key] == pytest.approx(0.5) for key in ("gain", "gain_low", "gain_high"))
+    assert line["rms"] == pytest.approx(1e-3) and line["other_rms"] == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize("kind", ["hierarchy", "flat"])
+def test_answers_of_checkouts_are_exact(one_thread, kind):
+    from bench import bench_checkouts
+    from mvnrob import mvn_cdf
+
+    made = [bench_checkouts.KINDS[kind](n, k) for n, k in ((9, 0), (20, 1), (60, 2))]
+    for upper, cov, answer in made:
+        r = mvn_cdf(torch.from_numpy(upper), torch.from_numpy(cov), abs_tol=1e-4, return_info=True)
+        assert abs(float(r.prob) - answer.prob) <= float(r.error)
+        assert answer.abs_err < 1e-7
+
+
+def test_checkouts_need_builds(tmp_path):
+    from bench import bench_checkouts
+
+    with pytest.raises(SystemExit, match="FOLDER must hold mvnrob, built in place, got"):
+        bench_checkouts.Checkout(tmp_path)
 
 
 def test_instructions_of_a_loop_are_counted(one_thread):
