@@ -1,4 +1,4 @@
-"""Models of timm and torchvision, of which stand-ins have the interfaces: neither is needed here."""
+"""Models of timm and torchvision: stand-ins with their interfaces, and they themselves where installed."""
 
 import sys
 import types
@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 
-from mvnrob.evaluation import load_model
+from mvnrob.evaluation import evaluate, load_model
 
 
 def net() -> torch.nn.Module:
@@ -82,3 +82,21 @@ def test_torchvision(monkeypatch, tmp_path):
     for made in (loaded, own):  # the architecture's own protocol, whoever trained it
         assert (made.input_size, made.crop, made.interpolation) == (8, 0.8, "bilinear")
         torch.testing.assert_close(made.preprocessing["std"], torch.full((3,), 0.2))
+
+
+@pytest.mark.parametrize(
+    "spec", ["timm:resnet18", "timm:vit_tiny_patch16_224", "torchvision:mobilenet_v3_small"]
+)
+def test_the_packages_themselves(spec, tmp_path):
+    """Where they are installed: an architecture with weights from a file, through a whole run."""
+    library, _, name = spec.partition(":")
+    package = pytest.importorskip(library)
+    torch.manual_seed(0)
+    make = package.create_model if library == "timm" else package.models.get_model
+    torch.save(make(name).state_dict(), tmp_path / "weights.pt")
+    loaded = load_model(spec, weights=tmp_path / "weights.pt")
+    assert loaded.input_size == 224 and loaded.crop <= 1 and loaded.bounds == (0.0, 1.0)
+    run = evaluate(loaded, "photos", 0.02, out=tmp_path / "run", limit=1, threads=1, progress=False)
+    row = run.table().to_pylist()[0]
+    assert row["status"] in ("CONVERGED", "EXACT") and 0 < row["prob"] <= 1
+    assert 0 <= row["error"] <= 1e-3
