@@ -79,33 +79,35 @@ void Pathwise::find_ties() {
   const auto equal = [&](double a, double b, double scale) {
     return a == b || std::abs(a - b) <= tolerance * scale * (1 + std::abs(a));
   };
-  std::vector<char> taken(sampled_, 0);
-  for (int64_t first = 0; first < sampled_; ++first) {
-    if (taken[first]) continue;
-    for (int side = 0; side < 2; ++side) {
-      const auto limit = [&](int64_t r) { return side ? bounds_[r].lower : bounds_[r].upper; };
-      if (!std::isfinite(limit(first))) continue;
-      Tie tie{{first}, side == 0, side == 1};
-      bool both = true;
+  const auto scale_of = [&](int64_t a, int64_t b) {
+    return 1 / std::min({1.0, std::abs(divisor_[a]), std::abs(divisor_[b])});
+  };
+  const auto limits_meet = [&](int64_t a, int64_t b, bool lower) {
+    const plan::Bounds &x = bounds_[a], &y = bounds_[b];
+    return equal(lower ? x.lower : x.upper, lower ? y.lower : y.upper, scale_of(a, b));
+  };
+  const auto multiples = [&](int64_t a, int64_t b) {
+    for (int64_t l = 0; l < columns_[a]; ++l)
+      if (!equal(f_->entry(position_[a], l) / divisor_[a], f_->entry(position_[b], l) / divisor_[b],
+                 scale_of(a, b)))
+        return false;
+    return true;
+  };
+  for (const bool lower : {false, true}) {
+    std::vector<char> taken(sampled_, 0);
+    for (int64_t first = 0; first < sampled_; ++first) {
+      if (taken[first] || !std::isfinite(lower ? bounds_[first].lower : bounds_[first].upper))
+        continue;
+      Tie tie{{first}, lower, true};
       for (int64_t r = first + 1; r < sampled_ && columns_[r] == columns_[first]; ++r) {
-        const double scale = 1 / std::min({1.0, std::abs(divisor_[r]), std::abs(divisor_[first])});
-        if (!equal(limit(first), limit(r), scale)) continue;
-        bool same = true;
-        for (int64_t l = 0; same && l < columns_[r]; ++l)
-          same = equal(f_->entry(position_[first], l) / divisor_[first],
-                       f_->entry(position_[r], l) / divisor_[r], scale);
-        if (!same) continue;
+        if (!limits_meet(first, r, lower) || !multiples(first, r)) continue;
         tie.rows.push_back(r);
-        both &= equal(bounds_[first].upper, bounds_[r].upper, scale) &&
-                equal(bounds_[first].lower, bounds_[r].lower, scale);
+        taken[r] = 1;
+        tie.products = tie.products && limits_meet(first, r, !lower);
       }
       if (tie.rows.size() == 1) continue;
-      if (both) {
-        tie.upper = tie.lower = true;
-        for (int64_t r : tie.rows) taken[r] = 1;
-      }
+      tie.products = tie.products && !(lower && std::isfinite(bounds_[first].upper));
       ties_.push_back(tie);
-      if (both) break;
     }
   }
 }
@@ -118,10 +120,8 @@ void Pathwise::share_ties(Sums& sums) const {
       mean /= double(tie.rows.size());
       for (int64_t r : tie.rows) values[r * stride + column] = mean;
     };
-    if (tie.upper) share(sums.upper, 1, 0);
-    if (tie.lower) share(sums.lower, 1, 0);
-    // Where only one side meets, the products hold both: they stay as they fell.
-    if (tie.upper && tie.lower && !sums.products.empty())
+    share(tie.lower ? sums.lower : sums.upper, 1, 0);
+    if (tie.products && !sums.products.empty())
       for (int64_t l = 0; l < columns_[tie.rows[0]]; ++l) share(sums.products, stride_, l);
   }
 }

@@ -52,9 +52,10 @@ class Pathwise {
   std::vector<int64_t> columns_;   // pivots that it depends on
   std::vector<double> divisor_;    // of its limits and coefficients
   std::vector<plan::Bounds> bounds_;
+  // On one side. The products hold both: where only one side meets they stay as they fell.
   struct Tie {
     std::vector<int64_t> rows;
-    bool upper, lower;
+    bool lower, products;
   };
   std::vector<Tie> ties_;
   Sums shifts_[kShifts], all_;

@@ -66,6 +66,7 @@ struct MvnCdfArgs {
   plan::Quantiles quantiles;
 
   // Forced plan (mvn_cdf_sums): the pivots in order, points of each shift, sums out [rows, 8, 5].
+  // In mvn_cdf_pathwise -1 stands for the next in greedy order, and -2 for no more of them.
   const int64_t* order;  // [rows, n_order]; null: not forced
   int32_t n_order;
   int64_t forced_points;
@@ -84,6 +85,9 @@ struct MvnCdfArgs {
   WorkEntry* united;
   int32_t round;
   bool last_round;
+
+  // Whether the row's plan names its variables.
+  MVNROB_HD bool names_pivots(int64_t row) const { return order && order[row * n_order] >= 0; }
 
   template <class T>
   MVNROB_HD T* at(int64_t row, int64_t offset) const {
@@ -128,7 +132,7 @@ inline MvnCdfArgs tile_of(MvnCdfArgs a, int64_t first, int64_t rows) {
     if (*p) *p += first;
   if (a.order) {
     a.order += first * a.n_order;
-    a.forced_sums += first * kShifts;
+    if (a.forced_sums) a.forced_sums += first * kShifts;
   }
   return a;
 }

@@ -119,9 +119,9 @@ class RowMemory {
   MVNROB_DEVICE ProgramRow<scalar_t>* program_rows() const {
     return at<ProgramRow<scalar_t>>(layout_.program_rows);
   }
-  // in the factor, of each sampled row of the program, or of each event's variable
+  // in the factor, of each row of the program without its padding, or of each event's variable
   MVNROB_DEVICE int32_t* row_of() const { return at<int32_t>(layout_.row_of); }
-  // and the pivot that it bounds
+  // and the pivot that a sampled one bounds
   MVNROB_DEVICE int32_t* pivot_of() const { return at<int32_t>(layout_.pivot_of); }
   MVNROB_DEVICE ProgramBlock* blocks() const { return at<ProgramBlock>(layout_.blocks); }
   MVNROB_DEVICE OuterBlock* outer() const { return at<OuterBlock>(layout_.outer); }

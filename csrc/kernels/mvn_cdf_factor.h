@@ -28,7 +28,9 @@ class FactorKernel {
     int pivots = s_.facts.pivots, live = s_.live;
     double neglected = s_.facts.neglected;
     while (pivots < s_.plan.target && live > 0) {
-      const int chosen = a_.order ? find(pivots) : choose(pivots);
+      const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
+      if (wanted < -1) break;
+      const int chosen = wanted >= 0 ? find(pivots, wanted) : choose(pivots);
       if (chosen < 0) {  // forced, but it has no variance left
         failure = Status::nan;
         break;
@@ -70,7 +72,7 @@ class FactorKernel {
       }
       return;
     }
-    if (failure == Status::indefinite && !a_.order)
+    if (failure == Status::indefinite && !a_.names_pivots(row_))
       judge_again(a_.options, s_);
     else
       s_.plan.step = plan::failed(s_.plan, failure);
@@ -89,8 +91,7 @@ class FactorKernel {
   }
 
   // The row of the variable that the forced order names; -1 when it has left.
-  MVNROB_DEVICE_FN int find(int begin) const {
-    const int64_t wanted = a_.order[row_ * a_.n_order + begin];
+  MVNROB_DEVICE_FN int find(int begin, int64_t wanted) const {
     Indexed best{0, INT_MAX};
     for (int i = begin + block_.thread(); i < size_; i += threads)
       if (m_.variable()[i] == wanted && m_.group()[i] < 0) best.index = i;

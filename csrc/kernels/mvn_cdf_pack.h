@@ -171,6 +171,7 @@ class Packer {
       const int r = placed + block_.rank(live, total);
       placed += total;
       if (!live) continue;
+      m_.row_of()[sampled_ + r] = i;
       const double sd = ::sqrt(m_.variance()[i]);
       ProgramRow<scalar_t> out{scalar_t(HUGE_VAL), scalar_t(-HUGE_VAL), 0};
       set_limits(out, i, sd);

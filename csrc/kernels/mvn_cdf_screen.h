@@ -50,7 +50,9 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
       s.plan.step = plan::failed(s.plan, Status::nan);
     } else if (facts & plan::kIndefinite) {
       s.plan.step = plan::failed(s.plan, Status::indefinite);
-    } else if (a.order && (facts & (plan::kZeroVariance | plan::kImpossible))) {
+    } else if (a.order &&
+               ((facts & plan::kImpossible) ||
+                (a.names_pivots(row) ? (facts & plan::kZeroVariance) != 0 : active == 0))) {
       s.plan.step = plan::failed(s.plan, Status::nan);
     } else if (!a.order && ((facts & plan::kImpossible) || active == 0)) {
       s.plan.best.value = facts & plan::kImpossible ? 0 : 1;
@@ -99,10 +101,12 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
     bool keep = false;
     if (i < a.n) {
       v = read_variable(a, row, i, 0, entry_error);
-      if (a.order) {  // forced: every variable is a row, whatever its limits
+      if (a.names_pivots(row)) {  // every variable is a row, whatever its limits
         v.inverse_sd = 1 / ::sqrt(a.covariance(row, i, i));
         v.upper = a.limit(a.upper, row, i) * v.inverse_sd;
         v.lower = a.lower ? a.limit(a.lower, row, i) * v.inverse_sd : -HUGE_VAL;
+        keep = true;
+      } else if (v.active && a.order) {
         keep = true;
       } else if (v.active) {
         mass = plan::mass_outside(v.upper, v.lower);

@@ -1,5 +1,5 @@
-// pybind11 module: mvn_cdf, mvn_cdf_sums, mendell_elston and bvn_cdf by the CUDA kernels' bodies on
-// the shim.
+// pybind11 module: mvn_cdf, mvn_cdf_sums, mvn_cdf_pathwise, mendell_elston and bvn_cdf by the CUDA
+// kernels' bodies on the shim.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -153,6 +153,45 @@ py::tuple mendell_elston_backward(const Array<double>& grad, const Array<T>& upp
   return py::make_tuple(to_upper, to_lower, to_cov);
 }
 
+template <class T>
+py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
+                           const std::optional<Array<T>>& lower, const Array<int64_t>& seed,
+                           const Array<int64_t>& order, const Array<int64_t>& first,
+                           const Array<int64_t>& points, const Array<double>& weight,
+                           const std::string& compute_dtype, bool wants_cov,
+                           const std::string& point_set_name, int64_t tile_rows, int64_t resident) {
+  mvnrob::kernels::MvnCdfPathwiseArgs a{};
+  a.plan = arguments(upper, cov, lower, seed, false);
+  a.plan.options = {0,
+                    0,
+                    mvnrob::kTileSamples,
+                    mvnrob::Method::automatic,
+                    compute_type(compute_dtype),
+                    point_set(point_set_name)};
+  a.plan.order = order.data();
+  a.plan.n_order = int32_t(order.shape(1));
+  a.first = first.data();
+  a.points = points.data();
+  a.weight = weight.data();
+  a.width = 2 + (wants_cov ? a.plan.n_order : 0);
+  const int64_t rows = a.plan.rows, n = a.plan.n, shifts = mvnrob::kShifts;
+  const int64_t matrices = wants_cov ? rows : 0;
+  Array<double> value({rows, shifts}), to_upper({rows, shifts, n}), to_lower({rows, shifts, n}),
+      to_cov({matrices, n, n}), variance({matrices, n, n});
+  Array<int64_t> pivots(rows);
+  a.value = value.mutable_data();
+  a.upper = to_upper.mutable_data();
+  a.lower = to_lower.mutable_data();
+  a.cov = wants_cov ? to_cov.mutable_data() : nullptr;
+  a.cov_variance = wants_cov ? variance.mutable_data() : nullptr;
+  a.pivots = pivots.mutable_data();
+  if (a.plan.options.samples_float32())
+    mvnrob::shim::run_mvn_cdf_pathwise<float>(a, tile_rows, resident);
+  else
+    mvnrob::shim::run_mvn_cdf_pathwise<double>(a, tile_rows, resident);
+  return py::make_tuple(value, to_upper, to_lower, to_cov, variance, pivots);
+}
+
 Array<double> bvn_cdf(const Array<double>& h, const Array<double>& k, const Array<double>& rho,
                       unsigned blocks) {
   Array<double> out(h.size());
@@ -175,6 +214,10 @@ void define(py::module_& m) {
         py::arg("lower").none(true), py::arg("resident") = 3);
   m.def("mendell_elston_backward", &mendell_elston_backward<T>, py::arg("grad"), py::arg("upper"),
         py::arg("cov"), py::arg("lower").none(true), py::arg("wants_cov"), py::arg("resident") = 3);
+  m.def("mvn_cdf_pathwise", &mvn_cdf_pathwise<T>, py::arg("upper"), py::arg("cov"),
+        py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("first"),
+        py::arg("points"), py::arg("weight"), py::arg("compute_dtype"), py::arg("wants_cov"),
+        py::arg("point_set"), py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
 }
 
 }  // namespace

@@ -1,0 +1,49 @@
+// Arguments of mvn_cdf_pathwise's kernels. No device code: the torch side includes this too.
+#pragma once
+#include "kernels/mvn_cdf_args.h"
+
+namespace mvnrob::kernels {
+
+struct MvnCdfPathwiseArgs {
+  MvnCdfArgs plan;                // its order is the forced plan; its forced_sums: see failed()
+  const int64_t *first, *points;  // [rows]
+  const double* weight;           // [rows, 8]
+  // out: [rows, 8], [rows, 8, n] twice, [rows, n, n] twice or null, [rows]
+  double *value, *upper, *lower, *cov, *cov_variance;
+  int64_t* pivots;
+
+  double* sums;            // [rows, 8, n, width]: see MvnCdfPathwise
+  int32_t width;           // 2, or where cov is wanted 2 + n_order
+  unsigned char* scratch;  // scratch_bytes for each block of samples
+  int64_t scratch_bytes;
+  double* bars;  // [n_order, n] of each block that pulls back
+
+  MVNROB_HD bool wants_cov() const { return cov != nullptr; }
+
+  // Whether the row has no answer: the planning kernel has written NaN into sums that were zero.
+  MVNROB_HD bool failed(int64_t row) const {
+    const double x = plan.forced_sums[row * kShifts].value;
+    return x != x;
+  }
+};
+
+// Rows first .. first + rows - 1. The plan's forced_sums, like all of the workspace, are the
+// tile's.
+inline MvnCdfPathwiseArgs tile_of(MvnCdfPathwiseArgs a, int64_t first, int64_t rows) {
+  const int64_t n = a.plan.n;
+  a.plan = tile_of(a.plan, first, rows);
+  a.first += first;
+  a.points += first;
+  a.pivots += first;
+  a.weight += first * kShifts;
+  a.value += first * kShifts;
+  a.upper += first * kShifts * n;
+  a.lower += first * kShifts * n;
+  if (a.wants_cov()) {
+    a.cov += first * n * n;
+    a.cov_variance += first * n * n;
+  }
+  return a;
+}
+
+}  // namespace mvnrob::kernels

@@ -1,0 +1,96 @@
+// The host's part of mvn_cdf_pathwise on a device, as mvn_cdf_schedule.h is of mvn_cdf: the
+// planning kernel factors, then slopes are sampled and pulled back.
+#pragma once
+#include "kernels/mvn_cdf_pathwise.h"
+#include "kernels/mvn_cdf_pathwise_pull.h"
+#include "kernels/mvn_cdf_schedule.h"
+
+namespace mvnrob::kernels {
+
+// Blocks that keep something each: no more than can have work, or than a GiB serves.
+struct PathwiseGrids {
+  int64_t sample, pull;
+};
+
+template <class scalar_t, class Launcher>
+PathwiseGrids pathwise_grids(Launcher& launcher, const MvnCdfPathwiseArgs& a, int64_t rows) {
+  using Sample = MvnCdfPathwise<scalar_t>;
+  using Pull = MvnCdfPathwisePull<scalar_t>;
+  const auto blocks = [](int64_t resident, int64_t items, int64_t bytes) {
+    const int64_t afford = (int64_t(1) << 30) / std::max<int64_t>(bytes, 1);
+    return std::max<int64_t>(1, std::min({resident, items, afford}));
+  };
+  return {blocks(launcher.template resident_blocks<Sample>(Sample::kSharedBytes), rows * kShifts,
+                 Sample::scratch_bytes(a.plan.n)),
+          blocks(launcher.template resident_blocks<Pull>(Pull::kSharedBytes), rows,
+                 a.wants_cov() ? 8 * int64_t(a.plan.n) * a.plan.n_order : 0)};
+}
+
+// A piece of device memory for one tile of rows. Of the samples only a tile of 64 is kept, by each
+// block: the sums, 8 * 8 n (2 + n_order) bytes a row where cov is wanted, are most of it.
+template <class scalar_t>
+struct PathwiseWorkspace {
+  Workspace<scalar_t> plan;
+  int64_t forced_sums, sums, scratch, bars, bytes;
+
+  PathwiseWorkspace(const MvnCdfPathwiseArgs& a, int64_t rows, const PathwiseGrids& grids)
+      : plan(a.plan, rows, Grids{0, 0}) {
+    Offsets o;
+    constexpr int64_t kAlignment = 256;
+    const int64_t n = a.plan.n;
+    o.take(plan.bytes, kAlignment);
+    forced_sums = o.take(int64_t(sizeof(SampleSums)) * kShifts * rows, kAlignment);
+    sums = o.take(8 * rows * kShifts * n * a.width, kAlignment);
+    scratch = o.take(grids.sample * MvnCdfPathwise<scalar_t>::scratch_bytes(n), kAlignment);
+    bars = o.take(a.wants_cov() ? 8 * grids.pull * n * a.plan.n_order : 0, kAlignment);
+    bytes = o.end();
+  }
+
+  void place(MvnCdfPathwiseArgs& a, unsigned char* base) const {
+    plan.place(a.plan, base);
+    a.plan.forced_sums = reinterpret_cast<SampleSums*>(base + forced_sums);
+    a.sums = reinterpret_cast<double*>(base + sums);
+    a.scratch = base + scratch;
+    a.scratch_bytes = MvnCdfPathwise<scalar_t>::scratch_bytes(a.plan.n);
+    a.bars = reinterpret_cast<double*>(base + bars);
+  }
+};
+
+template <class scalar_t, int plan_threads, class Launcher>
+void launch_pathwise(Launcher& launcher, const MvnCdfPathwiseArgs& a, const PathwiseGrids& grids) {
+  using Plan = MvnCdfPlan<scalar_t, plan_threads>;
+  using Sample = MvnCdfPathwise<scalar_t>;
+  using Pull = MvnCdfPathwisePull<scalar_t>;
+  const int64_t resident = launcher.template resident_blocks<Plan>(Plan::kSharedBytes);
+  const auto blocks = unsigned(std::max<int64_t>(1, std::min(a.plan.rows, resident)));
+  // One block more, which fills the generators.
+  launcher.template launch<Plan>(blocks + 1, Plan::kSharedBytes, a.plan);
+  launcher.template launch<Sample>(unsigned(grids.sample), Sample::kSharedBytes, a);
+  launcher.template launch<Pull>(unsigned(grids.pull), Pull::kSharedBytes, a);
+}
+
+// One tile, with memory of PathwiseWorkspace(a, a.plan.rows, grids).bytes.
+template <class scalar_t, class Launcher>
+void run_pathwise_tile(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseGrids& grids,
+                       unsigned char* memory) {
+  PathwiseWorkspace<scalar_t>(a, a.plan.rows, grids).place(a, memory);
+  a.plan.quantiles = plan::quantiles();
+  a.plan.round = 0;
+  a.plan.last_round = false;
+  a.plan.forced_points = kTileSamples;  // any: the planning kernel does not come to look at them
+  const size_t rows = size_t(a.plan.rows), n = size_t(a.plan.n);
+  launcher.clear(a.plan.counters, sizeof(RoundCounters) * size_t(max_rounds(a.plan) + 2));
+  launcher.clear(a.plan.forced_sums, sizeof(SampleSums) * kShifts * rows);
+  // Variables that take no part have no slopes, and the contrasts of cov are added up.
+  for (double* p : {a.upper, a.lower}) launcher.clear(p, sizeof(double) * kShifts * rows * n);
+  if (a.wants_cov())
+    for (double* p : {a.cov, a.cov_variance}) launcher.clear(p, sizeof(double) * rows * n * n);
+  if (a.plan.n <= 32)
+    launch_pathwise<scalar_t, 32>(launcher, a, grids);
+  else if (a.plan.n <= 256)
+    launch_pathwise<scalar_t, 128>(launcher, a, grids);
+  else
+    launch_pathwise<scalar_t, 256>(launcher, a, grids);
+}
+
+}  // namespace mvnrob::kernels
