@@ -81,6 +81,7 @@ CUDA_SOURCES = [
     "csrc/cuda/jac_cov.cpp",
     "csrc/cuda/mendell_elston.cpp",
     "csrc/cuda/mvn_cdf.cpp",
+    "csrc/cuda/mvn_cdf_pathwise.cpp",
 ]
 CUDA_KERNELS = [
     "csrc/cuda/mvn_cdf_float.cu",

@@ -518,10 +518,6 @@ def _sums_backward(ctx, grad):
             "mvn_cdf_sums: gradients are built for the sums of f and of 1 - f, not for the others"
         )
     upper, cov, lower, seed, order = ctx.saved_tensors
-    if upper.device.type != "cpu":
-        raise NotImplementedError(
-            f"mvn_cdf_sums: upper must be on the CPU for gradients, got {upper.device}"
-        )
     n_points, compute_dtype, points, factored = ctx.options
     if factored:
         raise NotImplementedError(

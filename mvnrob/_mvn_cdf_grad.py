@@ -380,8 +380,8 @@ def _backward_op(
     # Sampled plainly, with a tolerance that is absolute.
     plain = (n_points > 0) & (n_pivots > 0) & (abs_tol >= rel_tol * small) & (live > _EXACT)
     plain &= wanted & (prob > 0)
-    # The samples' slopes are built for the CPU, and for covariances.
-    plain &= (upper.device.type == "cpu") and not factored
+    # The samples' slopes are built for covariances, not for factors.
+    plain &= not factored
     by_path = _pathwise_rows(rows, units, n_points, plain)
     pairs = _pair_units(
         rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least)

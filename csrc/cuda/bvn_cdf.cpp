@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "cuda/errors.h"
+#include "cuda/stream.h"
 
 namespace mvnrob {
 
@@ -14,14 +15,12 @@ Tensor bvn_cdf_cuda(const Tensor& h_in, const Tensor& k_in, const Tensor& rho_in
   const Tensor h = torch::stable::contiguous(h_in), k = torch::stable::contiguous(k_in),
                rho = torch::stable::contiguous(rho_in);
   Tensor out = torch::stable::empty_like(h);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(h.get_device_index(), &stream));
-  cuda::check(
-      "bvn_cdf",
-      cuda::launch_bvn_cdf(h.const_data_ptr<double>(), k.const_data_ptr<double>(),
-                           rho.const_data_ptr<double>(), out.mutable_data_ptr<double>(), h.numel(),
-                           h.get_device_index(), static_cast<cudaStream_t>(stream)),
-      "take the launch");
+  const int32_t device = h.get_device_index();
+  cuda::check("bvn_cdf",
+              cuda::launch_bvn_cdf(h.const_data_ptr<double>(), k.const_data_ptr<double>(),
+                                   rho.const_data_ptr<double>(), out.mutable_data_ptr<double>(),
+                                   h.numel(), device, cuda::stream_of(device)),
+              "take the launch");
   return out;
 }
 

@@ -8,11 +8,13 @@
 
 #include "checks.h"
 #include "cuda/errors.h"
+#include "cuda/stream.h"
 
 namespace mvnrob {
 
 namespace {
 
+using cuda::stream_of;
 using kernels::BFloat16;
 using kernels::JacArgs;
 
@@ -30,12 +32,6 @@ JacArgs arguments(const Tensor& J, const Tensor& target) {
   a.columns = J.size(2);
   a.target = target.const_data_ptr<int64_t>();
   return a;
-}
-
-cudaStream_t stream_of(int32_t device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 // Device memory, empty where none is asked for.

@@ -6,4 +6,8 @@ template MvnCdfSizes mvn_cdf_sizes<float>(const kernels::MvnCdfArgs&, int);
 template cudaError_t launch_mvn_cdf<float>(const kernels::MvnCdfArgs&, const MvnCdfSizes&, void*,
                                            int, cudaStream_t);
 
+template PathwiseSizes pathwise_sizes<float>(const kernels::MvnCdfPathwiseArgs&, int);
+template cudaError_t launch_pathwise<float>(const kernels::MvnCdfPathwiseArgs&,
+                                            const PathwiseSizes&, void*, int, cudaStream_t);
+
 }  // namespace mvnrob::cuda

@@ -1,7 +1,10 @@
-// The definitions behind mvn_cdf.h, one translation unit for each type of samples.
+// The definitions behind mvn_cdf.h and mvn_cdf_pathwise.h, one translation unit for each type of
+// samples.
 #pragma once
 #include "cuda/launcher.h"
 #include "cuda/mvn_cdf.h"
+#include "cuda/mvn_cdf_pathwise.h"
+#include "kernels/mvn_cdf_pathwise_schedule.h"
 #include "kernels/mvn_cdf_schedule.h"
 
 namespace mvnrob::cuda {
@@ -20,6 +23,23 @@ cudaError_t launch_mvn_cdf(const kernels::MvnCdfArgs& a, const MvnCdfSizes& size
   Launcher launcher(device, stream);
   kernels::run_tile<scalar_t>(launcher, a, {sizes.blocked, sizes.united},
                               static_cast<unsigned char*>(memory));
+  return launcher.error();
+}
+
+template <class scalar_t>
+PathwiseSizes pathwise_sizes(const kernels::MvnCdfPathwiseArgs& a, int device) {
+  Launcher launcher(device, nullptr);
+  const auto grids = kernels::pathwise_grids<scalar_t>(launcher, a, a.plan.rows);
+  return {launcher.error(), grids.sample, grids.pull,
+          kernels::PathwiseWorkspace<scalar_t>(a, a.plan.rows, grids).bytes};
+}
+
+template <class scalar_t>
+cudaError_t launch_pathwise(const kernels::MvnCdfPathwiseArgs& a, const PathwiseSizes& sizes,
+                            void* memory, int device, cudaStream_t stream) {
+  Launcher launcher(device, stream);
+  kernels::run_pathwise_tile<scalar_t>(launcher, a, {sizes.sample, sizes.pull},
+                                       static_cast<unsigned char*>(memory));
   return launcher.error();
 }
 

@@ -21,7 +21,7 @@ template <class scalar_t>
 struct MvnCdfPathwise {
   using Args = MvnCdfPathwiseArgs;
   static constexpr int kThreads = kTileSamples;
-  static constexpr int kResidentBlocks = 6;
+  static constexpr int kResidentBlocks = sizeof(scalar_t) == 4 ? 6 : 4;
 
   // A tile of the products, and a thread's part of its rows and columns.
   static constexpr int kEdge = kOuterRows<scalar_t>;
