@@ -9,6 +9,8 @@ Tables, in this order; FILE has each row as soon as it is there:
   problems.
 - latency: batches of 1, 10 and 100: GPU time, wall time, and replay of a CUDA graph.
 - sov: every variable sampled, N points fixed: share of the counted floor (bench/cuda_floor.py).
+- slopes: every variable sampled, the same points: the derivatives of the samples (mvn_cdf_pathwise)
+  to limits, or to limits and covariance, beside their sums (mvn_cdf_sums).
 - bvn: bvn_cdf.
 - mvnxpb: BoTorch's approximation on the same problems with the rms error that it has. Last, because
   nothing bounds its time.
@@ -49,6 +51,9 @@ COLUMNS = {
     "latency": ("n", "batch", "abs_tol", "device_us", "wall_us", "graph_us", "note"),
     "sov": (
         "n", "batch", "points", "dtype", "what", "problems_per_s", "floor_per_s", "share", "note",
+    ),
+    "slopes": (
+        "n", "batch", "points", "dtype", "to", "sums_ms", "slopes_ms", "slopes/sums", "note",
     ),
     "mvnxpb": ("n", "group", "batch", "problems_per_s", "rms", "nan", "note"),
     "bvn": ("elements", "elements_per_s", "gb_per_s", "max_difference", "note"),
@@ -422,6 +427,60 @@ def sov_table(bench, groups):
     bench.finish("sov")
 
 
+def slopes_row(bench, group, dtype, wants_cov):
+    n, device = group.upper.shape[1], bench.device
+    # The sums of slopes to cov are 64 n^2 bytes a row.
+    batch = Batch(group, min(bench.largest_batch(n), max(1, int(2e7 / n**2))), device)
+    per_shift = max(64, int(bench.args.points / 8) // 64 * 64)
+
+    def arguments(rows):
+        where, order = rows.upper.device, torch.arange(n, device=rows.upper.device)
+        order = order.expand(rows.size, n).contiguous()
+        first = torch.zeros(rows.size, dtype=torch.int64, device=where)
+        weight = torch.ones(rows.size, 8, dtype=torch.float64, device=where)
+        given = rows.upper, rows.cov, None, rows.seed, order
+        return given, (*given, first, first + per_shift, weight, dtype, wants_cov)
+
+    few = [torch.ops.mvnrob.mvn_cdf_pathwise(*arguments(Batch(group, 2, d))[1])
+           for d in (device, torch.device("cpu"))]  # fmt: skip
+    for name, ours, theirs in zip(("value", "upper", "lower", "cov"), *few, strict=False):
+        if theirs.numel() == 0:
+            continue
+        off = float((ours.cpu() - theirs).abs().max() / theirs.abs().max().clamp_min(1e-300))
+        if not off < (4e-4 if dtype == "float32" else 1e-8):
+            return {"note": f"wrong: {name} off by {off:.2g} of the largest"}
+    given, forced = arguments(batch)
+    sums, _ = cuda_timing.measure(
+        lambda: torch.ops.mvnrob.mvn_cdf_sums(*given, per_shift, dtype), device, 5, budget_s=2
+    )
+    slopes, _ = cuda_timing.measure(
+        lambda: torch.ops.mvnrob.mvn_cdf_pathwise(*forced), device, 5, budget_s=2
+    )
+    return {
+        "batch": batch.size,
+        "points": 8 * per_shift,
+        "sums_ms": 1e3 * sums["median_s"],
+        "slopes_ms": 1e3 * slopes["median_s"],
+        "slopes/sums": slopes["median_s"] / sums["median_s"],
+    }
+
+
+def slopes_table(bench, groups):
+    for group in groups:
+        n = group.upper.shape[1]
+        for dtype in ("float32", "float64"):
+            for wants_cov in (False, True):
+                if bench.enough(f"slopes, n = {n}, {dtype}", 3):
+                    bench.attempt(
+                        "slopes",
+                        {"n": n, "dtype": dtype, "to": "cov" if wants_cov else "limits"},
+                        lambda group=group, dtype=dtype, wants_cov=wants_cov: slopes_row(
+                            bench, group, dtype, wants_cov
+                        ),
+                    )
+    bench.finish("slopes")
+
+
 def bvn_row(bench, count):
     generator = torch.Generator().manual_seed(0)
     h, k = 2 * torch.randn(2, count, generator=generator, dtype=torch.float64)
@@ -475,6 +534,7 @@ def main():
     tolerance_table(bench, groups)
     sov_table(bench, groups)
     latency_table(bench, groups)
+    slopes_table(bench, groups)
     bvn_table(bench)
     for n in sizes:
         if n in (9, 99) and bench.enough(f"classifiers, n = {n}", 10):

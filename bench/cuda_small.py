@@ -73,6 +73,30 @@ def small_set():
 
         cases.append((f"jac_cov C={classes} {dtype}", call))
 
+    def add_slopes(n, pivots, dtype, rank=None):
+        upper, cov = problem(n, 2, n, rank=rank, spread=1.0)
+        order = torch.full((2, pivots), -1)
+        first, count = torch.zeros(2, dtype=torch.int64), torch.full((2,), 128)
+        rows = (
+            upper,
+            cov,
+            -2 * upper,
+            torch.arange(2),
+            order,
+            first,
+            count,
+            torch.ones(2, 8).double(),
+        )
+
+        def call(device):
+            out = torch.ops.mvnrob.mvn_cdf_pathwise(*(t.to(device) for t in rows), dtype, True)
+            # The derivatives to upper limits and to cov, in rows of numbers near one.
+            found = torch.cat([out[1].flatten(1), out[3].flatten(1)], 1).cpu()
+            allowed = 4e-4 if dtype == "float32" else 1e-8
+            return found, allowed * found.abs().amax(1, keepdim=True).expand_as(found)
+
+        cases.append((f"slopes n={n} k={pivots} {dtype}", call))
+
     for n in SIZES:
         upper, cov = problem(n, 3, n)
         for dtype in DTYPES:
@@ -83,6 +107,10 @@ def small_set():
             for classes, columns in JACOBIANS:
                 for dtype in (*DTYPES, torch.bfloat16):
                     add_jac_cov(classes, columns, dtype)
+            for dtype in ("float32", "float64"):
+                add_slopes(9, 7, dtype)
+                add_slopes(20, 5, dtype, rank=5)
+                add_slopes(40, 36, dtype)
             edges = torch.tensor([[torch.inf] * 9, [torch.nan] * 9, [-torch.inf] * 9])
             add("edges", edges.double(), cov)
         if n in (9, 33, 120, 3, 129):
@@ -107,6 +135,16 @@ def profile_set():
         options = {"seed": seed, "compute_dtype": dtype}
         mvn_cdf(upper, cov, abs_tol=1e-3, **options)
         mvn_cdf(upper, cov, abs_tol=0.0, max_points=8192, method="sov", **options)
+        if n == 99:
+            some = slice(0, 200)
+            first = torch.zeros(200, dtype=torch.int64, device=device)
+            plan = torch.full((200, n), -1, device=device), first, first + 512
+            weight = torch.ones(200, 8, dtype=torch.float64, device=device)
+            for wants_cov in (False, True):
+                torch.ops.mvnrob.mvn_cdf_pathwise(
+                    upper[some], cov[some], None, seed[some], *plan, weight,
+                    str(dtype).removeprefix("torch."), wants_cov,
+                )  # fmt: skip
         if n == 9:
             bvn_cdf(*torch.linspace(-0.9, 0.9, 3 * 2**22, device=device).double().reshape(3, -1))
 

@@ -11,6 +11,15 @@ def _nothing(ctx, inputs, output) -> None:
     pass
 
 
+def refuse(message: str) -> Callable:
+    """A backward, or a jvp, of derivatives that are not built."""
+
+    def refused(ctx, *args):
+        raise NotImplementedError(message)
+
+    return refused
+
+
 def register(name: str, backward: Callable, save: Callable = _nothing) -> Callable:
     """torch.library.register_autograd for the op ``mvnrob::<name>``; returns what calls the op.
 
@@ -27,6 +36,12 @@ def register(name: str, backward: Callable, save: Callable = _nothing) -> Callab
             "forward": staticmethod(lambda *args: op(*args)),
             "setup_context": staticmethod(save),
             "backward": staticmethod(backward),
+            "jvp": staticmethod(
+                refuse(
+                    f"{name.removesuffix('_backward')}: derivatives must be taken in reverse mode "
+                    "(grad, vjp, jacrev), got forward mode (jvp, jacfwd, hessian)"
+                )
+            ),
         },
     )
 

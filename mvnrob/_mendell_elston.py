@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import _load  # noqa: F401  (the schemas)
-from ._autograd import register
+from ._autograd import refuse, register
 
 
 def rows(
@@ -59,14 +59,13 @@ def _(grad, upper, cov, lower, wants_cov):
     )
 
 
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError(
+_call_backward = register(
+    "mendell_elston_backward",
+    refuse(
         "mvn_cdf: second derivatives of method mendell_elston are not built; first ones are, "
         "without create_graph"
-    )
-
-
-_call_backward = register("mendell_elston_backward", _no_second_derivative)
+    ),
+)
 
 
 def _save(ctx, inputs, output) -> None:

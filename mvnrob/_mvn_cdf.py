@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _load, _mendell_elston, _mvn_cdf_grad
+from ._autograd import refuse
 from ._checks import check_alike
 
 METHODS = ("auto", "sov", "closed_form", "mendell_elston")
@@ -171,8 +172,8 @@ def mvn_cdf(
       dependence given the pivots is left out, as in the value, and the bound does not cover that.
 
     A row takes the first way for up to 12 slopes, for as many as cost at most about 1.5 times the
-    value, in the tails (relative tolerances), on CUDA tensors, with ``factor``, and where ``n_points`` is 0; otherwise the
-    second. For cov the second way samples every variable and keeps only the entries whose 99 % bound
+    value, in the tails (relative tolerances), with ``factor``, and where ``n_points`` is 0; otherwise
+    the second. For cov the second way samples every variable and keeps only the entries whose 99 % bound
     is within the larger of the tolerance and ``.16 / sqrt(1 - R_ij^2)`` times it; the others, and all
     of a singular cov, are conditional probabilities.
 
@@ -487,7 +488,8 @@ def _(upper, cov, lower, seed, order, n_points, compute_dtype, points="lattice",
 # and that of sum_s weight[b, s] value[b, s] to cov [B, n, n] (symmetric: half to each of a pair; empty
 # where not wanted) with the square of each entry's standard error over the shifts; the number of pivots
 # found, int64 [B]. NaN rows as in mvn_cdf_sums. A tile of 64 samples is recomputed and reversed at
-# a time: memory O(64 (n + 7 k)) a thread, and O(n k) for cov.
+# a time: memory O(64 (n + 7 k)) a thread, and O(n k) for cov (CUDA: O(64 n) a block, and 64 n k bytes
+# a row for cov). CUDA does not look at order, first and count: an order that cannot be followed is NaN.
 @torch.library.register_fake("mvnrob::mvn_cdf_pathwise")
 def _(
     upper, cov, lower, seed, order, first, count, weight, compute_dtype, wants_cov, points="lattice"
@@ -541,6 +543,12 @@ def _sums_backward(ctx, grad):
 
 
 torch.library.register_autograd("mvnrob::mvn_cdf_sums", _sums_backward, setup_context=_save_sums)
+# Without it a second derivative of the sums would lack their part, and nothing would say so.
+torch.library.register_autograd(
+    "mvnrob::mvn_cdf_pathwise",
+    refuse("mvn_cdf_pathwise: derivatives of slopes are not built; those of mvn_cdf_sums are, "
+           "without create_graph"),
+)  # fmt: skip
 
 
 def mvn_cdf_reference(

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from . import _load, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
-from ._autograd import register
+from ._autograd import refuse, register
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
 #: so do those of the pairs; each at least _FEWEST, the first look of mvn_cdf.
@@ -548,13 +548,10 @@ def _(info, in_dims, *args):
     return tuple(t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, shape) for t in out), 0
 
 
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError(
-        "mvn_cdf: second derivatives are not built yet; first ones are, without create_graph"
-    )
-
-
-_call_backward = register("mvn_cdf_backward", _no_second_derivative)
+_call_backward = register(
+    "mvn_cdf_backward",
+    refuse("mvn_cdf: second derivatives are not built; first ones are, without create_graph"),
+)
 
 
 def _save(ctx, inputs, output) -> None:

@@ -485,15 +485,29 @@ def test_second_derivatives_are_refused():
     upper, cov = random_problem(3, 1)
     (u,) = leaves(upper)
     (first,) = torch.autograd.grad(mvn_cdf(u, cov), u, create_graph=True)
-    with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built yet"):
+    with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built"):
         first.sum().backward()
     nested = torch.func.grad(lambda u: torch.func.grad(lambda v: mvn_cdf(v, cov))(u).sum())
     for second in (nested, torch.func.jacrev(torch.func.jacrev(lambda u: mvn_cdf(u, cov)))):
         with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built"):
             second(upper)
-    # Forward over reverse, for which torch has no words of the op's.
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(
+        NotImplementedError, match="mvn_cdf: derivatives must be .* got forward mode"
+    ):
         torch.func.hessian(lambda u: mvn_cdf(u, cov))(upper)
+
+
+@pytest.mark.parametrize("name", ["prob", "complement", "log_prob"])
+@pytest.mark.parametrize("kind", ["cov", "factor"])
+def test_second_derivatives_of_every_output_are_refused(name, kind):
+    upper, cov = random_problem(6, 1)
+    matrix = cov if kind == "cov" else torch.linalg.cholesky(cov)
+    u, m = leaves(upper, matrix)
+    value = getattr(mvn_cdf(u, **{kind: m}, return_info=True), name)
+    first = torch.autograd.grad(value, (u, m), create_graph=True)
+    for slope in first:
+        with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built"):
+            torch.autograd.grad(slope.square().sum(), (u, m), retain_graph=True)
 
 
 def test_training_moves_the_probability():

@@ -77,6 +77,18 @@ def test_other_sums_have_no_gradient():
         out.sum().backward()
 
 
+def test_slopes_have_no_gradient():
+    """Not even a silent one: a second derivative of the sums."""
+    upper, cov = random_problem(3, 1, batch=(1,))
+    u, c = leaves(upper, cov)
+    total = sums(u, c, None, torch.tensor([0]), torch.tensor([[0, 1, 2]]))[:, 0].sum()
+    (slope,) = torch.autograd.grad(total, u, create_graph=True)
+    with pytest.raises(
+        NotImplementedError, match="mvn_cdf_pathwise: derivatives of slopes are not"
+    ):
+        (slope.sum() + u.sum()).backward()
+
+
 @pytest.mark.parametrize("rectangular", [False, True])
 def test_values_are_the_sampler_s(rectangular):
     upper, cov = random_problem(20, 3, batch=(3,))

@@ -5,37 +5,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from test_cuda_mvn_cdf_pathwise import (
+    SINGULAR,
+    SIZES,
+    assert_agree,
+    pathwise_arguments,
+    plans,
+    singular_problem,
+)
 from test_mvn_cdf import random_problem
 from test_shim_mvn_cdf import shim
 
+from mvnrob import _mvn_cdf_grad, mvn_cdf
+
 FIXTURES = (shim,)
-#: Another order of summation; of each output's largest number, as slopes and variances are sums that
-#: cancel. A pivot of a singular covariance that has little variance left magnifies rounding. Worst
-#: over this file with AVX2: 9e-5 and 8e-10.
-AGREEMENT = {"float32": 4e-4, "float64": 1e-8}
 
 
-def pathwise_arguments(upper, cov, lower, order, *, first=64, points=128):
-    rows = len(upper)
-    weight = torch.linspace(0.5, 1.5, 8).double().expand(rows, 8).contiguous()
-    return (
-        upper, cov, lower, torch.arange(rows), order, torch.full((rows,), first),
-        torch.full((rows,), points), weight,
-    )  # fmt: skip
-
-
-def assert_agree(ours, theirs, compute_dtype):
-    """Both to rounding: values, slopes to upper, lower and cov, its variance; and the pivots."""
-    for x, y in zip(ours[:5], theirs[:5], strict=True):
-        assert x.size == y.size
-        if x.size == 0:
-            continue
-        assert (np.isnan(x) == np.isnan(y)).all()
-        rows = len(x)
-        scale = np.nan_to_num(np.abs(y)).reshape(rows, -1).max(1)
-        error = np.nan_to_num(np.abs(x - y)).reshape(rows, -1).max(1)
-        assert (error <= AGREEMENT[compute_dtype] * scale).all(), (error / scale).max()
-    assert (ours[5] == theirs[5]).all()
+def by_kernels(shim, given, compute_dtype, wants_cov, points, **options):
+    """What the op returns, as arrays."""
+    given = (None if t is None else t.numpy() for t in given)
+    return shim.mvn_cdf_pathwise(*given, compute_dtype, wants_cov, points, **options)
 
 
 def compare(
@@ -45,10 +34,7 @@ def compare(
     """Returns the kernels' answer."""
     given = pathwise_arguments(upper, cov, lower, order)
     theirs = torch.ops.mvnrob.mvn_cdf_pathwise(*given, compute_dtype, wants_cov, points)
-    ours = shim.mvn_cdf_pathwise(
-        *(None if t is None else t.numpy() for t in given), compute_dtype, wants_cov, points,
-        **options,
-    )  # fmt: skip
+    ours = by_kernels(shim, given, compute_dtype, wants_cov, points, **options)
     assert_agree(ours, [t.numpy() for t in theirs], compute_dtype)
     return ours
 
@@ -57,22 +43,11 @@ def same_bits(one, other):
     return all(x.tobytes() == y.tobytes() for x, y in zip(one, other, strict=True))
 
 
-# Round the edges of the register blocks (8, 16), of a product's tile (32, 64), of small programs (32).
-SIZES = (1, 2, 3, 7, 8, 9, 16, 17, 31, 32, 33, 47, 48, 49, 64, 65, 70, 99)
-
-
 @pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
 @pytest.mark.parametrize("n", SIZES)
 def test_agree(shim, n, compute_dtype):
-    for pivots in sorted({1, max(1, n // 3), max(1, n - 1), n}):
-        upper, cov = random_problem(n, n, batch=(2,))
-        g = torch.Generator().manual_seed(n)
-        named = torch.stack([torch.randperm(n, generator=g)[:pivots] for _ in range(2)])
-        greedy = torch.full((2, pivots), -1)
-        greedy[1, pivots // 2 + 1 :] = -2
-        lower = -upper - 1 if pivots % 2 else None
-        for order in (named, greedy):
-            compare(shim, upper, cov, lower, order, compute_dtype)
+    for problem in plans(n):
+        compare(shim, *problem, compute_dtype)
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
@@ -102,21 +77,9 @@ def test_float32_input(shim, compute_dtype):
         compare(shim, upper, cov, -2 * upper, order, compute_dtype)
 
 
-def singular_problem(variables, rank, copies):
-    """Rows of a factor; then a duplicate, a multiple and an antiparallel one of each of the first."""
-    g = torch.Generator().manual_seed(variables)
-    root = torch.randn(2, variables, rank, generator=g, dtype=torch.float64)
-    upper = root.norm(dim=-1) * (0.3 + torch.rand(2, variables, generator=g, dtype=torch.float64))
-    # What the multiples add to: limits that meet, and for the antiparallel ones limits that differ.
-    some = slice(0, copies)
-    root = torch.cat([root, root[:, some], 2 * root[:, some], -root[:, some]], 1)
-    upper = torch.cat([upper, upper[:, some], 2 * upper[:, some], 4 * upper[:, some]], 1)
-    return upper, root @ root.mT
-
-
 @pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rectangular", [False, True])
-@pytest.mark.parametrize("variables, rank, copies", [(9, 4, 1), (20, 7, 3), (60, 40, 5), (9, 1, 2)])
+@pytest.mark.parametrize("variables, rank, copies", SINGULAR)
 def test_singular(shim, variables, rank, copies, rectangular, compute_dtype):
     """Groups, some of them longer than a register block, and ties that share. Pivots are named: which
     of several multiples a greedy order takes is rounding's choice."""
@@ -202,3 +165,33 @@ def test_same_bits_in_any_order_of_threads(shim, order):
     finally:
         shim.set_order(0)
     assert same_bits(one, other)
+
+
+# ---- within autograd ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_cov", [False, True])
+@pytest.mark.parametrize("n", [20, 40])
+def test_gradients_by_the_kernels(shim, n, with_cov, monkeypatch):
+    """The backward of mvn_cdf with the kernels' slopes is that with the CPU's."""
+    monkeypatch.setattr(_mvn_cdf_grad, "_AFFORDABLE", 0.0)  # pathwise whatever it costs
+    upper, cov = random_problem(n, 3, batch=(3,))
+    upper[0, 1] = math.inf
+
+    def gradients():
+        u, c = upper.clone().requires_grad_(), cov.clone().requires_grad_(with_cov)
+        prob = mvn_cdf(u, c, lower=-upper - 1, abs_tol=1e-3)
+        return torch.autograd.grad(prob.sum(), (u, c) if with_cov else (u,))
+
+    theirs = gradients()
+    calls = []
+
+    def kernels(*args):
+        calls.append(args)
+        return [torch.from_numpy(np.array(t)) for t in by_kernels(shim, args[:8], *args[8:])]
+
+    monkeypatch.setattr(torch.ops.mvnrob, "mvn_cdf_pathwise", kernels)
+    for x, y in zip(gradients(), theirs, strict=True):
+        # Float32 samples, whose points are taken until the tolerance is met.
+        assert (x - y).abs().max() < 1e-4 * y.abs().max()
+    assert calls and calls[0][9] == with_cov

@@ -119,6 +119,15 @@ def test_equal_gradients(method):
     assert behind.tolist() == [0, 0, 0]
 
 
+def test_second_derivatives_are_refused():
+    """Those of the integral alone are not built: a gradient penalty must not lack their part."""
+    model, x = smooth_model(), inputs().requires_grad_()
+    p = taylor_probability(model, x, 0.4)
+    (slope,) = torch.autograd.grad(p.sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built"):
+        slope.square().sum().backward()
+
+
 def test_inputs_get_gradients_and_float32():
     x = inputs(4, torch.float32).requires_grad_()
     p = taylor_probability(smooth_model(torch.float32), x, 0.3)

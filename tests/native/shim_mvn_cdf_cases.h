@@ -170,6 +170,67 @@ inline void check_tilted() {
   check_relative(40, -4, -29.471753591);
 }
 
+// Slopes of the samples. P does not change where limits and standard deviations grow alike, and so
+// for every sample: sum_i u_i dP/du_i + l_i dP/dl_i + 2 sum_ij cov_ij dP/dcov_ij = 0.
+template <class T, class scalar_t>
+void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular) {
+  constexpr int64_t kRows = 2, kPoints = 128;
+  const int64_t size = n * copies, shifts = mvnrob::kShifts;
+  Call<T> call(kRows, size);
+  std::fill(call.upper.begin(), call.upper.end(), T(0.5));
+  std::fill(call.lower.begin(), call.lower.end(), T(-2));
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t j = 0; j < size; ++j) call.cov[i * size + j] = i % n == j % n ? T(1) : T(0.5);
+  const std::vector<int64_t> order(kRows * pivots, -1), first(kRows, 64), points(kRows, kPoints);
+  const std::vector<double> weight(kRows * shifts, 1);
+  std::vector<double> value(kRows * shifts), upper(value.size() * size), lower(upper.size()),
+      cov(kRows * size * size), variance(cov.size());
+  std::vector<int64_t> used(kRows);
+  mvnrob::kernels::MvnCdfPathwiseArgs a{};
+  a.plan = call.args;
+  if (rectangular) a.plan.lower = call.lower.data();
+  a.plan.options = {
+      0,
+      0,
+      kPoints,
+      mvnrob::Method::automatic,
+      sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64,
+      mvnrob::PointSet::lattice};
+  a.plan.order = order.data();
+  a.plan.n_order = int32_t(pivots);
+  a.first = first.data();
+  a.points = points.data();
+  a.weight = weight.data();
+  a.width = int32_t(2 + pivots);
+  a.value = value.data();
+  a.upper = upper.data();
+  a.lower = lower.data();
+  a.cov = cov.data();
+  a.cov_variance = variance.data();
+  a.pivots = used.data();
+  mvnrob::shim::run_mvn_cdf_pathwise<scalar_t>(a, 1, 2);
+  for (int64_t b = 0; b < kRows; ++b) {
+    double sum = 0, scale = 0;
+    for (int64_t e = b * shifts * size; e < (b + 1) * shifts * size; ++e) {
+      sum += 0.5 * upper[e] - 2 * lower[e];
+      scale += 0.5 * upper[e];
+    }
+    for (int64_t e = 0; e < size * size; ++e)
+      sum += 2 * double(call.cov[e]) * cov[b * size * size + e];
+    if (!(std::abs(sum) <= 1e-4 * scale) || !(scale > 0))
+      throw std::runtime_error("wrong slopes, n = " + std::to_string(size) + ": " +
+                               std::to_string(sum) + " of " + std::to_string(scale));
+  }
+}
+
+inline void check_pathwise() {
+  check_slopes<double, float>(2, 1, 2, true);
+  check_slopes<double, double>(9, 1, 7, false);    // some complete
+  check_slopes<float, float>(5, 3, 15, false);     // groups that share ties
+  check_slopes<double, float>(40, 1, 36, true);    // blocked, some complete
+  check_slopes<double, double>(35, 2, 70, false);  // blocked, with groups
+}
+
 struct MvnCdfCase {
   const char* name;
   void (*run)();
@@ -179,7 +240,7 @@ const MvnCdfCase kMvnCdfCases[] = {
     {"mvn_cdf_small", check_small},     {"mvn_cdf_groups", check_groups},
     {"mvn_cdf_blocked", check_blocked}, {"mvn_cdf_completed", check_completed},
     {"mvn_cdf_union", check_union},     {"mvn_cdf_tilted", check_tilted},
-    {"mvn_cdf_factors", check_factors},
+    {"mvn_cdf_factors", check_factors}, {"mvn_cdf_pathwise", check_pathwise},
 };
 
 }  // namespace shim_tests
