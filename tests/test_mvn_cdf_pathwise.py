@@ -197,6 +197,24 @@ def test_ties_share_the_slope():
         torch.testing.assert_close(copy, out[1][..., 0], rtol=1e-12, atol=0)
 
 
+def test_ties_on_one_side_share_its_slope():
+    """Two copies, whose limits meet on both sides, and a negative one that meets the lower ones."""
+    upper = torch.tensor([[0.4, 0.4, 1.0, 1.0]]).double()
+    lower = torch.tensor([[-1.0, -1.0, -9.0, -9.0]]).double()
+    root = torch.tensor([[1.0, 0], [1, 0], [-1, 0], [0.6, 0.8]]).double()
+    for turn in ([0, 1, 2, 3], [2, 0, 1, 3], [1, 2, 0, 3]):  # whichever is found first
+        out = pathwise(
+            upper[:, turn], (root @ root.T)[None][:, turn][:, :, turn], lower[:, turn],
+            torch.full((1, 2), -1), points=512,
+        )  # fmt: skip
+        back = torch.tensor(turn).argsort()
+        to_upper, to_lower = (t[0][:, back] for t in out[1:3])
+        assert (to_lower[:, 0] < 0).all() and (to_upper[:, 0] > 0).all()
+        torch.testing.assert_close(to_upper[:, 1], to_upper[:, 0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(to_lower[:, 1], to_lower[:, 0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(-to_upper[:, 2], to_lower[:, 0], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
