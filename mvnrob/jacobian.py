@@ -218,7 +218,7 @@ class LogitMap:
             return self._logits(x, first, count)
 
         # no graph for the weights; forward mode does not need one
-        with torch.no_grad(), _forward_mode_kernels():
+        with torch.no_grad(), plain_attention():
             if along.shape[1] > 1 and self.network.batch_tangents:
                 try:
                     return _batched_tangents(summed, self.x, along)
@@ -242,7 +242,7 @@ class LogitMap:
         return out.unflatten(0, (b, m))
 
     def _jvp_double_backward(self, along: Tensor, first: int, count: int) -> Tensor:
-        with torch.enable_grad():
+        with torch.enable_grad(), plain_attention():
             leaf = self.x.clone().requires_grad_()
             logits = self._logits(leaf, first, count)
             cotangent = torch.zeros_like(logits).requires_grad_()
@@ -321,8 +321,8 @@ class LogitMap:
 
 
 @contextlib.contextmanager
-def _forward_mode_kernels() -> Iterator[None]:
-    """Attention by kernels that have forward-mode derivatives: the fused ones have none.
+def plain_attention() -> Iterator[None]:
+    """Attention by kernels that have forward-mode and second derivatives: the fused ones have none.
 
     The values are those of the fused kernels up to rounding.
     """

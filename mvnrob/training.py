@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ._mvn_cdf import mvn_cdf
+from .jacobian import plain_attention
 from .network import owning_module
+from .options import check_number
 
 METHODS = ("taylor", "taylor_mvs", "taylor_mendell_elston")
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -40,6 +42,7 @@ def taylor_probability(
         model: ``[B, *shape] -> [B, C]`` logits, twice differentiable almost everywhere (a ReLU network
             is: its second derivatives are zero, and its weights still enter u). In train or eval
             mode; batch norm in train mode is refused, since it makes rows depend on each other.
+            Attention runs by torch's plain kernel: the fused ones have no second derivative.
         x: inputs ``[B, *shape]``, floating point. Where they require a gradient they get one.
         sigma: standard deviation of the noise, > 0, in units of x.
         target: int64 ``[B]``, labels; the prediction by default.
@@ -52,7 +55,8 @@ def taylor_probability(
         seed: of the integral's random shifts.
 
     A row of equal gradients (u_i = 0) never changes its margin: the rival counts as never or always
-    ahead, and gives no gradient. NaN logits give NaN.
+    ahead, and gives no gradient; nor does one whose logit is infinite (a class masked by -inf). NaN
+    logits give NaN. p may underflow to 0, with a gradient of 0: as a term of log p, clamp it first.
 
     Cost: one forward pass and as many backward passes as rivals, of which a graph is kept, so memory
     grows with them; the gradient of ``"taylor"`` to R costs a call for each pair of rivals that matters,
@@ -68,7 +72,8 @@ def taylor_probability(
     _check(op, model, x, sigma, target, method, rivals, slope)
     with torch.enable_grad():
         leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
-        logits = model(leaf)
+        with plain_attention():
+            logits = model(leaf)
         logits = getattr(logits, "logits", logits)
         if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
             raise ValueError(
@@ -95,14 +100,17 @@ def taylor_probability(
             rows.append(row.flatten(1))
         u = torch.stack(rows, 1)
         squares = u.square().sum(-1)
-        # sqrt has no derivative at zero: where u is zero, its norm is kept out of the graph
-        zero = squares == 0
+        # sqrt has no derivative at zero: where u is zero, its norm is kept out of the graph, and so are
+        # infinite margins, whose slopes would be 0 / 0
+        zero, infinite = squares == 0, g.detach().isinf()
         norms = torch.where(zero, 1.0, squares).sqrt()
         step = torch.where(g.detach() < 0, -math.inf, math.inf).to(g)
-        z = torch.where(zero, step, g / (sigma * norms))
+        moves = torch.where(infinite, 0.0, g) / (sigma * norms)
+        z = torch.where(zero | infinite, step, moves)
         if method == "taylor_mvs":
-            # exp(-inf) is 0, and so is its slope; exp(inf) gives p = 0
-            return 1 / (1 + torch.exp(-slope * z).sum(1))
+            # 1 / (1 + sum_i exp(-slope z_i)), whose terms may overflow where p is 0
+            finite = (-slope * z).clamp(max=torch.finfo(z.dtype).max)
+            return torch.cat([torch.zeros_like(z[:, :1]), finite], 1).softmax(1)[:, 0]
         unit = torch.where(zero[..., None], 0.0, u / norms[..., None])
         corr = unit @ unit.mT
         # The diagonal is one whatever x and the weights are; only zero rows have to be told so.
@@ -126,8 +134,7 @@ def _check(op: str, model, x, sigma, target, method, rivals, slope) -> None:
         raise ValueError(f"{op}: sigma must be positive and finite, got {sigma}")
     if method not in METHODS:
         raise ValueError(f"{op}: method must be one of {', '.join(METHODS)}, got {method!r}")
-    if not 0 < slope < math.inf:
-        raise ValueError(f"{op}: slope must be positive and finite, got {slope}")
+    check_number(op, "slope", slope, "a positive number", positive=True)
     if rivals is not None and (
         isinstance(rivals, bool) or not isinstance(rivals, int) or rivals < 1
     ):

@@ -123,6 +123,18 @@ def test_forward_mode_with_and_without_vmap(name):
             )  # vmap refuses its in-place steps
 
 
+@pytest.mark.parametrize("name", ["attention", "encoder"])
+def test_attention_by_double_backward(name):
+    """torch's fused kernels have no second derivative."""
+    kind, shape = NETWORKS[name]
+    net, x = built(kind).double(), inputs(2, *shape)
+    ways = [
+        robustness(net, x, 0.2, screen="sketch", jvp_mode=mode, check="raise")
+        for mode in ("forward", "double_backward")
+    ]
+    torch.testing.assert_close(ways[0].prob, ways[1].prob, rtol=0, atol=1e-6)
+
+
 def test_attention_settings_are_left_as_they_were():
     net, x = built(Encoder), inputs(2, 9, 16, dtype=torch.float32)
     for fast in (True, False):

@@ -128,6 +128,66 @@ def test_second_derivatives_are_refused():
         slope.square().sum().backward()
 
 
+@pytest.mark.parametrize("method", ["taylor", "taylor_mvs", "taylor_mendell_elston"])
+def test_a_masked_class_changes_nothing(method):
+    """A logit of -inf that depends on x: values and slopes of the other classes alone."""
+    model, x = smooth_model(classes=5), inputs()
+
+    class Others(torch.nn.Module):
+        def forward(self, v):
+            return model(v)[:, 1:]
+
+    mask = torch.tensor([-math.inf, 0, 0, 0, 0], dtype=torch.float64)
+    slopes = []
+    for network in (lambda v: model(v) + mask, Others()):
+        p = taylor_probability(network, x, 0.4, method=method)
+        slopes.append(torch.autograd.grad(p.sum(), list(model.parameters())))
+    for masked, without in zip(*slopes, strict=True):
+        torch.testing.assert_close(masked, without, atol=1e-12, rtol=1e-9)
+
+
+def test_mvs_far_from_the_label():
+    """p from 5e-16 to 2e-83: the squares of some are no float32, and of others the exponentials."""
+    known = []
+    for dtype in (torch.float32, torch.float64):
+        model, x = smooth_model().to(dtype), inputs(8).to(dtype).requires_grad_()
+        label = model(x).argmin(1)
+        p = taylor_probability(model, x, 0.02, target=label, method="taylor_mvs")
+        known.append((p.detach().double(), torch.autograd.grad(p.sum(), x)[0].double()))
+    (p, single), (q, double) = known
+    normal = q > torch.finfo(torch.float32).tiny
+    assert int((q[normal] < 1e-20).sum()) >= 2 and int((q < 1e-50).sum()) >= 2
+    # z of about 60 carries float32's rounding, some 1e-6 of it, into log p
+    torch.testing.assert_close(p[normal], q[normal], atol=0, rtol=1e-3)
+    size = double.abs().amax(1, keepdim=True)
+    torch.testing.assert_close((single / size)[normal], (double / size)[normal], atol=1e-3, rtol=0)
+    assert float(single[~normal].abs().max()) < 1e-30
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_attention_has_second_derivatives(training):
+    """The fused kernels that torch takes by itself have none."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Unflatten(1, (5, 1)),
+            torch.nn.Linear(1, 8),
+            torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True),
+            torch.nn.Flatten(),
+            torch.nn.Linear(40, 4),
+        ).double().train(training)  # fmt: skip
+    x = inputs(2).requires_grad_()
+    target = model(x).argmax(1)
+    # closed forms, as above
+    assert torch.autograd.gradcheck(
+        lambda v: taylor_probability(model, v, 0.4, target=target),
+        x,
+        eps=1e-5,
+        atol=2e-6,
+        rtol=1e-4,
+    )
+
+
 def test_inputs_get_gradients_and_float32():
     x = inputs(4, torch.float32).requires_grad_()
     p = taylor_probability(smooth_model(torch.float32), x, 0.3)
@@ -152,7 +212,8 @@ def test_nan_rows_stay_alone():
         ({"sigma": [0.1]}, "sigma must be a number"),
         ({"method": "mc"}, "method must be one of"),
         ({"rivals": 0}, "rivals must be a positive int"),
-        ({"slope": -1.0}, "slope must be positive"),
+        ({"slope": -1.0}, "slope must be a positive number"),
+        ({"slope": "steep"}, "slope must be a positive number, got 'steep'"),
         ({"target": torch.zeros(3, dtype=torch.int64)}, r"target must be int64 \[6\]"),
         ({"target": torch.full((6,), 9)}, r"target must lie in \[0, 4\)"),
         ({"model": lambda x: torch.zeros(6, 4)}, "must be differentiable in its input"),
