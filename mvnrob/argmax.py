@@ -84,7 +84,9 @@ def argmax_probabilities(
         model, x, sigma, screen, head, noise_factor, bounds, preprocessing, seed, first_index,
             max_bytes, jacobian, jvp_mode, check: as in :func:`mvnrob.robustness`.
 
-    Of equal classes whose margin cannot move the first wins, as in ``torch.argmax``. NaN logits give
+    Of equal classes whose margin cannot move the first wins, as in ``torch.argmax``. Where two
+    gradients differ by no more than rounding (3e-7 of their distance to the target's) and the margin
+    does not tell the classes apart, one gets the share of both, and ``error`` says so. NaN logits give
     NaN and status ``NAN_INPUT`` for that input. No error covers the network's departure from the
     linear model.
 

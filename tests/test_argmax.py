@@ -111,6 +111,28 @@ def test_differences_of_rivals_keep_their_digits_in_float32():
     assert a.prob[0, 1] > 0.02 and a.prob[0, 2] > 0.02
 
 
+@pytest.mark.parametrize("relative", [1e-3, 1e-6, 1e-9, 1e-13])
+def test_nearly_equal_classes(relative):
+    """Two rivals that differ by little in float64: beside each one's probability by its own
+    differences, which keep their digits."""
+    model, x = linear_model(8, 6), inputs(3, 6)
+    step = relative * inputs(6, seed=5)
+    model.weight[2] = model.weight[1] + step
+    model.bias[2] = model.bias[1] - x[0] @ step
+    shares = argmax_probabilities(model, x, 2.0, min_prob=0.0)
+    for label in range(8):
+        one = robustness(model, x, 2.0, target=label, screen="none")
+        gap = (shares.prob[:, label] - one.prob).abs()
+        assert (gap <= shares.error[:, label] + one.error).all()
+    assert ((shares.prob.sum(1) + shares.rest - 1).abs() <= shares.rest_error).all()
+    told = shares.error[0, 1:3] <= 1e-3
+    assert told.all() == (relative > 1e-7)
+    assert (shares.error[:, 3:] <= 1e-3).all()
+    # where neither is ever on top there is nothing to share
+    far = argmax_probabilities(model, x[1:], 2e-3, min_prob=0.0)
+    assert (far.error <= 1e-3).all()
+
+
 def test_equal_classes_and_sigma_zero():
     model, x = linear_model(4, 6), inputs(3, 6)
     model.weight[3], model.bias[3] = model.weight[1], model.bias[1]
@@ -119,7 +141,7 @@ def test_equal_classes_and_sigma_zero():
     assert torch.equal(result.prob[0], clean)
     assert (result.prob[:, :, 3] == 0).all(), "the first of equal classes wins"
     assert ((result.prob.sum(-1) - 1).abs() <= result.rest_error + 1e-12).all()
-    assert (result.prob[1, :, 1] > 0.01).any()
+    assert (result.prob[1, :, 1] > 0.01).any() and (result.error <= 1e-3).all()
 
 
 def test_nan_confined_infinite_logits_and_batches():

@@ -75,9 +75,10 @@ def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> Non
     seeds = part.cdf_seeds()
     # argmax takes the first of equal classes: where two never differ, the lower index wins
     earlier = classes[:, :, None] < classes[:, None, :]
-    pairs = _difference_norms(sums)
+    pairs, blurs = _difference_norms(sums)
+    margins = logits[:, :, None] - logits[:, None, :]
     for s, sigma in enumerate(part.noise.sigmas):
-        beats = _beats(logits[:, :, None] - logits[:, None, :], pairs, sigma, earlier)
+        beats = _beats(margins, pairs, sigma, earlier)
         most = (0.5 * torch.special.erfc(-beats.amin(2) / math.sqrt(2.0))).masked_fill(padding, 0.0)
         likely = most > min_prob
         # classes that screening dropped, then those too unlikely for an integral
@@ -99,18 +100,35 @@ def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> Non
             status[here] = torch.where(
                 worse, torch.maximum(status[here], info.status), status[here]
             )
-        out.prob[s, rows], out.error[s, rows] = prob, error
+        shares = prob.gather(1, classes).masked_fill(padding, 0.0)
+        # two classes whose order is in doubt hold each other's share at most
+        doubt = (
+            _doubt(margins, blurs, sigma).minimum(shares[:, :, None] + shares[:, None, :]).sum(2)
+        )
+        out.prob[s, rows], out.error[s, rows] = prob, error.scatter_add(1, classes, doubt)
         out.rest[s, rows] = (1.0 - prob.sum(1)).clamp_min(0.0)
-        out.rest_error[s, rows] = integrals + screened.dropped[s]
+        out.rest_error[s, rows] = integrals + screened.dropped[s] + (doubt * (shares > 0)).sum(1)
         out.status[s, rows] = status
 
 
-def _difference_norms(sums: Tensor) -> Tensor:
-    """||u_i - u_j|| from the sums u_i u_j: ``[b, m, m]``, zero where it is rounding."""
+def _difference_norms(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """||u_i - u_j|| from the sums u_i u_j, zero where it is rounding, and how large it may be there
+    (zero elsewhere): each ``[b, m, m]``."""
     own = sums.diagonal(dim1=1, dim2=2)
     scale = own[:, :, None] + own[:, None, :]
     square = scale - 2 * sums
-    return torch.where(square <= _ROUNDING * scale, 0.0, square).sqrt()
+    rounding = square <= _ROUNDING * scale
+    norms = torch.where(rounding, 0.0, square).sqrt()
+    return norms, torch.where(rounding, _ROUNDING * scale, 0.0).sqrt()
+
+
+def _doubt(margins: Tensor, blurs: Tensor, sigma: float) -> Tensor:
+    """Bound on P(another order than that of the margins at x) of two classes whose difference is
+    rounding: ``[b, m, m]``. Equal margins are those of equal classes, and of a class with itself."""
+    scale = sigma * blurs
+    size = torch.where(scale > 0, margins.abs() / torch.where(scale > 0, scale, 1.0), math.inf)
+    size = size.masked_fill((margins == 0) | margins.isnan(), math.inf)
+    return 0.5 * torch.special.erfc(size / math.sqrt(2.0))
 
 
 def _beats(margins: Tensor, norms: Tensor, sigma: float, earlier: Tensor) -> Tensor:
