@@ -281,5 +281,8 @@ def _seed(rng) -> int:
         return 0
     if isinstance(rng, (int, np.integer)):
         return int(rng)
-    draw = rng.integers if hasattr(rng, "integers") else rng.randint  # Generator, RandomState
-    return int(draw(2**62, dtype=np.int64))
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(2**62, dtype=np.int64))
+    if isinstance(rng, np.random.RandomState):
+        return int(rng.randint(2**62, dtype=np.int64))
+    raise ValueError(f"{rng!r} cannot be used to seed mvn_cdf: give an int or a NumPy generator")

@@ -166,6 +166,9 @@ def test_rng():
         assert ours.cdf(**call, rng=make(1)) == ours.cdf(**call, rng=make(1))
         rng = make(1)
         assert ours.cdf(**call, rng=rng) != ours.cdf(**call, rng=rng)
+    for bad in ("one", 1.5, np.random.SeedSequence(1)):
+        with pytest.raises(ValueError, match="cannot be used to seed"):
+            ours.cdf(**call, rng=bad)
     x = call.pop("x")
     assert ours(**call, seed=1).cdf(x) == ours.cdf(x, **call, rng=1)
     assert ours(**call, seed=1).cdf(x, rng=2) == ours.cdf(x, **call, rng=2)
