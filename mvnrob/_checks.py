@@ -1,9 +1,28 @@
-"""Requirements that several ops share, in the words of the house: ``<op>: <argument> must ...``."""
+"""Requirements that several ops share, in the words of the house: ``<op>: <argument> must ...``; and
+warnings where the user called."""
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 import torch
 from torch import Tensor
+
+#: The packages whose frames a warning skips (mvnrob.demo is a caller like any other), and torch, which
+#: stands between under vmap.
+_INSIDE = (__package__, f"{__package__}.estimators")
+
+
+def warn_caller(text: str) -> None:
+    """A RuntimeWarning at the line outside this package that called into it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None:
+        package = frame.f_globals.get("__package__") or ""
+        if package not in _INSIDE and package.partition(".")[0] != "torch":
+            break
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 def check_tensor(op: str, name: str, t, *, gradients: bool = False) -> None:

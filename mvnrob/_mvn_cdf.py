@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import warnings
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from . import _load, _mendell_elston, _mvn_cdf_grad
 from ._autograd import refuse
-from ._checks import check_alike
+from ._checks import check_alike, warn_caller
 
 METHODS = ("auto", "sov", "closed_form", "mendell_elston")
 POINTS = ("lattice", "richtmyer", "sobol")
@@ -274,11 +273,7 @@ def _warn(result: MVNResult) -> None:
         except RuntimeError:
             return  # inside vmap, which warns itself (_vmap.py), or a tensor without values
         if count:
-            warnings.warn(
-                f"mvn_cdf: {count} of {result.status.numel()} rows {text}",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            warn_caller(f"mvn_cdf: {count} of {result.status.numel()} rows {text}")
 
 
 def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points) -> None:

@@ -8,9 +8,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ._checks import warn_caller
 from .estimators.chunk import Chunk, Settings
 from .head import read_head
-from .network import Cost, Meter, Network, warn_caller
+from .network import Cost, Meter, Network
 from .noise import Noise
 
 #: Methods that linearise the network.

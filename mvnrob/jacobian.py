@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ._checks import warn_caller
 from .head import FeatureNetwork, Head
-from .network import Meter, Network, first_line, warn_caller
+from .network import Meter, Network, first_line
 from .noise import PROBES, row_keys, standard_normal
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -15,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 _HALF = (torch.float16, torch.bfloat16)
-#: The packages whose frames a warning skips (mvnrob.demo is a caller like any other).
-_INSIDE = (__package__, f"{__package__}.estimators")
 
 
 @dataclass(frozen=True)
@@ -67,14 +63,6 @@ class Meter:
             self._seconds["network"],
             self._seconds["cdf"],
         )
-
-
-def warn_caller(text: str) -> None:
-    """A RuntimeWarning at the line outside this package that called into it."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__package__") in _INSIDE:
-        level, frame = level + 1, frame.f_back
-    warnings.warn(text, RuntimeWarning, stacklevel=level)
 
 
 def first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ._checks import warn_caller
 from ._mvn_cdf import Status
 from .chunks import LINEAR, run
 from .estimators import ESTIMATORS
@@ -21,7 +22,7 @@ from .jacobian import (
     check_inputs,
     working_copy,
 )
-from .network import Cost, Meter, Network, check_bounds, warn_caller
+from .network import Cost, Meter, Network, check_bounds
 from .noise import Noise
 from .options import check_int, check_number
 from .screening import SCREENS

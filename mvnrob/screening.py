@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ._checks import warn_caller
 from .factorised import Features, factorised
 from .head import HeadMismatch
 from .linearised import Linearised, exact_norms, scatter_sums
-from .network import warn_caller
 
 SCREENS = ("auto", "exact", "sketch", "none")
 

@@ -15,6 +15,7 @@ from scipy import stats
 import mvnrob
 from mvnrob import Status, mvn_cdf
 from mvnrob._mvn_cdf import mvn_cdf_reference
+from mvnrob.scipy_compat import multivariate_normal
 
 INF = math.inf
 NAN = math.nan
@@ -132,6 +133,25 @@ def test_relative_tolerance_in_both_tails():
         inner = stats.norm.logcdf((shift - math.sqrt(0.5) * x) / math.sqrt(0.5)) * 5
         inner = np.exp(inner) if shift < 0 else -np.expm1(inner)
         assert abs(float(small) - float((w * stats.norm.pdf(x) * inner).sum())) <= float(r.error)
+
+
+def test_warnings_name_the_line_that_called():
+    """Whatever is between: filters and "once per line" go by it."""
+    upper, cov = random_problem(12, 4)
+    options = {"max_points": 512}
+    normal = mvnrob.distributions.MultivariateNormal(torch.zeros(12).double(), cov)
+    calls = [
+        lambda: mvn_cdf(upper, cov, abs_tol=1e-9, **options),
+        lambda: mvnrob.mvn_log_cdf(upper, cov, rel_tol=1e-9, **options),
+        lambda: normal.cdf(upper, abs_tol=1e-9, **options),
+        lambda: normal.log_cdf(upper, rel_tol=1e-9, **options),
+        lambda: multivariate_normal.cdf(upper.numpy(), cov=cov.numpy(), abseps=1e-9, maxpts=512),
+        lambda: torch.vmap(lambda u: mvn_cdf(u, cov, abs_tol=1e-9, **options))(upper[None]),
+    ]
+    for call in calls:
+        with pytest.warns(RuntimeWarning, match="spent max_points") as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_max_points_bounds_the_work_and_says_so():
