@@ -24,7 +24,8 @@ class Features:
     the one that rows of logits are checked against.
 
     Raises:
-        HeadMismatch: W h(x) + b differs from the logits at one of the inputs.
+        HeadMismatch: W h(x) + b differs from the logits at one of the inputs, or W times the
+            derivative of h from that of the logits.
     """
 
     def __init__(self, problem: Linearised, head: Head) -> None:
@@ -36,12 +37,18 @@ class Features:
         problem.logits.meter.passes("forward", problem.logits.inputs, 1)
         every = torch.arange(head.width, device=problem.target.device).expand(b, -1)
         self.live = every  #: int64 [b, k]: the live features, and dead ones up to the longest row
+        network = self.map.network
+        network.with_logits = True
         try:
-            direction, product = self.map.probe()
+            direction, products = self.map.probe()
         except (NotImplementedError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             return  # without forward mode every feature counts as live
+        finally:
+            network.with_logits = False
+        product = network.compare_derivatives(products)
+        self.map.take_probe(direction, product)
         problem.logits.take_probe(direction, product.double() @ head.weight.T)
         moves = product != 0
         most = int(moves.sum(1).max())

@@ -166,6 +166,8 @@ class FeatureNetwork:
         self.network, self.head = network, head
         self.op = network.op
         self.batch_tangents = True
+        #: append the logits to the features: [b, w + C]
+        self.with_logits = False
 
     def rounding(self) -> float:
         return self.network.rounding()
@@ -174,7 +176,7 @@ class FeatureNetwork:
         features, logits = self._both(x)
         if torch.is_grad_enabled():  # forward mode runs without: its tensors cannot be read
             self._compare(features.detach(), logits.detach())
-        return features
+        return torch.cat([features, logits], 1) if self.with_logits else features
 
     def checked(self, x: Tensor) -> Tensor:
         features, logits = self._both(x)
@@ -196,6 +198,21 @@ class FeatureNetwork:
                 f"not [{x.shape[0]}, {self.head.width}]"
             )
         return features.flatten(1).to(logits.dtype), logits
+
+    def compare_derivatives(self, products: Tensor) -> Tensor:
+        """Of derivatives ``[b, w + C]`` along one direction, with the logits: those of the features
+        ``[b, w]``. W must take them to those of the logits."""
+        features, logits = products.split([self.head.width, products.shape[1] - self.head.width], 1)
+        gap = (features.double() @ self.head.weight.T - logits).abs()
+        size = features.double().abs() @ self.head.weight.abs().T
+        wrong = ~(gap <= self.rounding() * size) & logits.isfinite()
+        if wrong.any():
+            row, at = wrong.nonzero()[0].tolist()
+            raise HeadMismatch(
+                f"a difference of {gap[row, at].item():.2g} between the derivatives of logit {at} and "
+                f"of the output of {self.head.name!r}, whose terms have size {size[row, at].item():.2g}"
+            )
+        return features
 
     def _compare(self, features: Tensor, logits: Tensor) -> None:
         """The two may differ by rounding: 1e-3 of the terms' sizes in float32 (TF32 included)."""

@@ -168,7 +168,8 @@ def robustness(
         head: the layer that computes the logits from w features, ``nn.Linear`` or a convolution of
             one place on pooled features: a module or its dotted name in the model; ``"off"``: none.
             By default it is looked for in modules (not in compiled ones), and found where its output
-            is the logits. Its product is compared with the logits at every input. A named head that
+            is the logits. Its product is compared with the logits at every input, and its derivative along one
+            direction with theirs. A named head that
             does not give them is refused; one that was found is given up with a warning.
         noise_factor: A with noise = sigma A e, e ~ N(0, I_r): a tensor ``[D, r]`` over the flattened
             input, or a linear callable ``[m, *shape] -> [m, *shape]`` (a blur), r = D.

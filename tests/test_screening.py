@@ -399,6 +399,28 @@ def test_a_head_that_fails_at_a_later_input_is_given_up_loudly():
         robustness(model, x[[0, 1, 3]], 0.5, screen="exact", head="net.5")
 
 
+class Straight(nn.Module):
+    """The last layer's output to the bit with another derivative, as in a straight-through estimator."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = relu_net()
+
+    def forward(self, x):
+        own = x[:, :1] * torch.linspace(-3, 3, 80).to(x)
+        return self.net(x) + (own - own.detach())
+
+
+def test_a_head_with_another_derivative_is_given_up_loudly():
+    model, x = Straight().eval(), inputs(3, 30)
+    expected = robustness(model, x, 0.5, screen="exact", head="off")
+    with pytest.warns(RuntimeWarning, match="not used.*between the derivatives of logit"):
+        result = robustness(model, x, 0.5, screen="exact", check="raise")
+    torch.testing.assert_close(result.prob, expected.prob, rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="head must give the logits, got .* derivatives"):
+        robustness(model, x, 0.5, screen="exact", head="net.5")
+
+
 def test_named_head_of_a_callable():
     net, x = relu_net(), inputs(3, 30)
     by_name = robustness(lambda v: net(v), x, 0.5, screen="exact", head=net[5])
