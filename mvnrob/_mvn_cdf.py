@@ -76,7 +76,8 @@ def mvn_cdf(
             dtype, any r: never multiplied out, and beyond the rows' lengths only the rows of
             variables that matter are read. It is positive semidefinite whatever its rounding, and
             what counts as zero is a standard deviation within that, not a variance: directions that
-            a covariance of the same dtype cannot hold stay apart.
+            a covariance of the same dtype cannot hold stay apart. Squares of its rows' lengths must be
+            float64 numbers: a row of less than about 1e-154 counts as zero, one of more than 1e154 as NaN.
         lower: lower limits ``[..., n]``; none means minus infinity.
         mean: means ``[..., n]``; none means zero.
         abs_tol, rel_tol: a row is done when its error is at most

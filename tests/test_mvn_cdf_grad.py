@@ -481,6 +481,16 @@ def test_torch_func():
     assert torch.equal(jacobian.sum(1), plain[0])
 
 
+@pytest.mark.parametrize("method", ["auto", "mendell_elston"])
+@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
+def test_forward_mode_is_refused_clearly(method, transform):
+    upper, cov = random_problem(5, 2)
+    with pytest.raises(
+        NotImplementedError, match="^m.*: derivatives must be taken in reverse mode"
+    ):
+        transform(lambda u: mvn_cdf(u, cov, method=method))(upper)
+
+
 def test_second_derivatives_are_refused():
     upper, cov = random_problem(3, 1)
     (u,) = leaves(upper)
