@@ -27,7 +27,6 @@ def register(name: str, backward: Callable, save: Callable = _nothing) -> Callab
     torch; the callable goes through an autograd.Function there, which they accept.
     """
     op = getattr(torch.ops.mvnrob, name)
-
     torch.library.register_autograd(f"mvnrob::{name}", backward, setup_context=save)
     function = type(
         name,
