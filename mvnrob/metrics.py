@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ._extras import require
-from .robustness import robustness
+from .jacobian import check_choice
+from .robustness import METHODS, robustness
 
 _torchmetrics = require("torchmetrics", "torchmetrics", "metrics")
 
+_OPTIONS = inspect.signature(robustness).parameters.keys()
 REDUCTIONS = ("mean", "none", "class")
 
 
@@ -26,7 +29,8 @@ class AverageCaseRobustness(_torchmetrics.Metric):
         reduction: ``"mean"``: the mean, a number; ``"none"``: each input's, ``[N]``; ``"class"``: means
             by the target given to ``update``, ``[num_classes]``, NaN where a class has no input.
         num_classes: for ``"class"``.
-        options: anything else that :func:`mvnrob.robustness` takes.
+        options: anything else that :func:`mvnrob.robustness` takes, ``{"n_samples": 1000}``; not as
+            arguments of their own, which are torchmetrics'.
 
     ``update(x, target=None)`` takes inputs ``[B, *shape]`` and labels ``[B]``; without labels the
     prediction is the target. ``compute()`` gives float64. Inputs that have no answer (NaN logits) are
@@ -53,7 +57,10 @@ class AverageCaseRobustness(_torchmetrics.Metric):
         options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in kwargs.keys() & _OPTIONS:
+            raise TypeError(f"metrics: {name} must be in options, got it as an argument of its own")
         super().__init__(**kwargs)
+        check_choice("metrics", "method", method, METHODS)
         if isinstance(sigma, bool) or not isinstance(sigma, (int, float)):
             raise TypeError(f"metrics: sigma must be a number, got {type(sigma).__name__}")
         if reduction not in REDUCTIONS:

@@ -118,7 +118,10 @@ def test_shards_share_a_folder(tmp_path):
     assert not first.is_complete and first.progress() == (3, 7)
     with pytest.raises(ValueError, match="got 3 of 7 chunks"):
         first.table()
-    assert run(parts, shard="0/2", resume=True).is_complete
+    with pytest.raises(ValueError, match="got another one in"):
+        run(parts, shard="0/2", seed=1)
+    # shards know nothing of each other: none has to be the one that resumes
+    assert run(parts, shard="0/2").is_complete
     assert table_bytes(parts) == table_bytes(whole.folder)
 
 
@@ -235,6 +238,16 @@ def test_any_number_of_ranks_gives_one_table(tmp_path, files):
         assert {t["rank"] for t in Evaluation(out).timings().to_pylist()} == set(range(ranks))
 
 
+def test_gaps_are_no_failure_to_torchrun(tmp_path, files):
+    """It would end the other ranks and call a finished run failed."""
+    x, y = tiny_data(20)
+    x[2] = float("nan")
+    np.savez(tmp_path / "gap.npz", x=x.numpy(), y=y.numpy())
+    done = torchrun(2, tmp_path / "out", (files[0], str(tmp_path / "gap.npz")))
+    assert done.returncode == 0, done.stderr
+    assert "4 rows have no answer" in done.stdout and Evaluation(tmp_path / "out").is_complete
+
+
 DIES = """
 import os
 from mvnrob.evaluation import results
@@ -299,7 +312,7 @@ def test_flawed_examples_are_recorded(tmp_path):
     expected = {
         3: (UNREADABLE, "OSError: a broken sector"),
         5: (UNREADABLE, "torch.float32 [4] where the first example is torch.float32 [12]"),
-        7: ("NAN_INPUT", None),
+        7: ("NAN_INPUT", "NaN in the input"),
         9: (UNREADABLE, "no label"),
         11: (UNREADABLE, "label 99 of 5 classes"),
     }

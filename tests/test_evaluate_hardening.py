@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import mvnrob
-from mvnrob.cli import USAGE, main
+from mvnrob.cli import FINISHED, USAGE, main
 from mvnrob.evaluation import Evaluation, LoadedModel, load_model, load_source
 from mvnrob.evaluation import manifest as manifest_module
 from mvnrob.evaluation import models as models_module
@@ -361,7 +361,7 @@ class Processor:
 
 
 def test_a_processor_is_taken_apart_or_refused():
-    pytest.importorskip("PIL")
+    pytest.importorskip("PIL.Image")
     transform, scaling = models_module._hugging_face_pictures("net", Processor())
     assert scaling["mean"].tolist() == [0.5] * 3 and callable(transform)
     with pytest.raises(ValueError, match="must scale pixels in .* by a mean"):
@@ -482,3 +482,109 @@ def test_outputs_with_logits(tmp_path):
     wrapped = run(tmp_path / "a", lambda x: SimpleNamespace(logits=net()(x)))
     plain = run(tmp_path / "b")
     assert wrapped.table()["prob"].to_pylist() == plain.table()["prob"].to_pylist()
+
+
+def test_an_unreadable_picture_has_one_note_in_every_process(tmp_path):
+    """Pillow's words hold the address of the buffer, other in each process; tables are the same."""
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("no picture")
+    image.new("RGB", (9, 9), (250, 0, 0)).save(folder / "whole.png")
+    rows = run(tmp_path / "out", picture_model(), str(folder)).table().to_pylist()
+    assert [row["note"] for row in rows[:2]] == [
+        "UnidentifiedImageError: cannot identify image file <_io.BytesIO object>"
+    ] * 2
+    assert rows[2]["note"] is None
+
+
+def test_nan_rows_say_whose_nan(tmp_path):
+    x, y = data(6)
+    x[1] = float("nan")
+
+    def model(z):
+        return net()(z) * torch.where(z[:, :1] == 7.0, float("nan"), 1.0)
+
+    x[4, 0] = 7.0
+    rows = run(tmp_path / "out", model, (x, y)).table().to_pylist()
+    notes = {row["index"]: row["note"] for row in rows}
+    assert notes == {0: None, 1: "NaN in the input", 2: None, 3: None, 4: "NaN logits", 5: None}
+
+
+def test_labels_that_nobody_has_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "out"
+    for source in (data()[0], "photos"):
+        with pytest.raises(ValueError, match="target must be prediction for data without labels"):
+            run(out, picture_model() if source == "photos" else None, source, target="label")
+    assert not out.exists()
+
+
+def test_warnings_are_said_without_progress(tmp_path, capfd):
+    x, y = data()
+    run(tmp_path / "out", source=(x * 3, y), bounds=(0, 1))
+    said = capfd.readouterr().err
+    assert "outside their bounds" in said and "evaluate: 20 of 20" not in said
+
+
+def test_numpy_arrays_are_data(tmp_path):
+    x, y = data()
+    as_tensors = run(tmp_path / "a", source=(x, y)).table()
+    as_arrays = run(tmp_path / "b", source=(x.numpy(), y.numpy())).table()
+    assert as_arrays.equals(as_tensors)
+    assert len(load_source(x.numpy().astype(">f4"))) == len(x)
+    with pytest.raises(ValueError, match=r"must be \(x, labels\), got a tuple of 3"):
+        load_source((x, y, y))
+    with pytest.raises(TypeError, match="must hold numbers, got an array of object"):
+        load_source(np.array([[None]]))
+
+
+def test_weights_given_as_a_model_say_where_they_go(tmp_path):
+    torch.save(net().state_dict(), tmp_path / "plain.pt")
+    (tmp_path / "plain.safetensors").write_bytes(b"")
+    for name in ("plain.pt", "plain.safetensors"):
+        with pytest.raises(ValueError, match="weights alone go to --weights"):
+            load_model(str(tmp_path / name))
+
+
+def test_weights_that_do_not_load_say_why(tmp_path):
+    (tmp_path / "model.py").write_text(
+        "import torch\ndef make():\n    return torch.nn.Linear(3, 4)\n"
+    )
+    spec = f"{tmp_path / 'model.py'}:make"
+    torch.save(torch.nn.Linear(3, 4), tmp_path / "whole.pt")
+    with pytest.raises(ValueError, match="not unpickled since that can run code") as caught:
+        load_model(spec, weights=tmp_path / "whole.pt")
+    assert "weights_only" not in str(caught.value)  # torch's advice is to load it all the same
+    torch.save(torch.nn.Linear(3, 5).state_dict(), tmp_path / "wide.pt")
+    with pytest.raises(ValueError, match="size mismatch for weight"):
+        load_model(spec, weights=tmp_path / "wide.pt")
+
+
+def test_selfcheck_of_pictures_and_of_a_scaled_model(tmp_path, capfd):
+    """A network that says nothing of its inputs is checked with the options it is evaluated with."""
+    pictures = pytest.importorskip("PIL.Image")
+    (tmp_path / "model.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return 5 * x.mean((2, 3)) + torch.tensor([0.0, 0.1, 0.2])\n"
+        "make = Net\n"
+    )
+    (tmp_path / "pictures").mkdir()
+    for level in range(3):
+        image = pictures.new("RGB", (9, 9), (250, 90 * level, 9))
+        image.save(tmp_path / "pictures" / f"{level}.png")
+    words = [
+        "selfcheck", "--model", f"{tmp_path / 'model.py'}:make", "--data",
+        str(tmp_path / "pictures"), "--sigma", "1", "--method", "taylor", "--examples", "3", "--draws",
+        "200",
+    ]  # fmt: skip
+    assert main(words) == USAGE
+    assert "--input-size" in capfd.readouterr().err
+    words += ["--input-size", "4"]
+    assert main(words) == FINISHED
+    plain = capfd.readouterr().out
+    assert main([*words, "--mean", "0.5", "--std", "0.25"]) == FINISHED
+    assert "3 examples" in plain and capfd.readouterr().out != plain
+    assert main([*words, "--mean", "0.5"]) == USAGE

@@ -116,3 +116,10 @@ def test_additional_forward_args():
         Estimator(model, 0.2, method="guess")
     with pytest.raises(TypeError, match="forward_func must be callable"):
         Estimator(3, 0.2)
+
+
+def test_options_and_methods_are_looked_at_before_the_first_batch():
+    with pytest.raises(TypeError, match="n_samples must be in options"):
+        metrics.AverageCaseRobustness(net(), 0.2, method="mc", n_samples=10)
+    with pytest.raises(ValueError, match="method must be one of"):
+        metrics.AverageCaseRobustness(net(), 0.2, method="monte-carlo")

@@ -90,6 +90,8 @@ def test_page_is_whole_and_escapes(run):
     for wanted in ("Against Monte Carlo", "Without an answer", "NAN_INPUT", "c & d", "Gini"):
         assert wanted in page.text
     assert report(run, source=source).read_text() == text  # nothing depends on the day
+    assert "is given its label" in page.text and "less likely right than wrong" in page.text
+    assert "100.0 %accuracy without noise" in page.text  # labels are the predictions here
     names = {p.name for p in path.parent.iterdir()}
     assert {"summary.csv", "classes.csv", "flips.csv", "examples.csv", "scores.parquet"} <= names
     assert {"distribution.png", "sigma.png", "classes.png", "flips.png"} <= names
@@ -130,6 +132,7 @@ def test_exports_say_what_the_table_says(run):
     lost = sum(float(line["expected"]) for line in rows_of(folder / "flips.csv"))
     assert lost == pytest.approx(chosen["complement"].astype(float).sum())
     frame = score_frame(run, method="taylor", sigma=0.2).to_pylist()
+    assert score_frame(str(run.folder), method="taylor", sigma=0.2).to_pylist() == frame
     assert [r["index"] for r in frame] == [i for i in range(60) if i != 7]
     scores = {r["index"]: r["prob"] for r in table if (r["method"], r["sigma"]) == ("taylor", 0.2)}
     for r in frame:

@@ -15,7 +15,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit status.
 
     0: done. 1: stopped before the end (a full disk, a failing model); ``--resume`` goes on. 2: bad
-    usage, or a package is missing. 3: done, but some examples have no answer. 130: interrupted.
+    usage, or a package is missing. 3: done, but some examples have no answer (under torchrun 0: it
+    would stop the other ranks and call the run failed). 130: interrupted.
     """
     try:
         click = require("click", "click", "evaluate")

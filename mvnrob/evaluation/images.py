@@ -24,7 +24,8 @@ def to_tensor(image, model: LoadedModel) -> Tensor:
         return model.transform(to_rgb(image))
     if model.input_size is None:
         raise ValueError(
-            f"evaluate: model must say its input_size for pictures, got {model.name} without one"
+            f"evaluate: model must say its input_size for pictures (--input-size, input_size=), got "
+            f"{model.name} without one"
         )
     pil = require("PIL.Image", "pillow", EXTRA)
     mode = getattr(pil.Resampling, model.interpolation.upper(), pil.Resampling.BICUBIC)

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -117,7 +118,13 @@ def _load_one(spec: str, weights: str | Path | None) -> LoadedModel:
     raise ValueError(
         f"evaluate: model must be {', '.join(_BUILT_IN)}, timm:NAME, torchvision:NAME, hf:NAME, "
         f"a .pt2, .pt or .ts file, or path.py:factory, got {spec!r}"
+        + _FOR_WEIGHTS.get(Path(spec).suffix, "")
     )
+
+
+#: Files that hold weights and no network, given as a model: what to do with them.
+_WEIGHTS_ALONE = "; weights alone go to --weights (weights=) beside a path.py:factory"
+_FOR_WEIGHTS = dict.fromkeys((".safetensors", ".pth", ".bin", ".ckpt", ".pkl"), _WEIGHTS_ALONE)
 
 
 def _digits() -> LoadedModel:
@@ -306,10 +313,24 @@ def _exported(path: Path) -> LoadedModel:
         # What was exported is what runs; the flag, which eval() may not set here, says nothing.
         for part in model.modules():
             part.training = False
+    elif _is_saved_by_torch(path):
+        raise ValueError(
+            "evaluate: model must be TorchScript or an export, got what torch.save writes, weights or a "
+            f"pickle, in {path}" + _WEIGHTS_ALONE
+        )
     else:
         model = torch.jit.load(path, map_location="cpu").eval()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return LoadedModel(model, path.name, fingerprint=digest)
+
+
+def _is_saved_by_torch(path: Path) -> bool:
+    """Whether it is an archive of ``torch.save``: one of TorchScript has ``constants.pkl``."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    return "data.pkl" in names and "constants.pkl" not in names
 
 
 @contextlib.contextmanager
@@ -360,7 +381,14 @@ def _load_weights(model: nn.Module, path: str | Path) -> None:
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        except pickle.UnpicklingError:
+            # Not torch's own words: they advise to load it all the same.
+            raise ValueError(
+                "evaluate: weights must be a safetensors file or a plain state dict, tensors by name, "
+                f"got other objects in {path}, which are not unpickled since that can run code; save "
+                "model.state_dict()"
+            ) from None
+        except (RuntimeError, OSError, EOFError) as error:
             raise ValueError(
                 "evaluate: weights must be a safetensors file or a plain state dict "
                 f"(torch.load with weights_only=True), got {path}: {str(error).splitlines()[0]}"
@@ -370,8 +398,11 @@ def _load_weights(model: nn.Module, path: str | Path) -> None:
     try:
         model.load_state_dict(state)
     except (TypeError, RuntimeError) as error:
+        # The first line says only that there are errors.
+        lines = [line.strip() for line in str(error).splitlines()]
+        text = " ".join(lines[1:3] or lines)
         raise ValueError(
-            f"evaluate: weights must fit the model, got {path}: {str(error).splitlines()[0]}"
+            f"evaluate: weights must fit the model, got {path}: {text[:300]}"
         ) from None
 
 

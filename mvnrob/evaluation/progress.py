@@ -12,14 +12,17 @@ _EVERY = 30.0
 
 
 class Progress:
-    """Examples done, rate, time left, and the mean of the first method's prob at the first sigma."""
+    """Examples done, rate, time left, and the mean of the first method's prob at the first sigma.
 
-    def __init__(self, total: int, done: int, *, shown: bool) -> None:
+    ``shown``: the progress. ``speaks``: what ``say`` is told, which is said without progress, too.
+    """
+
+    def __init__(self, total: int, done: int, *, shown: bool, speaks: bool) -> None:
         self._total, self._at_start, self._done = total, done, done
         self._start = self._said = time.monotonic()
         self._sum, self._count = 0.0, 0
         self._bar = None
-        self._shown = shown
+        self._shown, self._speaks = shown, speaks
         if shown and sys.stderr.isatty():
             rich = require("rich.progress", "rich", "evaluate")
             console = require("rich.console", "rich", "evaluate").Console(stderr=True)
@@ -44,7 +47,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
-        if not self._shown:
+        if not self._speaks:
             return
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)

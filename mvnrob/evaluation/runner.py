@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import warnings
 from collections import Counter
@@ -80,7 +81,7 @@ def evaluate(
             range of raw inputs; ``dict(mean, std, axis)`` applied after the noise.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
-            may share ``out``; whoever finds all chunks there writes the table.
+            may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
         seed: of all random numbers: an example's noise depends on the seed and its index alone.
         chunk: examples that pass through the network together (8 of more than 10,000 numbers each, 64
             of others). Networks round differently in batches of other sizes, so it belongs to the
@@ -92,7 +93,7 @@ def evaluate(
         max_bytes: budget of :func:`mvnrob.robustness`.
         workers: threads that read examples ahead.
         resume: go on with what is in ``out``; a run of another configuration is refused.
-        progress: show it on stderr.
+        progress: show it on stderr. Without it warnings are still said there.
 
     Under ``torchrun`` the ranks share the chunks; the table is the same for any number of ranks,
     shards and interruptions, to the bit, on one type of device with the same software and threads.
@@ -113,7 +114,7 @@ def evaluate(
     ranks = Ranks.join()
     try:
         loaded, source = load_model(model, weights=weights), load_source(data)
-        _override(loaded, input_size, bounds, preprocessing)
+        override(loaded, input_size, bounds, preprocessing)
         run = _Run(loaded, source, device_of(device, ranks.local))
         config = run.configure(
             sigmas=sigmas_of("evaluate", sigma),
@@ -135,7 +136,8 @@ def evaluate(
         problem: Exception | None = None
         if ranks.leads:
             try:
-                if (text := _open(folder, config, source, loaded, resume, parts)) is not None:
+                joins = resume or shard is not None
+                if (text := _open(folder, config, source, loaded, joins, parts)) is not None:
                     problem = OtherRun(text)
             except (OSError, ValueError) as error:
                 problem = error
@@ -161,9 +163,10 @@ def evaluate(
 
 
 def _open(
-    folder: Path, config: Config, source: Source, loaded: LoadedModel, resume: bool, parts: Parts
+    folder: Path, config: Config, source: Source, loaded: LoadedModel, joins: bool, parts: Parts
 ) -> str | None:
-    """Makes the folder, or finds it fit to go on with; otherwise says what is wrong."""
+    """Makes the folder, or finds it fit to go on with, where this process ``joins`` a run that is
+    there; otherwise says what is wrong."""
     manifest = Manifest.read(folder)
     if manifest is None:
         if folder.exists() and any(map(_is_foreign, folder.iterdir())):
@@ -178,7 +181,7 @@ def _open(
             f"evaluate: out must hold a run of this configuration, got another one in {folder}: "
             + "; ".join(different)
         )
-    if not resume:
+    if not joins:
         return f"evaluate: out must be a new folder unless resume is set, got a run in {folder}"
     if manifest.note_environment():
         warnings.warn(
@@ -226,6 +229,11 @@ class _Run:
         if target not in TARGETS:
             raise ValueError(
                 f"evaluate: target must be one of {', '.join(TARGETS)}, got {target!r}"
+            )
+        if target == "label" and not self.source.has_labels:
+            raise ValueError(
+                f"evaluate: target must be prediction for data without labels, got {target!r} for "
+                f"{self.source.name}"
             )
         unknown = set(options) - set(methods)
         if unknown:
@@ -316,7 +324,9 @@ class _Run:
 
         with (
             ThreadPoolExecutor(max(1, workers)) as pool,
-            Progress(config.examples, count(done), shown=shown and ranks.leads) as progress,
+            Progress(
+                config.examples, count(done), shown=shown and ranks.leads, speaks=ranks.leads
+            ) as progress,
         ):
             self._say, looked = progress.say, time.monotonic()
             ahead = self._read_ahead(pool, todo[0]) if todo else None
@@ -352,11 +362,11 @@ class _Run:
         try:
             example = self.source.read(index)
         except Exception as error:  # noqa: BLE001  (whatever it is, it is about this example)
-            return self.source.named(index), printable(f"{type(error).__name__}: {error}")
+            return self.source.named(index), _why(error)
         try:
             x = read_tensor(example, self.source, self.loaded)
         except Exception as error:  # noqa: BLE001  (decoders raise what they like, too)
-            return example, printable(f"{type(error).__name__}: {error}")
+            return example, _why(error)
         if x.shape != self._like.shape or x.dtype != self._like.dtype:
             return example, (
                 f"{x.dtype} {list(x.shape)} where the first example is {self._like.dtype} "
@@ -382,6 +392,13 @@ class _Run:
         predicted = logits.argmax(1)
         unusable = logits.isnan().any(1)
         wrong = [text for _, text in examples]
+        # What the status alone does not tell apart.
+        inputs = x.flatten(1).isnan().any(1)
+        unsaid = {
+            at: "NaN in the input" if bool(inputs[at]) else "NaN logits"
+            for at in range(len(examples))
+            if bool(unusable[at])
+        }
         target = predicted.clone()
         if config.target == "label":
             for at, (example, text) in enumerate(examples):
@@ -415,7 +432,7 @@ class _Run:
                         "predicted": None
                         if wrong[at] or bool(unusable[at])
                         else int(predicted[at]),
-                        "note": wrong[at] or notes.get(at),
+                        "note": wrong[at] or notes.get(at) or unsaid.get(at),
                     }
                     if wrong[at]:
                         row["status"] = UNREADABLE
@@ -498,6 +515,12 @@ class _Run:
             )
 
 
+def _why(error: Exception) -> str:
+    """The error as a note, without addresses of objects: those differ from process to process, and a
+    table must not."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", printable(f"{type(error).__name__}: {error}"))
+
+
 #: What only a row with an answer has.
 _NUMBERS = ("target", "prob", "complement", "error", "lower", "upper", "runner_up")
 
@@ -548,7 +571,8 @@ def _plain(result: dict[str, Any], s: int, at: int) -> dict[str, Any]:
     return row
 
 
-def _override(loaded: LoadedModel, input_size, bounds, preprocessing) -> None:
+def override(loaded: LoadedModel, input_size, bounds, preprocessing) -> None:
+    """Sets what is given in place of what the model says."""
     if input_size is not None:
         if loaded.transform is not None:
             raise ValueError(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..network import Network
 from ..robustness import METHODS, RobustnessResult, robustness
 from .models import LoadedModel, load_model
-from .runner import device_of, first_readable, read_tensor, sigmas_of
+from .runner import device_of, first_readable, override, read_tensor, sigmas_of
 from .sources import load_source
 
 DEFAULT_METHODS = ("taylor", "mmse", "logit_moments")
@@ -84,12 +85,14 @@ def selfcheck(
     n_samples: int | None = None,
     seed: int = 0,
     weights: str | Path | None = None,
+    input_size: int | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
 ) -> SelfCheck:
     """Estimators beside Monte Carlo on a random sample: bias, error, cost, and which to choose.
 
     Args:
-        model, data, weights: as for :func:`mvnrob.evaluate`.
+        model, data, weights, input_size, preprocessing, device: as for :func:`mvnrob.evaluate`.
         sigma: noise levels, raw input units.
         methods: of :func:`mvnrob.robustness`, other than ``"mc"``.
         n_examples: how many readable examples to draw, without repeats.
@@ -120,6 +123,7 @@ def selfcheck(
             raise ValueError(f"selfcheck: {name} must be an int of at least {least}, got {value!r}")
     sigmas = sigmas_of("selfcheck", sigma)
     loaded, source = load_model(model, weights=weights), load_source(data)
+    override(loaded, input_size, None, preprocessing)
     chosen_device = device_of(device)
     if isinstance(loaded.model, torch.nn.Module):
         loaded.model.to(chosen_device)

@@ -63,6 +63,8 @@ class Source:
     name: str
     class_names: list[str] | None = None
     fingerprint: str = ""
+    #: False where no example has a label, as far as that is known beforehand.
+    has_labels: bool = True
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -91,6 +93,7 @@ class Arrays(Source):
             self.labels = None if labels is None else [as_label(y) for y in labels]
         except ValueError as error:
             raise ValueError(f"evaluate: data must have classes as labels: {error}") from None
+        self.has_labels = self.labels is not None
         digest = hashlib.sha256(f"{x.dtype} {list(x.shape)}".encode())
         digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         digest.update(repr(self.labels).encode())
@@ -122,7 +125,7 @@ class Files(Source):
             raise ValueError(
                 f"evaluate: data must hold pictures ({', '.join(SUFFIXES)}), got {folder}"
             )
-        self.folder, self.found = folder, found
+        self.folder, self.found, self.has_labels = folder, found, bool(folders)
         digest = hashlib.sha256()
         for path, _ in found:
             line = f"{path.relative_to(folder)} {path.stat().st_size}\n"
@@ -173,6 +176,7 @@ class Shards(Source):
                 ) from None
         if not self._pictures:
             raise ValueError(f"evaluate: data must hold pictures in its shards, got {spec}")
+        self.has_labels = bool(self._labels)
         self.fingerprint = digest.hexdigest()
 
     def _index(self, shard: Path) -> None:
@@ -227,6 +231,7 @@ class HuggingFace(Source):
             )
         self.name, self._data, self._image = spec, data, images[0]
         self._label = labels[0] if labels else "label" if "label" in columns else None
+        self.has_labels = self._label is not None
         if labels:
             self.class_names = list(columns[labels[0]].names)
         self.fingerprint = str(getattr(data, "_fingerprint", f"{spec} {len(data)}"))
@@ -293,7 +298,7 @@ def load_source(spec) -> Source:
             (or ``images``) ``[N, *shape]`` and ``y`` (or ``labels``); WebDataset shards ``*.tar``,
             ``NAME-{0000..0099}.tar`` included; ``"hf:NAME[:SPLIT]"`` or ``"hf:FOLDER"`` (Hugging Face
             ``datasets``); or a :class:`Source`, a map-style ``Dataset``, a ``DataLoader`` that does not
-            shuffle, or a tuple of tensors ``(x, labels)``.
+            shuffle, or a tuple of tensors or NumPy arrays ``(x, labels)``.
 
     Raises:
         ValueError: a spec that names nothing; a loader that shuffles.
@@ -314,11 +319,12 @@ def load_source(spec) -> Source:
                 "one by one), got one with it; put its work into the data set"
             )
         return load_source(spec.dataset)
-    if isinstance(spec, Tensor):
-        return Arrays("tensor", spec, None)
-    if isinstance(spec, tuple) and spec and isinstance(spec[0], Tensor):
-        x, labels = spec if len(spec) == 2 else (spec[0], None)
-        return Arrays("tensors", x, labels)
+    if isinstance(spec, (Tensor, np.ndarray)):
+        return Arrays("tensor", _tensor(spec), None)
+    if isinstance(spec, tuple) and spec and isinstance(spec[0], (Tensor, np.ndarray)):
+        if len(spec) > 2:
+            raise ValueError(f"evaluate: data must be (x, labels), got a tuple of {len(spec)}")
+        return Arrays("tensors", _tensor(spec[0]), spec[1] if len(spec) == 2 else None)
     if not isinstance(spec, (str, Path)):
         if not (hasattr(spec, "__len__") and hasattr(spec, "__getitem__")):
             raise TypeError(
@@ -327,6 +333,15 @@ def load_source(spec) -> Source:
             )
         return Indexed(spec)
     return _load_named(str(spec))
+
+
+def _tensor(x: Tensor | np.ndarray) -> Tensor:
+    if isinstance(x, Tensor):
+        return x
+    try:
+        return torch.from_numpy(x.astype(x.dtype.newbyteorder("="), copy=False))
+    except TypeError:
+        raise TypeError(f"evaluate: data must hold numbers, got an array of {x.dtype}") from None
 
 
 def _load_named(spec: str) -> Source:
@@ -358,6 +373,7 @@ def _digits() -> Source:
 
 class _Photos(Source):
     name = "photos"
+    has_labels = False
 
     def __init__(self) -> None:
         from ..models.photos import load_photos

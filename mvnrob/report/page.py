@@ -80,6 +80,7 @@ def report(
         summaries=[st.summary(a) for a in parts],
         risks=[f"p >= {1 - risk:g}" for risk in st.RISKS],
         kind=st.groups(main)[1],
+        accuracy=st.accuracy(main),
         classes=classes,
         bias=st.bias(classes),
         flips=st.flips(main, names),

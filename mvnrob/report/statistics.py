@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -55,6 +56,12 @@ def groups(of: Answers) -> tuple[np.ndarray, str]:
     if len(labels) and not np.isnan(labels).any():
         return labels.astype(np.int64), "label"
     return of["predicted"].astype(np.int64), "prediction"
+
+
+def accuracy(of: Answers) -> float | None:
+    """Share of examples whose prediction is their label, where all have one: without noise."""
+    number, kind = groups(of)
+    return float((of["predicted"].astype(float) == number).mean()) if kind == "label" else None
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
@@ -301,14 +308,18 @@ def time_shares(run: Evaluation) -> list[dict[str, float | str | int]]:
     return out
 
 
-def score_frame(run: Evaluation, *, method: str | None = None, sigma: float | None = None):
+def score_frame(
+    run: Evaluation | str | Path, *, method: str | None = None, sigma: float | None = None
+):
     """Scores in cleanlab's shape, ``pyarrow.Table``: ``index``, ``given_label``, ``predicted_label``,
     ``noise_vulnerability_score`` (p: low is bad) and ``is_noise_vulnerability_issue`` (p < .5).
 
-    ``method`` and ``sigma``: the run's first ones by default. ``.to_pandas()`` gives a data frame.
+    ``run``: a finished :class:`Evaluation` or its folder. ``method`` and ``sigma``: its first ones by
+    default. ``.to_pandas()`` gives a data frame.
     """
     from ..evaluation.results import arrow
 
+    run = run if isinstance(run, Evaluation) else Evaluation(run)
     method = run.config.methods[0] if method is None else method
     sigma = run.config.sigmas[0] if sigma is None else sigma
     for part in answers(run):
