@@ -588,3 +588,10 @@ def test_selfcheck_of_pictures_and_of_a_scaled_model(tmp_path, capfd):
     assert main([*words, "--mean", "0.5", "--std", "0.25"]) == FINISHED
     assert "3 examples" in plain and capfd.readouterr().out != plain
     assert main([*words, "--mean", "0.5"]) == USAGE
+
+
+def test_outputs_that_are_probabilities_are_said(tmp_path, capfd):
+    run(tmp_path / "logits")
+    assert "probabilities" not in capfd.readouterr().err
+    run(tmp_path / "softmax", torch.nn.Sequential(net(), torch.nn.Softmax(1)).eval())
+    assert capfd.readouterr().err.count("look like probabilities") == 1

@@ -388,6 +388,7 @@ class _Run:
         x = torch.stack(stacked).to(self.device)
         self._look_at(x[: len(examples)])
         logits = self._logits(x)
+        self._look_at_logits(logits[: len(examples)])
         classes = logits.shape[1]
         predicted = logits.argmax(1)
         unusable = logits.isnan().any(1)
@@ -512,6 +513,19 @@ class _Run:
             self._say(
                 f"evaluate: inputs lie in [{low:.3g}, {high:.3g}] and look normalised: sigma is in "
                 "their units. For raw pixels give the model's scaling as preprocessing"
+            )
+
+    def _look_at_logits(self, logits: Tensor) -> None:
+        """Says once when the model's outputs are probabilities: every method but mc and softmax
+        takes margins of them, which a softmax bends."""
+        known = logits[~logits.isnan().any(1)]
+        if "probabilities" in self._warned or not len(known):
+            return
+        if bool((known >= 0).all() and ((known.sum(1) - 1).abs() < 1e-3).all()):
+            self._warned.add("probabilities")
+            self._say(
+                "evaluate: the model's outputs look like probabilities (none below 0, sums of 1), which "
+                "are far less linear than logits: leave out its last softmax"
             )
 
 
