@@ -593,5 +593,8 @@ def test_selfcheck_of_pictures_and_of_a_scaled_model(tmp_path, capfd):
 def test_outputs_that_are_probabilities_are_said(tmp_path, capfd):
     run(tmp_path / "logits")
     assert "probabilities" not in capfd.readouterr().err
-    run(tmp_path / "softmax", torch.nn.Sequential(net(), torch.nn.Softmax(1)).eval())
+    probabilities = torch.nn.Sequential(net(), torch.nn.Softmax(1)).eval()
+    run(tmp_path / "mc", probabilities, method="mc", n_samples=10)
+    assert "probabilities" not in capfd.readouterr().err  # it reads the greatest alone
+    run(tmp_path / "softmax", probabilities)
     assert capfd.readouterr().err.count("look like probabilities") == 1

@@ -516,10 +516,11 @@ class _Run:
             )
 
     def _look_at_logits(self, logits: Tensor) -> None:
-        """Says once when the model's outputs are probabilities: every method but mc and softmax
-        takes margins of them, which a softmax bends."""
+        """Says once when the model's outputs are probabilities: every method but mc takes
+        their differences, which a softmax bends."""
         known = logits[~logits.isnan().any(1)]
-        if "probabilities" in self._warned or not len(known):
+        others = [m for m in self.config.methods if m != "mc"]
+        if "probabilities" in self._warned or not len(known) or not others:
             return
         if bool((known >= 0).all() and ((known.sum(1) - 1).abs() < 1e-3).all()):
             self._warned.add("probabilities")
