@@ -3,9 +3,9 @@
 ``mvnrob._C``       schemas and CPU kernels. Its SIMD sources are compiled once per instruction set
                     and chosen at run time, so a wheel runs on any x86-64 machine (or another
                     architecture, with the generic set alone).
-``mvnrob._C_cuda``  CUDA kernels. ``MVNROB_CUDA=auto|0|1``: ``auto`` builds it when nvcc is found
-                    (whether torch has CUDA decides only what is imported), ``1`` insists on it,
-                    ``0`` leaves it out. ``TORCH_CUDA_ARCH_LIST`` (such as ``8.0;9.0+PTX``) chooses
+``mvnrob._C_cuda``  CUDA kernels. ``MVNROB_CUDA=auto|0|1``: ``auto`` builds it where nvcc is found
+                    and torch has CUDA (another cannot load it), ``1`` insists on it, with any
+                    torch, ``0`` leaves it out. ``TORCH_CUDA_ARCH_LIST`` (such as ``8.0;9.0+PTX``) chooses
                     the architectures.
 
 Both use only torch's stable ABI (target 2.10) and Python's limited API, so one build serves later
@@ -24,6 +24,7 @@ from pathlib import Path
 from setuptools import setup
 
 try:
+    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:
     sys.exit(
@@ -134,7 +135,7 @@ def wants_cuda():
     found = find_nvcc()[0] is not None
     if choice == "1" and not found:
         sys.exit("mvnrob: MVNROB_CUDA=1 but nvcc was found neither in CUDA_HOME nor on PATH")
-    return found
+    return found and (choice == "1" or torch.version.cuda is not None)
 
 
 def newest_header():

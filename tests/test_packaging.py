@@ -117,6 +117,26 @@ def test_bad_build_switch_is_an_error():
     assert "mvnrob: MVNROB_CUDA must be auto, 0 or 1, got 'yes'" in done.stderr
 
 
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA")
+def test_a_torch_without_cuda_gets_no_cuda_module(tmp_path):
+    """Minutes of compiling for a module that it cannot load, unless it is asked for."""
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\n")
+    nvcc.chmod(0o755)
+    wanted = "import setuptools; setuptools.setup = dict; import setup; print(setup.wants_cuda())"
+    for choice, answer in (("auto", "False"), ("1", "True"), ("0", "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", wanted],
+            cwd=ROOT,
+            env={**os.environ, "MVNROB_CUDA": choice, "CUDA_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split()[-1] == answer
+
+
 def test_cuda_build_without_nvcc_is_an_error(tmp_path):
     environment = {**os.environ, "MVNROB_CUDA": "1", "PATH": str(tmp_path)}
     environment.pop("CUDA_HOME", None)
