@@ -248,6 +248,37 @@ def test_sums_round_block_edges(cuda, n, compute_dtype):
         assert not wrong, "\n".join(wrong[:20])
 
 
+@pytest.mark.parametrize(
+    "n, pivots, n_points",
+    [(96, 96, 64), (97, 97, 1024), (129, 112, 128), (200, 160, 4288), (257, 257, 256), (600, 130, 64),
+     (1000, 1000, 128)],
+)  # fmt: skip
+def test_sums_of_the_tensor_sampler(cuda, all_threads, n, pivots, n_points):
+    """float32 samples of 96 pivots and more: products on tensor cores against the CPU's scalar ones,
+    and no bias of 1e-6 against float64. Batches of one row and of more than the device holds."""
+    for batch in (1, 67):
+        upper, cov = random_problem(n, n + batch, batch=(batch,))
+        order = torch.stack(
+            [
+                torch.randperm(n, generator=torch.Generator().manual_seed(b))[:pivots]
+                for b in range(batch)
+            ]
+        )
+        arguments = (upper, cov, None, torch.arange(batch), order, n_points)
+        call = torch.ops.mvnrob.mvn_cdf_sums
+        ours = call(*put(arguments, cuda), "float32").cpu()
+        few = slice(0, 3)  # the CPU is slow
+        some = tuple(x[few] if isinstance(x, torch.Tensor) else x for x in arguments)
+        theirs, exact = (call(*some, dtype) for dtype in ("float32", "float64"))
+        plan = ([f"random {b}" for b in range(batch)], upper, None, cov, order)
+        wrong = disagreements(plan, ours[few], theirs, n_points, "float32")
+        assert not wrong, "\n".join(wrong[:20])
+        bias = (ours[few] - exact)[..., :2].mean(1).abs() / n_points
+        assert bias.max() < 1e-6
+        again = call(*put(arguments, cuda), "float32").cpu()
+        assert torch.equal(ours, again)
+
+
 MAX_POINTS = 8 * 2**13
 
 
@@ -367,6 +398,17 @@ def test_batch_composition_does_not_matter(cuda, n, dtype):
     assert_same_bits([field[index] for field in whole], many)
     other = info(upper, cov, seed=seed + 1, abs_tol=1e-3)
     assert not torch.equal(other.prob[2], whole.prob[2]) or n <= 3  # closed forms have no seed
+
+
+def test_batch_composition_of_the_tensor_sampler(cuda):
+    upper, cov = put(random_problem(150, 3, batch=(40,)), cuda)
+    options = {"abs_tol": 1e-3, "method": "sov"}
+    seed = torch.arange(40, device=cuda)
+    whole = info(upper, cov, seed=seed, **options)
+    assert (whole.n_pivots >= 96).all()
+    for rows in ([39], [5, 17, 0]):
+        part = info(upper[rows], cov[rows], seed=seed[rows], **options)
+        assert_same_bits([field[rows] for field in whole], part)
 
 
 def test_runs_repeat(cuda):

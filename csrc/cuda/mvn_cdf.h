@@ -10,7 +10,7 @@ namespace mvnrob::cuda {
 // What one tile of a.rows rows needs.
 struct MvnCdfSizes {
   cudaError_t error;
-  int64_t blocked, united;  // blocks of the samplers that keep a history
+  int64_t blocked, tensor, united;  // blocks of the samplers that keep a history
   int64_t bytes;
 };
 

@@ -13,7 +13,7 @@ template <class scalar_t>
 MvnCdfSizes mvn_cdf_sizes(const kernels::MvnCdfArgs& a, int device) {
   Launcher launcher(device, nullptr);
   const kernels::Grids grids = kernels::grids_of<scalar_t>(launcher, a, a.rows);
-  return {launcher.error(), grids.blocked, grids.united,
+  return {launcher.error(), grids.blocked, grids.tensor, grids.united,
           kernels::Workspace<scalar_t>(a, a.rows, grids).bytes};
 }
 
@@ -21,7 +21,7 @@ template <class scalar_t>
 cudaError_t launch_mvn_cdf(const kernels::MvnCdfArgs& a, const MvnCdfSizes& sizes, void* memory,
                            int device, cudaStream_t stream) {
   Launcher launcher(device, stream);
-  kernels::run_tile<scalar_t>(launcher, a, {sizes.blocked, sizes.united},
+  kernels::run_tile<scalar_t>(launcher, a, {sizes.blocked, sizes.tensor, sizes.united},
                               static_cast<unsigned char*>(memory));
   return launcher.error();
 }

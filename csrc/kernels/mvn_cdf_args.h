@@ -30,8 +30,8 @@ struct WorkEntry {
 
 // Reset before every tile; one for each round.
 struct RoundCounters {
-  unsigned long long small, blocked, united;                 // entries << 40 | items
-  unsigned long long small_next, blocked_next, united_next;  // items handed out
+  unsigned long long small, blocked, tensor, united;                      // entries << 40 | items
+  unsigned long long small_next, blocked_next, tensor_next, united_next;  // items handed out
   unsigned active, closed;
 };
 
@@ -71,17 +71,19 @@ struct MvnCdfArgs {
   int32_t n_order;
   int64_t forced_points;
   SampleSums* forced_sums;
+  bool scalar_panels;  // of any number of pivots, for mvn_cdf_pathwise
 
   RowLayout layout;
-  unsigned char* memory;                   // rows * layout.bytes
-  uint32_t* generators;                    // [n + 1][words_of(options.points)]
-  void* history;                           // of a sampler's blocks, one piece for each
-  int64_t blocked_history, union_history;  // bytes of each
+  unsigned char* memory;  // rows * layout.bytes
+  uint32_t* generators;   // [n + 1][words_of(options.points)]
+  void* history;          // of a sampler's blocks, one piece for each
+  int64_t blocked_history, tensor_history, union_history;  // bytes of each
   RoundCounters* counters;
   int64_t* active[2];  // rows to plan, this round's and the next one's in turn
   int64_t* closed;     // rows for the closed form
   WorkEntry* small;
   WorkEntry* blocked;
+  WorkEntry* tensor;
   WorkEntry* united;
   int32_t round;
   bool last_round;

@@ -33,6 +33,18 @@ constexpr int kMostOuterRows = 64;
 constexpr int kBlockedThreads = 128;
 constexpr int kStreamsPerBlock = kBlockedThreads / kTileSamples;
 
+// From here on float32 samples take their outer blocks' products from the tensor cores
+// (mvn_cdf_sample_tensor.h), a stream in each warp of a block. Of the row's own pivots, so that its
+// answer depends on nothing else. The floor of that sampler is a fifth higher here
+// (bench/results/cuda_predicted_tensor.md; where they really meet has not been measured).
+constexpr int kTensorPivots = 96;
+constexpr int kTensorStreams = 4;  // of a block
+static_assert(kShifts % kTensorStreams == 0, "no block has fewer");
+template <class scalar_t>
+MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots) {
+  return sizeof(scalar_t) == 4 && !a.scalar_panels && pivots >= kTensorPivots;
+}
+
 enum ProgramFlag : int32_t {
   kHasUpper = 1,
   kHasLower = 2,
@@ -53,7 +65,8 @@ struct ProgramBlock {
   int32_t base, known;
 };
 
-// An outer block: coefficients of the pivots before it, column by column.
+// An outer block: coefficients of the pivots before it, column by column, or as mvn_cdf_halves.h
+// says.
 struct OuterBlock {
   int64_t coef;
   int32_t known;

@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
+#include "kernels/mvn_cdf_halves.h"
 #include "math/lattice.h"
 
 namespace mvnrob::kernels {
@@ -88,7 +89,7 @@ class Packer {
           base = known_at(outer_first);
           if (first == outer_first) {
             m_.outer()[outers++] = {coef, base};
-            coef += int64_t(base) * kOuterRows<scalar_t>;
+            coef += outer_size(base);
           }
         }
         m_.blocks()[blocks++] = {coef, base, known};
@@ -104,6 +105,11 @@ class Packer {
     block_.sync();
   }
 
+  // Numbers of the panel of an outer block, or of as many rows that complete.
+  MVNROB_DEVICE int64_t outer_size(int known) const {
+    return tensor() ? panel_size(known) : int64_t(known) * kOuterRows<scalar_t>;
+  }
+  MVNROB_DEVICE bool tensor() const { return is_tensor<scalar_t>(a_, pivots_); }
   MVNROB_DEVICE int completion_unit() const {
     return rows_ == kInnerRows ? kOuterRows<scalar_t> : kSmallRows;
   }
@@ -114,6 +120,9 @@ class Packer {
     if (r >= sampled_ || l >= m_.pivot_of()[r]) return 0;
     const int i = m_.row_of()[r];
     return scalar_t(-entry(i, l) / entry(i, m_.pivot_of()[r]));
+  }
+  MVNROB_DEVICE double divisor(int r) const {
+    return r < sampled_ ? entry(m_.row_of()[r], m_.pivot_of()[r]) : 1.0;
   }
   MVNROB_DEVICE double entry(int i, int l) const { return m_.factor()[int64_t(l) * size_ + i]; }
 
@@ -136,9 +145,16 @@ class Packer {
       m_.program_rows()[r] = out;
     }
     const Program& p = s_.program;
-    for (int o = 0; o < p.sampled_outer; ++o)
-      fill_panel(m_.outer()[o].coef, o * kOuterRows<scalar_t>, kOuterRows<scalar_t>, 0,
-                 m_.outer()[o].known);
+    for (int o = 0; o < p.sampled_outer; ++o) {
+      const OuterBlock outer = m_.outer()[o];
+      const int first = o * kOuterRows<scalar_t>;
+      if (tensor())
+        fill_halves(
+            outer.coef, outer.known, [&](int r) { return divisor(first + r); },
+            [&](int r, int l) { return coefficient(first + r, l); });
+      else
+        fill_panel(outer.coef, first, kOuterRows<scalar_t>, 0, outer.known);
+    }
     for (int b = 0; b < p.sampled_blocks; ++b) {
       const ProgramBlock block = m_.blocks()[b];
       const int first = b * rows_;
@@ -156,6 +172,23 @@ class Packer {
     scalar_t* panel = m_.coef() + coef;
     for (int e = block_.thread(); e < (known - base) * rows; e += threads)
       panel[e] = coefficient(first + e % rows, base + e / rows);
+  }
+
+  // A panel as mvn_cdf_halves.h has it, by its rows' divisors and coefficients.
+  template <class Divisor, class Coefficient>
+  MVNROB_DEVICE_FN void fill_halves(int64_t coef, int known, const Divisor& divisor,
+                                    const Coefficient& coefficient) {
+    auto* panel = reinterpret_cast<float*>(m_.coef() + coef);
+    auto* words = reinterpret_cast<uint32_t*>(panel + kPanelRows);
+    for (int r = block_.thread(); r < kPanelRows; r += threads)
+      panel[r] = PanelScale(divisor(r)).inverse;
+    for (int e = block_.thread(); e < slabs_of(known) * (kSlab / 2) * kPanelRows; e += threads) {
+      const int r = e % kPanelRows, l = e / kPanelRows * 2;
+      const float scale = PanelScale(divisor(r)).scale;
+      uint32_t* word = words + panel_word(r, l / 2);
+      split(l < known ? float(coefficient(r, l)) * scale : 0.0f,
+            l + 1 < known ? float(coefficient(r, l + 1)) * scale : 0.0f, word[0], word[kLowWords]);
+    }
   }
 
   // The live rows, in the order of the factor.
@@ -176,13 +209,30 @@ class Packer {
       ProgramRow<scalar_t> out{scalar_t(HUGE_VAL), scalar_t(-HUGE_VAL), 0};
       set_limits(out, i, sd);
       rows[r] = out;
+      if (tensor()) continue;
       scalar_t* panel = coefs + int64_t(r / unit) * unit * pivots_ + r % unit;
       for (int l = 0; l < pivots_; ++l) panel[int64_t(l) * unit] = scalar_t(-entry(i, l) / sd);
     }
     for (int r = placed + block_.thread(); r < padded; r += threads) {
       rows[r] = {scalar_t(HUGE_VAL), scalar_t(-HUGE_VAL), 0};
+      if (tensor()) continue;
       scalar_t* panel = coefs + int64_t(r / unit) * unit * pivots_ + r % unit;
       for (int l = 0; l < pivots_; ++l) panel[int64_t(l) * unit] = 0;
+    }
+    if (tensor()) fill_completion_halves();
+  }
+
+  MVNROB_DEVICE_FN void fill_completion_halves() {
+    block_.sync();
+    const int32_t* live = m_.row_of() + sampled_;
+    for (int first = 0; first < s_.live; first += kPanelRows) {
+      const auto sd = [&](int r) {
+        return first + r < s_.live ? ::sqrt(m_.variance()[live[first + r]]) : 1.0;
+      };
+      fill_halves(s_.program.completion_coef + first / kPanelRows * panel_size(pivots_), pivots_,
+                  sd, [&](int r, int l) {
+                    return first + r < s_.live ? -entry(live[first + r], l) / sd(r) : 0.0;
+                  });
     }
   }
 

@@ -34,7 +34,7 @@ struct PathwiseWorkspace {
   int64_t forced_sums, sums, scratch, bars, bytes;
 
   PathwiseWorkspace(const MvnCdfPathwiseArgs& a, int64_t rows, const PathwiseGrids& grids)
-      : plan(a.plan, rows, Grids{0, 0}) {
+      : plan(a.plan, rows, Grids{0, 0, 0}) {
     Offsets o;
     constexpr int64_t kAlignment = 256;
     const int64_t n = a.plan.n;
@@ -77,6 +77,7 @@ void run_pathwise_tile(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseG
   a.plan.quantiles = plan::quantiles();
   a.plan.round = 0;
   a.plan.last_round = false;
+  a.plan.scalar_panels = true;
   a.plan.forced_points = kTileSamples;  // any: the planning kernel does not come to look at them
   const size_t rows = size_t(a.plan.rows), n = size_t(a.plan.n);
   launcher.clear(a.plan.counters, sizeof(RoundCounters) * size_t(max_rounds(a.plan) + 2));

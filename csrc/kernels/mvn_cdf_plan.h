@@ -208,6 +208,8 @@ struct MvnCdfPlan {
       enter(now.united, a_.united, streams);
     else if (p.pivots <= kMaxSmallPivots)
       enter(now.small, a_.small, streams);
+    else if (is_tensor<scalar_t>(a_, p.pivots))
+      enter(now.tensor, a_.tensor, streams / kTensorStreams);
     else
       enter(now.blocked, a_.blocked, (streams + kStreamsPerBlock - 1) / kStreamsPerBlock);
   }

@@ -1,4 +1,5 @@
-// The sampler of mvn_cdf for more than 32 pivots: two-level blocking, a thread for each point.
+// The sampler of mvn_cdf for more than 32 pivots, in float32 for fewer than kTensorPivots:
+// two-level blocking, a thread for each point.
 //
 // Mapping: a block of 128 threads takes two streams of one row and walks through the program in
 // outer blocks of 64 rows (32 in float64). What earlier pivots contribute to an outer block is one

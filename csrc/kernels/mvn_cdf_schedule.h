@@ -12,6 +12,7 @@
 #include "kernels/mvn_cdf_plan.h"
 #include "kernels/mvn_cdf_sample_blocked.h"
 #include "kernels/mvn_cdf_sample_small.h"
+#include "kernels/mvn_cdf_sample_tensor.h"
 #include "kernels/mvn_cdf_union.h"
 #include "math/points.h"
 
@@ -97,13 +98,23 @@ int64_t union_history(int32_t n) {
   return int64_t(MvnCdfSampleUnion<scalar_t>::history_bytes(n));
 }
 
+// Whether a row may come to have the pivots for the tensor sampler.
+template <class scalar_t>
+bool may_take_tensor(const MvnCdfArgs& a) {
+  return is_tensor<scalar_t>(a, a.rank());
+}
+template <class scalar_t>
+int64_t tensor_history(const MvnCdfArgs& a) {
+  return may_take_tensor<scalar_t>(a) ? int64_t(MvnCdfSampleTensor::history_bytes(a.rank())) : 0;
+}
+
 // Blocks of the samplers that keep a history.
 struct Grids {
-  int64_t blocked, united;
+  int64_t blocked, tensor, united;
 };
 
-// No more than can have work, or than memory serves: a GiB for the blocked sampler, which large
-// rows live on, and 64 MiB for samples of the union, which few rows come to.
+// No more than can have work, or than memory serves: a GiB for the blocked and the tensor sampler,
+// which large rows live on, and 64 MiB for samples of the union, which few rows come to.
 template <class scalar_t, class Launcher>
 Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
   using Blocked = MvnCdfSampleBlocked<scalar_t>;
@@ -113,11 +124,18 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
     const int64_t afford = most / std::max<int64_t>(history, 1);
     return std::max<int64_t>(1, std::min({resident, items, afford}));
   };
-  Grids grids{0, 0};
+  Grids grids{0, 0, 0};
   if (a.n > kMaxSmallPivots)
     grids.blocked =
         blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
                streams / kStreamsPerBlock, blocked_history<scalar_t>(a.n), int64_t(1) << 30);
+  if constexpr (sizeof(scalar_t) == 4) {
+    using Tensor = MvnCdfSampleTensor;
+    if (may_take_tensor<scalar_t>(a))
+      grids.tensor =
+          blocks(launcher.template resident_blocks<Tensor>(Tensor::kSharedBytes),
+                 streams / kTensorStreams, tensor_history<scalar_t>(a), int64_t(1) << 30);
+  }
   if (may_unite(a))
     grids.united = blocks(launcher.template resident_blocks<Union>(0), streams / Union::kWarps,
                           union_history<scalar_t>(a.n), int64_t(1) << 26);
@@ -127,7 +145,8 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
 // A piece of device memory for one tile of rows.
 template <class scalar_t>
 struct Workspace {
-  int64_t counters, generators, active[2], closed, small, blocked, united, history, memory, bytes;
+  int64_t counters, generators, active[2], closed, small, blocked, tensor, united, history, memory,
+      bytes;
 
   Workspace(const MvnCdfArgs& a, int64_t rows, const Grids& grids) {
     Offsets o;
@@ -138,9 +157,11 @@ struct Workspace {
     closed = o.take(8 * rows, kAlignment);
     small = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
     blocked = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
+    tensor = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
     united = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
-    history = o.take(std::max(grids.blocked * blocked_history<scalar_t>(a.n),
-                              grids.united * union_history<scalar_t>(a.n)),
+    history = o.take(std::max({grids.blocked * blocked_history<scalar_t>(a.n),
+                               grids.tensor * tensor_history<scalar_t>(a),
+                               grids.united * union_history<scalar_t>(a.n)}),
                      kAlignment);
     memory = o.take(rows * row_layout<scalar_t>(a).bytes, kAlignment);
     bytes = o.end();
@@ -154,9 +175,11 @@ struct Workspace {
     a.closed = reinterpret_cast<int64_t*>(base + closed);
     a.small = reinterpret_cast<WorkEntry*>(base + small);
     a.blocked = reinterpret_cast<WorkEntry*>(base + blocked);
+    a.tensor = reinterpret_cast<WorkEntry*>(base + tensor);
     a.united = reinterpret_cast<WorkEntry*>(base + united);
     a.history = base + history;
     a.blocked_history = blocked_history<scalar_t>(a.n);
+    a.tensor_history = tensor_history<scalar_t>(a);
     a.union_history = union_history<scalar_t>(a.n);
     a.memory = base + memory;
   }
@@ -193,6 +216,11 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     launcher.template launch<Small>(small_blocks, small_bytes, a);
     if (a.n > kMaxSmallPivots)
       launcher.template launch<Blocked>(unsigned(grids.blocked), Blocked::kSharedBytes, a);
+    if constexpr (sizeof(scalar_t) == 4) {
+      if (may_take_tensor<scalar_t>(a))
+        launcher.template launch<MvnCdfSampleTensor>(unsigned(grids.tensor),
+                                                     MvnCdfSampleTensor::kSharedBytes, a);
+    }
     if (may_unite(a)) launcher.template launch<Union>(unsigned(grids.united), 0, a);
   }
 }

@@ -110,6 +110,43 @@ inline void check_blocked() {
   Orthants{1, 40, 1, true, mvnrob::PointSet::sobol}.check<double, float>(0.02, 1, 2);
 }
 
+// The products of a forced plan of all pivots on the tensor cores' stand-in; with `completed` rows
+// beyond, which complete. Every sample of every shift must be a probability, and the mean the
+// orthant's.
+inline void check_tensor_plan(int64_t pivots, int64_t completed) {
+  const int64_t n = pivots + completed;
+  Call<double> call(1, n);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) call.cov[i * n + j] = i == j ? 1 : 0.5;
+  std::vector<int64_t> order(pivots);
+  for (int64_t i = 0; i < pivots; ++i) order[i] = i;
+  mvnrob::SampleSums sums[mvnrob::kShifts];
+  call.args.options = {0,
+                       0,
+                       128,
+                       mvnrob::Method::automatic,
+                       mvnrob::ComputeType::float32,
+                       mvnrob::PointSet::lattice};
+  call.args.order = order.data();
+  call.args.n_order = int32_t(pivots);
+  call.args.forced_points = 128;
+  call.args.forced_sums = sums;
+  mvnrob::shim::run_mvn_cdf<float>(call.args, 1, 2);
+  double mean = 0;
+  for (const mvnrob::SampleSums& one : sums) {
+    if (!(std::abs(one.value + one.complement - 128) <= 1e-3))
+      throw std::runtime_error("value and complement are not 1");
+    mean += one.value / (128 * mvnrob::kShifts);
+  }
+  if (!(std::abs(mean - 1.0 / double(n + 1)) <= 0.2 / double(n + 1)))
+    throw std::runtime_error("wrong mean, n = " + std::to_string(n) + ": " + std::to_string(mean));
+}
+
+inline void check_tensor() {
+  check_tensor_plan(130, 0);
+  check_tensor_plan(97, 40);
+}
+
 // More variables than are all sampled: some complete, and the plan deepens.
 inline void check_completed() {
   Orthants{1, 66, 1, false}.check<double, float>(0.004, 1, 2);
@@ -241,6 +278,7 @@ const MvnCdfCase kMvnCdfCases[] = {
     {"mvn_cdf_blocked", check_blocked}, {"mvn_cdf_completed", check_completed},
     {"mvn_cdf_union", check_union},     {"mvn_cdf_tilted", check_tilted},
     {"mvn_cdf_factors", check_factors}, {"mvn_cdf_pathwise", check_pathwise},
+    {"mvn_cdf_tensor", check_tensor},
 };
 
 }  // namespace shim_tests

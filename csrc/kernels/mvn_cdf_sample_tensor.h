@@ -1,0 +1,431 @@
+// The sampler of mvn_cdf for kTensorPivots pivots and more, in float32: the products with earlier
+// pivots on tensor cores.
+//
+// Mapping: a block of 128 threads takes four streams of one row, each warp the 64 points of one,
+// two a lane. As in mvn_cdf_sample_blocked.h the program goes by outer blocks of 64 rows, and what
+// earlier pivots contribute to one is a matrix product, C[64, 64] = L[64, K] Y[K, 64] in a warp.
+// Both factors are float16 hi + lo in the order of the fragments (mvn_cdf_halves.h); products are
+// hi hi + hi lo + lo hi, what is left out is 2^-22 of each. L comes to shared memory by
+// asynchronous copies, a slab of 16 pivots each, and serves all warps; a warp's own y's come from
+// global memory straight into its registers, a half slab ahead. Sums of a slab come from the tensor
+// core, which cuts off instead of rounding, and are added in float32.
+//
+// Then each lane goes through the 64 rows of its two points alone, in register blocks of 16 rows; y
+// replaces C in shared memory where C has been used up, and at the end goes to global memory as
+// fragments. The blocks of one multiprocessor are in different phases: while one keeps the tensor
+// cores busy, another one draws. A warp waits for others only where L arrives.
+//
+// Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor.md; share reached: not
+// measured): issue up to a thousand pivots, where the bytes of y from memory and the L2 cache are
+// as busy; beyond, those. A slab takes a warp 281 instructions: 96 HMMA, 128 FADD.
+#pragma once
+#include "kernels/mvn_cdf_halves.h"
+#include "kernels/mvn_cdf_sample.h"
+
+namespace mvnrob::kernels {
+
+struct MvnCdfSampleTensor {
+  using Args = MvnCdfArgs;
+  static constexpr int kWarps = kTensorStreams;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kResidentBlocks = 2;
+
+ private:
+  static constexpr int kOuter = kPanelRows;
+  static constexpr int kStages = 3;                     // slabs of L: one multiplied, two under way
+  static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
+  static constexpr int kColumns = kThreads * kPoints;   // points of a block
+  static constexpr int kHalves = 2;                     // of a warp's points, 32 each
+  static constexpr int kGroups = 4;                     // of 8 points, in a half
+  static constexpr int kTiles = kOuter / 16;            // of 16 rows
+  // A row of 260 numbers: neither fragments of y nor points meet in a bank, those of C in pairs.
+  static constexpr int kPitch = kColumns + 4;
+
+  struct alignas(16) Words {
+    uint32_t v[4];
+  };
+
+  struct Shared {
+    // C from row kSlab on. Row j is y of pivot `base` + j; base, a multiple of kSlab, is at most
+    // kSlab - 1 before the outer block's own pivots.
+    float tile[kSlab + kOuter][kPitch];
+    uint32_t panel[kStages][kSlabWords];
+    float inverse[kOuter];  // scales
+    // Out of the registers, which the product wants for itself.
+    Sample<float> samples[kPoints][kThreads];
+    Stream streams[kWarps];  // `first` moves on
+    // Tiles to go, as many for every warp: barriers inside. A shorter stream goes along and adds
+    // nothing.
+    int32_t left[kWarps];
+    SampleSums sums[kWarps];
+    Program program;
+    unsigned long long item;
+    int64_t row;
+    Words* history[kThreads];  // of the warp, at the lane
+  };
+
+  static constexpr int kSlabHistory = kColumns / 8 * kWarp;  // Words of a slab
+
+  struct Place {
+    unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    // Of the lane's first point in a row of the tile.
+    MVNROB_DEVICE unsigned column() const { return warp * kTileSamples + lane; }
+  };
+
+ public:
+  static constexpr size_t kSharedBytes = sizeof(Shared);
+  static_assert(kSharedBytes <= 99 * 1024, "the most of a block on any architecture");
+
+  // Of one block of threads.
+  static size_t history_bytes(int pivots) {
+    return size_t(slabs_of(pivots)) * kSlabHistory * sizeof(Words);
+  }
+
+  static MVNROB_DEVICE_FN void run(const Args& a) {
+    Shared& shared = *dynamic_shared<Shared>();
+    const Place place;
+    shared.history[threadIdx.x] = reinterpret_cast<Words*>(static_cast<unsigned char*>(a.history) +
+                                                           blockIdx.x * a.tensor_history) +
+                                  (place.warp * (kTileSamples / 8) * kWarp + place.lane);
+    for (;;) {
+      RoundCounters& counters = a.counters[a.round];
+      if (threadIdx.x == 0) shared.item = atomicAdd(&counters.tensor_next, 1ull);
+      __syncthreads();
+      const uint64_t item = shared.item;
+      __syncthreads();
+      if (item >= items_of(counters.tensor)) return;
+      const WorkEntry entry = a.tensor[find_entry(a.tensor, entries_of(counters.tensor), item)];
+      if (threadIdx.x == 0) {
+        shared.row = entry.row;
+        shared.program = a.at<RowState>(entry.row, a.layout.state)->program;
+      }
+      __syncthreads();
+      MvnCdfSampleTensor(a, shared).sample_item(int64_t(item - entry.base));
+    }
+  }
+
+ private:
+  MVNROB_DEVICE MvnCdfSampleTensor(const Args& a, Shared& shared)
+      : a_(a), shared_(shared), p_(shared.program) {}
+
+  // Made where it is used, like all places in memory: the product wants the registers.
+  MVNROB_DEVICE RowMemory<float> memory() const { return {a_, shared_.row}; }
+
+  MVNROB_DEVICE_FN void sample_item(int64_t item) {
+    start_stream(item);
+    while (shared_.left[Place().warp] > 0) sample_tile();
+    const Place place;
+    const Stream& stream = shared_.streams[place.warp];
+    if (place.lane == 0)
+      memory().slots()[int64_t(stream.shift) * a_.layout.max_chunks + stream.chunk] =
+          shared_.sums[place.warp];
+  }
+
+  MVNROB_DEVICE void start_stream(int64_t item) const {
+    const Place place;
+    if (place.lane == 0) {
+      shared_.streams[place.warp] = Stream(p_, item * kTensorStreams + int64_t(place.warp));
+      shared_.sums[place.warp] = {0, 0, 0, 0, 0};
+      shared_.left[place.warp] = p_.chunk_tiles;
+    }
+    __syncwarp();
+  }
+
+  // 64 points of the warp through the whole program: outer blocks, then blocks of rows that
+  // complete.
+  MVNROB_DEVICE_FN void sample_tile() {
+    Sample<float> samples[kPoints];
+    MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q) samples[q].start();
+    int known = 0;
+    for (int o = 0; o * kOuter < p_.sampled_outer * kOuter + p_.completion_rows; ++o) {
+      const int completing = o - p_.sampled_outer;
+      if (completing == 0) start_completion(samples);
+      if (known > 0) {
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) shared_.samples[q][threadIdx.x] = samples[q];
+        product(memory().coef() + (completing < 0
+                                       ? memory().outer()[o].coef
+                                       : p_.completion_coef + completing * panel_size(p_.pivots)),
+                known);
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) samples[q] = shared_.samples[q][threadIdx.x];
+      }
+      if (completing < 0)
+        known = sample_rows(o, known, samples);
+      else
+        complete_rows(completing * kOuter);
+    }
+    if (p_.completion_rows == 0) start_completion(samples);
+    SampleSums sums{0, 0, 0, 0, 0};
+    MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q) add_sample(samples[q], completion(q), sums);
+    sums = warp_sums(sums);
+    const Place place;
+    __syncwarp();
+    if (place.lane == 0) {
+      const int done = p_.chunk_tiles - shared_.left[place.warp]--;
+      if (done < shared_.streams[place.warp].tiles) shared_.sums[place.warp].add(sums);
+      shared_.streams[place.warp].first += kTileSamples;
+    }
+    __syncwarp();
+  }
+
+  // Of this lane's points, in the rows of the tile that C leaves free, where y's of earlier pivots
+  // are no longer wanted.
+  MVNROB_DEVICE Completion<float> completion(int q) const {
+    const unsigned column = Place().column() + q * kWarp;
+    return {shared_.tile[0][column], shared_.tile[1][column], shared_.tile[2][column],
+            shared_.tile[3][column]};
+  }
+  MVNROB_DEVICE void keep_completion(int q, const Completion<float>& rest) const {
+    const unsigned column = Place().column() + q * kWarp;
+    shared_.tile[0][column] = rest.completed;
+    shared_.tile[1][column] = rest.missing;
+    shared_.tile[2][column] = rest.mass;
+    shared_.tile[3][column] = rest.largest;
+  }
+  MVNROB_DEVICE void start_completion(const Sample<float> (&samples)[kPoints]) const {
+    MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q) {
+      Completion<float> rest;
+      rest.start(samples[q].value);
+      keep_completion(q, rest);
+    }
+  }
+
+  // The rows of outer block o.
+  MVNROB_DEVICE int sample_rows(int o, int before, Sample<float> (&samples)[kPoints]) const {
+    constexpr int kInnerBlocks = kOuter / kInnerRows;
+    const int first = o * kInnerBlocks, left = p_.sampled_blocks - first;
+    int known = before;
+    for (int b = 0; b < kInnerBlocks && b < left; ++b)
+      known = inner_block(first + b, b * kInnerRows, before, known, samples);
+    if (left > kInnerBlocks || p_.completion_rows > 0) keep(before, known);
+    return known;
+  }
+
+  // Rows of one register block, at `offset` in the outer block that begins with pivot `before`.
+  MVNROB_DEVICE int inner_block(int b, int offset, int before, int known,
+                                Sample<float> (&samples)[kPoints]) const {
+    const Place place;
+    const Stream& stream = shared_.streams[place.warp];
+    const uint32_t* shifts = memory().shifts() + stream.shift * p_.pivots;
+    const uint32_t point =
+        math::point_index(a_.options.points, uint32_t(stream.first) + uint32_t(place.lane));
+    // A lane's points are 32 apart, and the first one's index has no 32 in it.
+    const uint32_t next = math::point_index(a_.options.points, kWarp);
+    const int base = before / kSlab * kSlab;
+    const unsigned column = place.column();
+    const auto at = [&](int row, int q) -> float& { return shared_.tile[row][column + q * kWarp]; };
+    const float* coef = memory().coef() + memory().blocks()[b].coef;
+    float sum[kInnerRows][kPoints];
+    MVNROB_UNROLL
+    for (int r = 0; r < kInnerRows; ++r) MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q) sum[r][q] = before > 0 ? at(kSlab + offset + r, q) : 0.0f;
+    for (int l = before; l < known; ++l, coef += kInnerRows) {
+      float c[kInnerRows];
+      load(coef, c);
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) {
+        const float y = at(l - base, q);
+        MVNROB_UNROLL
+        for (int r = 0; r < kInnerRows; ++r) sum[r][q] = math::fma(c[r], y, sum[r][q]);
+      }
+    }
+    MVNROB_ROLLED
+    for (int r = 0; r < kInnerRows; ++r, coef += kInnerRows) {
+      const ProgramRow<float> row = memory().program_rows()[b * kInnerRows + r];
+      float y[kPoints], c[kInnerRows];
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) {
+        samples[q].bound(row, sum[0][q]);
+        y[q] = 0;
+      }
+      MVNROB_UNROLL
+      for (int k = 0; k < kInnerRows; ++k) c[k] = 0;
+      if (row.flags & kClosesPivot) {
+        load(coef, c);
+        const uint32_t shift = shifts[known];
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) {
+          float w, wc;
+          coordinate(a_, known, point + q * next, shift, w, wc);
+          y[q] = samples[q].draw(row.flags & kBoundedBelow, w, wc);
+          // C of this row, or of an earlier one, which lies beyond: used up.
+          at(known - base, q) = y[q];
+        }
+        ++known;
+      }
+      // The next row's sums move to the front, with the new y's part.
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) {
+        MVNROB_UNROLL
+        for (int k = 0; k + 1 < kInnerRows; ++k) sum[k][q] = math::fma(c[k], y[q], sum[k + 1][q]);
+      }
+    }
+    return known;
+  }
+
+  // The warp's y's of pivots before .. known - 1 go to the history, those of a slab that is not
+  // full to the tile's first rows as well.
+  MVNROB_DEVICE_FN void keep(int before, int known) const {
+    const int base = before / kSlab * kSlab, count = known - base;
+    const Place place;
+    const unsigned column = place.warp * kTileSamples + place.lane / 4, pair = place.lane % 4 * 2;
+    __syncwarp();
+    Words* to = shared_.history[threadIdx.x] + int64_t(base / kSlab) * kSlabHistory;
+    for (int slab = 0; slab < count; slab += kSlab, to += kSlabHistory) {
+      MVNROB_UNROLL
+      for (int n = 0; n < kTileSamples / 8; ++n) {
+        float y[4];
+        MVNROB_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int j = slab + int(pair) + e % 2 + e / 2 * 8;
+          const float scaled = shared_.tile[j][column + n * 8] * kPointScale;
+          y[e] = j < count ? math::max(-kMostPoint, math::min(kMostPoint, scaled)) : 0.0f;
+        }
+        Words words;
+        split(y[0], y[1], words.v[0], words.v[2]);
+        split(y[2], y[3], words.v[1], words.v[3]);
+        to[n * kWarp] = words;
+      }
+    }
+    __syncwarp();
+    const int full = count / kSlab * kSlab;
+    for (int j = full; j < count; ++j) MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q)
+      shared_.tile[j - full][place.column() + q * kWarp] =
+          shared_.tile[j][place.column() + q * kWarp];
+  }
+
+  // 64 of the rows that complete.
+  MVNROB_DEVICE void complete_rows(int first) const {
+    const ProgramRow<float>* rows =
+        memory().program_rows() + p_.sampled_blocks * kInnerRows + first;
+    const float skip = float(a_.order ? HUGE_VAL : memory().state()->plan.skip_limit);
+    const unsigned column = Place().column();
+    Completion<float> rest[kPoints];
+    MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q) rest[q] = completion(q);
+    MVNROB_ROLLED
+    for (int r = 0; r < kOuter; ++r) {
+      const ProgramRow<float> row = rows[r];
+      float sum[kPoints], nearest = HUGE_VALF;
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q) {
+        sum[q] = shared_.tile[kSlab + r][column + q * kWarp];
+        nearest = math::min(nearest, Completion<float>::nearest(row, sum[q]));
+      }
+      // Rows that are far for the whole warp are left out; plan.skipped is what that may cost.
+      if (__any_sync(kFullWarp, !(nearest > skip))) {
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) rest[q].multiply(row, sum[q]);
+      }
+    }
+    MVNROB_UNROLL
+    for (int q = 0; q < kPoints; ++q) keep_completion(q, rest[q]);
+  }
+
+  // The tile's C = panel [64, columns] y [columns, 64]. What the tile held there has been used up.
+  MVNROB_DEVICE void product(const float* panel, int columns) const {
+    const int slabs = slabs_of(columns);
+    const auto* words = reinterpret_cast<const uint32_t*>(panel + kPanelRows);
+    float sum[kHalves][kTiles][kGroups][4];
+    MVNROB_UNROLL
+    for (int h = 0; h < kHalves; ++h) MVNROB_UNROLL
+    for (int m = 0; m < kTiles; ++m) MVNROB_UNROLL
+    for (int n = 0; n < kGroups; ++n) MVNROB_UNROLL
+    for (int e = 0; e < 4; ++e) sum[h][m][n][e] = 0;
+    __syncthreads();  // the product before is done with the stages
+    MVNROB_UNROLL
+    for (int s = 0; s < kStages - 1; ++s) {
+      if (s == 0 && threadIdx.x < kOuter / 4)
+        copy_async16(shared_.inverse + threadIdx.x * 4, panel + threadIdx.x * 4);
+      fetch(words, slabs, s);
+    }
+    Words y[kHalves][kGroups];
+    const Place place;
+    const Words* from = shared_.history[threadIdx.x];
+    load_points(from, 0, y[0]);
+    for (int slab = 0; slab < slabs; ++slab) {
+      copy_async_wait<kStages - 2>();
+      __syncthreads();
+      fetch(words, slabs, slab + kStages - 1);
+      load_points(from, 1, y[1]);
+      multiply(slab, place.lane, y[0], sum[0]);
+      from += kSlabHistory;
+      if (slab + 1 < slabs) load_points(from, 0, y[0]);
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+      // Holds back the compiler, which here would load ahead until no register is left.
+      __syncwarp();
+#endif
+      multiply(slab, place.lane, y[1], sum[1]);
+    }
+    const Place own;
+    const unsigned row = own.lane / 4, column = own.warp * kTileSamples + own.lane % 4 * 2;
+    __syncwarp();
+    MVNROB_UNROLL
+    for (int m = 0; m < kTiles; ++m) MVNROB_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const unsigned r = m * 16 + half * 8 + row;
+      const float inverse = shared_.inverse[r];
+      MVNROB_UNROLL
+      for (int h = 0; h < kHalves; ++h) MVNROB_UNROLL
+      for (int n = 0; n < kGroups; ++n) {
+        float* to = &shared_.tile[kSlab + r][column + h * kWarp + n * 8];
+        to[0] = sum[h][m][n][half * 2] * inverse;
+        to[1] = sum[h][m][n][half * 2 + 1] * inverse;
+      }
+    }
+    __syncwarp();
+  }
+
+  MVNROB_DEVICE void load_points(const Words* from, int half, Words (&y)[kGroups]) const {
+    MVNROB_UNROLL
+    for (int n = 0; n < kGroups; ++n) y[n] = from[(half * kGroups + n) * kWarp];
+  }
+
+  // Sums of one slab and half of the points.
+  MVNROB_DEVICE void multiply(int slab, unsigned lane, const Words (&y)[kGroups],
+                              float (&sum)[kTiles][kGroups][4]) const {
+    const auto* stage = reinterpret_cast<const Words*>(shared_.panel[slab % kStages]) + lane;
+    MVNROB_UNROLL
+    for (int m = 0; m < kTiles; ++m) {
+      const Words a[2] = {stage[m * 2 * kWarp], stage[(m * 2 + 1) * kWarp]};
+      float some[kGroups][4];
+      MVNROB_UNROLL
+      for (int n = 0; n < kGroups; ++n) MVNROB_UNROLL
+      for (int e = 0; e < 4; ++e) some[n][e] = 0;
+      // The small products first.
+      MVNROB_UNROLL
+      for (int term = 0; term < 3; ++term) MVNROB_UNROLL
+      for (int n = 0; n < kGroups; ++n) {
+        const uint32_t b[2] = {y[n].v[term == 0 ? 2 : 0], y[n].v[term == 0 ? 3 : 1]};
+        multiply_matrices(some[n], a[term == 1].v, b);
+      }
+      MVNROB_UNROLL
+      for (int n = 0; n < kGroups; ++n) MVNROB_UNROLL
+      for (int e = 0; e < 4; ++e) sum[m][n][e] += some[n][e];
+    }
+  }
+
+  // Starts the copies of one slab, where there is one; a group in any case.
+  MVNROB_DEVICE void fetch(const uint32_t* words, int slabs, int slab) const {
+    constexpr int kStep = kThreads * 4;
+    static_assert(kSlabWords % kStep == 0, "every thread copies as much");
+    if (slab < slabs) {
+      const int64_t first = int64_t(slab) * kSlabWords + int(threadIdx.x) * 4;
+      uint32_t* to = shared_.panel[slab % kStages] + int(threadIdx.x) * 4;
+      MVNROB_UNROLL
+      for (int e = 0; e < kSlabWords; e += kStep) copy_async16(to + e, words + first + e);
+    }
+    copy_async_commit();
+  }
+
+  const Args& a_;
+  Shared& shared_;
+  const Program& p_;
+};
+
+}  // namespace mvnrob::kernels
