@@ -40,6 +40,7 @@ SUBCOMMANDS = {
     "cuda": "bench_cuda",
     "cuda_floor": "cuda_floor",
     "cuda_floor_jac_cov": "cuda_floor_jac_cov",
+    "cuda_floor_tensor": "cuda_floor_tensor",
     "cuda_profile": "cuda_profile",
     "cuda_small": "cuda_small",
     "page": "page",

@@ -8,7 +8,8 @@ Tables, in this order; FILE has each row as soon as it is there:
   included, its draws reckoned from a measured rate); the CPU backend on all threads, for few
   problems.
 - latency: batches of 1, 10 and 100: GPU time, wall time, and replay of a CUDA graph.
-- sov: every variable sampled, N points fixed: share of the counted floor (bench/cuda_floor.py).
+- sov: every variable sampled, N points fixed: share of the counted floor (bench/cuda_floor.py,
+  bench/cuda_floor_tensor.py).
 - slopes: every variable sampled, the same points: the derivatives of the samples (mvn_cdf_pathwise)
   to limits, or to limits and covariance, beside their sums (mvn_cdf_sums).
 - bvn: bvn_cdf.
@@ -33,7 +34,15 @@ import numpy as np
 import torch
 
 import mvnrob
-from bench import classifiers, cuda_environment, cuda_floor, cuda_timing, harness, peers
+from bench import (
+    classifiers,
+    cuda_environment,
+    cuda_floor,
+    cuda_floor_tensor,
+    cuda_timing,
+    harness,
+    peers,
+)
 from mvnrob import Status, mvn_cdf
 
 # Problems of one timed call, per n, as far as memory and time allow.
@@ -405,7 +414,10 @@ def sov_row(bench, group, dtype, what):
     row |= {f"{name}_ms": 1e3 * timing[f"{name}_s"] for name in ("q1", "median", "q3")}
     if clock := bench.clock_mhz("clocks.max.sm"):
         count = torch.cuda.get_device_properties(device).multi_processor_count
-        floor = cuda_floor.problems_per_s(n, points, name, count, 1e6 * clock)
+        if name == "float32" and n >= cuda_floor_tensor.tensor_pivots():
+            floor = cuda_floor_tensor.problems_per_s(n, points, count, 1e6 * clock)
+        else:
+            floor = cuda_floor.problems_per_s(n, points, name, count, 1e6 * clock)
         row |= {"floor_per_s": floor, "share": row["problems_per_s"] / floor}
         row |= {"floor_clock_mhz": clock, "sm_mhz": bench.clock_mhz("clocks.sm")}
     return row

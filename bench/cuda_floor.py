@@ -8,7 +8,8 @@ compiler; a count is of one warp and one trip of a loop, on the way that rows wi
 take. A sampler's work is laid out over its loops as csrc/kernels does it, padding included. A unit
 that is asked for x instructions is busy for x times CYCLES of a scheduler's cycles; the busiest unit
 is the limiter and its cycles are the floor. No latency, launch, planning or memory traffic is in it,
-so everything here is a prediction. Devices with another number of units need other CYCLES.
+so everything here is a prediction. Devices with another number of units need other CYCLES. What float32
+rows of many pivots take instead of MvnCdfSampleBlocked is reckoned in bench/cuda_floor_tensor.py.
 """
 
 import argparse

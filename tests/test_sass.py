@@ -1,5 +1,6 @@
-"""bench/sass.py on a disassembly written out here, and bench/cuda_floor.py on its committed counts."""
+"""bench/sass.py on a disassembly written out here, and the floors on their committed counts."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 # Last: an installed mvnrob goes before the source tree, which has no native module.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from bench import cuda_floor, sass
+from bench import cuda_floor, cuda_floor_tensor, sass
 
 # A loop with a branch (one way with a reciprocal) around a loop of two multiply-adds.
 LISTING = """
@@ -60,3 +61,21 @@ def test_floor_counts_all_multiply_adds(dtype):
         assert fast == pytest.approx(10 * slow)
         peak = 132 * 128 * 1.98e9 / (2 if dtype == "float64" else 1)
         assert slow < peak / (10_000 * n * n / 2)
+
+
+def test_floor_of_the_tensor_sampler():
+    """The committed counts have the HMMA that the products need, and no unit does better than it can."""
+    counts = json.loads(cuda_floor_tensor.RESULTS.read_text())["counts"]
+    assert counts["product"]["tensor"] == cuda_floor_tensor.HMMA == 3 * 64 * 64 * 16 // 2048
+    for n in (cuda_floor_tensor.tensor_pivots(), 256, 999):
+        times, slabs = cuda_floor_tensor.work(n, 0)
+        done = 64 * 16 * slabs + times["panel"] * 16
+        assert n * (n - 16) / 2 <= done <= n * (n + 80) / 2
+        per_s = cuda_floor_tensor.problems_per_s(n, 10_000, 132, 1.98e9)
+        assert per_s < 132 * 4 * 512 * 1.98e9 / (3 * 64 * 16 * slabs * 10_000)
+        # Chosen where its floor is the higher one.
+        assert per_s > cuda_floor.problems_per_s(n, 10_000, "float32", 132, 1.98e9)
+    alone = cuda_floor_tensor.seconds(999, 512, counts, alone=True)
+    assert alone["issue"] == pytest.approx(
+        66 * cuda_floor_tensor.seconds(999, 512, counts)["issue"]
+    )

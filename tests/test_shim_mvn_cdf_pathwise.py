@@ -52,7 +52,7 @@ def test_agree(shim, n, compute_dtype):
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "float64"])
 @pytest.mark.parametrize("points", ["lattice", "richtmyer", "sobol"])
-@pytest.mark.parametrize("n, pivots", [(9, 9), (40, 35), (110, 100)])
+@pytest.mark.parametrize("n, pivots", [(9, 9), (40, 35)])
 def test_agree_for_any_points(shim, n, pivots, points, compute_dtype):
     upper, cov = random_problem(n, n, batch=(1,))
     order = torch.full((1, pivots), -1)
