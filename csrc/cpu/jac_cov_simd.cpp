@@ -208,6 +208,23 @@ int64_t scratch_bytes(int64_t tile_rows) {
   return 2 * groups * kGroup * kChunkBytes + groups * groups * slots * int64_t(sizeof(double));
 }
 
+// visit(i, j, sum) for each pair of classes of a tile (i <= j on the diagonal), register block by
+// register block, as the sums lie.
+template <class T, class Visit>
+inline void for_each_pair(const JacTile& tile, double* sums, const Visit& visit) {
+  const bool diagonal = tile.row_begin == tile.col_begin;
+  for (int64_t row = tile.row_begin; row < tile.row_end; row += kGroup)
+    for (int64_t col = tile.col_begin; col < tile.col_end; col += kGroup, sums += kSlots<T>) {
+      if (diagonal && col < row) continue;
+      const int height = tile.row_end - row < kGroup ? int(tile.row_end - row) : kGroup;
+      const int length = tile.col_end - col < kGroup ? int(tile.col_end - col) : kGroup;
+      const bool triangle = diagonal && col == row;
+      for (int i = 0; i < height; ++i)
+        for (int j = triangle ? i : 0; j < length; ++j)
+          visit(row + i, col + j, sums[pair_slot(triangle, i, j)]);
+    }
+}
+
 template <class in_t, class out_t>
 void tile(const JacRows& rows, const JacTile& tile, out_t* S, void* scratch) {
   using T = typename ComputeType<in_t>::type;
@@ -221,19 +238,11 @@ void tile(const JacRows& rows, const JacTile& tile, out_t* S, void* scratch) {
   T* right = diagonal ? left : left + row_groups * kGroup * chunk;
   double* sums = reinterpret_cast<double*>(right + col_groups * kGroup * chunk);
   for (int64_t k = 0; k < row_groups * col_groups * kSlots<T>; ++k) sums[k] = 0.0;
-  // The sum for entry (i, j) of the tile, i <= j on a diagonal tile.
-  const auto entry = [&](int64_t i, int64_t j) -> double& {
-    const int64_t p = i / kGroup, q = j / kGroup;
-    return sums[(p * col_groups + q) * kSlots<T> +
-                pair_slot(diagonal && p == q, int(i % kGroup), int(j % kGroup))];
-  };
-  const int64_t height = tile.row_end - tile.row_begin, length = tile.col_end - tile.col_begin;
   // Going on from S, chunk by chunk, is what makes a Jacobian in pieces give the bits of a whole
   // one.
-  for (int64_t i = 0; i < height; ++i) {
-    const out_t* line = S + (tile.row_begin + i) * rows.classes + tile.col_begin;
-    for (int64_t j = diagonal ? i : 0; j < length; ++j) entry(i, j) = double(line[j]);
-  }
+  for_each_pair<T>(tile, sums, [&](int64_t i, int64_t j, double& sum) {
+    sum = double(S[i * rows.classes + j]);
+  });
 
   for (int64_t first = 0; first < rows.columns; first += chunk) {
     const int64_t count = rows.columns - first < chunk ? rows.columns - first : chunk;
@@ -251,14 +260,9 @@ void tile(const JacRows& rows, const JacTile& tile, out_t* S, void* scratch) {
     }
   }
 
-  for (int64_t i = 0; i < height; ++i) {
-    out_t* line = S + (tile.row_begin + i) * rows.classes + tile.col_begin;
-    for (int64_t j = diagonal ? i : 0; j < length; ++j) line[j] = out_t(entry(i, j));
-  }
-  for (int64_t j = 0; j < length; ++j) {
-    out_t* line = S + (tile.col_begin + j) * rows.classes + tile.row_begin;
-    for (int64_t i = 0; i < (diagonal ? j : height); ++i) line[i] = out_t(entry(i, j));
-  }
+  for_each_pair<T>(tile, sums, [&](int64_t i, int64_t j, double& sum) {
+    S[i * rows.classes + j] = S[j * rows.classes + i] = out_t(sum);
+  });
 }
 
 // Sum of squared differences of at most a chunk of columns.
