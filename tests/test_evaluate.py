@@ -403,6 +403,7 @@ def test_a_failing_model_keeps_what_was_done(tmp_path):
         ({"limit": 0}, "limit must be at least 1"),
         ({"options": {"mc": {"n_samples": 5}}}, "options must be for methods taylor"),
         ({"options": {"taylor": {"n_samples": 5}}}, "n_samples must be left out"),
+        ({"options": {"taylor": {"foo": 1}}}, "options must be arguments of robustness, got 'foo'"),
         ({"n_samples": 5}, "n_samples must be left out"),
         ({"options": {"taylor": {"screen": "maybe"}}}, "screen must be one of"),
         ({"data": "no-such"}, "data must be"),

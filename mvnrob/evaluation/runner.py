@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -240,6 +241,13 @@ class _Run:
             raise ValueError(
                 f"evaluate: options must be for methods {', '.join(methods)}, got {unknown.pop()!r}"
             )
+        for method, own in options.items():
+            strange = set(own) - set(inspect.signature(robustness).parameters)
+            if strange:
+                raise ValueError(
+                    f"evaluate: options must be arguments of robustness, got {min(strange)!r} for "
+                    f"{method}"
+                )
         of_method = {m: dict(options.get(m, {})) for m in methods}
         for name, value in shared.items():
             readers = [m for m in methods if self._reads(m, name)]
