@@ -75,6 +75,7 @@ CPU_SOURCES = [
     "csrc/cpu/mvn_cdf_sums.cpp",
     "csrc/cpu/mvn_cdf_tilt.cpp",
     "csrc/cpu/mvn_cdf_union.cpp",
+    "csrc/cpu/one_factor.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/module.cpp",

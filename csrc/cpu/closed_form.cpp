@@ -5,6 +5,9 @@
 
 namespace mvnrob {
 
+namespace {
+
+// Whether all correlations are zero.
 bool independent(const Problem& problem, const CovarianceView& cov) {
   const int64_t m = int64_t(problem.variable.size());
   for (int64_t i = 0; i < m; ++i)
@@ -12,8 +15,6 @@ bool independent(const Problem& problem, const CovarianceView& cov) {
       if (problem.correlation(cov, i, j) != 0) return false;
   return true;
 }
-
-namespace {
 
 // 1 - rho^2 of two rows of a factor, by what the first leaves of the second.
 double rest_of_rows(const CovarianceView& cov, int64_t v, int64_t w) {
@@ -30,7 +31,7 @@ double rest_of_rows(const CovarianceView& cov, int64_t v, int64_t w) {
 
 ClosedForm closed_form(const Problem& problem, const CovarianceView& cov) {
   const int64_t m = int64_t(problem.variable.size());
-  if (m > 3 || independent(problem, cov)) {
+  if (independent(problem, cov)) {
     double p = 1, missing = 0, log_value = 0;
     for (int64_t i = 0; i < m; ++i) {
       const plan::IntervalProbability one = plan::interval(problem.lower[i], problem.upper[i]);

@@ -1,4 +1,4 @@
-// Exact answers: up to three variables, or independent ones.
+// Exact answers of up to three variables.
 #pragma once
 #include "cpu/mvn_cdf_problem.h"
 #include "plan/options.h"
@@ -10,10 +10,7 @@ struct ClosedForm {
   Status status;                               // exact; indefinite or nan: there is no answer
 };
 
-// Whether all correlations are zero.
-bool independent(const Problem& problem, const CovarianceView& cov);
-
-// The variables are at most three, or independent.
+// The variables are at most three.
 ClosedForm closed_form(const Problem& problem, const CovarianceView& cov);
 
 }  // namespace mvnrob

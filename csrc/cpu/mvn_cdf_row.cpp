@@ -27,8 +27,8 @@ class Integrator {
     while (step != plan::Step::done) step = take(step);
     if (plan_.status == Status::no_closed_form)
       throw std::invalid_argument(
-          "mvn_cdf: method must be auto or sov for a row of more than 3 dependent variables, got "
-          "closed_form");
+          "mvn_cdf: method must be auto or sov for a row of more than 3 variables that are not "
+          "independent blocks of one factor, got closed_form");
     return plan::result(plan_);
   }
 
@@ -55,11 +55,26 @@ class Integrator {
     mvnrob::screen(w_.all, plan_, w_.kept);
     const plan::Step step = plan::screened(plan_, options_);
     if (step != plan::Step::factor) return step;
-    if (options_.method != Method::sov && independent(w_.kept, input_.cov))
-      return plan::Step::closed_form;
+    if (options_.method != Method::sov && integrate_blocks()) return plan_.step;
     if (options_.method == Method::closed_form) return plan::failed(plan_, Status::no_closed_form);
     w_.factor.start(w_.kept, input_.cov);
     return step;
+  }
+
+  // Whether there was an exact answer; then plan_.step is the next one.
+  bool integrate_blocks() {
+    if (options_.method == Method::automatic &&
+        !plan::is_worth_recognising(double(w_.kept.variable.size()),
+                                    double(input_.cov.factor_columns)))
+      return false;
+    if (plan_.only_samples || !w_.one_factor.recognise(w_.kept, input_.cov)) return false;
+    const plan::ProductOfBlocks p = w_.one_factor.integrate(w_.kept);
+    if (!p.found) return false;
+    const bool rounded = w_.kept.entry_error > plan::entry_error(true);
+    plan_.step = plan::closed(plan_, options_, p.value, p.complement,
+                              p.error_of_smaller() + (rounded ? 0 : w_.one_factor.moved()),
+                              p.log_value, p.log_error);
+    return true;
   }
 
   plan::Step close() {

@@ -4,6 +4,7 @@
 
 #include "cpu/mvn_cdf_series.h"
 #include "cpu/mvn_cdf_union.h"
+#include "cpu/one_factor.h"
 #include "plan/options.h"
 
 namespace mvnrob {
@@ -16,6 +17,7 @@ struct RowWorkspace {
   Series<double> series_double;
   Union samples_of_union;
   Tilt tilt;
+  OneFactor one_factor;
 };
 
 // Throws std::invalid_argument when the method is closed_form and the row has none.

@@ -12,6 +12,7 @@
 #include "math/lattice.h"
 #include "math/normal.h"
 #include "math/pack.h"
+#include "plan/one_factor.h"
 #include "plan/ordering.h"
 
 namespace mvnrob {
@@ -269,6 +270,54 @@ void ndtr_array(const double* x, double* p, int64_t n) {
   for (; i < n; ++i) p[i] = math::ndtr<double>(x[i]);
 }
 
+// The lanes each keep a product; what is left over goes through them as variables that hold.
+double one_factor_fails(const double* upper, const double* lower, const double* slope, double y,
+                        int64_t m) {
+  using V = Vec<double>;
+  constexpr int kWide = kWidth<double>;
+  V value(1.0), complement(0.0);
+  for (int64_t i = 0; i < m; i += kWide) {
+    double u[kWide], l[kWide], c[kWide];
+    const bool whole = i + kWide <= m;
+    if (!whole)
+      for (int e = 0; e < kWide; ++e) {
+        u[e] = i + e < m ? upper[i + e] : HUGE_VAL;
+        l[e] = i + e < m ? lower[i + e] : -HUGE_VAL;
+        c[e] = i + e < m ? slope[i + e] : 0;
+      }
+    V holds, fails;
+    plan::holds_and_fails<V>(V::load(whole ? upper + i : u), V::load(whole ? lower + i : l),
+                             V::load(whole ? slope + i : c), V(y), holds, fails);
+    complement = math::fma(value, fails, complement);
+    value = value * holds;
+  }
+  double values[kWide], complements[kWide];
+  value.store(values);
+  complement.store(complements);
+  double all = 1, missing = 0;
+  for (int e = 0; e < kWide; ++e) {
+    missing += all * complements[e];
+    all *= values[e];
+  }
+  return missing;
+}
+
+double one_factor_log(const double* upper, const double* lower, const double* slope, double y,
+                      int64_t m) {
+  using V = Vec<double>;
+  constexpr int kWide = kWidth<double>;
+  V sum(0.0);
+  int64_t i = 0;
+  for (; i + kWide <= m; i += kWide) {
+    const V move = V::load(slope + i) * V(y);
+    sum = sum + math::minus_two_log_interval<V>(V::load(lower + i) - move, V::load(upper + i) - move);
+  }
+  double total = math::reduce_add(sum);
+  for (; i < m; ++i)
+    total += math::minus_two_log_interval<double>(lower[i] - slope[i] * y, upper[i] - slope[i] * y);
+  return -0.5 * total;
+}
+
 }  // namespace
 }  // namespace MVNROB_ISA
 
@@ -276,6 +325,7 @@ extern const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table);
 const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table) = {
     MVNROB_ISA::kBlockRows,           MVNROB_ISA::sample<float>, MVNROB_ISA::sample<double>,
     MVNROB_ISA::sample<double, true>, MVNROB_ISA::sample_union,  MVNROB_ISA::eliminate,
-    MVNROB_ISA::ndtr_array,           MVNROB_ISA::interval_array};
+    MVNROB_ISA::ndtr_array,           MVNROB_ISA::interval_array, MVNROB_ISA::one_factor_fails,
+    MVNROB_ISA::one_factor_log};
 
 }  // namespace mvnrob

@@ -62,6 +62,7 @@ struct RowPlan {
   bool best_tilted = false;                  // and whether its weights were in units of
   double best_log_unit = 0;                  // exp of this
   double best_log_value = NAN;               // ln p, where a closed form knows it itself
+  double best_log_error = NAN;               // and its error, unless it is that of a few logarithms
   double best_dropped = 0;                   // the screened mass of its own plan
   Status status = Status::max_points;
   Step step = Step::screen;
@@ -234,9 +235,10 @@ MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
 }
 
 // The exact answer of the variables kept.
-// log_value is ln p where the closed form knows it better than by value, otherwise NaN.
+// log_value is ln p where the closed form knows it better than by value, otherwise NaN; log_error is
+// its error, NaN where that is the rounding of a logarithm for each variable.
 MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value, double complement,
-                         double error, double log_value) {
+                         double error, double log_value, double log_error = NAN) {
   Estimate e;
   e.value = value;
   e.complement = complement;
@@ -245,6 +247,7 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
   detail::keep(plan, e);
   plan.best_log_value = log_value;
+  plan.best_log_error = log_error;
   const bool small_value = value < 0.05 && log_value != log_value;
   const double small = small_value ? value : complement;
   if (options.method == Method::automatic && !options.samples_float32() && plan.kept > 1 &&
@@ -265,9 +268,10 @@ MVNROB_HD Step failed(RowPlan& plan, Status status) {
   return Step::done;
 }
 
-// plan.dropped, mass, largest and kept are known. Where this says factor, unless the method is sov,
-// the backend looks whether the variables kept are independent, which has a closed form too; if
-// they are not and the method is closed_form, the row has failed(no_closed_form).
+// plan.dropped, mass, largest and kept are known. Where this says factor, unless the method is sov or
+// only samples have the digits, the backend looks whether the variables kept are independent blocks
+// of one factor each (plan/one_factor.h), which quadrature integrates exactly; if they are not and the
+// method is closed_form, the row has failed(no_closed_form).
 MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
   plan.points = 0;
   if (plan.kept == 0) {
@@ -437,7 +441,9 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
   r.log_error = e.error == 0 && half == 0 ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
   if (plan.best_log_value == plan.best_log_value && !small_complement && half == 0) {
     r.log_prob = plan.best_log_value;
-    r.log_error = math::min(r.log_error, 4e-15 * (plan.kept + ::fabs(r.log_prob)));
+    r.log_error = plan.best_log_error == plan.best_log_error
+                      ? plan.best_log_error
+                      : math::min(r.log_error, 4e-15 * (plan.kept + ::fabs(r.log_prob)));
   }
   r.status = plan.status;
   if (plan.status == Status::indefinite || plan.status == Status::nan ||

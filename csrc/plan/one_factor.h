@@ -1,0 +1,214 @@
+// Variables with one common factor: X_i = l_i Y + s_i e_i with Y and all e_i standard normal, so that
+// R_ij = l_i l_j off the diagonal (Dunnett and Sobel 1955). Given Y they are independent, and
+//   P = int phi(y) prod_i P_i(y) dy,  P_i(y) = Phi((u_i - l_i y) / s_i) - Phi((v_i - l_i y) / s_i).
+// The smaller of P and 1 - P is integrated, so neither is a difference.
+//
+// The complement's integrand, phi (1 - prod P_i), changes no faster than a tail of phi or than the
+// steps of the P_i, so pieces of length one see all of it, and adaptive halving does the rest. P's is
+// log-concave: its peak is found by bracketing, it has fallen by e^-40 at the ends of the range, and
+// beyond them lies less than e^-40 of it. It is carried as a logarithm, right however small P is.
+#pragma once
+#include <cmath>
+
+#include "math/normal.h"
+#include "math/quadrature.h"
+#include "plan/ordering.h"
+
+namespace mvnrob::plan {
+
+// Whether R_ij = l_i l_j, the entries being known to entry_error.
+MVNROB_HD bool is_product(double correlation, double load_i, double load_j, double entry_error) {
+  return ::fabs(correlation - load_i * load_j) <= 8 * entry_error;
+}
+
+// A load, from three entries: l_i^2 = R_ij R_ik / R_jk. Zero where there is none below one.
+MVNROB_HD double load_from(double ij, double ik, double jk) {
+  const double square = ij * ik / jk;
+  return square > 0 && square < 1 ? ::sqrt(square) : 0.0;
+}
+
+// Standard deviation that the factor leaves; zero where it explains all up to rounding, or more.
+MVNROB_HD double rest_of_load(double load, double entry_error) {
+  const double square = (1 - load) * (1 + load);
+  return square > first_variance_error(entry_error) ? ::sqrt(square) : 0.0;
+}
+
+// How much P moves by a residual R_ij - l_i l_j, at most: phi_2 <= min(phi_i, phi_j) min(.4 / s).
+MVNROB_HD double moved_by(double residual, double density_i, double density_j, double rest_i,
+                          double rest_j) {
+  const double rest = math::max(math::max(rest_i, rest_j), 1e-8);
+  return ::fabs(residual) * math::min(density_i, density_j) * 0.4 / rest;
+}
+
+// The limits' largest density.
+MVNROB_HD double density_of(double upper, double lower) { return math::max(phi(upper), phi(lower)); }
+
+// Looking at all pairs costs a product of rows each where a factor of the covariance is given, of so
+// many columns (otherwise -1).
+MVNROB_HD bool is_worth_recognising(double variables, double columns) {
+  return columns < 0 || variables * variables * columns <= 3e7;
+}
+
+// Evaluations that steps of width s cost: a few halvings for each, or for a range full of them.
+constexpr double kMostEvaluations = 8000;
+MVNROB_HD double halvings(double rest) { return math::max(0.0, ::log2(0.25 / rest)); }
+MVNROB_HD bool is_quick(double sum_of_halvings, double least_rest) {
+  return 42 * math::min(sum_of_halvings, 20 / least_rest) <= kMostEvaluations;
+}
+
+// What all variables contribute at y, T a pack or double: the probability that one holds and fails.
+template <class T>
+MVNROB_HD void holds_and_fails(T upper, T lower, T slope, T y, T& holds, T& fails) {
+  const T b = upper - slope * y, a = lower - slope * y;
+  holds = interval_probability(a, b);
+  fails = math::ndtr<T>(a) + math::ndtr<T>(-b);
+}
+
+struct OneFactorProbability {
+  double value, complement, log_value;
+  double error, log_error;  // of the smaller of both, and of the logarithm
+  bool found;
+};
+
+namespace detail {
+
+// The peak of a concave g within [lower, upper], to within about one of its height.
+struct Peak {
+  double at, height, step;
+};
+template <class G>
+MVNROB_HD_FN Peak find_peak(const G& g, double lower, double upper) {
+  double x = math::min(math::max(0.0, lower), upper), height = g(x), step = 1;
+  double left = x, right = x, at_left = height, at_right = height;
+  for (int side = 0; side < 2; ++side) {  // to the right, then to the left
+    const double sign = side == 0 ? 1.0 : -1.0;
+    for (step = 1; step < 1e18; step *= 2) {
+      const double next = math::min(math::max(x + sign * step, lower), upper);
+      const double value = g(next);
+      (side == 0 ? right : left) = next;
+      (side == 0 ? at_right : at_left) = value;
+      if (!(value > height)) break;
+      (side == 0 ? left : right) = x;
+      (side == 0 ? at_left : at_right) = height;
+      x = next;
+      height = value;
+      if (x == lower || x == upper) break;
+    }
+  }
+  // Golden section.
+  for (int pass = 0; pass < 200; ++pass) {
+    if (at_left > height - 1 && at_right > height - 1) break;
+    const bool on_right = right - x > x - left;
+    const double next = x + 0.381966 * (on_right ? right - x : left - x);
+    if (next == x) break;
+    const double value = g(next);
+    if (value > height) {
+      (on_right ? left : right) = x;
+      (on_right ? at_left : at_right) = height;
+      x = next;
+      height = value;
+    } else {
+      (on_right ? right : left) = next;
+      (on_right ? at_right : at_left) = value;
+    }
+  }
+  return {x, height, math::max(right - left, 1e-300)};
+}
+
+// From the peak towards `bound`, to where g has fallen by 40.
+template <class G>
+MVNROB_HD_FN double find_end(const G& g, const Peak& peak, double bound) {
+  const double sign = bound > peak.at ? 1.0 : -1.0, room = ::fabs(bound - peak.at);
+  double inside = 0, outside = peak.step;
+  while (outside < room && g(peak.at + sign * outside) > peak.height - 40) {
+    inside = outside;
+    outside *= 2;
+  }
+  if (!(outside < room)) outside = room;
+  for (int pass = 0; pass < 5 && outside < HUGE_VAL; ++pass) {
+    const double middle = 0.5 * (inside + outside);
+    if (g(peak.at + sign * middle) > peak.height - 40)
+      inside = middle;
+    else
+      outside = middle;
+  }
+  return peak.at + sign * outside;
+}
+
+}  // namespace detail
+
+// `fails(y)` is 1 - prod P_i(y) and `log_holds(y)` sum ln P_i(y) over `count` variables, Y lies
+// within `range` (what variables without rest leave of it), `largest` is the largest probability
+// that one of the variables fails.
+template <class Fails, class LogHolds>
+MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
+                                                       const LogHolds& log_holds, int count,
+                                                       Bounds range, double largest) {
+  OneFactorProbability out{0, 1, -HUGE_VAL, 0, 0, true};
+  if (!(range.lower < range.upper)) return out;
+  const double rounding = 1e-12 + 4e-15 * count;
+  if (largest <= 0.5) {
+    const double far = math::min(38.0, -math::ndtri<double>(math::max(1e-18 * largest, 1e-300)));
+    const double lower = math::max(range.lower, -far), upper = math::min(range.upper, far);
+    double missing = math::ndtr<double>(range.lower) + math::ndtr<double>(-range.upper);
+    const int pieces = int(::ceil(upper - lower));
+    const double length = (upper - lower) / pieces;
+    const auto integrand = [&](double y) { return phi(y) * fails(y); };
+    for (int i = 0; i < pieces; ++i)
+      missing += math::integrate(integrand, lower + i * length, lower + (i + 1) * length,
+                                 1e-9 * largest);
+    if (!(missing > 0.5)) {
+      out.complement = missing;
+      out.value = 1 - missing;
+      out.log_value = ::log1p(-missing);
+      out.error = rounding * missing;
+      out.log_error = out.error / out.value;
+      out.found = missing == missing;
+      return out;
+    }
+  }
+  const auto height = [&](double y) { return log_holds(y) - 0.5 * y * y; };
+  const detail::Peak peak = detail::find_peak(height, range.lower, range.upper);
+  if (!(peak.height > -HUGE_VAL)) {
+    out.found = false;
+    return out;
+  }
+  const double lower = detail::find_end(height, peak, range.lower);
+  const double upper = detail::find_end(height, peak, range.upper);
+  const auto integrand = [&](double y) { return ::exp(height(y) - peak.height); };
+  const double tolerance = 1e-10 * (upper - lower) / 40;
+  const double integral = math::integrate(integrand, lower, peak.at, tolerance) +
+                          math::integrate(integrand, peak.at, upper, tolerance);
+  out.log_value = ::log(integral) + peak.height - 0.91893853320467274178;
+  out.value = ::exp(out.log_value);
+  out.complement = 1 - out.value;
+  out.log_error = rounding + 1e-15 * ::fabs(out.log_value);
+  out.error = out.log_error * out.value;
+  out.found = integral > 0;
+  return out;
+}
+
+// Independent blocks multiply.
+struct ProductOfBlocks {
+  double value = 1, complement = 0, log_value = 0;
+  double error = 0, log_error = 0;  // of the complement, of the logarithm
+  bool found = true;
+
+  MVNROB_HD void add(const OneFactorProbability& p) {
+    complement += value * p.complement;
+    value *= p.value;
+    log_value += p.log_value;
+    error += p.error;
+    log_error += p.log_error;
+    found = found && p.found;
+  }
+  MVNROB_HD void add(const IntervalProbability& p, double fails) {
+    add({p.value, fails, p.log_value, 4e-15 * math::min(p.value, fails), 4e-15, true});
+  }
+  // Of the smaller of P and 1 - P.
+  MVNROB_HD double error_of_smaller() const {
+    return value < complement ? value * log_error : error;
+  }
+};
+
+}  // namespace mvnrob::plan
