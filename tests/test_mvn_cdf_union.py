@@ -22,6 +22,9 @@ def problem(n, near, seed, rectangular=False):
     load = rng.uniform(0.5, 0.9, n)
     cov = np.outer(load, load)
     np.fill_diagonal(cov, 1.0)
+    if n > 3:  # what is exactly of one factor is not sampled
+        cov[0, 1] *= 1 - 1e-12
+        cov[1, 0] = cov[0, 1]
     upper = near + rng.uniform(0, 1.5, n)
     lower = -upper - rng.uniform(-0.2, 0.5, n) if rectangular else None
     return upper, cov, lower, one_factor(upper, load, lower)

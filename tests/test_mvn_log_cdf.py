@@ -22,7 +22,10 @@ def equicorrelated_log(upper, rho, lower=None):
 
 
 def equicorrelated(n, rho=0.5):
+    """One pair is a little off: what is exactly of one factor is not sampled."""
     cov = np.full((n, n), rho)
+    if n > 3:
+        cov[0, 1] = cov[1, 0] = rho * (1 - 1e-11)
     np.fill_diagonal(cov, 1.0)
     return cov
 

@@ -250,6 +250,39 @@ def test_a_factor_s_digits(shim):
     assert by_kernels(shim, upper[None], factor[None], factored=True).status[0] == Status.NAN_INPUT
 
 
+# ---- blocks of one factor -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [4, 9, 33, 130, 300])
+def test_one_factor(shim, n):
+    """Exact on both: either side, rectangles, a variable without rest, blocks, singles, pairs."""
+    rng = np.random.default_rng(n)
+    load = rng.uniform(0.3, 0.95, (4, n)) * rng.choice([-1, 1], (4, n))
+    load[1, 0] = 1
+    cov = load[:, :, None] * load[:, None, :]
+    if n > 4:
+        block = rng.integers(0, 3, n)
+        cov[2] *= block[:, None] == block
+        cov[3, -2:] = cov[3, :, -2:] = 0
+        cov[3, -1, -2] = cov[3, -2, -1] = -0.4
+    cov[:, np.arange(n), np.arange(n)] = 1
+    cov = torch.from_numpy(cov)
+    for near in (0.5, 6.0, -4.0):
+        upper = torch.from_numpy(near + rng.uniform(0, 1, (4, n)))
+        for lower in (None, -upper.abs() - 1):
+            for options in ({"method": "closed_form"}, {"abs_tol": 0.0, "rel_tol": 1e-3}):
+                kernels = by_kernels(shim, upper, cov, lower, **options)
+                cpu = by_cpu(upper, cov, lower, **options)
+                assert (kernels.status == Status.EXACT).all() and (cpu.status == Status.EXACT).all()
+                assert kernels.log_prob == pytest.approx(cpu.log_prob.numpy(), rel=1e-11, abs=1e-300)
+                assert kernels.complement == pytest.approx(cpu.complement.numpy(), rel=1e-11)
+                for ours, theirs in (
+                    (kernels.error, cpu.error),
+                    (kernels.log_error, cpu.log_error),
+                ):
+                    assert ours == pytest.approx(theirs.numpy(), rel=0.1, abs=1e-18)
+
+
 # ---- whole calls ----------------------------------------------------------------------------------
 
 

@@ -39,6 +39,8 @@ class Integrator {
         return screen();
       case plan::Step::closed_form:
         return close();
+      case plan::Step::one_factor:
+        return integrate_blocks();
       case plan::Step::factor:
         return factor();
       case plan::Step::rank_one:
@@ -55,26 +57,23 @@ class Integrator {
     mvnrob::screen(w_.all, plan_, w_.kept);
     const plan::Step step = plan::screened(plan_, options_);
     if (step != plan::Step::factor) return step;
-    if (options_.method != Method::sov && integrate_blocks()) return plan_.step;
-    if (options_.method == Method::closed_form) return plan::failed(plan_, Status::no_closed_form);
     w_.factor.start(w_.kept, input_.cov);
+    if (options_.method == Method::sov || plan_.only_samples) return step;
+    const bool looks = options_.method == Method::closed_form ||
+                       plan::is_worth_recognising(double(w_.kept.variable.size()),
+                                                  double(input_.cov.factor_columns));
+    if (looks && w_.one_factor.recognise(w_.kept, input_.cov)) return plan::Step::one_factor;
+    if (options_.method == Method::closed_form) return plan::failed(plan_, Status::no_closed_form);
     return step;
   }
 
-  // Whether there was an exact answer; then plan_.step is the next one.
-  bool integrate_blocks() {
-    if (options_.method == Method::automatic &&
-        !plan::is_worth_recognising(double(w_.kept.variable.size()),
-                                    double(input_.cov.factor_columns)))
-      return false;
-    if (plan_.only_samples || !w_.one_factor.recognise(w_.kept, input_.cov)) return false;
+  plan::Step integrate_blocks() {
     const plan::ProductOfBlocks p = w_.one_factor.integrate(w_.kept);
-    if (!p.found) return false;
+    if (!p.found) return plan::without_blocks(plan_, options_);
     const bool rounded = w_.kept.entry_error > plan::entry_error(true);
-    plan_.step = plan::closed(plan_, options_, p.value, p.complement,
-                              p.error_of_smaller() + (rounded ? 0 : w_.one_factor.moved()),
-                              p.log_value, p.log_error);
-    return true;
+    return plan::closed(plan_, options_, p.value, p.complement,
+                        p.error_of_smaller() + (rounded ? 0 : w_.one_factor.moved()), p.log_value,
+                        p.log_error);
   }
 
   plan::Step close() {

@@ -60,7 +60,7 @@ bool OneFactor::fit(const Problem& problem, const CovarianceView& cov, int64_t f
       if (k != a && size > most) most = size, b = k;
     }
     if (b < 0) return false;
-    load_[first] = plan::load_from(r(first, a), r(first, b), r(a, b));
+    load_[first] = plan::load_from(r(first, a), r(first, b), r(a, b), error);
   }
   if (last - first > 1 && !(load_[first] > 0)) return false;
   double halvings = 0, least = 1;

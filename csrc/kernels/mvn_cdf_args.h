@@ -32,7 +32,7 @@ struct WorkEntry {
 struct RoundCounters {
   unsigned long long small, blocked, tensor, united;                      // entries << 40 | items
   unsigned long long small_next, blocked_next, tensor_next, united_next;  // items handed out
-  unsigned active, closed;
+  unsigned active, closed, factored;
 };
 
 constexpr int kItemBits = 40;
@@ -81,6 +81,7 @@ struct MvnCdfArgs {
   RoundCounters* counters;
   int64_t* active[2];  // rows to plan, this round's and the next one's in turn
   int64_t* closed;     // rows for the closed form
+  int64_t* factored;   // and for that of one factor
   WorkEntry* small;
   WorkEntry* blocked;
   WorkEntry* tensor;

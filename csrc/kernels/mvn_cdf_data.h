@@ -82,6 +82,9 @@ struct Program {
   // What to sample now: `tiles` times 64 points of each shift from point `first`, in chunks.
   int64_t first;
   int32_t tiles, chunk_tiles, chunks;
+  // Of one factor each; and how much P moves by what their loads do not explain, at most.
+  int32_t blocks;
+  double moved;
 };
 
 // State of a row between launches.

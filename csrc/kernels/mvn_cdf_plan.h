@@ -9,6 +9,7 @@
 #pragma once
 #include "kernels/mvn_cdf_factor.h"
 #include "kernels/mvn_cdf_generators.h"
+#include "kernels/mvn_cdf_one_factor.h"
 #include "kernels/mvn_cdf_pack.h"
 #include "kernels/mvn_cdf_screen.h"
 #include "kernels/mvn_cdf_tilt.h"
@@ -66,7 +67,7 @@ struct MvnCdfPlan {
       block_.sync();
       if (step == Step::screen) {
         screen_row<scalar_t>(a_, row_, block_, shared_.screen, s_);
-        if (s_.plan.step == Step::factor && !a_.order) try_independent();
+        if (s_.plan.step == Step::factor && !a_.order) try_blocks();
       } else if (step == Step::factor) {
         FactorKernel<scalar_t, threads>(a_, row_, block_, s_).advance();
         if (s_.plan.step == Step::sample) {
@@ -109,43 +110,18 @@ struct MvnCdfPlan {
     block_.sync();
   }
 
-  // Independent variables multiply, whatever their number; a dependent row without closed form may
-  // have to give up here.
-  MVNROB_DEVICE_FN void try_independent() {
-    if (a_.options.method == Method::sov) return;
-    const RowMemory<scalar_t> m(a_, row_);
-    const int size = s_.facts.variables;
-    bool dependent = false;
-    for (int i = 1; i < size && !dependent; ++i) {
-      unsigned found = 0;
-      for (int j = block_.thread(); j < i; j += threads)
-        found |= !(a_.covariance(row_, m.variable()[i], m.variable()[j]) * m.inverse_sd()[i] *
-                       m.inverse_sd()[j] ==
-                   0);
-      dependent = block_.any_bits(found) != 0;
-    }
-    if (dependent) {
-      if (block_.thread() == 0 && a_.options.method == Method::closed_form)
-        s_.plan.step = plan::failed(s_.plan, Status::no_closed_form);
-      block_.sync();
-      return;
-    }
-    for (int i = block_.thread(); i < size; i += threads) {
-      m.scratch()[i] = plan::mass_outside(m.upper()[i], m.lower()[i]);
-      const plan::IntervalProbability one = plan::interval(m.lower()[i], m.upper()[i]);
-      m.mean()[i] = one.value;
-      m.variance()[i] = one.log_value;
-    }
-    block_.sync();
+  // Independent blocks of one factor have an exact answer; a row without one may have to give up here.
+  MVNROB_DEVICE_FN void try_blocks() {
+    if (a_.options.method == Method::sov || s_.plan.only_samples) return;
+    const bool must = a_.options.method == Method::closed_form;
+    const bool looks = must || plan::is_worth_recognising(s_.facts.variables, a_.factor_columns);
+    const bool found =
+        looks && OneFactorFinder<scalar_t, threads>(a_, row_, block_, s_).recognise();
     if (block_.thread() == 0) {
-      double value = 1, complement = 0, log_value = 0;
-      for (int i = 0; i < size; ++i) {
-        complement += value * m.scratch()[i];
-        value *= m.mean()[i];
-        log_value += m.variance()[i];
-      }
-      s_.plan.step = plan::closed(s_.plan, a_.options, value, complement,
-                                  math::closed_form_error(4e-15 * size, complement), log_value);
+      if (found)
+        s_.plan.step = Step::one_factor;
+      else if (must)
+        s_.plan.step = plan::failed(s_.plan, Status::no_closed_form);
     }
     block_.sync();
   }
@@ -189,6 +165,8 @@ struct MvnCdfPlan {
     RoundCounters& now = a_.counters[a_.round];
     if (step == Step::closed_form) {
       a_.closed[atomicAdd(&now.closed, 1u)] = row_;
+    } else if (step == Step::one_factor) {
+      a_.factored[atomicAdd(&now.factored, 1u)] = row_;
     } else {
       schedule(now);
     }

@@ -145,8 +145,8 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
 // A piece of device memory for one tile of rows.
 template <class scalar_t>
 struct Workspace {
-  int64_t counters, generators, active[2], closed, small, blocked, tensor, united, history, memory,
-      bytes;
+  int64_t counters, generators, active[2], closed, factored, small, blocked, tensor, united, history,
+      memory, bytes;
 
   Workspace(const MvnCdfArgs& a, int64_t rows, const Grids& grids) {
     Offsets o;
@@ -155,6 +155,7 @@ struct Workspace {
     generators = o.take(4 * (int64_t(a.n) + 1) * math::words_of(a.options.points), kAlignment);
     for (int64_t& p : active) p = o.take(8 * rows, kAlignment);
     closed = o.take(8 * rows, kAlignment);
+    factored = o.take(8 * rows, kAlignment);
     small = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
     blocked = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
     tensor = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
@@ -173,6 +174,7 @@ struct Workspace {
     a.generators = reinterpret_cast<uint32_t*>(base + generators);
     for (int i = 0; i < 2; ++i) a.active[i] = reinterpret_cast<int64_t*>(base + active[i]);
     a.closed = reinterpret_cast<int64_t*>(base + closed);
+    a.factored = reinterpret_cast<int64_t*>(base + factored);
     a.small = reinterpret_cast<WorkEntry*>(base + small);
     a.blocked = reinterpret_cast<WorkEntry*>(base + blocked);
     a.tensor = reinterpret_cast<WorkEntry*>(base + tensor);
@@ -189,6 +191,7 @@ template <class scalar_t, int plan_threads, class Launcher>
 void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
   using Plan = MvnCdfPlan<scalar_t, plan_threads>;
   using ClosedForm = MvnCdfClosedForm<scalar_t>;
+  using OneFactor = MvnCdfOneFactor<scalar_t>;
   using Small = MvnCdfSampleSmall<scalar_t>;
   using Blocked = MvnCdfSampleBlocked<scalar_t>;
   using Union = MvnCdfSampleUnion<scalar_t>;
@@ -200,6 +203,8 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
       blocks(a.rows, launcher.template resident_blocks<Plan>(Plan::kSharedBytes));
   const unsigned closed_blocks = blocks((a.rows + ClosedForm::kThreads - 1) / ClosedForm::kThreads,
                                         launcher.template resident_blocks<ClosedForm>(0));
+  const unsigned factored_blocks =
+      blocks(a.rows, launcher.template resident_blocks<OneFactor>(OneFactor::kSharedBytes));
   const unsigned small_blocks = blocks(a.rows * kShifts * max_chunks(a.n) / Small::kWarps,
                                        launcher.template resident_blocks<Small>(small_bytes));
   const int32_t rounds = max_rounds(a);
@@ -211,8 +216,11 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     if (a.last_round) break;
     // A row meets its closed form when it is screened: at first, or judged or screened again.
     const bool screens = a.round < 2 || a.options.rel_tol > 0;
-    if (screens && a.options.method != Method::sov && !a.order)
+    if (screens && a.options.method != Method::sov && !a.order) {
       launcher.template launch<ClosedForm>(closed_blocks, 0, a);
+      if (a.n > 3)
+        launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);
+    }
     launcher.template launch<Small>(small_blocks, small_bytes, a);
     if (a.n > kMaxSmallPivots)
       launcher.template launch<Blocked>(unsigned(grids.blocked), Blocked::kSharedBytes, a);

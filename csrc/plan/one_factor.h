@@ -21,10 +21,10 @@ MVNROB_HD bool is_product(double correlation, double load_i, double load_j, doub
   return ::fabs(correlation - load_i * load_j) <= 8 * entry_error;
 }
 
-// A load, from three entries: l_i^2 = R_ij R_ik / R_jk. Zero where there is none below one.
-MVNROB_HD double load_from(double ij, double ik, double jk) {
+// A load, from three entries: l_i^2 = R_ij R_ik / R_jk. Zero where there is none up to one.
+MVNROB_HD double load_from(double ij, double ik, double jk, double entry_error) {
   const double square = ij * ik / jk;
-  return square > 0 && square < 1 ? ::sqrt(square) : 0.0;
+  return square > 0 && square <= 1 + 16 * entry_error ? ::sqrt(math::min(square, 1.0)) : 0.0;
 }
 
 // Standard deviation that the factor leaves; zero where it explains all up to rounding, or more.

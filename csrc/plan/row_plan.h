@@ -20,7 +20,8 @@ constexpr int kFirstPivots = 16;          // otherwise
 
 enum class Step : int32_t {
   screen,       // drop variables within `tau`, then screened()
-  closed_form,  // few or independent variables: integrate exactly, then closed()
+  closed_form,  // few variables: integrate exactly, then closed()
+  one_factor,   // independent blocks of one factor: the same, or without_blocks()
   factor,       // advance the factor to `target` pivots, then factored()
   rank_one,     // one pivot bounds everything: an interval, then ranked()
   sample,       // extend to `next` points of each shift, of the union if it unites; then looked()
@@ -259,6 +260,13 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   }
   plan.pivots = plan.kept;
   plan.status = Status::exact;
+  return Step::done;
+}
+
+// Quadrature has failed: the row is sampled.
+MVNROB_HD Step without_blocks(RowPlan& plan, const RowOptions& options) {
+  if (options.method != Method::closed_form) return Step::factor;
+  plan.status = Status::no_closed_form;
   return Step::done;
 }
 

@@ -1,0 +1,271 @@
+// Rows that fall apart into independent blocks of one common factor each (plan/one_factor.h): how they
+// are recognised, which is collective over a block and part of planning, and a kernel that integrates
+// them.
+//
+// Mapping: a block takes a row, its threads the variables, and each evaluation of the integrand is a
+// sum over the block; all threads run the same quadrature. Limiter: double-precision arithmetic of Phi,
+// and for few variables the latency of the sums.
+#pragma once
+#include "kernels/block.h"
+#include "kernels/mvn_cdf_data.h"
+#include "plan/one_factor.h"
+
+namespace mvnrob::kernels {
+
+// Where a recognised row keeps its blocks, in memory that only samples use otherwise.
+template <class scalar_t>
+struct OneFactorMemory {
+  int32_t* order;  // rows, block by block
+  uint32_t* end;   // of each block
+  int32_t* taken;  // while they are looked for
+  double *load, *density, *rest;
+
+  MVNROB_DEVICE OneFactorMemory(const RowMemory<scalar_t>& m, int size)
+      : order(m.row_of()),
+        end(m.shifts()),
+        taken(m.pivot_of()),
+        load(m.event_mass()),
+        density(m.event_mass() + size),
+        rest(m.scratch()) {}
+};
+
+template <class scalar_t, int threads>
+class OneFactorFinder {
+ public:
+  MVNROB_DEVICE OneFactorFinder(const MvnCdfArgs& a, int64_t row, const Block<threads>& block,
+                                RowState& s)
+      : a_(a),
+        row_(row),
+        block_(block),
+        s_(s),
+        m_(a, row),
+        size_(s.facts.variables),
+        own_(m_, size_) {}
+
+  // Whether the correlation is of this form and quadrature is quick; the row's memory then has it.
+  MVNROB_DEVICE_FN bool recognise() {
+    const int blocks = split();
+    double moved = 0;
+    int first = 0;
+    for (int b = 0; b < blocks; ++b) {
+      const int last = int(own_.end[b]);
+      if (!fit(first, last, moved)) return false;
+      first = last;
+    }
+    if (block_.thread() == 0) {
+      s_.program.blocks = blocks;
+      s_.program.moved = s_.facts.entry_error > s_.facts.double_error ? 0 : moved;
+    }
+    block_.sync();
+    return true;
+  }
+
+ private:
+  MVNROB_DEVICE double correlation(int i, int k) const {
+    return a_.covariance(row_, m_.variable()[i], m_.variable()[k]) * m_.inverse_sd()[i] *
+           m_.inverse_sd()[k];
+  }
+  MVNROB_DEVICE double between(int i, int k) const {  // places in the order
+    return correlation(own_.order[i], own_.order[k]);
+  }
+
+  // Connected components of the entries that are not zero, as csrc/cpu/one_factor.cpp lists them.
+  MVNROB_DEVICE_FN int split() {
+    for (int i = block_.thread(); i < size_; i += threads) own_.taken[i] = 0;
+    block_.sync();
+    int blocks = 0, count = 0;
+    while (count < size_) {
+      Indexed next{0, INT_MAX};
+      for (int i = block_.thread(); i < size_; i += threads)
+        if (!own_.taken[i] && i < next.index) next.index = i;
+      next = block_.first(next);
+      if (block_.thread() == 0) {
+        own_.order[count] = next.index;
+        own_.taken[next.index] = 1;
+      }
+      block_.sync();
+      int at = count++;
+      for (; at < count && count < size_; ++at) {
+        const int from = own_.order[at];
+        for (int first = 0; first < size_; first += threads) {
+          const int i = first + block_.thread();
+          const bool joined = i < size_ && !own_.taken[i] && !(correlation(from, i) == 0);
+          int total = 0;
+          const int place = count + block_.rank(joined, total);
+          if (joined) {
+            own_.order[place] = i;
+            own_.taken[i] = 1;
+          }
+          count += total;
+          block_.sync();
+        }
+      }
+      if (block_.thread() == 0) own_.end[blocks] = uint32_t(count);
+      ++blocks;
+    }
+    block_.sync();
+    return blocks;
+  }
+
+  // Of places first + 1 .. last - 1 but `except`, that with the largest value; ties to the first.
+  template <class Value>
+  MVNROB_DEVICE_FN Indexed largest(int first, int last, int except, const Value& value) const {
+    Indexed best{0, INT_MAX};
+    for (int k = first + 1 + block_.thread(); k < last; k += threads) {
+      if (k == except) continue;
+      const Indexed candidate{-value(k), k};
+      if (goes_before(candidate, best)) best = candidate;
+    }
+    return block_.first(best);
+  }
+
+  MVNROB_DEVICE_FN bool fit(int first, int last, double& moved) {
+    const double error = s_.facts.entry_error;
+    double head = 0;
+    if (last - first == 2) head = ::sqrt(::fabs(between(first, first + 1)));
+    if (last - first > 2) {
+      const int near =
+          largest(first, last, -1, [&](int k) { return ::fabs(between(first, k)); }).index;
+      const Indexed other = largest(first, last, near, [&](int k) {
+        return ::fabs(between(first, k) * between(near, k));
+      });
+      if (!(other.key < 0)) return false;
+      head = plan::load_from(between(first, near), between(first, other.index),
+                             between(near, other.index), error);
+    }
+    if (last - first > 1 && !(head > 0)) return false;
+    double halvings = 0, least = 1, hard = 0;
+    unsigned wrong = 0;
+    for (int k = first + block_.thread(); k < last; k += threads) {
+      const int i = own_.order[k];
+      const double load = k == first ? head : between(first, k) / head;
+      const double rest = plan::rest_of_load(load, error);
+      own_.load[k] = load;
+      own_.rest[k] = rest;
+      own_.density[k] = plan::density_of(m_.upper()[i], m_.lower()[i]);
+      wrong |= !(::fabs(load) <= 1 + 8 * error);
+      if (rest == 0) {
+        hard += 1;
+      } else {
+        halvings += plan::halvings(rest);
+        least = math::min(rest, least);
+      }
+    }
+    wrong = block_.any_bits(wrong);
+    halvings = block_.sum(halvings);
+    hard = block_.sum(hard);
+    least = block_.min(least);
+    if (wrong || hard > 1 || !plan::is_quick(halvings, least)) return false;
+    double sum = 0;
+    for (int i = first + 2; i < last; ++i) {
+      unsigned off = 0;
+      for (int k = first + 1 + block_.thread(); k < i; k += threads) {
+        const double r = between(i, k);
+        off |= !plan::is_product(r, own_.load[i], own_.load[k], error);
+        sum += plan::moved_by(r - own_.load[i] * own_.load[k], own_.density[i], own_.density[k],
+                              own_.rest[i], own_.rest[k]);
+      }
+      if (block_.any_bits(off)) return false;
+    }
+    moved += block_.sum(sum);
+    return true;
+  }
+
+  const MvnCdfArgs& a_;
+  const int64_t row_;
+  const Block<threads>& block_;
+  RowState& s_;
+  const RowMemory<scalar_t> m_;
+  const int size_;
+  const OneFactorMemory<scalar_t> own_;
+};
+
+template <class scalar_t>
+struct MvnCdfOneFactor {
+  using Args = MvnCdfArgs;
+  static constexpr int kThreads = 128;
+  static constexpr int kResidentBlocks = 3;
+  using Team = Block<kThreads>;
+  static constexpr size_t kSharedBytes = sizeof(typename Team::Shared);
+
+  static MVNROB_DEVICE_FN void run(const Args& a) {
+    const Team block(*dynamic_shared<typename Team::Shared>());
+    const int64_t rows = a.counters[a.round].factored;
+    for (int64_t i = blockIdx.x; i < rows; i += gridDim.x) integrate(a, a.factored[i], block);
+  }
+
+ private:
+  static MVNROB_DEVICE_FN void integrate(const Args& a, int64_t row, const Team& block) {
+    const RowMemory<scalar_t> m(a, row);
+    RowState& s = *m.state();
+    const OneFactorMemory<scalar_t> own(m, s.facts.variables);
+    plan::ProductOfBlocks product;
+    int first = 0;
+    for (int b = 0; b < s.program.blocks; ++b) {
+      const int last = int(own.end[b]);
+      if (last - first == 1) {
+        const int i = own.order[first];
+        product.add(plan::interval(m.lower()[i], m.upper()[i]),
+                    plan::mass_outside(m.upper()[i], m.lower()[i]));
+      } else {
+        product.add(integrate_block(m, own, first, last, block));
+      }
+      first = last;
+    }
+    block.sync();  // all have read the state
+    if (block.thread() == 0) {
+      if (product.found)
+        s.plan.step = plan::closed(s.plan, a.options, product.value, product.complement,
+                                   product.error_of_smaller() + s.program.moved,
+                                   product.log_value, product.log_error);
+      else
+        s.plan.step = plan::without_blocks(s.plan, a.options);
+    }
+    block.sync();
+  }
+
+  static MVNROB_DEVICE_FN plan::OneFactorProbability integrate_block(
+      const RowMemory<scalar_t>& m, const OneFactorMemory<scalar_t>& own, int first, int last,
+      const Team& block) {
+    double lower = -HUGE_VAL, upper = HUGE_VAL, largest = 0;
+    for (int k = first + block.thread(); k < last; k += kThreads) {
+      const int i = own.order[k];
+      largest = math::max(plan::mass_outside(m.upper()[i], m.lower()[i]), largest);
+      if (own.rest[k] != 0) continue;
+      const plan::Bounds one =
+          plan::bounds_on_pivot(m.lower()[i], m.upper()[i], own.load[k] > 0 ? 1.0 : -1.0);
+      lower = math::max(one.lower, lower);
+      upper = math::min(one.upper, upper);
+    }
+    largest = block.max(largest);
+    lower = block.max(lower);
+    upper = block.min(upper);
+    // The variables that the factor leaves something, their limits given y.
+    const auto each = [&](double y, const auto& take) {
+      for (int k = first + block.thread(); k < last; k += kThreads) {
+        if (own.rest[k] == 0) continue;
+        const int i = own.order[k];
+        const double inverse = 1 / own.rest[k], move = own.load[k] * y;
+        take((m.lower()[i] - move) * inverse, (m.upper()[i] - move) * inverse);
+      }
+    };
+    const auto fails = [&](double y) {
+      double value = 1, complement = 0;
+      each(y, [&](double low, double high) {
+        complement += value * (math::ndtr<double>(low) + math::ndtr<double>(-high));
+        value *= plan::interval_probability<double>(low, high);
+      });
+      return -::expm1(block.sum(::log1p(-math::min(complement, 1.0))));
+    };
+    const auto log_holds = [&](double y) {
+      double sum = 0;
+      each(y, [&](double low, double high) {
+        sum += math::minus_two_log_interval<double>(low, high);
+      });
+      return -0.5 * block.sum(sum);
+    };
+    return plan::integrate_one_factor(fails, log_holds, last - first, {lower, upper}, largest);
+  }
+};
+
+}  // namespace mvnrob::kernels
