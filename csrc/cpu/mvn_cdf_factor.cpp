@@ -21,7 +21,7 @@ void Factor::start(const Problem& problem, const CovarianceView& cov) {
   cov_ = cov;
   m_ = live_end_ = int64_t(problem.variable.size());
   pivots_ = 0;
-  neglected_ = 0;
+  neglected_ = problem.merged;
   position_.resize(m_);
   std::iota(position_.begin(), position_.end(), 0);
   upper_ = problem.upper;

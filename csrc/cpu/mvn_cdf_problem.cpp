@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cpu/mvn_cdf_program.h"
+#include "plan/multiples.h"
 #include "plan/screening.h"
 #include "plan/variable.h"
 
@@ -34,7 +35,88 @@ uint32_t read_variables(const RowInput& input, double entry_error, const Take& t
   return facts;
 }
 
+// Finds the pairs, as csrc/kernels/mvn_cdf_multiples.h does.
+class Multiples {
+ public:
+  Multiples(const Problem& problem, const RowInput& input)
+      : p_(problem), cov_(input.cov), m_(int64_t(problem.variable.size())), marks_(m_) {
+    for (int64_t i = 0; i < m_; ++i) marks_[i] = marks(i, input.n);
+  }
+
+  // Calls take(k, i, rest) where i is a multiple of k < i, and of none before, and k of none.
+  template <class Take>
+  void pairs(const Take& take) const {
+    const double tolerance =
+        plan::tolerance_of_marks(p_.entry_error, double(cov_.factor_columns));
+    std::vector<int64_t> order;
+    for (int64_t i = 0; i < m_; ++i)
+      if (!std::isnan(marks_[i])) order.push_back(i);
+    std::sort(order.begin(), order.end(),
+              [&](int64_t a, int64_t b) { return marks_[a] < marks_[b]; });
+    // Neighbours in this order come together; within a window each looks for the first one.
+    std::vector<int64_t> first(m_, -1);
+    std::vector<double> rest(m_);
+    for (size_t a = 0; a < order.size(); ++a)
+      for (size_t b = a + 1; b < order.size(); ++b) {
+        if (marks_[order[b]] - marks_[order[a]] > tolerance) break;
+        const int64_t k = std::min(order[a], order[b]), i = std::max(order[a], order[b]);
+        double left;
+        if ((first[i] < 0 || k < first[i]) && is_multiple(k, i, left)) first[i] = k, rest[i] = left;
+      }
+    for (int64_t i = 0; i < m_; ++i)
+      if (first[i] >= 0 && first[first[i]] < 0) take(first[i], i, rest[i]);
+  }
+
+ private:
+  double marks(int64_t i, int64_t n) const {
+    const int64_t v = p_.variable[i];
+    double sum = 0;
+    if (cov_.is_factor()) {
+      for (int64_t l = 0; l < cov_.factor_columns; ++l)
+        sum += plan::weight_of_mark(l) * std::abs(cov_.stored(v, l));
+    } else {
+      for (int64_t l = 0; l < plan::kMarks; ++l) {
+        const int64_t w = plan::mark(l, n);
+        const double variance = cov_.at(w, w);
+        if (variance > 0)
+          sum += plan::weight_of_mark(l) * std::abs(cov_.at(w, v)) / std::sqrt(variance);
+      }
+    }
+    return sum * p_.inverse_sd[i];
+  }
+
+  bool is_multiple(int64_t k, int64_t i, double& rest) const {
+    const int64_t v = p_.variable[k], w = p_.variable[i];
+    const double rho = p_.correlation(cov_, k, i);
+    if (!(rho * rho >= 0.5)) return false;
+    rest = cov_.is_factor() ? rest_of_rows(cov_, v, w)
+                            : plan::rest_of_pair(cov_.at(v, v), cov_.at(w, w), cov_.at(v, w), rho);
+    if (!plan::is_multiple(rest, p_.entry_error, cov_.is_factor())) return false;
+    const double sign = rho > 0 ? 1 : -1;
+    for (int64_t j = 0; j < m_ && !cov_.is_factor(); ++j)
+      if (!plan::same_entry(p_.correlation(cov_, k, j), p_.correlation(cov_, i, j), sign,
+                            p_.entry_error))
+        return false;
+    return true;
+  }
+
+  const Problem& p_;
+  const CovarianceView& cov_;
+  const int64_t m_;
+  std::vector<double> marks_;
+};
+
 }  // namespace
+
+double rest_of_rows(const CovarianceView& cov, int64_t v, int64_t w) {
+  const double part = cov.at(v, w) / cov.at(v, v);
+  double square = 0;
+  for (int64_t l = 0; l < cov.factor_columns; ++l) {
+    const double rest = cov.stored(w, l) - part * cov.stored(v, l);
+    square += rest * rest;
+  }
+  return square / cov.at(w, w);
+}
 
 void Problem::clear(double error_of_entry) {
   variable.clear();
@@ -44,6 +126,7 @@ void Problem::clear(double error_of_entry) {
   mass.clear();
   rectangular = false;
   entry_error = error_of_entry;
+  merged = 0;
 }
 
 void Problem::add(int64_t i, double standard_upper, double standard_lower, double inverse) {
@@ -63,6 +146,11 @@ Prepared Problem::read(const RowInput& input) {
   if (facts & plan::kNanInput) return Prepared::nan;
   if (facts & plan::kIndefinite) return Prepared::indefinite;
   if (facts & plan::kImpossible) return Prepared::zero;
+  add_masses();
+  return variable.empty() ? Prepared::one : Prepared::integrate;
+}
+
+void Problem::add_masses() {
   const int64_t m = int64_t(variable.size());
   mass.resize(m);
   std::vector<double> negated(m);
@@ -73,7 +161,35 @@ Prepared Problem::read(const RowInput& input) {
     simd_table().ndtr(lower.data(), below.data(), m);
     for (int64_t i = 0; i < m; ++i) mass[i] += below[i];
   }
-  return m == 0 ? Prepared::one : Prepared::integrate;
+}
+
+Prepared Problem::merge(const RowInput& input) {
+  const Multiples multiples(*this, input);
+  const int64_t m = int64_t(variable.size());
+  std::vector<int64_t> alike(m);  // the first variable of which this one is a multiple, or itself
+  bool any = false;
+  for (int64_t i = 0; i < m; ++i) alike[i] = i;
+  multiples.pairs([&](int64_t k, int64_t i, double rest) {
+    alike[i] = k;
+    merged = std::max(merged, rest);
+    any = true;
+  });
+  if (!any) return Prepared::integrate;
+  for (int64_t i = 0; i < m; ++i) {
+    const int64_t k = alike[i];
+    if (k == i) continue;
+    const bool same = correlation(input.cov, k, i) > 0;
+    upper[k] = std::min(upper[k], same ? upper[i] : -lower[i]);
+    lower[k] = std::max(lower[k], same ? lower[i] : -upper[i]);
+    if (lower[k] >= upper[k]) return Prepared::zero;
+  }
+  const Problem all = *this;
+  clear(all.entry_error);
+  merged = all.merged;
+  for (int64_t i = 0; i < m; ++i)
+    if (alike[i] == i) add(all.variable[i], all.upper[i], all.lower[i], all.inverse_sd[i]);
+  add_masses();
+  return Prepared::integrate;
 }
 
 bool Problem::read_all(const RowInput& input) {
@@ -100,6 +216,7 @@ void screen(const Problem& all, plan::RowPlan& plan, Problem& kept) {
   plan.dropped = plan::dropped_mass(tau, cut);
   plan.mass = plan.largest = 0;
   kept.clear(all.entry_error);
+  kept.merged = all.merged;
   const int64_t m = int64_t(all.variable.size());
   for (int64_t i = 0; i < m; ++i) {
     if (plan::screened_out(all.mass[i], tau, cut)) continue;

@@ -34,6 +34,9 @@ struct CovarianceView {
   }
 };
 
+// 1 - rho^2 of two rows of a factor, by what the first leaves of the second.
+double rest_of_rows(const CovarianceView& cov, int64_t v, int64_t w);
+
 // Limits in units of the standard deviation.
 struct RowInput {
   int64_t n;
@@ -51,9 +54,13 @@ struct Problem {
   std::vector<double> upper, lower, inverse_sd, mass;
   bool rectangular = false;  // some lower limit is finite
   double entry_error = 0;    // of one entry of the correlation, from rounding
+  double merged = 0;         // largest variance that merge() took as zero
 
   // Reads limits and variances, drops what holds with probability one.
   Prepared read(const RowInput& input);
+
+  // After read(): multiples of one another become one variable (plan/multiples.h).
+  Prepared merge(const RowInput& input);
 
   // Keeps every variable, also one without limits; no masses. False when the row needs no integral:
   // a NaN, a variance that is not positive, limits that contain nothing.
@@ -64,6 +71,7 @@ struct Problem {
   }
 
   void clear(double error_of_entry);
+  void add_masses();
   void add(int64_t i, double standard_upper, double standard_lower, double inverse);
 };
 

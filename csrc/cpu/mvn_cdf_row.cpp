@@ -22,8 +22,8 @@ class Integrator {
     double largest = 0;
     for (double mass : w_.all.mass) largest = std::max(largest, mass);
     const int64_t columns = input_.cov.is_factor() ? input_.cov.factor_columns : input_.n;
-    plan::Step step =
-        plan::begin(plan_, options_, int32_t(w_.all.variable.size()), largest, int32_t(columns));
+    plan::Step step = plan::begin(plan_, options_, int32_t(w_.all.variable.size()), largest,
+                                  int32_t(columns), is_rounded() ? 0 : w_.all.merged);
     while (step != plan::Step::done) step = take(step);
     if (plan_.status == Status::no_closed_form)
       throw std::invalid_argument(
@@ -33,6 +33,9 @@ class Integrator {
   }
 
  private:
+  // Entries are known to float32 only: their rounding is the input's and not the integral's.
+  bool is_rounded() const { return w_.all.entry_error > plan::entry_error(true); }
+
   plan::Step take(plan::Step step) {
     switch (step) {
       case plan::Step::screen:
@@ -68,12 +71,10 @@ class Integrator {
   }
 
   plan::Step integrate_blocks() {
-    const plan::ProductOfBlocks p = w_.one_factor.integrate(w_.kept);
+    const plan::ProductOfBlocks p = w_.one_factor.integrate();
     if (!p.found) return plan::without_blocks(plan_, options_);
-    const bool rounded = w_.kept.entry_error > plan::entry_error(true);
-    return plan::closed(plan_, options_, p.value, p.complement,
-                        p.error_of_smaller() + (rounded ? 0 : w_.one_factor.moved()), p.log_value,
-                        p.log_error);
+    return plan::closed(plan_, options_, p.value, p.complement, p.error_of_smaller(),
+                        p.known_log_value(), p.log_error);
   }
 
   plan::Step close() {
@@ -139,7 +140,10 @@ RowResult integrate_prepared(const RowInput& input, uint64_t seed, const RowOpti
 RowResult integrate_row(const RowInput& input, uint64_t seed, const RowOptions& options,
                         RowWorkspace& w, const Runner& run) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  switch (w.all.read(input)) {
+  Prepared prepared = w.all.read(input);
+  if (prepared == Prepared::integrate && options.method != Method::sov)
+    prepared = w.all.merge(input);
+  switch (prepared) {
     case Prepared::nan:
       return {nan, nan, nan, nan, nan, Status::nan, 0, 0, 0};
     case Prepared::indefinite:

@@ -2,52 +2,91 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "cpu/closed_form.h"
 #include "cpu/mvn_cdf_program.h"
+#include "plan/variable.h"
 
 namespace mvnrob {
 
 bool OneFactor::recognise(const Problem& problem, const CovarianceView& cov) {
+  problem_ = &problem;
+  cov_ = cov;
   const int64_t m = int64_t(problem.variable.size());
-  split(problem, cov);
+  if (cov.is_factor()) read_rows();
   load_.resize(m);
   rest_.resize(m);
   density_.resize(m);
-  moved_ = 0;
-  int64_t first = 0;
-  for (int64_t last : end_) {
-    if (!fit(problem, cov, first, last)) return false;
-    first = last;
+  order_.clear();
+  parts_.clear();
+  left_.resize(m);
+  std::iota(left_.begin(), left_.end(), 0);
+  while (!left_.empty()) {
+    Part part{int64_t(order_.size()), 0, true, {0, 0}};
+    collect();
+    part.last = int64_t(order_.size());
+    if (!fit(part)) {
+      if (part.last - part.first != 3) return false;
+      part.one_factor = false;
+      part.residuals = {0, 0};
+    }
+    parts_.push_back(part);
   }
   return true;
 }
 
-// Connected components of the entries that are not zero.
-void OneFactor::split(const Problem& problem, const CovarianceView& cov) {
-  const int64_t m = int64_t(problem.variable.size());
-  order_.clear();
-  end_.clear();
-  std::vector<int64_t> left(m);
-  for (int64_t i = 0; i < m; ++i) left[i] = i;
-  while (!left.empty()) {
-    size_t at = order_.size();
-    order_.push_back(left.front());
-    left.erase(left.begin());
-    for (; at < order_.size() && !left.empty(); ++at) {
-      const auto apart = [&](int64_t j) { return problem.correlation(cov, order_[at], j) == 0; };
-      const auto joined = std::stable_partition(left.begin(), left.end(), apart);
-      order_.insert(order_.end(), joined, left.end());
-      left.erase(joined, left.end());
+void OneFactor::read_rows() {
+  const int64_t m = int64_t(problem_->variable.size());
+  row_.assign(1, 0);
+  column_.clear();
+  entry_.clear();
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t l = 0; l < cov_.factor_columns; ++l) {
+      const double x = cov_.stored(problem_->variable[i], l);
+      if (x == 0) continue;
+      column_.push_back(l);
+      entry_.push_back(x * problem_->inverse_sd[i]);
     }
-    end_.push_back(int64_t(order_.size()));
+    row_.push_back(int64_t(entry_.size()));
   }
 }
 
-bool OneFactor::fit(const Problem& problem, const CovarianceView& cov, int64_t first,
-                    int64_t last) {
-  const int64_t* v = order_.data();
-  const double error = problem.entry_error;
-  const auto r = [&](int64_t a, int64_t b) { return problem.correlation(cov, v[a], v[b]); };
+double OneFactor::correlation(int64_t i, int64_t j) const {
+  if (!cov_.is_factor()) return problem_->correlation(cov_, i, j);
+  int64_t a = row_[i], b = row_[j];
+  const int64_t a_end = row_[i + 1], b_end = row_[j + 1];
+  double sum = 0;
+  if (a_end - a == cov_.factor_columns && b_end - b == cov_.factor_columns) {
+    for (; a < a_end; ++a, ++b) sum += entry_[a] * entry_[b];
+    return sum;
+  }
+  while (a < a_end && b < b_end) {
+    const int64_t l = column_[a], k = column_[b];
+    if (l == k) sum += entry_[a] * entry_[b];
+    a += l <= k;
+    b += k <= l;
+  }
+  return sum;
+}
+
+// The next connected component of the entries that are not zero.
+void OneFactor::collect() {
+  size_t at = order_.size();
+  order_.push_back(left_.front());
+  left_.erase(left_.begin());
+  for (; at < order_.size() && !left_.empty(); ++at) {
+    const auto apart = [&](int64_t j) { return correlation(order_[at], j) == 0; };
+    const auto joined = std::stable_partition(left_.begin(), left_.end(), apart);
+    order_.insert(order_.end(), joined, left_.end());
+    left_.erase(joined, left_.end());
+  }
+}
+
+bool OneFactor::fit(Part& part) {
+  const int64_t first = part.first, last = part.last;
+  const double error = problem_->entry_error;
+  const auto r = [&](int64_t a, int64_t b) { return correlation(order_[a], order_[b]); };
   load_[first] = 0;
   if (last - first == 2) load_[first] = std::sqrt(std::abs(r(first, first + 1)));
   if (last - first > 2) {
@@ -63,51 +102,56 @@ bool OneFactor::fit(const Problem& problem, const CovarianceView& cov, int64_t f
     load_[first] = plan::load_from(r(first, a), r(first, b), r(a, b), error);
   }
   if (last - first > 1 && !(load_[first] > 0)) return false;
+  for (int64_t k = first + 1; k < last; ++k) load_[k] = r(first, k) / load_[first];
   double halvings = 0, least = 1;
-  int hard = 0;
+  int whole = 0;
   for (int64_t k = first; k < last; ++k) {
-    if (k > first) load_[k] = r(first, k) / load_[first];
+    const int64_t i = order_[k];
     if (!(std::abs(load_[k]) <= 1 + 8 * error)) return false;
     rest_[k] = plan::rest_of_load(load_[k], error);
-    density_[k] = plan::density_of(problem.upper[v[k]], problem.lower[v[k]]);
+    density_[k] = plan::density_of(problem_->upper[i], problem_->lower[i]);
     if (rest_[k] == 0) {
       // Two of them are multiples up to rounding; the factor says what that may cost.
-      if (++hard > 1) return false;
+      if (++whole > 1) return false;
+      load_[k] = std::copysign(1.0, load_[k]);
       continue;
     }
     halvings += plan::halvings(rest_[k]);
     least = std::min(least, rest_[k]);
   }
   if (!plan::is_quick(halvings, least)) return false;
+  const bool rounded = error > plan::entry_error(true);
   for (int64_t i = first + 1; i < last; ++i)
-    for (int64_t k = first + 1; k < i; ++k) {
-      const double correlation = r(i, k);
+    for (int64_t k = first; k < i; ++k) {
+      const double correlation = r(i, k), residual = correlation - load_[i] * load_[k];
       if (!plan::is_product(correlation, load_[i], load_[k], error)) return false;
-      moved_ += plan::moved_by(correlation - load_[i] * load_[k], density_[i], density_[k],
-                               rest_[i], rest_[k]);
+      if (rounded) continue;
+      part.residuals.largest = std::max(part.residuals.largest, std::abs(residual));
+      part.residuals.moved +=
+          plan::moved_by(residual, density_[i], density_[k], rest_[i], rest_[k]);
     }
   return true;
 }
 
-plan::OneFactorProbability OneFactor::integrate_block(const Problem& problem, int64_t first,
-                                                      int64_t last) {
+plan::OneFactorProbability OneFactor::integrate_part(const Part& part) {
   plan::Bounds range{-HUGE_VAL, HUGE_VAL};
   double largest = 0;
   upper_.clear();
   lower_.clear();
   slope_.clear();
-  for (int64_t k = first; k < last; ++k) {
-    const double upper = problem.upper[order_[k]], lower = problem.lower[order_[k]];
-    largest = std::max(largest, problem.mass[order_[k]]);
+  rest_of_.clear();
+  for (int64_t k = part.first; k < part.last; ++k) {
+    const int64_t i = order_[k];
+    const double upper = problem_->upper[i], lower = problem_->lower[i];
+    largest = std::max(largest, problem_->mass[i]);
     if (rest_[k] == 0) {
-      const plan::Bounds one = plan::bounds_on_pivot(lower, upper, load_[k] > 0 ? 1.0 : -1.0);
-      range.lower = std::max(range.lower, one.lower);
-      range.upper = std::min(range.upper, one.upper);
+      range = plan::bounds_on_pivot(lower, upper, load_[k]);
       continue;
     }
     upper_.push_back(upper / rest_[k]);
     lower_.push_back(lower / rest_[k]);
     slope_.push_back(load_[k] / rest_[k]);
+    rest_of_.push_back(rest_[k]);
   }
   const int64_t count = int64_t(upper_.size());
   const auto fails = [&](double y) {
@@ -116,20 +160,27 @@ plan::OneFactorProbability OneFactor::integrate_block(const Problem& problem, in
   const auto log_holds = [&](double y) {
     return simd_table().one_factor_log(upper_.data(), lower_.data(), slope_.data(), y, count);
   };
-  return plan::integrate_one_factor(fails, log_holds, int(last - first), range, largest);
+  const auto slopes = [&](double y) {
+    double sum = 0;
+    for (int64_t k = 0; k < count; ++k)
+      sum += plan::relative_slope(lower_[k] - slope_[k] * y, upper_[k] - slope_[k] * y) /
+             rest_of_[k];
+    return sum;
+  };
+  return plan::integrate_one_factor(fails, log_holds, slopes, int(part.last - part.first), range,
+                                    largest, part.residuals);
 }
 
-plan::ProductOfBlocks OneFactor::integrate(const Problem& problem) {
+plan::ProductOfBlocks OneFactor::integrate() {
   plan::ProductOfBlocks product;
-  int64_t first = 0;
-  for (int64_t last : end_) {
-    if (last - first == 1) {
-      const int64_t i = order_[first];
-      product.add(plan::interval(problem.lower[i], problem.upper[i]), problem.mass[i]);
-    } else {
-      product.add(integrate_block(problem, first, last));
-    }
-    first = last;
+  for (const Part& part : parts_) {
+    const int64_t i = order_[part.first];
+    if (!part.one_factor)
+      product.add(box_of(*problem_, cov_, order_.data() + part.first, 3));
+    else if (part.last - part.first > 1)
+      product.add(integrate_part(part));
+    else
+      product.add(plan::interval(problem_->lower[i], problem_->upper[i]), problem_->mass[i]);
   }
   return product;
 }

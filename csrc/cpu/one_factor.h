@@ -1,4 +1,5 @@
-// Exact answers of variables that fall apart into blocks of one common factor each. Torch-free.
+// Exact answers of variables that fall apart into independent blocks, each of one common factor or of
+// three variables at most. Torch-free.
 #pragma once
 #include <vector>
 
@@ -9,25 +10,35 @@ namespace mvnrob {
 
 class OneFactor {
  public:
-  // Whether the correlation is one of blocks, independent of each other, in each of which
-  // R_ij = l_i l_j, and quadrature is quick.
+  // Whether the correlation is one of such blocks, R_ij = l_i l_j in those of one factor, and
+  // quadrature is quick.
   bool recognise(const Problem& problem, const CovarianceView& cov);
 
   // Then the answer, where it is found.
-  plan::ProductOfBlocks integrate(const Problem& problem);
-
-  // P may move by so much because of what the loads do not explain.
-  double moved() const { return moved_; }
+  plan::ProductOfBlocks integrate();
 
  private:
-  void split(const Problem& problem, const CovarianceView& cov);
-  bool fit(const Problem& problem, const CovarianceView& cov, int64_t first, int64_t last);
-  plan::OneFactorProbability integrate_block(const Problem& problem, int64_t first, int64_t last);
+  struct Part {
+    int64_t first, last;  // of order_
+    bool one_factor;
+    plan::Residuals residuals;
+  };
 
-  std::vector<int64_t> order_, end_;  // variables, block by block, and where blocks end
+  void read_rows();
+  double correlation(int64_t i, int64_t j) const;
+  void collect();
+  bool fit(Part& part);
+  plan::OneFactorProbability integrate_part(const Part& part);
+
+  const Problem* problem_ = nullptr;
+  CovarianceView cov_{};
+  std::vector<int64_t> left_, order_;  // variables that have no block yet, and block by block
+  std::vector<Part> parts_;
   std::vector<double> load_, rest_, density_;
-  std::vector<double> upper_, lower_, slope_;  // of one block, in units of rest
-  double moved_ = 0;                           // P by what the loads do not explain, at most
+  std::vector<double> upper_, lower_, slope_, rest_of_;  // of one block, in units of rest
+  // The rows of a factor of the covariance, of length one, without their zeros.
+  std::vector<int64_t> row_, column_;
+  std::vector<double> entry_;
 };
 
 }  // namespace mvnrob

@@ -10,12 +10,18 @@
 #pragma once
 #include <cmath>
 
+#include "math/box.h"
 #include "math/normal.h"
 #include "math/quadrature.h"
 #include "plan/ordering.h"
 
 namespace mvnrob::plan {
 
+// A matrix is of this form where every entry is, to within eight entry errors: 7e-15 for float64, 1e-6
+// for float32, a few roundings of each. What is left between the entries and the products of loads is
+// known, and its effect on P part of the error (moved_by), but for float32, whose rounding is the
+// input's. So a matrix near the form is not taken for it, and one taken for it costs no digits.
+//
 // Whether R_ij = l_i l_j, the entries being known to entry_error.
 MVNROB_HD bool is_product(double correlation, double load_i, double load_j, double entry_error) {
   return ::fabs(correlation - load_i * load_j) <= 8 * entry_error;
@@ -27,7 +33,8 @@ MVNROB_HD double load_from(double ij, double ik, double jk, double entry_error) 
   return square > 0 && square <= 1 + 16 * entry_error ? ::sqrt(math::min(square, 1.0)) : 0.0;
 }
 
-// Standard deviation that the factor leaves; zero where it explains all up to rounding, or more.
+// Standard deviation that the factor leaves; zero where it explains all up to rounding, or more. The
+// load is then taken as one, which changes the entries by less than their error.
 MVNROB_HD double rest_of_load(double load, double entry_error) {
   const double square = (1 - load) * (1 + load);
   return square > first_variance_error(entry_error) ? ::sqrt(square) : 0.0;
@@ -43,10 +50,10 @@ MVNROB_HD double moved_by(double residual, double density_i, double density_j, d
 // The limits' largest density.
 MVNROB_HD double density_of(double upper, double lower) { return math::max(phi(upper), phi(lower)); }
 
-// Looking at all pairs costs a product of rows each where a factor of the covariance is given, of so
-// many columns (otherwise -1).
+// Most rows are told from this form by a few entries. Where they are not, looking at all pairs costs a
+// product of rows each if a factor of the covariance is given, of so many columns (otherwise -1).
 MVNROB_HD bool is_worth_recognising(double variables, double columns) {
-  return columns < 0 || variables * variables * columns <= 3e7;
+  return variables * variables * columns <= 1e9;
 }
 
 // Evaluations that steps of width s cost: a few halvings for each, or for a range full of them.
@@ -69,6 +76,21 @@ struct OneFactorProbability {
   double error, log_error;  // of the smaller of both, and of the logarithm
   bool found;
 };
+
+// What the loads leave unexplained, which moves P by `moved` at most. The largest residual and the
+// slopes of ln P, dP / dR_ij = int phi(y) p_i p_j / (P_i P_j) prod P_k dy (Plackett 1954), p the
+// densities at the limits, say it of a small P, to first order by the slopes at the peak.
+struct Residuals {
+  double moved, largest;
+};
+
+// p_i / P_i, of limits given y in units of what the factor leaves.
+MVNROB_HD_FN double relative_slope(double lower, double upper) {
+  const double log_value = -0.5 * math::minus_two_log_interval<double>(lower, upper);
+  const double above = upper == HUGE_VAL ? 0 : ::exp(-0.5 * upper * upper - log_value);
+  const double below = lower == -HUGE_VAL ? 0 : ::exp(-0.5 * lower * lower - log_value);
+  return 0.3989422804014327 * (above + below);
+}
 
 namespace detail {
 
@@ -137,13 +159,15 @@ MVNROB_HD_FN double find_end(const G& g, const Peak& peak, double bound) {
 
 }  // namespace detail
 
-// `fails(y)` is 1 - prod P_i(y) and `log_holds(y)` sum ln P_i(y) over `count` variables, Y lies
-// within `range` (what variables without rest leave of it), `largest` is the largest probability
-// that one of the variables fails.
-template <class Fails, class LogHolds>
+// `fails(y)` is 1 - prod P_i(y), `log_holds(y)` sum ln P_i(y) and `slopes(y)` sum p_i / (s_i P_i) over
+// `count` variables, Y lies within `range` (what variables without rest leave of it), `largest` is the
+// largest probability that one of the variables fails.
+template <class Fails, class LogHolds, class Slopes>
 MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
-                                                       const LogHolds& log_holds, int count,
-                                                       Bounds range, double largest) {
+                                                       const LogHolds& log_holds,
+                                                       const Slopes& slopes, int count,
+                                                       Bounds range, double largest,
+                                                       const Residuals& residuals) {
   OneFactorProbability out{0, 1, -HUGE_VAL, 0, 0, true};
   if (!(range.lower < range.upper)) return out;
   const double rounding = 1e-12 + 4e-15 * count;
@@ -161,7 +185,7 @@ MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
       out.complement = missing;
       out.value = 1 - missing;
       out.log_value = ::log1p(-missing);
-      out.error = rounding * missing;
+      out.error = rounding * missing + residuals.moved;
       out.log_error = out.error / out.value;
       out.found = missing == missing;
       return out;
@@ -183,6 +207,10 @@ MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
   out.value = ::exp(out.log_value);
   out.complement = 1 - out.value;
   out.log_error = rounding + 1e-15 * ::fabs(out.log_value);
+  if (residuals.largest > 0) {
+    const double slope = slopes(peak.at);
+    out.log_error += math::min(residuals.moved / out.value, 2 * residuals.largest * slope * slope);
+  }
   out.error = out.log_error * out.value;
   out.found = integral > 0;
   return out;
@@ -195,20 +223,27 @@ struct ProductOfBlocks {
   bool found = true;
 
   MVNROB_HD void add(const OneFactorProbability& p) {
+    error += error * p.complement + value * p.error;
     complement += value * p.complement;
     value *= p.value;
     log_value += p.log_value;
-    error += p.error;
     log_error += p.log_error;
     found = found && p.found;
   }
   MVNROB_HD void add(const IntervalProbability& p, double fails) {
     add({p.value, fails, p.log_value, 4e-15 * math::min(p.value, fails), 4e-15, true});
   }
+  // Three variables that have not one factor: errors are absolute.
+  MVNROB_HD void add(const math::BoxProbability& p) {
+    const double log_value = p.log_value == p.log_value ? p.log_value : ::log(p.value);
+    add({p.value, p.complement, log_value, p.error, p.error / p.value, p.consistent && !p.nan});
+  }
   // Of the smaller of P and 1 - P.
   MVNROB_HD double error_of_smaller() const {
-    return value < complement ? value * log_error : error;
+    return value < complement ? math::min(error, value * log_error) : error;
   }
+  // ln P, NaN where it has not the digits (see closed).
+  MVNROB_HD double known_log_value() const { return log_error <= 1e-6 ? log_value : NAN; }
 };
 
 }  // namespace mvnrob::plan

@@ -42,6 +42,7 @@ struct RowPlan {
   double tau = 0;                // most mass to screen
   double dropped = 0;            // mass screened
   double mass = 0, largest = 0;  // of the variables kept: the sum, the largest
+  double merged = 0;             // largest variance taken as zero between multiples made one
   double skip_limit = 40;        // completed rows farther than this in a whole tile are left out
   double skipped = 0;            // what that may cost
   double tolerance = 0;          // asked for, at the latest estimate
@@ -111,12 +112,16 @@ MVNROB_HD double rounding(const RowPlan& plan, const RowOptions& options, double
 // phi(u) <= 1.26 (1 + u) Phi(-u), at most 1.26 M (1 + sqrt(2 ln(m / M))) for a mass of M. For
 // float64 only: the rounding of a float32 matrix, far larger, is the input's and not the
 // integral's.
-MVNROB_HD_FN double neglected(const RowPlan& plan, const FactorFacts& facts) {
-  if (facts.entry_error > facts.double_error || facts.neglected == 0) return 0;
-  const double m = facts.variables, mass = math::max(plan.mass, 1e-300);
+MVNROB_HD_FN double effect_of(const RowPlan& plan, double m, double variance) {
+  if (variance == 0) return 0;
+  const double mass = math::max(plan.mass, 1e-300);
   const double slope =
       math::min(0.4, 1.26 * mass * (1 + ::sqrt(math::max(2 * ::log(m / mass), 0.0))));
-  return slope * ::sqrt(2 * ::log(2 * m) * facts.neglected);
+  return slope * ::sqrt(2 * ::log(2 * m) * variance);
+}
+MVNROB_HD double neglected(const RowPlan& plan, const FactorFacts& facts) {
+  return facts.entry_error > facts.double_error ? 0
+                                                : effect_of(plan, facts.variables, facts.neglected);
 }
 
 // A lattice and Sobol's sequence are at their best at powers of two.
@@ -222,11 +227,12 @@ MVNROB_HD Step sample_to(RowPlan& plan, const RowOptions& options, int64_t next)
 
 }  // namespace detail
 
-// `all` variables matter; largest_of_all is the largest of their masses; `rank` is at least that of
-// the covariance.
+// `all` variables matter, multiples counted once; largest_of_all is the largest of their masses;
+// `rank` is at least that of the covariance.
 MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
-                        double largest_of_all, int32_t rank) {
+                        double largest_of_all, int32_t rank, double merged) {
   plan.rank = rank;
+  plan.merged = merged;
   plan.all = all;
   plan.largest_of_all = largest_of_all;
   // A closed form takes them all.
@@ -243,7 +249,7 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   Estimate e;
   e.value = value;
   e.complement = complement;
-  e.error = error;
+  e.error = error = error + detail::effect_of(plan, plan.all, plan.merged);
   plan.tolerance = detail::tolerance(options, math::min(value, complement));
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
   detail::keep(plan, e);
