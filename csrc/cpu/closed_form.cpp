@@ -4,8 +4,8 @@
 
 namespace mvnrob {
 
-math::BoxProbability box_of(const Problem& problem, const CovarianceView& cov,
-                            const int64_t* index, int size) {
+math::BoxProbability box_of(const Problem& problem, const CovarianceView& cov, const int64_t* index,
+                            int size) {
   const auto pair = [&](int a, int b) {
     if (a >= size) return math::PairCorrelation{0, 0};
     const int64_t i = index[a], j = index[b], v = problem.variable[i], w = problem.variable[j];
@@ -16,8 +16,7 @@ math::BoxProbability box_of(const Problem& problem, const CovarianceView& cov,
                                   problem.correlation(cov, i, j));
   };
   math::Box box{size, {}, {pair(1, 0), pair(2, 0), pair(2, 1)}};
-  for (int a = 0; a < size; ++a)
-    box.limits[a] = {problem.lower[index[a]], problem.upper[index[a]]};
+  for (int a = 0; a < size; ++a) box.limits[a] = {problem.lower[index[a]], problem.upper[index[a]]};
   return math::box_probability(box, 80 * problem.entry_error);
 }
 

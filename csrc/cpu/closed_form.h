@@ -12,8 +12,8 @@ struct ClosedForm {
 };
 
 // Of one to three of the variables, by their index in the problem.
-math::BoxProbability box_of(const Problem& problem, const CovarianceView& cov,
-                            const int64_t* index, int size);
+math::BoxProbability box_of(const Problem& problem, const CovarianceView& cov, const int64_t* index,
+                            int size);
 
 // The variables are at most three.
 ClosedForm closed_form(const Problem& problem, const CovarianceView& cov);

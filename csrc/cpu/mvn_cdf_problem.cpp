@@ -46,8 +46,7 @@ class Multiples {
   // Calls take(k, i, rest) where i is a multiple of k < i, and of none before, and k of none.
   template <class Take>
   void pairs(const Take& take) const {
-    const double tolerance =
-        plan::tolerance_of_marks(p_.entry_error, double(cov_.factor_columns));
+    const double tolerance = plan::tolerance_of_marks(p_.entry_error, double(cov_.factor_columns));
     std::vector<int64_t> order;
     for (int64_t i = 0; i < m_; ++i)
       if (!std::isnan(marks_[i])) order.push_back(i);

@@ -163,8 +163,8 @@ plan::OneFactorProbability OneFactor::integrate_part(const Part& part) {
   const auto slopes = [&](double y) {
     double sum = 0;
     for (int64_t k = 0; k < count; ++k)
-      sum += plan::relative_slope(lower_[k] - slope_[k] * y, upper_[k] - slope_[k] * y) /
-             rest_of_[k];
+      sum +=
+          plan::relative_slope(lower_[k] - slope_[k] * y, upper_[k] - slope_[k] * y) / rest_of_[k];
     return sum;
   };
   return plan::integrate_one_factor(fails, log_holds, slopes, int(part.last - part.first), range,

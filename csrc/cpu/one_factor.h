@@ -1,5 +1,5 @@
-// Exact answers of variables that fall apart into independent blocks, each of one common factor or of
-// three variables at most. Torch-free.
+// Exact answers of variables that fall apart into independent blocks, each of one common factor or
+// of three variables at most. Torch-free.
 #pragma once
 #include <vector>
 

@@ -13,7 +13,7 @@ namespace mvnrob::kernels {
 struct RowLayout {
   int64_t state, variable, group, inverse_sd, upper, lower, variance, mean, variance_error, scratch,
       factor, program_rows, row_of, pivot_of, blocks, outer, coef, shifts, totals, slots,
-      event_mass, event_share, tilt, directions, reference, rest;
+      event_mass, event_share, tilt, directions, reference, rest, alike, merged_upper, merged_lower;
   int64_t bytes;
   int32_t max_chunks;  // slots are [kShifts][max_chunks]
 };

@@ -6,11 +6,34 @@
 // rows of confident inputs end here.
 #pragma once
 #include "kernels/mvn_cdf_data.h"
+#include "kernels/mvn_cdf_multiples.h"
 #include "math/box.h"
 #include "plan/ordering.h"
 #include "plan/variable.h"
 
 namespace mvnrob::kernels {
+
+// One to three of a row's variables.
+template <class scalar_t>
+MVNROB_DEVICE_FN math::Box box_of(const MvnCdfArgs& a, int64_t row, const RowMemory<scalar_t>& m,
+                                  double entry_error, const int32_t* index, int size) {
+  const auto limits = [&](int i) {
+    return i < size ? math::Interval{m.lower()[index[i]], m.upper()[index[i]]}
+                    : math::Interval{0, 0};
+  };
+  const auto correlation = [&](int i, int j) {
+    if (i >= size) return math::PairCorrelation{0, 0};
+    const int32_t p = index[i], q = index[j], v = m.variable()[p], w = m.variable()[q];
+    const double c = a.covariance(row, v, w), rho = c * m.inverse_sd()[p] * m.inverse_sd()[q];
+    if (a.is_factor())
+      return math::pair_correlation_of_rows(rho, rest_of_rows(a, row, v, w, c),
+                                            plan::first_factor_error(entry_error));
+    return math::pair_correlation(a.covariance(row, v, v), a.covariance(row, w, w), c, rho);
+  };
+  return {size,
+          {limits(0), limits(1), limits(2)},
+          {correlation(1, 0), correlation(2, 0), correlation(2, 1)}};
+}
 
 template <class scalar_t>
 struct MvnCdfClosedForm {
@@ -27,39 +50,11 @@ struct MvnCdfClosedForm {
   }
 
  private:
-  // 1 - rho^2 of two rows of a factor, by what the first leaves of the second; c is their product.
-  static MVNROB_DEVICE_FN double rest_of_rows(const Args& a, int64_t row, int32_t v, int32_t w,
-                                              double c) {
-    const double part = c / a.covariance(row, v, v);
-    double square = 0;
-    for (int32_t l = 0; l < a.factor_columns; ++l) {
-      const double rest = a.stored(row, w, l) - part * a.stored(row, v, l);
-      square += rest * rest;
-    }
-    return square / a.covariance(row, w, w);
-  }
-
   static MVNROB_DEVICE_FN void integrate(const Args& a, int64_t row) {
     const RowMemory<scalar_t> m(a, row);
     RowState& s = *m.state();
-    const int size = s.plan.kept;
-    const auto limits = [&](int i) {
-      return i < size ? math::Interval{m.lower()[i], m.upper()[i]} : math::Interval{0, 0};
-    };
-    const auto correlation = [&](int i, int j) {
-      if (i >= size) return math::PairCorrelation{0, 0};
-      const int32_t v = m.variable()[i], w = m.variable()[j];
-      const double c = a.covariance(row, v, w);
-      if (a.is_factor())
-        return math::pair_correlation_of_rows(c * m.inverse_sd()[i] * m.inverse_sd()[j],
-                                              rest_of_rows(a, row, v, w, c),
-                                              plan::first_factor_error(s.facts.entry_error));
-      return math::pair_correlation(a.covariance(row, v, v), a.covariance(row, w, w), c,
-                                    c * m.inverse_sd()[i] * m.inverse_sd()[j]);
-    };
-    const math::Box box{size,
-                        {limits(0), limits(1), limits(2)},
-                        {correlation(1, 0), correlation(2, 0), correlation(2, 1)}};
+    const int32_t index[3] = {0, 1, 2};
+    const math::Box box = box_of(a, row, m, s.facts.entry_error, index, s.plan.kept);
     const math::BoxProbability p = math::box_probability(box, 80 * s.facts.entry_error);
     if (p.nan)
       s.plan.step = plan::failed(s.plan, Status::nan);

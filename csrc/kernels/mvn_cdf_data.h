@@ -82,9 +82,8 @@ struct Program {
   // What to sample now: `tiles` times 64 points of each shift from point `first`, in chunks.
   int64_t first;
   int32_t tiles, chunk_tiles, chunks;
-  // Of one factor each; and how much P moves by what their loads do not explain, at most.
+  // that have closed forms
   int32_t blocks;
-  double moved;
 };
 
 // State of a row between launches.
@@ -93,6 +92,7 @@ struct RowState {
   plan::FactorFacts facts;
   int32_t live;  // rows of the factor with variance left, pivots excepted
   bool rectangular;
+  bool merged;  // some variables are, into others
   Program program;
 };
 
@@ -108,7 +108,7 @@ MVNROB_DEVICE_FN void judge_again(const RowOptions& options, RowState& s) {
   const double largest = s.plan.largest_of_all;
   s.plan = plan::RowPlan{};
   s.facts.entry_error = single;
-  s.plan.step = plan::begin(s.plan, options, all, largest, all);
+  s.plan.step = plan::begin(s.plan, options, all, largest, all, 0);
 }
 
 // Pointers into a row's memory. Computed where they are used: the offsets are in constant memory,
@@ -123,6 +123,11 @@ class RowMemory {
   MVNROB_DEVICE int32_t* variable() const { return at<int32_t>(layout_.variable); }
   MVNROB_DEVICE int32_t* group() const { return at<int32_t>(layout_.group); }
   MVNROB_DEVICE double* inverse_sd() const { return at<double>(layout_.inverse_sd); }
+  // of each variable of the input: what it is merged into, and then the limits
+  // (mvn_cdf_multiples.h)
+  MVNROB_DEVICE int32_t* alike() const { return at<int32_t>(layout_.alike); }
+  MVNROB_DEVICE double* merged_upper() const { return at<double>(layout_.merged_upper); }
+  MVNROB_DEVICE double* merged_lower() const { return at<double>(layout_.merged_lower); }
   MVNROB_DEVICE double* upper() const { return at<double>(layout_.upper); }
   MVNROB_DEVICE double* lower() const { return at<double>(layout_.lower); }
   MVNROB_DEVICE double* variance() const { return at<double>(layout_.variance); }

@@ -1,12 +1,13 @@
-// Rows that fall apart into independent blocks of one common factor each (plan/one_factor.h): how they
-// are recognised, which is collective over a block and part of planning, and a kernel that integrates
-// them.
+// Rows that fall apart into independent blocks, each of one common factor (plan/one_factor.h) or of
+// three variables at most: how they are recognised, which is collective over a block and part of
+// planning, and a kernel that integrates them.
 //
-// Mapping: a block takes a row, its threads the variables, and each evaluation of the integrand is a
-// sum over the block; all threads run the same quadrature. Limiter: double-precision arithmetic of Phi,
-// and for few variables the latency of the sums.
+// Mapping: a block takes a row, its threads the variables, and each evaluation of the integrand is
+// a sum over the block; all threads run the same quadrature, and the same closed form of three.
+// Limiter: double-precision arithmetic of Phi, and for few variables the latency of the sums.
 #pragma once
 #include "kernels/block.h"
+#include "kernels/mvn_cdf_closed_form.h"
 #include "kernels/mvn_cdf_data.h"
 #include "plan/one_factor.h"
 
@@ -16,9 +17,12 @@ namespace mvnrob::kernels {
 template <class scalar_t>
 struct OneFactorMemory {
   int32_t* order;  // rows, block by block
-  uint32_t* end;   // of each block
+  uint32_t* end;   // of each block, kThree added where it has not one factor
   int32_t* taken;  // while they are looked for
   double *load, *density, *rest;
+  plan::Residuals* residuals;  // of each block
+
+  static constexpr uint32_t kThree = 1u << 31;
 
   MVNROB_DEVICE OneFactorMemory(const RowMemory<scalar_t>& m, int size)
       : order(m.row_of()),
@@ -26,7 +30,8 @@ struct OneFactorMemory {
         taken(m.pivot_of()),
         load(m.event_mass()),
         density(m.event_mass() + size),
-        rest(m.scratch()) {}
+        rest(m.scratch()),
+        residuals(reinterpret_cast<plan::Residuals*>(m.event_share())) {}
 };
 
 template <class scalar_t, int threads>
@@ -44,18 +49,22 @@ class OneFactorFinder {
 
   // Whether the correlation is of this form and quadrature is quick; the row's memory then has it.
   MVNROB_DEVICE_FN bool recognise() {
-    const int blocks = split();
-    double moved = 0;
-    int first = 0;
-    for (int b = 0; b < blocks; ++b) {
-      const int last = int(own_.end[b]);
-      if (!fit(first, last, moved)) return false;
+    for (int i = block_.thread(); i < size_; i += threads) own_.taken[i] = 0;
+    block_.sync();
+    int blocks = 0, first = 0;
+    while (first < size_) {
+      const int last = collect(first);
+      plan::Residuals residuals{0, 0};
+      const bool fits = fit(first, last, residuals);
+      if (!fits && last - first != 3) return false;
+      if (block_.thread() == 0) {
+        own_.end[blocks] = uint32_t(last) | (fits ? 0 : own_.kThree);
+        own_.residuals[blocks] = residuals;
+      }
+      ++blocks;
       first = last;
     }
-    if (block_.thread() == 0) {
-      s_.program.blocks = blocks;
-      s_.program.moved = s_.facts.entry_error > s_.facts.double_error ? 0 : moved;
-    }
+    if (block_.thread() == 0) s_.program.blocks = blocks;
     block_.sync();
     return true;
   }
@@ -69,42 +78,35 @@ class OneFactorFinder {
     return correlation(own_.order[i], own_.order[k]);
   }
 
-  // Connected components of the entries that are not zero, as csrc/cpu/one_factor.cpp lists them.
-  MVNROB_DEVICE_FN int split() {
-    for (int i = block_.thread(); i < size_; i += threads) own_.taken[i] = 0;
-    block_.sync();
-    int blocks = 0, count = 0;
-    while (count < size_) {
-      Indexed next{0, INT_MAX};
-      for (int i = block_.thread(); i < size_; i += threads)
-        if (!own_.taken[i] && i < next.index) next.index = i;
-      next = block_.first(next);
-      if (block_.thread() == 0) {
-        own_.order[count] = next.index;
-        own_.taken[next.index] = 1;
-      }
-      block_.sync();
-      int at = count++;
-      for (; at < count && count < size_; ++at) {
-        const int from = own_.order[at];
-        for (int first = 0; first < size_; first += threads) {
-          const int i = first + block_.thread();
-          const bool joined = i < size_ && !own_.taken[i] && !(correlation(from, i) == 0);
-          int total = 0;
-          const int place = count + block_.rank(joined, total);
-          if (joined) {
-            own_.order[place] = i;
-            own_.taken[i] = 1;
-          }
-          count += total;
-          block_.sync();
-        }
-      }
-      if (block_.thread() == 0) own_.end[blocks] = uint32_t(count);
-      ++blocks;
+  // The next connected component of the entries that are not zero, as csrc/cpu/one_factor.cpp lists
+  // it; returns its end.
+  MVNROB_DEVICE_FN int collect(int count) {
+    Indexed next{0, INT_MAX};
+    for (int i = block_.thread(); i < size_; i += threads)
+      if (!own_.taken[i] && i < next.index) next.index = i;
+    next = block_.first(next);
+    if (block_.thread() == 0) {
+      own_.order[count] = next.index;
+      own_.taken[next.index] = 1;
     }
     block_.sync();
-    return blocks;
+    int at = count++;
+    for (; at < count && count < size_; ++at) {
+      const int from = own_.order[at];
+      for (int first = 0; first < size_; first += threads) {
+        const int i = first + block_.thread();
+        const bool joined = i < size_ && !own_.taken[i] && !(correlation(from, i) == 0);
+        int total = 0;
+        const int place = count + block_.rank(joined, total);
+        if (joined) {
+          own_.order[place] = i;
+          own_.taken[i] = 1;
+        }
+        count += total;
+        block_.sync();
+      }
+    }
+    return count;
   }
 
   // Of places first + 1 .. last - 1 but `except`, that with the largest value; ties to the first.
@@ -119,33 +121,32 @@ class OneFactorFinder {
     return block_.first(best);
   }
 
-  MVNROB_DEVICE_FN bool fit(int first, int last, double& moved) {
+  MVNROB_DEVICE_FN bool fit(int first, int last, plan::Residuals& residuals) {
     const double error = s_.facts.entry_error;
     double head = 0;
     if (last - first == 2) head = ::sqrt(::fabs(between(first, first + 1)));
     if (last - first > 2) {
       const int near =
           largest(first, last, -1, [&](int k) { return ::fabs(between(first, k)); }).index;
-      const Indexed other = largest(first, last, near, [&](int k) {
-        return ::fabs(between(first, k) * between(near, k));
-      });
+      const Indexed other = largest(
+          first, last, near, [&](int k) { return ::fabs(between(first, k) * between(near, k)); });
       if (!(other.key < 0)) return false;
       head = plan::load_from(between(first, near), between(first, other.index),
                              between(near, other.index), error);
     }
     if (last - first > 1 && !(head > 0)) return false;
-    double halvings = 0, least = 1, hard = 0;
+    double halvings = 0, least = 1, whole = 0;
     unsigned wrong = 0;
     for (int k = first + block_.thread(); k < last; k += threads) {
       const int i = own_.order[k];
       const double load = k == first ? head : between(first, k) / head;
       const double rest = plan::rest_of_load(load, error);
-      own_.load[k] = load;
+      own_.load[k] = rest > 0 ? load : load > 0 ? 1.0 : -1.0;
       own_.rest[k] = rest;
       own_.density[k] = plan::density_of(m_.upper()[i], m_.lower()[i]);
       wrong |= !(::fabs(load) <= 1 + 8 * error);
       if (rest == 0) {
-        hard += 1;
+        whole += 1;
       } else {
         halvings += plan::halvings(rest);
         least = math::min(rest, least);
@@ -153,21 +154,25 @@ class OneFactorFinder {
     }
     wrong = block_.any_bits(wrong);
     halvings = block_.sum(halvings);
-    hard = block_.sum(hard);
+    whole = block_.sum(whole);
     least = block_.min(least);
-    if (wrong || hard > 1 || !plan::is_quick(halvings, least)) return false;
-    double sum = 0;
-    for (int i = first + 2; i < last; ++i) {
+    if (wrong || whole > 1 || !plan::is_quick(halvings, least)) return false;
+    const bool rounded = error > s_.facts.double_error;
+    double moved = 0, most = 0;
+    for (int i = first + 1; i < last; ++i) {
       unsigned off = 0;
-      for (int k = first + 1 + block_.thread(); k < i; k += threads) {
-        const double r = between(i, k);
+      for (int k = first + block_.thread(); k < i; k += threads) {
+        const double r = between(i, k), residual = r - own_.load[i] * own_.load[k];
         off |= !plan::is_product(r, own_.load[i], own_.load[k], error);
-        sum += plan::moved_by(r - own_.load[i] * own_.load[k], own_.density[i], own_.density[k],
-                              own_.rest[i], own_.rest[k]);
+        most = math::max(::fabs(residual), most);
+        moved +=
+            plan::moved_by(residual, own_.density[i], own_.density[k], own_.rest[i], own_.rest[k]);
       }
       if (block_.any_bits(off)) return false;
     }
-    moved += block_.sum(sum);
+    moved = block_.sum(moved);
+    most = block_.max(most);
+    if (!rounded) residuals = {moved, most};
     return true;
   }
 
@@ -202,22 +207,27 @@ struct MvnCdfOneFactor {
     plan::ProductOfBlocks product;
     int first = 0;
     for (int b = 0; b < s.program.blocks; ++b) {
-      const int last = int(own.end[b]);
-      if (last - first == 1) {
+      const uint32_t end = own.end[b];
+      const int last = int(end & ~own.kThree);
+      if (end & own.kThree) {
+        product.add(
+            math::box_probability(box_of(a, row, m, s.facts.entry_error, own.order + first, 3),
+                                  80 * s.facts.entry_error));
+      } else if (last - first == 1) {
         const int i = own.order[first];
         product.add(plan::interval(m.lower()[i], m.upper()[i]),
                     plan::mass_outside(m.upper()[i], m.lower()[i]));
       } else {
-        product.add(integrate_block(m, own, first, last, block));
+        product.add(integrate_block(m, own, first, last, own.residuals[b], block));
       }
       first = last;
     }
     block.sync();  // all have read the state
     if (block.thread() == 0) {
       if (product.found)
-        s.plan.step = plan::closed(s.plan, a.options, product.value, product.complement,
-                                   product.error_of_smaller() + s.program.moved,
-                                   product.log_value, product.log_error);
+        s.plan.step =
+            plan::closed(s.plan, a.options, product.value, product.complement,
+                         product.error_of_smaller(), product.known_log_value(), product.log_error);
       else
         s.plan.step = plan::without_blocks(s.plan, a.options);
     }
@@ -226,16 +236,15 @@ struct MvnCdfOneFactor {
 
   static MVNROB_DEVICE_FN plan::OneFactorProbability integrate_block(
       const RowMemory<scalar_t>& m, const OneFactorMemory<scalar_t>& own, int first, int last,
-      const Team& block) {
+      const plan::Residuals& residuals, const Team& block) {
     double lower = -HUGE_VAL, upper = HUGE_VAL, largest = 0;
     for (int k = first + block.thread(); k < last; k += kThreads) {
       const int i = own.order[k];
       largest = math::max(plan::mass_outside(m.upper()[i], m.lower()[i]), largest);
       if (own.rest[k] != 0) continue;
-      const plan::Bounds one =
-          plan::bounds_on_pivot(m.lower()[i], m.upper()[i], own.load[k] > 0 ? 1.0 : -1.0);
-      lower = math::max(one.lower, lower);
-      upper = math::min(one.upper, upper);
+      const plan::Bounds one = plan::bounds_on_pivot(m.lower()[i], m.upper()[i], own.load[k]);
+      lower = one.lower;
+      upper = one.upper;
     }
     largest = block.max(largest);
     lower = block.max(lower);
@@ -246,12 +255,12 @@ struct MvnCdfOneFactor {
         if (own.rest[k] == 0) continue;
         const int i = own.order[k];
         const double inverse = 1 / own.rest[k], move = own.load[k] * y;
-        take((m.lower()[i] - move) * inverse, (m.upper()[i] - move) * inverse);
+        take((m.lower()[i] - move) * inverse, (m.upper()[i] - move) * inverse, inverse);
       }
     };
     const auto fails = [&](double y) {
       double value = 1, complement = 0;
-      each(y, [&](double low, double high) {
+      each(y, [&](double low, double high, double) {
         complement += value * (math::ndtr<double>(low) + math::ndtr<double>(-high));
         value *= plan::interval_probability<double>(low, high);
       });
@@ -259,12 +268,20 @@ struct MvnCdfOneFactor {
     };
     const auto log_holds = [&](double y) {
       double sum = 0;
-      each(y, [&](double low, double high) {
+      each(y, [&](double low, double high, double) {
         sum += math::minus_two_log_interval<double>(low, high);
       });
       return -0.5 * block.sum(sum);
     };
-    return plan::integrate_one_factor(fails, log_holds, last - first, {lower, upper}, largest);
+    const auto slopes = [&](double y) {
+      double sum = 0;
+      each(y, [&](double low, double high, double inverse) {
+        sum += plan::relative_slope(low, high) * inverse;
+      });
+      return block.sum(sum);
+    };
+    return plan::integrate_one_factor(fails, log_holds, slopes, last - first, {lower, upper},
+                                      largest, residuals);
   }
 };
 

@@ -55,7 +55,7 @@ struct MvnCdfPlan {
 
   MVNROB_DEVICE_FN void advance(bool first) {
     if (first) {
-      begin_row(a_, row_, block_, s_);
+      begin_row<scalar_t>(a_, row_, block_, s_);
     } else {
       if (block_.thread() == 0) s_ = *a_.template at<RowState>(row_, a_.layout.state);
       block_.sync();
@@ -110,7 +110,8 @@ struct MvnCdfPlan {
     block_.sync();
   }
 
-  // Independent blocks of one factor have an exact answer; a row without one may have to give up here.
+  // Independent blocks of one factor have an exact answer; a row without one may have to give up
+  // here.
   MVNROB_DEVICE_FN void try_blocks() {
     if (a_.options.method == Method::sov || s_.plan.only_samples) return;
     const bool must = a_.options.method == Method::closed_form;

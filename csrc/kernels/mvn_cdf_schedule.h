@@ -44,9 +44,9 @@ RowLayout row_layout(const MvnCdfArgs& a) {
   l.max_chunks = max_chunks(n);
   Offsets o;
   l.state = o.take(sizeof(RowState));
-  for (int64_t* p : {&l.variable, &l.group}) *p = o.take(4 * int64_t(n));
-  for (int64_t* p :
-       {&l.inverse_sd, &l.upper, &l.lower, &l.variance, &l.mean, &l.variance_error, &l.scratch})
+  for (int64_t* p : {&l.variable, &l.group, &l.alike}) *p = o.take(4 * int64_t(n));
+  for (int64_t* p : {&l.inverse_sd, &l.upper, &l.lower, &l.variance, &l.mean, &l.variance_error,
+                     &l.scratch, &l.merged_upper, &l.merged_lower})
     *p = o.take(8 * int64_t(n));
   l.factor = o.take(8 * int64_t(n) * a.rank());
   l.program_rows = o.take(int64_t(sizeof(ProgramRow<scalar_t>)) * rows);
@@ -218,8 +218,7 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     const bool screens = a.round < 2 || a.options.rel_tol > 0;
     if (screens && a.options.method != Method::sov && !a.order) {
       launcher.template launch<ClosedForm>(closed_blocks, 0, a);
-      if (a.n > 3)
-        launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);
+      if (a.n > 3) launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);
     }
     launcher.template launch<Small>(small_blocks, small_bytes, a);
     if (a.n > kMaxSmallPivots)

@@ -1,7 +1,7 @@
 // Reads a row, standardises, screens. Collective over a block.
 #pragma once
 #include "kernels/block.h"
-#include "kernels/mvn_cdf_data.h"
+#include "kernels/mvn_cdf_multiples.h"
 #include "plan/ordering.h"
 #include "plan/screening.h"
 #include "plan/variable.h"
@@ -13,15 +13,8 @@ struct ScreenShared {
   plan::ScreenCut cut;
 };
 
-MVNROB_DEVICE plan::Variable read_variable(const MvnCdfArgs& a, int64_t row, int32_t i,
-                                           double largest_variance, double entry_error) {
-  return plan::read_variable(a.limit(a.upper, row, i),
-                             a.lower ? a.limit(a.lower, row, i) : -HUGE_VAL,
-                             a.covariance(row, i, i), largest_variance, entry_error);
-}
-
-// Classifies the row and begins its plan.
-template <int threads>
+// Classifies the row, merges multiples and begins its plan.
+template <class scalar_t, int threads>
 MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<threads>& block,
                                 RowState& s) {
   const double entry_error = plan::entry_error(a.is_double);
@@ -30,20 +23,27 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
     largest_variance = math::max(a.covariance(row, i, i), largest_variance);
   largest_variance = block.max(largest_variance);
   unsigned facts = 0;
+  for (int32_t i = block.thread(); i < a.n; i += threads)
+    facts |= read_unmerged(a, row, i, largest_variance, entry_error).facts;
+  facts = block.any_bits(facts);
+  bool impossible = (facts & plan::kImpossible) != 0, merged = false;
+  double rest = 0;
+  if (a.n > 1 && !a.order && a.options.method != Method::sov && !impossible &&
+      !(facts & (plan::kNanInput | plan::kIndefinite)))
+    merged = Multiples<scalar_t, threads>(a, row, block, entry_error).merge(impossible, rest);
   double active = 0, largest_mass = 0;
   for (int32_t i = block.thread(); i < a.n; i += threads) {
-    const plan::Variable v = read_variable(a, row, i, largest_variance, entry_error);
-    facts |= v.facts;
+    const plan::Variable v = read_variable<scalar_t>(a, row, i, entry_error, merged);
     if (!v.active) continue;
     active += 1;
     largest_mass = math::max(plan::mass_outside(v.upper, v.lower), largest_mass);
   }
-  facts = block.any_bits(facts);
   active = block.sum(active);
   largest_mass = block.max(largest_mass);
   if (block.thread() == 0) {
     s.plan = plan::RowPlan{};
     s.facts = {};
+    s.merged = false;
     s.facts.entry_error = entry_error;
     s.facts.double_error = plan::entry_error(true);
     if (facts & plan::kNanInput) {
@@ -54,14 +54,16 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
                ((facts & plan::kImpossible) ||
                 (a.names_pivots(row) ? (facts & plan::kZeroVariance) != 0 : active == 0))) {
       s.plan.step = plan::failed(s.plan, Status::nan);
-    } else if (!a.order && ((facts & plan::kImpossible) || active == 0)) {
-      s.plan.best.value = facts & plan::kImpossible ? 0 : 1;
+    } else if (!a.order && (impossible || active == 0)) {
+      s.plan.best.value = impossible ? 0 : 1;
       s.plan.best.complement = 1 - s.plan.best.value;
       s.plan.best.error = 0;
       s.plan.status = Status::exact;
       s.plan.step = plan::Step::done;
     } else {
-      s.plan.step = plan::begin(s.plan, a.options, int32_t(active), largest_mass, a.rank());
+      s.merged = merged;
+      s.plan.step = plan::begin(s.plan, a.options, int32_t(active), largest_mass, a.rank(),
+                                a.is_double ? rest : 0);
     }
   }
   block.sync();
@@ -73,12 +75,13 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
                                  ScreenShared& shared, RowState& s) {
   const RowMemory<scalar_t> m(a, row);
   const double tau = s.plan.tau, entry_error = s.facts.entry_error;
+  const bool merged = s.merged;
   for (int b = block.thread(); b < plan::kScreenBuckets; b += threads) shared.units[b] = 0;
   block.sync();
   // A negative variance was found by begin_row, so the largest one does not matter here.
   if (tau > 0) {
     for (int32_t i = block.thread(); i < a.n; i += threads) {
-      const plan::Variable v = read_variable(a, row, i, 0, entry_error);
+      const plan::Variable v = read_variable<scalar_t>(a, row, i, entry_error, merged);
       if (!v.active) continue;
       const double mass = plan::mass_outside(v.upper, v.lower);
       if (mass <= tau)
@@ -100,7 +103,7 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
     double mass = 0;
     bool keep = false;
     if (i < a.n) {
-      v = read_variable(a, row, i, 0, entry_error);
+      v = read_variable<scalar_t>(a, row, i, entry_error, merged);
       if (a.names_pivots(row)) {  // every variable is a row, whatever its limits
         v.inverse_sd = 1 / ::sqrt(a.covariance(row, i, i));
         v.upper = a.limit(a.upper, row, i) * v.inverse_sd;
@@ -140,7 +143,7 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
     s.facts.variables = kept;
     s.facts.pivots = 0;
     s.facts.exhausted = false;
-    s.facts.neglected = 0;
+    s.facts.neglected = s.plan.merged;
     s.plan.kept = kept;
     s.plan.dropped = tau > 0 ? plan::dropped_mass(tau, cut) : 0;
     s.plan.mass = mass_sum;

@@ -1,5 +1,5 @@
-// Variables that are multiples of one another: such a pair is one variable, with the tighter limits;
-// where the multiple is negative, with limits from both sides.
+// Variables that are multiples of one another: such a pair is one variable, with the tighter
+// limits; where the multiple is negative, with limits from both sides.
 #pragma once
 #include <cmath>
 
@@ -8,17 +8,15 @@
 
 namespace mvnrob::plan {
 
-// Multiples look alike from everywhere: a sum of |entries|, with weights, tells most other pairs apart
-// without a look at their own entry. Of a factor the entries are those of a row, of a covariance
-// those at kMarks variables.
+// Multiples look alike from everywhere: a sum of |entries|, with weights, tells most other pairs
+// apart without a look at their own entry. Of a factor the entries are those of a row, of a
+// covariance those at kMarks variables.
 constexpr int kMarks = 4;
 MVNROB_HD double weight_of_mark(int64_t l) {
   const double turns = double(l + 1) * 0.6180339887498949;
   return 0.5 + 0.5 * (turns - ::floor(turns));
 }
-MVNROB_HD int64_t mark(int64_t l, int64_t variables) {
-  return l * (variables - 1) / (kMarks - 1);
-}
+MVNROB_HD int64_t mark(int64_t l, int64_t variables) { return l * (variables - 1) / (kMarks - 1); }
 MVNROB_HD double tolerance_of_marks(double entry_error, double factor_columns) {
   return factor_columns < 0 ? 32 * entry_error
                             : 16 * entry_error * ::sqrt(math::max(factor_columns, 1.0));

@@ -1,12 +1,13 @@
-// Variables with one common factor: X_i = l_i Y + s_i e_i with Y and all e_i standard normal, so that
-// R_ij = l_i l_j off the diagonal (Dunnett and Sobel 1955). Given Y they are independent, and
+// Variables with one common factor: X_i = l_i Y + s_i e_i with Y and all e_i standard normal, so
+// that R_ij = l_i l_j off the diagonal (Dunnett and Sobel 1955). Given Y they are independent, and
 //   P = int phi(y) prod_i P_i(y) dy,  P_i(y) = Phi((u_i - l_i y) / s_i) - Phi((v_i - l_i y) / s_i).
 // The smaller of P and 1 - P is integrated, so neither is a difference.
 //
 // The complement's integrand, phi (1 - prod P_i), changes no faster than a tail of phi or than the
-// steps of the P_i, so pieces of length one see all of it, and adaptive halving does the rest. P's is
-// log-concave: its peak is found by bracketing, it has fallen by e^-40 at the ends of the range, and
-// beyond them lies less than e^-40 of it. It is carried as a logarithm, right however small P is.
+// steps of the P_i, so pieces of length one see all of it, and adaptive halving does the rest. P's
+// is log-concave: its peak is found by bracketing, it has fallen by e^-40 at the ends of the range,
+// and beyond them lies less than e^-40 of it. It is carried as a logarithm, right however small P
+// is.
 #pragma once
 #include <cmath>
 
@@ -17,10 +18,11 @@
 
 namespace mvnrob::plan {
 
-// A matrix is of this form where every entry is, to within eight entry errors: 7e-15 for float64, 1e-6
-// for float32, a few roundings of each. What is left between the entries and the products of loads is
-// known, and its effect on P part of the error (moved_by), but for float32, whose rounding is the
-// input's. So a matrix near the form is not taken for it, and one taken for it costs no digits.
+// A matrix is of this form where every entry is, to within eight entry errors: 7e-15 for float64,
+// 1e-6 for float32, a few roundings of each. What is left between the entries and the products of
+// loads is known, and its effect on P part of the error (moved_by), but for float32, whose rounding
+// is the input's. So a matrix near the form is not taken for it, and one taken for it costs no
+// digits.
 //
 // Whether R_ij = l_i l_j, the entries being known to entry_error.
 MVNROB_HD bool is_product(double correlation, double load_i, double load_j, double entry_error) {
@@ -33,8 +35,8 @@ MVNROB_HD double load_from(double ij, double ik, double jk, double entry_error) 
   return square > 0 && square <= 1 + 16 * entry_error ? ::sqrt(math::min(square, 1.0)) : 0.0;
 }
 
-// Standard deviation that the factor leaves; zero where it explains all up to rounding, or more. The
-// load is then taken as one, which changes the entries by less than their error.
+// Standard deviation that the factor leaves; zero where it explains all up to rounding, or more.
+// The load is then taken as one, which changes the entries by less than their error.
 MVNROB_HD double rest_of_load(double load, double entry_error) {
   const double square = (1 - load) * (1 + load);
   return square > first_variance_error(entry_error) ? ::sqrt(square) : 0.0;
@@ -48,10 +50,13 @@ MVNROB_HD double moved_by(double residual, double density_i, double density_j, d
 }
 
 // The limits' largest density.
-MVNROB_HD double density_of(double upper, double lower) { return math::max(phi(upper), phi(lower)); }
+MVNROB_HD double density_of(double upper, double lower) {
+  return math::max(phi(upper), phi(lower));
+}
 
-// Most rows are told from this form by a few entries. Where they are not, looking at all pairs costs a
-// product of rows each if a factor of the covariance is given, of so many columns (otherwise -1).
+// Most rows are told from this form by a few entries. Where they are not, looking at all pairs
+// costs a product of rows each if a factor of the covariance is given, of so many columns
+// (otherwise -1).
 MVNROB_HD bool is_worth_recognising(double variables, double columns) {
   return variables * variables * columns <= 1e9;
 }
@@ -159,9 +164,9 @@ MVNROB_HD_FN double find_end(const G& g, const Peak& peak, double bound) {
 
 }  // namespace detail
 
-// `fails(y)` is 1 - prod P_i(y), `log_holds(y)` sum ln P_i(y) and `slopes(y)` sum p_i / (s_i P_i) over
-// `count` variables, Y lies within `range` (what variables without rest leave of it), `largest` is the
-// largest probability that one of the variables fails.
+// `fails(y)` is 1 - prod P_i(y), `log_holds(y)` sum ln P_i(y) and `slopes(y)` sum p_i / (s_i P_i)
+// over `count` variables, Y lies within `range` (what variables without rest leave of it),
+// `largest` is the largest probability that one of the variables fails.
 template <class Fails, class LogHolds, class Slopes>
 MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
                                                        const LogHolds& log_holds,
@@ -179,8 +184,8 @@ MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
     const double length = (upper - lower) / pieces;
     const auto integrand = [&](double y) { return phi(y) * fails(y); };
     for (int i = 0; i < pieces; ++i)
-      missing += math::integrate(integrand, lower + i * length, lower + (i + 1) * length,
-                                 1e-9 * largest);
+      missing +=
+          math::integrate(integrand, lower + i * length, lower + (i + 1) * length, 1e-9 * largest);
     if (!(missing > 0.5)) {
       out.complement = missing;
       out.value = 1 - missing;
@@ -231,12 +236,14 @@ struct ProductOfBlocks {
     found = found && p.found;
   }
   MVNROB_HD void add(const IntervalProbability& p, double fails) {
-    add({p.value, fails, p.log_value, 4e-15 * math::min(p.value, fails), 4e-15, true});
+    add(OneFactorProbability{p.value, fails, p.log_value, 4e-15 * math::min(p.value, fails), 4e-15,
+                             true});
   }
   // Three variables that have not one factor: errors are absolute.
   MVNROB_HD void add(const math::BoxProbability& p) {
     const double log_value = p.log_value == p.log_value ? p.log_value : ::log(p.value);
-    add({p.value, p.complement, log_value, p.error, p.error / p.value, p.consistent && !p.nan});
+    add(OneFactorProbability{p.value, p.complement, log_value, p.error, p.error / p.value,
+                             p.consistent && !p.nan});
   }
   // Of the smaller of P and 1 - P.
   MVNROB_HD double error_of_smaller() const {

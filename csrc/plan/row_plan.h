@@ -242,8 +242,8 @@ MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
 }
 
 // The exact answer of the variables kept.
-// log_value is ln p where the closed form knows it better than by value, otherwise NaN; log_error is
-// its error, NaN where that is the rounding of a logarithm for each variable.
+// log_value is ln p where the closed form knows it better than by value, otherwise NaN; log_error
+// is its error, NaN where that is the rounding of a logarithm for each variable.
 MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value, double complement,
                          double error, double log_value, double log_error = NAN) {
   Estimate e;
@@ -282,10 +282,10 @@ MVNROB_HD Step failed(RowPlan& plan, Status status) {
   return Step::done;
 }
 
-// plan.dropped, mass, largest and kept are known. Where this says factor, unless the method is sov or
-// only samples have the digits, the backend looks whether the variables kept are independent blocks
-// of one factor each (plan/one_factor.h), which quadrature integrates exactly; if they are not and the
-// method is closed_form, the row has failed(no_closed_form).
+// plan.dropped, mass, largest and kept are known. Where this says factor, unless the method is sov
+// or only samples have the digits, the backend looks whether the variables kept are independent
+// blocks of one factor each (plan/one_factor.h), which quadrature integrates exactly; if they are
+// not and the method is closed_form, the row has failed(no_closed_form).
 MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
   plan.points = 0;
   if (plan.kept == 0) {
