@@ -49,6 +49,8 @@ _FEWEST = 512
 _FEWEST_OF_TAIL = 8 * _FEWEST
 #: Up to so many variables that matter the conditional problems have closed forms: none is skipped.
 _EXACT = 4
+#: A row that was not sampled has conditional problems that are not either, as a rule; where rounding
+#: keeps their form from being recognised they take what their tolerance asks for.
 #: Conditional probabilities are the most accurate: so many are taken always, and more while they
 #: cost at most _AFFORDABLE times the value's points (a call's set-up counts _SETUP a variable).
 _FEW = 12
@@ -70,6 +72,7 @@ class _Rows(NamedTuple):
     entry_error: float  # of R, by rounding, as in csrc/plan/variable.h
     log_unit: Tensor  # [B] slopes are in units of its exponential
     fewest: Tensor  # [B] points that a conditional probability may take at least
+    exact: Tensor  # [B] independent blocks of one factor, which conditional problems are again
     options: tuple  # abs_tol, rel_tol
     rest: tuple  # method, compute_dtype, points
 
@@ -178,12 +181,15 @@ def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) ->
     each = each.clamp(_FEWEST, max(max_points, _FEWEST))
     bounds = torch.tensor(levels, dtype=torch.float64, device=each.device)
     level = torch.bucketize(each.double(), bounds, right=True)[units.row] - 1
+    level = 2 * level + rows.exact[units.row]
     chunk = _chunk(rows.matrix[0].numel())
     for number in level.unique().tolist():
         picks = (level == number).nonzero()[:, 0]
+        # What has its form to float32's rounding has it in float32 alone.
+        dtype = rows.matrix.dtype if number % 2 else torch.float64
         for part in picks.split(chunk):
             piece = _Units(*(t[part] for t in units))
-            out[part] = _probabilities(rows, piece, levels[number])
+            out[part] = _probabilities(rows, piece, levels[number // 2], dtype)
     return out
 
 
@@ -192,7 +198,7 @@ def _chunk(entries: int) -> int:
     return max(1, _BYTES // (_BYTES_PER_ENTRY * max(1, entries)))
 
 
-def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
+def _probabilities(rows: _Rows, units: _Units, max_points: int, dtype: torch.dtype) -> Tensor:
     r = rows.problems(units.row)
     limits = rows.limits[units.row]
     share = torch.ones_like(units.log_density)
@@ -200,6 +206,7 @@ def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
         share = share * _given(rows, r, limits, index, side)
     # Steps of the golden ratio: the streams of a row and the seeds of a batch do not meet.
     seed = rows.seed[units.row] + (units.stream + 1) * -0x61C8864680B583EB
+    r, limits = r.to(dtype), limits.to(dtype)
     upper, lower = limits.unbind(1)
     lower = lower.contiguous() if bool((lower != -math.inf).any()) else None
 
@@ -217,6 +224,7 @@ def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
 
     every = slice(None)
     prob, _, _, status, *_, log_prob, _ = call(every)
+    prob, log_prob = prob.double(), log_prob.double()
     # A small conditional variance is rounding of the matrix made large. The forward takes what
     # float32's rounding explains as singular, so here as much is added to the diagonal.
     bad = (status == _INDEFINITE).nonzero()[:, 0]
@@ -225,10 +233,11 @@ def _probabilities(rows: _Rows, units: _Units, max_points: int) -> Tensor:
         jitter = 4 * r.shape[-1] * torch.finfo(torch.float32).eps
         r.diagonal(dim1=1, dim2=2).add_((diagonal != 0) * jitter)
         again = call(bad)
-        prob, log_prob = prob.index_copy(0, bad, again[0]), log_prob.index_copy(0, bad, again[7])
+        prob = prob.index_copy(0, bad, again[0].double())
+        log_prob = log_prob.index_copy(0, bad, again[7].double())
     # Relative to p where its logarithm is asked for, in logarithms: no factor need be a number.
     unit = rows.log_unit[units.row]
-    relative = (units.log_density + log_prob.double() - unit).exp()
+    relative = (units.log_density + log_prob - unit).exp()
     value = torch.where(unit == 0, units.log_density.exp() * prob, relative)
     return value * share
 
@@ -354,9 +363,10 @@ def _backward_op(
     log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
     small = torch.minimum(prob, complement).double()
     fewest = torch.where(rel_tol * small >= abs_tol, _FEWEST_OF_TAIL, _FEWEST)
+    exact = (n_points == 0) & (n_pivots > 3)
     rows = _Rows(
-        cov, factored, dead, scale, limits, seed, entry_error, log_unit, fewest, (abs_tol, rel_tol),
-        (method, compute_dtype, points),
+        cov, factored, dead, scale, limits, seed, entry_error, log_unit, fewest, exact,
+        (abs_tol, rel_tol), (method, compute_dtype, points),
     )  # fmt: skip
     factor = torch.where(grad == 0, 0.0, grad * log_unit.exp()) + grad_log
 
@@ -374,7 +384,7 @@ def _backward_op(
     live = (~dead).sum(1)
     # What is skipped cannot move any sum over the variables by more than a tenth of the tolerance.
     log_least = math.log(0.1) + log_tolerance - live.clamp_min(1).log()
-    budget = COST * n_points
+    budget = torch.where(exact, torch.iinfo(torch.int64).max, COST * n_points)
 
     units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least))
     # Sampled plainly, with a tolerance that is absolute.

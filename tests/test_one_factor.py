@@ -21,13 +21,16 @@ def product_form(load):
 
 
 def exact(upper, cov, lower=None, **options):
-    t = [None if x is None else torch.from_numpy(np.asarray(x, dtype=float)) for x in (upper, cov, lower)]
+    t = [
+        None if x is None else torch.from_numpy(np.asarray(x, dtype=float))
+        for x in (upper, cov, lower)
+    ]
     return mvn_cdf(t[0], t[1], lower=t[2], method="closed_form", return_info=True, **options)
 
 
 def log_by_mpmath(load, upper, lower=None):
-    """ln P and ln(1 - P) to 25 digits: quadrature in pieces between where the integrand bends."""
-    with mpmath.workdps(25):
+    """ln P and ln(1 - P) to 40 digits: quadrature in pieces between where the integrand bends."""
+    with mpmath.workdps(40):
         load = [mpmath.mpf(float(x)) for x in load]
         rest = [mpmath.sqrt(1 - x * x) for x in load]
         low = [-mpmath.inf] * len(load) if lower is None else [mpmath.mpf(float(x)) for x in lower]

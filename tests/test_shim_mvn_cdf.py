@@ -274,7 +274,9 @@ def test_one_factor(shim, n):
                 kernels = by_kernels(shim, upper, cov, lower, **options)
                 cpu = by_cpu(upper, cov, lower, **options)
                 assert (kernels.status == Status.EXACT).all() and (cpu.status == Status.EXACT).all()
-                assert kernels.log_prob == pytest.approx(cpu.log_prob.numpy(), rel=1e-11, abs=1e-300)
+                assert kernels.log_prob == pytest.approx(
+                    cpu.log_prob.numpy(), rel=1e-11, abs=1e-300
+                )
                 assert kernels.complement == pytest.approx(cpu.complement.numpy(), rel=1e-11)
                 for ours, theirs in (
                     (kernels.error, cpu.error),

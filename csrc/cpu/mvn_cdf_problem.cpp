@@ -50,20 +50,23 @@ class Multiples {
     std::vector<int64_t> order;
     for (int64_t i = 0; i < m_; ++i)
       if (!std::isnan(marks_[i])) order.push_back(i);
-    std::sort(order.begin(), order.end(),
-              [&](int64_t a, int64_t b) { return marks_[a] < marks_[b]; });
-    // Neighbours in this order come together; within a window each looks for the first one.
+    std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+      return marks_[a] < marks_[b] || (marks_[a] == marks_[b] && a < b);
+    });
+    // Those with like marks are neighbours now; each looks for the first variable like itself.
     std::vector<int64_t> first(m_, -1);
     std::vector<double> rest(m_);
     for (size_t a = 0; a < order.size(); ++a)
       for (size_t b = a + 1; b < order.size(); ++b) {
         if (marks_[order[b]] - marks_[order[a]] > tolerance) break;
         const int64_t k = std::min(order[a], order[b]), i = std::max(order[a], order[b]);
+        if (first[i] >= 0 && k >= first[i]) continue;
         double left;
-        if ((first[i] < 0 || k < first[i]) && is_multiple(k, i, left)) first[i] = k, rest[i] = left;
+        if (is_multiple(k, i, left)) first[i] = k, rest[i] = left;
       }
     for (int64_t i = 0; i < m_; ++i)
-      if (first[i] >= 0 && first[first[i]] < 0) take(first[i], i, rest[i]);
+      if (first[i] >= 0 && first[first[i]] < 0 && agree(first[i], i, first))
+        take(first[i], i, rest[i]);
   }
 
  private:
@@ -90,11 +93,16 @@ class Multiples {
     if (!(rho * rho >= 0.5)) return false;
     rest = cov_.is_factor() ? rest_of_rows(cov_, v, w)
                             : plan::rest_of_pair(cov_.at(v, v), cov_.at(w, w), cov_.at(v, w), rho);
-    if (!plan::is_multiple(rest, p_.entry_error, cov_.is_factor())) return false;
-    const double sign = rho > 0 ? 1 : -1;
-    for (int64_t j = 0; j < m_ && !cov_.is_factor(); ++j)
-      if (!plan::same_entry(p_.correlation(cov_, k, j), p_.correlation(cov_, i, j), sign,
-                            p_.entry_error))
+    return plan::is_multiple(rest, p_.entry_error, cov_.is_factor());
+  }
+
+  // Whether i is a multiple of k beside all that are multiples of none, too.
+  bool agree(int64_t k, int64_t i, const std::vector<int64_t>& first) const {
+    if (cov_.is_factor()) return true;
+    const double sign = p_.correlation(cov_, k, i) > 0 ? 1 : -1;
+    for (int64_t j = 0; j < m_; ++j)
+      if (first[j] < 0 && !plan::same_entry(p_.correlation(cov_, k, j), p_.correlation(cov_, i, j),
+                                            sign, p_.entry_error))
         return false;
     return true;
   }

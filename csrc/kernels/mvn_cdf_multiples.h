@@ -101,20 +101,26 @@ class Multiples {
     const double tolerance = plan::tolerance_of_marks(entry_error_, double(a_.factor_columns)),
                  own = marks[i];
     for (int32_t k = 0; k < i; ++k)
-      if (::fabs(marks[k] - own) <= tolerance && is_multiple(k, i, marks, rest)) return k;
+      if (::fabs(marks[k] - own) <= tolerance && is_multiple(k, i, rest)) return k;
     return i;
   }
 
-  MVNROB_DEVICE_FN bool is_multiple(int32_t k, int32_t i, const double* marks, double& rest) const {
+  MVNROB_DEVICE_FN bool is_multiple(int32_t k, int32_t i, double& rest) const {
     const double c = a_.covariance(row_, k, i), rho = correlation(k, i);
     if (!(rho * rho >= 0.5)) return false;
     rest = a_.is_factor()
                ? rest_of_rows(a_, row_, k, i, c)
                : plan::rest_of_pair(a_.stored(row_, k, k), a_.stored(row_, i, i), c, rho);
-    if (!plan::is_multiple(rest, entry_error_, a_.is_factor())) return false;
-    for (int32_t j = 0; j < a_.n && !a_.is_factor(); ++j)
-      if (marks[j] == marks[j] && !plan::same_entry(correlation(k, j), correlation(i, j),
-                                                    rho > 0 ? 1.0 : -1.0, entry_error_))
+    return plan::is_multiple(rest, entry_error_, a_.is_factor());
+  }
+
+  // Whether i is a multiple of k beside all that are multiples of none, too.
+  MVNROB_DEVICE_FN bool agree(int32_t k, int32_t i, const double* marks) const {
+    if (a_.is_factor()) return true;
+    const double sign = correlation(k, i) > 0 ? 1 : -1;
+    for (int32_t j = 0; j < a_.n; ++j)
+      if (m_.alike()[j] == j && marks[j] == marks[j] &&
+          !plan::same_entry(correlation(k, j), correlation(i, j), sign, entry_error_))
         return false;
     return true;
   }

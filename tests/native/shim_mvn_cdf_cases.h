@@ -61,7 +61,8 @@ void knock(std::vector<T>& cov, int64_t n) {
 }
 
 // P(X <= 0) = 1 / (n + 1) for n standard normal variables with correlation 1/2; each of them comes
-// `copies` times, and between limits only if `rectangular`: the lower ones are far out.
+// `copies` times (sov keeps them apart, each in the group of a pivot), and between limits only if
+// `rectangular`: the lower ones are far out.
 struct Orthants {
   int64_t rows, n, copies;
   bool rectangular;
@@ -80,7 +81,7 @@ struct Orthants {
         tolerance,
         0,
         1 << 16,
-        mvnrob::Method::automatic,
+        copies > 1 ? mvnrob::Method::sov : mvnrob::Method::automatic,
         sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64,
         points};
     mvnrob::shim::run_mvn_cdf<scalar_t>(call.args, tile_rows, resident);
@@ -174,7 +175,7 @@ inline void check_factor(int64_t n, int64_t copies) {
   call.args.options = {0.02,
                        0,
                        1 << 16,
-                       mvnrob::Method::automatic,
+                       copies > 1 ? mvnrob::Method::sov : mvnrob::Method::automatic,
                        mvnrob::ComputeType::automatic,
                        mvnrob::PointSet::lattice};
   mvnrob::shim::run_mvn_cdf<float>(call.args, 1, 2);
@@ -208,6 +209,56 @@ inline void check_one_factors() {
   check_one_factor(4, 1);
   check_one_factor(9, 2);
   check_one_factor(40, 1);
+}
+
+// Every variable three times, the second time as its negative and the third in other units: the
+// orthant becomes a rectangle of n variables, by a covariance or a factor of it.
+inline void check_multiples(int64_t n, bool factored) {
+  const int64_t size = 3 * n;
+  Call<double> call(1, size), once(1, n);
+  const double scale[3] = {1, -1, 3};
+  call.lower.assign(size, -HUGE_VAL);
+  call.args.lower = call.lower.data();
+  once.lower.assign(n, -0.5);
+  once.args.lower = once.lower.data();
+  for (int64_t i = 0; i < size; ++i) call.upper[i] = i / n == 0 ? 1 : i / n == 1 ? 0.5 : 9;
+  once.upper.assign(n, 1);
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t j = 0; j < size; ++j)
+      call.cov[i * size + j] = scale[i / n] * scale[j / n] *
+                               (i % n == j % n           ? 1
+                                : i % n % 3 == j % n % 3 ? 0.5
+                                                         : 0.3);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) once.cov[i * n + j] = call.cov[i * size + j];
+  std::vector<double> rows(size * n);
+  if (factored) {
+    for (int64_t i = 0; i < size; ++i)
+      for (int64_t l = 0; l < n; ++l)
+        rows[i * n + l] = scale[i / n] * (l == i % n ? 1 : l < i % n ? 0.4 / double(1 + l) : 0);
+    call.args.cov = rows.data();
+    call.args.cov_strides = {0, n, 1};
+    once.args.cov = rows.data();
+    once.args.cov_strides = {0, n, 1};
+    call.args.factor_columns = once.args.factor_columns = int32_t(n);
+  }
+  for (Call<double>* one : {&call, &once}) {
+    one->args.options = {1e-2,
+                         0,
+                         1 << 16,
+                         mvnrob::Method::automatic,
+                         mvnrob::ComputeType::automatic,
+                         mvnrob::PointSet::lattice};
+    mvnrob::shim::run_mvn_cdf<float>(one->args, 1, 2);
+  }
+  if (call.prob[0] != once.prob[0] || call.n_active[0] != n || !(call.error[0] < 1e-2))
+    throw std::runtime_error("multiples are not one variable, n = " + std::to_string(size));
+}
+
+inline void check_all_multiples() {
+  check_multiples(7, false);
+  check_multiples(7, true);
+  check_multiples(35, false);
 }
 
 inline void check_factors() {
@@ -310,11 +361,17 @@ struct MvnCdfCase {
 };
 
 const MvnCdfCase kMvnCdfCases[] = {
-    {"mvn_cdf_small", check_small},     {"mvn_cdf_groups", check_groups},
-    {"mvn_cdf_blocked", check_blocked}, {"mvn_cdf_completed", check_completed},
-    {"mvn_cdf_union", check_union},     {"mvn_cdf_tilted", check_tilted},
-    {"mvn_cdf_factors", check_factors}, {"mvn_cdf_pathwise", check_pathwise},
-    {"mvn_cdf_tensor", check_tensor},   {"mvn_cdf_one_factor", check_one_factors},
+    {"mvn_cdf_small", check_small},
+    {"mvn_cdf_groups", check_groups},
+    {"mvn_cdf_blocked", check_blocked},
+    {"mvn_cdf_completed", check_completed},
+    {"mvn_cdf_union", check_union},
+    {"mvn_cdf_tilted", check_tilted},
+    {"mvn_cdf_factors", check_factors},
+    {"mvn_cdf_pathwise", check_pathwise},
+    {"mvn_cdf_tensor", check_tensor},
+    {"mvn_cdf_one_factor", check_one_factors},
+    {"mvn_cdf_multiples", check_all_multiples},
 };
 
 }  // namespace shim_tests
