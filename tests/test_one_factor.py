@@ -138,10 +138,10 @@ def test_what_is_not_of_this_form():
     off[0, 3] = off[3, 0] = cov[0, 3] + 1e-12
     negative = np.full((4, 4), -0.2) + 1.2 * np.eye(4)
     heywood = product_form(np.array([1.2, 0.3, 0.4, 0.5]))
-    triple = np.eye(5)
-    triple[0, 1] = triple[1, 0] = 0.5
-    triple[1, 2] = triple[2, 1] = 0.4
-    for other in (off, negative, heywood, triple):
+    chain = np.eye(5)
+    for i, corr in enumerate((0.5, 0.4, 0.3)):
+        chain[i, i + 1] = chain[i + 1, i] = corr
+    for other in (off, negative, heywood, chain):
         assert np.linalg.eigvalsh(other)[0] > 0
         with pytest.raises(ValueError, match="not independent blocks of one factor"):
             exact(np.ones(len(other)), other)
@@ -193,3 +193,61 @@ def test_log_of_screened_rows():
     assert rough.n_active < 40 == fine.n_active
     assert (rough.prob - fine.prob).abs() <= rough.error
     assert float(fine.log_error) <= 1e-10
+
+
+def test_duplicates_cost_and_answer_as_one():
+    """49 copies of every variable, a third of them negative, half of them in other units."""
+    rng = np.random.default_rng(3)
+    n, copies = 9, 49
+    rows = rng.normal(size=(n, n + 2))
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    upper, lower = rng.uniform(0.5, 2, n), -rng.uniform(0.5, 2, n)
+    index = np.tile(np.arange(n), copies)
+    scale, sign = np.ones(n * copies), np.ones(n * copies)
+    scale[n::2], sign[n::3] = 2.0, -1.0
+    # The first ones are the tightest.
+    looser = 1 + rng.uniform(0, 1, n * copies) * (np.arange(n * copies) >= n)
+    unit, looser = sign * scale, scale * looser
+    high = np.where(sign > 0, upper[index], -lower[index]) * looser
+    low = np.where(sign > 0, lower[index], -upper[index]) * looser
+    limits = [torch.from_numpy(x) for x in (upper, lower, high, low)]
+    once, many = torch.from_numpy(rows), torch.from_numpy(rows[index] * unit[:, None])
+    cov = torch.from_numpy((rows @ rows.T)[np.ix_(index, index)] * np.outer(unit, unit))
+    for one, all_of_them in (
+        ({"cov": cov[:n, :n]}, {"cov": cov}),
+        ({"factor": once}, {"factor": many}),
+    ):
+        first = mvn_cdf(limits[0], lower=limits[1], **one, return_info=True)
+        r = mvn_cdf(limits[2], lower=limits[3], **all_of_them, return_info=True)
+        assert r.n_points == first.n_points > 0 and r.n_active == n
+        assert float(r.prob) == pytest.approx(float(first.prob), abs=1e-9)
+        assert float(r.error) == pytest.approx(float(first.error), abs=1e-7)
+
+
+def test_antiparallel_limits_that_contain_nothing():
+    cov = torch.tensor([[1.0, -1, 0.3], [-1, 1, -0.3], [0.3, -0.3, 1]], dtype=torch.float64)
+    r = mvn_cdf(torch.tensor([-0.5, 0.2, 1.0], dtype=torch.float64), cov, return_info=True)
+    assert r.prob == 0 and r.complement == 1 and r.status == Status.EXACT
+
+
+def test_multiples_that_contradict_each_other_are_indefinite():
+    cov = torch.eye(5, dtype=torch.float64)
+    cov[0, 1] = cov[1, 0] = 1.0
+    cov[0, 2] = cov[2, 0] = 0.5
+    with pytest.warns(RuntimeWarning, match="indefinite"):
+        r = mvn_cdf(torch.ones(5).double(), cov, return_info=True)
+    assert r.status == Status.INDEFINITE
+
+
+@pytest.mark.parametrize("n", [4, 6])
+def test_gradients(n):
+    """The slopes of an exact row: finite differences of its own answer, which has 14 digits."""
+    load = torch.linspace(0.3, 0.8, n, dtype=torch.float64)
+    upper = torch.linspace(-0.2, 1.2, n, dtype=torch.float64)
+
+    def p(upper, load):
+        factor = torch.cat([load[:, None], torch.diag_embed((1 - load**2).sqrt())], 1)
+        return mvn_cdf(upper, factor @ factor.mT)
+
+    inputs = upper.requires_grad_(), load.requires_grad_()
+    assert torch.autograd.gradcheck(p, inputs, eps=1e-5, atol=1e-7, rtol=1e-6)

@@ -189,7 +189,7 @@ template <class scalar_t>
 struct MvnCdfOneFactor {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = 128;
-  static constexpr int kResidentBlocks = 3;
+  static constexpr int kResidentBlocks = 2;
   using Team = Block<kThreads>;
   static constexpr size_t kSharedBytes = sizeof(typename Team::Shared);
 
