@@ -22,8 +22,9 @@ class Integrator {
     double largest = 0;
     for (double mass : w_.all.mass) largest = std::max(largest, mass);
     const int64_t columns = input_.cov.is_factor() ? input_.cov.factor_columns : input_.n;
-    plan::Step step = plan::begin(plan_, options_, int32_t(w_.all.variable.size()), largest,
-                                  int32_t(columns), is_rounded() ? 0 : w_.all.merged);
+    plan::Step step =
+        plan::begin(plan_, options_, int32_t(w_.all.variable.size()), largest, int32_t(columns),
+                    is_rounded() ? 0 : w_.all.merged, int32_t(input_.n));
     while (step != plan::Step::done) step = take(step);
     if (plan_.status == Status::no_closed_form)
       throw std::invalid_argument(

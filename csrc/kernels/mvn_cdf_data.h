@@ -104,11 +104,11 @@ MVNROB_DEVICE_FN void judge_again(const RowOptions& options, RowState& s) {
     s.plan.step = plan::failed(s.plan, Status::indefinite);
     return;
   }
-  const int32_t all = s.plan.all;
+  const int32_t all = s.plan.all, given = s.plan.given;
   const double largest = s.plan.largest_of_all;
   s.plan = plan::RowPlan{};
   s.facts.entry_error = single;
-  s.plan.step = plan::begin(s.plan, options, all, largest, all, 0);
+  s.plan.step = plan::begin(s.plan, options, all, largest, all, 0, given);
 }
 
 // Pointers into a row's memory. Computed where they are used: the offsets are in constant memory,

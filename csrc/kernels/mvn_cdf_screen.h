@@ -63,7 +63,7 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
     } else {
       s.merged = merged;
       s.plan.step = plan::begin(s.plan, a.options, int32_t(active), largest_mass, a.rank(),
-                                a.is_double ? rest : 0);
+                                a.is_double ? rest : 0, a.n);
     }
   }
   block.sync();

@@ -47,6 +47,7 @@ struct RowPlan {
   double skipped = 0;            // what that may cost
   double tolerance = 0;          // asked for, at the latest estimate
   int32_t all = 0, kept = 0;     // variables before and after screening
+  int32_t given = 0;             // before multiples were made one
   int32_t target = 0;            // pivots wanted
   int32_t rank = INT32_MAX;      // of the covariance, at most
   int32_t pivots = 0;            // of the present factor
@@ -117,7 +118,7 @@ MVNROB_HD_FN double effect_of(const RowPlan& plan, double m, double variance) {
   const double mass = math::max(plan.mass, 1e-300);
   const double slope =
       math::min(0.4, 1.26 * mass * (1 + ::sqrt(math::max(2 * ::log(m / mass), 0.0))));
-  return slope * ::sqrt(2 * ::log(2 * m) * variance);
+  return slope * ::sqrt(2 * ::log(2 * math::max(m, double(plan.given))) * variance);
 }
 MVNROB_HD double neglected(const RowPlan& plan, const FactorFacts& facts) {
   return facts.entry_error > facts.double_error ? 0
@@ -227,11 +228,12 @@ MVNROB_HD Step sample_to(RowPlan& plan, const RowOptions& options, int64_t next)
 
 }  // namespace detail
 
-// `all` variables matter, multiples counted once; largest_of_all is the largest of their masses;
-// `rank` is at least that of the covariance.
+// Of `given` variables `all` matter, multiples counted once; largest_of_all is the largest of their
+// masses; `rank` is at least that of the covariance.
 MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
-                        double largest_of_all, int32_t rank, double merged) {
+                        double largest_of_all, int32_t rank, double merged, int32_t given) {
   plan.rank = rank;
+  plan.given = given;
   plan.merged = merged;
   plan.all = all;
   plan.largest_of_all = largest_of_all;
