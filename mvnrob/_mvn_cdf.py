@@ -127,7 +127,7 @@ def mvn_cdf(
 
     Exact, without sampling (status ``EXACT``, ``n_points`` 0), are rows whose variables, after screening,
     fall apart into blocks that are independent (entries of exactly zero), each of up to three variables
-    or of one common factor, R_ij = l_i l_j with ``|l_i| <= 1`` (equicorrelated ones, for instance), which is
+    or of one common factor, R_ij = l_i l_j with ``|l_i| <= .9995``, one of 1 beside them (equicorrelated ones, for instance), which is
     a one-dimensional quadrature (Dunnett and Sobel 1955). The form is looked for in ``cov`` and in ``factor``
     (up to ``n^2 r = 1e9``), and must hold in every entry to 8 entry errors (7e-15, or 1e-6 in float32); what
     is left over enters the error in float64. A block of any other kind makes the whole row sampled.

@@ -62,10 +62,13 @@ MVNROB_HD bool is_worth_recognising(double variables, double columns) {
 }
 
 // Evaluations that steps of width s cost: a few halvings for each, or for a range full of them.
-constexpr double kMostEvaluations = 8000;
+// Steps steeper than kSteepest could hide between the end of a piece and its outermost node; such
+// rows (loads beyond .9995, but for one of one) are sampled.
+constexpr double kMostEvaluations = 8000, kSteepest = 0.03;
 MVNROB_HD double halvings(double rest) { return math::max(0.0, ::log2(0.25 / rest)); }
 MVNROB_HD bool is_quick(double sum_of_halvings, double least_rest) {
-  return 42 * math::min(sum_of_halvings, 20 / least_rest) <= kMostEvaluations;
+  return least_rest >= kSteepest &&
+         42 * math::min(sum_of_halvings, 20 / least_rest) <= kMostEvaluations;
 }
 
 // What all variables contribute at y, T a pack or double: the probability that one holds and fails.
