@@ -161,10 +161,13 @@ plan::OneFactorProbability OneFactor::integrate_part(const Part& part) {
     return simd_table().one_factor_log(upper_.data(), lower_.data(), slope_.data(), y, count);
   };
   const auto slopes = [&](double y) {
-    double sum = 0;
-    for (int64_t k = 0; k < count; ++k)
-      sum +=
-          plan::relative_slope(lower_[k] - slope_[k] * y, upper_[k] - slope_[k] * y) / rest_of_[k];
+    plan::Slopes sum{0, 0};
+    for (int64_t k = 0; k < count; ++k) {
+      const double move = slope_[k] * y;
+      const plan::Slopes one = plan::slopes_of(lower_[k] - move, upper_[k] - move, move);
+      sum.sum += one.sum / rest_of_[k];
+      sum.rounding += one.rounding;
+    }
     return sum;
   };
   return plan::integrate_one_factor(fails, log_holds, slopes, int(part.last - part.first), range,
@@ -180,7 +183,7 @@ plan::ProductOfBlocks OneFactor::integrate() {
     else if (part.last - part.first > 1)
       product.add(integrate_part(part));
     else
-      product.add(plan::interval(problem_->lower[i], problem_->upper[i]), problem_->mass[i]);
+      product.add(problem_->lower[i], problem_->upper[i], problem_->mass[i]);
   }
   return product;
 }

@@ -215,8 +215,7 @@ struct MvnCdfOneFactor {
                                   80 * s.facts.entry_error));
       } else if (last - first == 1) {
         const int i = own.order[first];
-        product.add(plan::interval(m.lower()[i], m.upper()[i]),
-                    plan::mass_outside(m.upper()[i], m.lower()[i]));
+        product.add(m.lower()[i], m.upper()[i], plan::mass_outside(m.upper()[i], m.lower()[i]));
       } else {
         product.add(integrate_block(m, own, first, last, own.residuals[b], block));
       }
@@ -255,12 +254,12 @@ struct MvnCdfOneFactor {
         if (own.rest[k] == 0) continue;
         const int i = own.order[k];
         const double inverse = 1 / own.rest[k], move = own.load[k] * y;
-        take((m.lower()[i] - move) * inverse, (m.upper()[i] - move) * inverse, inverse);
+        take((m.lower()[i] - move) * inverse, (m.upper()[i] - move) * inverse, move, inverse);
       }
     };
     const auto fails = [&](double y) {
       double value = 1, complement = 0;
-      each(y, [&](double low, double high, double) {
+      each(y, [&](double low, double high, double, double) {
         complement += value * (math::ndtr<double>(low) + math::ndtr<double>(-high));
         value *= plan::interval_probability<double>(low, high);
       });
@@ -268,17 +267,19 @@ struct MvnCdfOneFactor {
     };
     const auto log_holds = [&](double y) {
       double sum = 0;
-      each(y, [&](double low, double high, double) {
+      each(y, [&](double low, double high, double, double) {
         sum += math::minus_two_log_interval<double>(low, high);
       });
       return -0.5 * block.sum(sum);
     };
     const auto slopes = [&](double y) {
-      double sum = 0;
-      each(y, [&](double low, double high, double inverse) {
-        sum += plan::relative_slope(low, high) * inverse;
+      plan::Slopes sum{0, 0};
+      each(y, [&](double low, double high, double move, double inverse) {
+        const plan::Slopes one = plan::slopes_of(low, high, move * inverse);
+        sum.sum += one.sum * inverse;
+        sum.rounding += one.rounding;
       });
-      return block.sum(sum);
+      return plan::Slopes{block.sum(sum.sum), block.sum(sum.rounding)};
     };
     return plan::integrate_one_factor(fails, log_holds, slopes, last - first, {lower, upper},
                                       largest, residuals);

@@ -100,6 +100,18 @@ MVNROB_HD_FN double relative_slope(double lower, double upper) {
   return 0.3989422804014327 * (above + below);
 }
 
+// By how much ln P moves where the limits move, in units of what the factor leaves, and where they
+// are rounded, on their own or by subtracting `move`: what counts for narrow intervals.
+struct Slopes {
+  double sum, rounding;
+};
+MVNROB_HD_FN Slopes slopes_of(double lower, double upper, double move) {
+  const double size =
+      math::max(lower == -HUGE_VAL ? 0.0 : ::fabs(lower), upper == HUGE_VAL ? 0.0 : ::fabs(upper));
+  const double slope = relative_slope(lower, upper);
+  return {slope, 4.5e-16 * slope * (size + 2 * ::fabs(move))};
+}
+
 namespace detail {
 
 // The peak of a concave g within [lower, upper], to within about one of its height.
@@ -167,13 +179,14 @@ MVNROB_HD_FN double find_end(const G& g, const Peak& peak, double bound) {
 
 }  // namespace detail
 
-// `fails(y)` is 1 - prod P_i(y), `log_holds(y)` sum ln P_i(y) and `slopes(y)` sum p_i / (s_i P_i)
-// over `count` variables, Y lies within `range` (what variables without rest leave of it),
-// `largest` is the largest probability that one of the variables fails.
-template <class Fails, class LogHolds, class Slopes>
+// `fails(y)` is 1 - prod P_i(y), `log_holds(y)` sum ln P_i(y) and `slopes(y)` the sums of
+// slopes_of, the first divided by s_i, over `count` variables, Y lies within `range` (what
+// variables without rest leave of it), `largest` is the largest probability that one of the
+// variables fails.
+template <class Fails, class LogHolds, class SlopesAt>
 MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
                                                        const LogHolds& log_holds,
-                                                       const Slopes& slopes, int count,
+                                                       const SlopesAt& slopes, int count,
                                                        Bounds range, double largest,
                                                        const Residuals& residuals) {
   OneFactorProbability out{0, 1, -HUGE_VAL, 0, 0, true};
@@ -214,11 +227,11 @@ MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
   out.log_value = ::log(integral) + peak.height - 0.91893853320467274178;
   out.value = ::exp(out.log_value);
   out.complement = 1 - out.value;
-  out.log_error = rounding + 1e-15 * ::fabs(out.log_value);
-  if (residuals.largest > 0) {
-    const double slope = slopes(peak.at);
-    out.log_error += math::min(residuals.moved / out.value, 2 * residuals.largest * slope * slope);
-  }
+  const Slopes slope = slopes(peak.at);
+  out.log_error = rounding + 1e-15 * ::fabs(out.log_value) + slope.rounding;
+  if (residuals.largest > 0)
+    out.log_error +=
+        math::min(residuals.moved / out.value, 2 * residuals.largest * slope.sum * slope.sum);
   out.error = out.log_error * out.value;
   out.found = integral > 0;
   return out;
@@ -238,9 +251,11 @@ struct ProductOfBlocks {
     log_error += p.log_error;
     found = found && p.found;
   }
-  MVNROB_HD void add(const IntervalProbability& p, double fails) {
-    add(OneFactorProbability{p.value, fails, p.log_value, 4e-15 * math::min(p.value, fails), 4e-15,
-                             true});
+  MVNROB_HD_FN void add(double lower, double upper, double fails) {
+    const IntervalProbability p = interval(lower, upper);
+    const double log_error = 4e-15 + slopes_of(lower, upper, 0).rounding;
+    const double error = p.value < fails ? log_error * p.value : 4e-15 * fails;
+    add(OneFactorProbability{p.value, fails, p.log_value, error, log_error, true});
   }
   // Three variables that have not one factor: errors are absolute.
   MVNROB_HD void add(const math::BoxProbability& p) {
@@ -252,8 +267,10 @@ struct ProductOfBlocks {
   MVNROB_HD double error_of_smaller() const {
     return value < complement ? math::min(error, value * log_error) : error;
   }
-  // ln P, NaN where it has not the digits (see closed).
-  MVNROB_HD double known_log_value() const { return log_error <= 1e-6 ? log_value : NAN; }
+  // ln P, NaN where it has not the digits (see closed) and P itself does.
+  MVNROB_HD double known_log_value() const {
+    return log_error <= 1e-6 || value < 1e-290 ? log_value : NAN;
+  }
 };
 
 }  // namespace mvnrob::plan
