@@ -251,3 +251,36 @@ def test_gradients(n):
 
     inputs = upper.requires_grad_(), load.requires_grad_()
     assert torch.autograd.gradcheck(p, inputs, eps=1e-5, atol=1e-7, rtol=1e-6)
+
+
+def test_narrow_intervals_far_out():
+    """The rounding of limits counts there; ln P is known where P itself is zero."""
+    load = np.array([0.3, 0.5, 0.6, 0.8])
+    for half in (1e-4, 1e-6):
+        centre = np.array([2.0, 1.5, 2.5, 1.0])
+        # Scaled, so that limits are rounded once more.
+        sd = np.array([0.7, 130.0, 3.3e-3, 1.9])
+        upper, lower = (centre + half) * sd, (centre - half) * sd
+        r = exact(upper, product_form(load) * np.outer(sd, sd), lower)
+        log_p = log_by_density(load, centre, half)
+        assert abs(float(r.log_prob) - log_p) <= float(r.log_error) + 1e-12
+        assert float(r.log_error) <= 1e-2
+    n = 100
+    centre = np.linspace(1.0, 3.0, n)
+    load = np.full(n, 0.5)
+    r = exact(centre + 1e-4, product_form(load), centre - 1e-4)
+    log_p = log_by_density(load, centre, 1e-4)
+    assert r.prob == 0 and math.isfinite(float(r.log_prob))
+    assert abs(float(r.log_prob) - log_p) <= float(r.log_error) + 1e-12 < 1e-2
+
+
+def log_by_density(load, centre, half):
+    """ln P of short intervals: their lengths times the density at their centres, to second order."""
+    cov = product_form(load)
+    log_det = np.linalg.slogdet(cov)[1]
+    n = len(load)
+    inverse = np.linalg.inv(cov)
+    slope = inverse @ centre
+    log_density = -0.5 * (centre @ slope + log_det + n * math.log(2 * math.pi))
+    bend = half**2 / 6 * (slope @ slope - np.trace(inverse))
+    return log_density + n * math.log(2 * half) + math.log1p(bend)

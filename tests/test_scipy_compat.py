@@ -139,12 +139,16 @@ def test_lower_triangle_is_read():
         assert ours.cdf(x, cov=np.tril(lower) + above) == ours.cdf(x, cov=lower)
 
 
+#: With another, a second common factor: what has one alone is not sampled.
+X6 = np.linspace(-0.5, 0.5, 6)
+
+
 def test_tolerances_and_points():
     call = random_call(3, 8, ())
     tight, loose = (ours.cdf(**call, abseps=t, rng=1) for t in (1e-5, 1e-3))
     assert 0 < abs(tight - loose) < 1e-3 + 1e-5
     # A small probability, at which only a relative tolerance bites; none of these ends at maxpts.
-    call = {"x": np.full(6, -2.0), "cov": np.eye(6) + 0.5}
+    call = {"x": np.full(6, -2.0), "cov": np.eye(6) + 0.5 + np.outer(X6, X6)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         reference = ours.cdf(**call, abseps=0, releps=1e-3)
@@ -159,7 +163,7 @@ def test_tolerances_and_points():
 
 
 def test_rng():
-    call = {"x": np.full(6, 0.5), "cov": EYE.repeat(2, 0).repeat(2, 1) + np.eye(6), "abseps": 1e-3}
+    call = {"x": np.full(6, 0.5), "cov": 0.5 + np.outer(X6, X6) + np.eye(6), "abseps": 1e-3}
     assert ours.cdf(**call) == ours.cdf(**call) == ours.cdf(**call, rng=0)
     assert ours.cdf(**call, rng=1) == ours.cdf(**call, rng=np.int32(1)) != ours.cdf(**call)
     for make in (np.random.default_rng, np.random.RandomState):

@@ -324,6 +324,17 @@ def test_known_answers(shim, dtype):
     assert misses <= 0.005 * rows
 
 
+def test_a_contradiction_is_not_merged(shim):
+    """Two variables are multiples of one another, and disagree beside a third."""
+    cov = torch.full((1, 5, 5), 0.2).double()
+    cov.diagonal(dim1=1, dim2=2).fill_(1.0)
+    for i, j, r in ((0, 1, 1.0), (0, 3, 0.5), (1, 3, 0.3)):
+        cov[0, i, j] = cov[0, j, i] = r
+    upper = torch.linspace(0.2, 1, 5).double()[None]
+    kernels, cpu = by_kernels(shim, upper, cov), by_cpu(upper, cov)
+    assert int(kernels.status[0]) == int(cpu.status[0]) == Status.INDEFINITE
+
+
 @pytest.mark.parametrize("n", [300, 520])
 def test_large_rows(shim, n):
     """256 threads plan; some rows screen to a few variables, flat ones deepen."""

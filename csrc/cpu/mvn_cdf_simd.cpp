@@ -310,7 +310,8 @@ double one_factor_log(const double* upper, const double* lower, const double* sl
   int64_t i = 0;
   for (; i + kWide <= m; i += kWide) {
     const V move = V::load(slope + i) * V(y);
-    sum = sum + math::minus_two_log_interval<V>(V::load(lower + i) - move, V::load(upper + i) - move);
+    sum =
+        sum + math::minus_two_log_interval<V>(V::load(lower + i) - move, V::load(upper + i) - move);
   }
   double total = math::reduce_add(sum);
   for (; i < m; ++i)
@@ -323,8 +324,8 @@ double one_factor_log(const double* upper, const double* lower, const double* sl
 
 extern const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table);
 const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table) = {
-    MVNROB_ISA::kBlockRows,           MVNROB_ISA::sample<float>, MVNROB_ISA::sample<double>,
-    MVNROB_ISA::sample<double, true>, MVNROB_ISA::sample_union,  MVNROB_ISA::eliminate,
+    MVNROB_ISA::kBlockRows,           MVNROB_ISA::sample<float>,  MVNROB_ISA::sample<double>,
+    MVNROB_ISA::sample<double, true>, MVNROB_ISA::sample_union,   MVNROB_ISA::eliminate,
     MVNROB_ISA::ndtr_array,           MVNROB_ISA::interval_array, MVNROB_ISA::one_factor_fails,
     MVNROB_ISA::one_factor_log};
 

@@ -43,23 +43,31 @@ class Multiples {
     double* marks = m_.scratch();
     for (int32_t i = block_.thread(); i < a_.n; i += threads) marks[i] = marks_of(i);
     block_.sync();
-    rest = 0;
     unsigned any = 0;
     for (int32_t i = block_.thread(); i < a_.n; i += threads) {
-      double left = 0;
-      const int32_t k = first_like(i, marks, left);
-      m_.alike()[i] = k;
-      if (k == i) continue;
-      any = 1;
-      rest = math::max(left, rest);
+      double left;
+      m_.alike()[i] = first_like(i, marks, left);
+      any |= m_.alike()[i] != i;
     }
     any = block_.any_bits(any);
     if (!any) return false;
     // One that is like a variable that is merged itself stays: what is alike only nearly is no
     // class.
-    for (int32_t i = block_.thread(); i < a_.n; i += threads)
-      m_.group()[i] = m_.alike()[m_.alike()[i]] == m_.alike()[i];
+    rest = 0;
+    any = 0;
+    for (int32_t i = block_.thread(); i < a_.n; i += threads) {
+      const int32_t k = m_.alike()[i];
+      const bool merges = k != i && m_.alike()[k] == k && agree(k, i, marks);
+      m_.group()[i] = merges;
+      if (!merges) continue;
+      double left = 0;
+      is_multiple(k, i, left);
+      any = 1;
+      rest = math::max(left, rest);
+    }
     rest = block_.max(rest);
+    any = block_.any_bits(any);
+    if (!any) return false;
     for (int32_t i = block_.thread(); i < a_.n; i += threads)
       if (!m_.group()[i]) m_.alike()[i] = i;
     block_.sync();

@@ -128,6 +128,7 @@ class OneFactorFinder {
     if (last - first > 2) {
       const int near =
           largest(first, last, -1, [&](int k) { return ::fabs(between(first, k)); }).index;
+      if (near == INT_MAX) return false;  // NaN, all of them
       const Indexed other = largest(
           first, last, near, [&](int k) { return ::fabs(between(first, k) * between(near, k)); });
       if (!(other.key < 0)) return false;

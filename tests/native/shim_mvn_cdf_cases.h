@@ -251,7 +251,7 @@ inline void check_multiples(int64_t n, bool factored) {
                          mvnrob::PointSet::lattice};
     mvnrob::shim::run_mvn_cdf<float>(one->args, 1, 2);
   }
-  if (call.prob[0] != once.prob[0] || call.n_active[0] != n || !(call.error[0] < 1e-2))
+  if (call.prob[0] != once.prob[0] || call.active[0] != n || !(call.error[0] < 1e-2))
     throw std::runtime_error("multiples are not one variable, n = " + std::to_string(size));
 }
 
