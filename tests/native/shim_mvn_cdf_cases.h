@@ -168,7 +168,7 @@ inline void check_factor(int64_t n, int64_t copies) {
   Call<double> call(2, size);
   call.cov.assign(size * (n + 1), 0);
   for (int64_t i = 0; i < size; ++i) call.cov[i * (n + 1)] = call.cov[i * (n + 1) + 1 + i % n] = 1;
-  call.cov[1] = 1e-6;
+  if (size > 3) call.cov[1] = 1e-6;  // three have a closed form, whose error is rounding
   call.args.cov = call.cov.data();
   call.args.cov_strides = {0, n + 1, 1};
   call.args.factor_columns = int32_t(n + 1);
