@@ -347,7 +347,7 @@ def set_up(group, args):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--n", default="9,99,999")
+    p.add_argument("--n", type=harness.sizes(list(COUNTS)), default="9,99,999")
     p.add_argument("--quick", action="store_true", help="fewer problems and settings")
     p.add_argument("--seeds", type=int, default=4, help="fresh shifts behind each rms error")
     p.add_argument("--repeats", type=int, default=3)
@@ -361,14 +361,13 @@ def main():
         "instead of the classifier-like families with exact answers",
     )
     args = p.parse_args()
-    sizes = [int(v) for v in args.n.split(",")]
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")
     report = harness.environment()
     harness.show_environment(report)
 
     groups, peers, crude, rows = {}, {}, {}, []
-    for n in sizes:
+    for n in args.n:
         if n == 999 and not args.sampled_references:
             every = exact_group(n, CLASSIFIER_LIKE, "all")
             targets = every.truth

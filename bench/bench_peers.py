@@ -1,20 +1,26 @@
 """Time to error: CPU seconds per problem against true rms error, mvn_cdf beside every peer, one run.
 
-python -m bench.bench_peers [--n 9,99,999] [--budget 60] [--peers scipy,mvtnorm,mvnxpb,crude]
+python -m bench peers [--n 9,49,99,199,499,999,1999,4095] [--budget 2] [--patience 12]
+                      [--references 9] [--peers scipy,mvtnorm,mvnxpb,crude] [--cache FOLDER]
+python -m bench peers --join A.json,B.json
 
 One thread. A curve has a point for each setting: a number of points for a peer (bench/peers_cpu.py says
-which there are, and how to install them), an absolute tolerance for mvn_cdf, whose lines also tell
-what it claims, a 99 % error. Problems: classifiers with reference answers (bench/classifiers.py; at
-n = 999 families with exact ones), and known answers that look like them. `--budget` caps the CPU
-seconds of each setting of each peer; it then answers fewer problems, in a fixed random order, and
-mvn_cdf's error is taken over the same ones for that line's ratio. A ratio compares times at equal true
-rms error: mvn_cdf's curve is interpolated in log-log, beyond its ends extended at N^-1/2 for the peer's
-sake and marked.
+which there are, and how to install them), "authors" and "default" for SciPy with the authors' arguments
+and with none; an absolute tolerance for mvn_cdf, which is a 99 % error. Problems: bench/peer_problems.py,
+by kind and by band of p; `--references` names the n whose trained classifiers take part (their sampled
+answers take minutes at first; at n = 9 half of one), `--cache` the folder of EfficientNet-Lite0's covariances.
+A peer answers the problems of one n in rounds with fresh seeds, bands in turn, until `--budget` CPU
+seconds are spent on a setting; a first problem that takes more than `--patience` is given up, and the
+peer has no answer at this n. A ratio compares times at equal true rms error over the same problems: mvn_cdf's curve is
+interpolated in log-log, beyond its ends extended at N^-1/2 for the peer's sake and marked. Few answers
+make a rough rms error, and the column "answers" says how few.
 """
 
+import json
 import math
 import sys
 import warnings
+from pathlib import Path
 
 from bench import harness
 
@@ -23,54 +29,77 @@ harness.numpy_threads_one()
 import numpy as np
 import torch
 
-from bench import bench_mvn_cdf as base
-from bench import peers_cpu
+from bench import classifiers, peer_problems, peers_cpu
 
-TOLERANCES = {
-    9: (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5),
-    99: (1e-2, 3e-3, 1e-3, 3e-4, 1e-4),
-    999: (1e-2, 3e-3, 1e-3, 3e-4),
-}
+SIZES = "9,49,99,199,499,999,1999,4095"
+TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
+ALL = "all"
 
 
-def groups_of(n, args):
-    """The groups of one n, smallest counts with --quick."""
-    if n == 999 and not args.sampled_references:
-        whole = base.exact_group(n, base.CLASSIFIER_LIKE, "classifier-like")
-        few, flat = whole.truth >= 0.9, whole.truth <= 0.7
-        return [whole.part(few, "classifier-like p>=.9"), whole.part(flat, "classifier-like p<=.7")]
-    count = base.QUICK if args.quick else base.COUNTS[n]
-    whole, _ = base.classifier_group(n, count, args.seed)
-    whole.name = "classifiers"
-    singular = np.array([name.startswith("lin") for name in whole.names])
-    steep = np.array([name.startswith("mlp") for name in whole.names])
-    return [
-        whole,
-        whole.part(singular, "classifiers, singular"),
-        whole.part(steep, "classifiers, networks"),
-        base.exact_group(n, base.CLASSIFIER_LIKE, "known answers"),
-    ]
+def rms(values):
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
-def own_curve(group, args):
-    """mvn_cdf over tolerances: time, errors [seeds, problems] and what it claims."""
+def problems_of(n, args):
+    out = list(peer_problems.hierarchies(n, args.seed))
+    if n in args.references:
+        out += peer_problems.classifier_cases(n, args.seed)
+    if n == 999 and args.cache:
+        out += peer_problems.photographs(args.cache)
+    return out
+
+
+def groups_of(problems):
+    """{(kind, band): indices}."""
+    groups = {}
+    for i, problem in enumerate(problems):
+        groups.setdefault((problem.kind, problem.band), []).append(i)
+    return dict(sorted(groups.items()))
+
+
+def own_curve(problems, args):
+    """mvn_cdf over tolerances on one group: milliseconds and errors [seeds, problems].
+
+    The next tolerance costs up to ten times as much and is left out where that is over the budget.
+    """
+    from mvnrob import mvn_cdf
+
+    upper = torch.from_numpy(np.stack([p.upper for p in problems]))
+    cov = torch.from_numpy(np.stack([p.cov for p in problems]))
+    truth = np.array([p.prob for p in problems])
     curve = []
-    for tol in TOLERANCES[group.upper.shape[1]]:
-        line = base.measured(group, tol, args.seeds, args.repeats)
-        made, _ = base.errors(group, tol, args.seeds)
-        curve.append({"tol": tol, "line": line, "made": made})
+    for tol in TOLERANCES:
+        made, seconds = [], []
+        for seed in range(args.seeds):
+            seeds = torch.arange(len(truth)) + 10_000 * (seed + 1)
+            call = lambda seeds=seeds, tol=tol: mvn_cdf(
+                upper, cov, abs_tol=tol, seed=seeds, return_info=True
+            )
+            if seed == 0 or seconds[0] >= peers_cpu.LEAST_S:
+                result, took = peers_cpu.timed(call)
+                seconds.append(took)
+            else:  # short ones are timed once
+                result = call()
+            made.append(np.abs(result.prob.numpy() - truth))
+        curve.append(
+            {
+                "tol": tol,
+                "ms": 1e3 * float(np.mean(seconds)) / len(truth),
+                "made": np.array(made),
+                "converged": float((result.status != 2).double().mean()),
+            }
+        )
+        if sum(seconds) * 5 > args.budget:
+            break
     return curve
 
 
-def at_error(curve, which, target):
-    """mvn_cdf's milliseconds at a true rms error over the problems `which`; and how found."""
-    points = sorted(
-        (base.rms(point["made"][:, which]), point["line"]["ms"]) for point in curve
-    )  # the best error first
+def at_error(points, target):
+    """mvn_cdf's milliseconds at a true rms error, from its (error, ms); and how found."""
     kept = []
-    for error, ms in points:  # a dearer setting that is not better says nothing
+    for error, ms in sorted(points):  # the best error first; a dearer one that is no better is out
         if not kept or ms < kept[-1][1]:
-            kept.append((error, ms))
+            kept.append((max(error, 1e-17), ms))
     if target >= kept[-1][0]:
         return kept[-1][1], "its cheapest setting"
     if target <= kept[0][0]:
@@ -82,55 +111,193 @@ def at_error(curve, which, target):
     return ms_a * (ms_b / ms_a) ** share, "interpolated"
 
 
-def peer_lines(peer, group, curve, args):
-    n = group.upper.shape[1]
-    order = np.random.default_rng(1).permutation(group.size)
-    upper, cov = group.upper.numpy()[order], group.cov.numpy()[order]
-    lines, spent = [], 0.0
-    for points in peer.points[n]:
-        probs, seconds = peer.answers(upper, cov, points, args.budget, args.seed + 1)
-        made = np.abs(np.array(probs) - group.truth[order[: len(probs)]])
-        right = np.isfinite(made)
-        line = {
-            "n": n, "group": group.name, "method": peer.name, "setting": points,
-            "problems": int(right.sum()), "failed": int((~right).sum()),
-            "of": group.size,
-        }  # fmt: skip
+def in_turn(problems, rounds, rng):
+    """Indices of the problems for `rounds` rounds: in each, every group once before any twice."""
+    order = []
+    for _ in range(rounds):
+        waiting = [list(rng.permutation(indices)) for indices in groups_of(problems).values()]
+        while waiting:
+            for i in rng.permutation(len(waiting)):
+                order.append(int(waiting[i].pop()))
+            waiting = [group for group in waiting if group]
+    return order
+
+
+def word(line):
+    """Why a row is behind, if it is."""
+    if line.get("ratio", 1) >= 1:
+        return ""
+    why = {
+        "its cheapest setting": "behind: mvn_cdf has no cheaper setting",
+        "extrapolated": "behind: beyond mvn_cdf's tightest setting here",
+    }.get(line["how"], "behind")
+    answers = line["answers"]
+    return why + (f" (rms of {answers} answer{'s' * (answers > 1)})" if answers <= 4 else "")
+
+
+def peer_lines(peer, setting, n, problems, curves, args):
+    """Rows of one setting: each group, and each kind over its bands. And whether each had an answer."""
+    rounds = 1 if peer.name == "mvnxpb" else args.seeds  # it draws nothing
+    order = in_turn(problems, rounds, np.random.default_rng(args.seed + 1))
+    made = peers_cpu.within(
+        peer, [(problems[i].upper, problems[i].cov) for i in order], setting, args.budget,
+        args.patience, args.seed + 1,
+    )  # fmt: skip
+    common = {"n": n, "method": peer.name, "setting": setting}
+    if not made:
+        return [common | {"kind": ALL, "p": ALL, "answers": 0, "failed": 0,
+                "word": f"no answer in {args.patience:g} CPU seconds"}], False  # fmt: skip
+    lines = []
+    for (kind, band), indices in groups_of(problems).items():
+        mine = [(order[k], *pair) for k, pair in enumerate(made) if order[k] in indices]
+        if not mine:
+            continue
+        probs = np.array([v[1] for v in mine])
+        right = np.isfinite(probs)
+        line = common | {"kind": kind, "p": str(band), "answers": int(right.sum()),
+                         "failed": int((~right).sum())}  # fmt: skip
         if right.any():
-            which = order[: len(probs)][right]
-            error, ms = base.rms(made[right]), 1e3 * float(np.mean(np.array(seconds)[right]))
-            line |= {"ms": ms, "rms": error, "max": float(made[right].max())}
-            if error > 0:
-                line["mvn_cdf_ms"], line["how"] = at_error(curve, which, error)
+            which = np.array([v[0] for v in mine])[right]
+            off = np.abs(probs[right] - np.array([problems[i].prob for i in which]))
+            ms = 1e3 * float(np.mean(np.array([v[2] for v in mine])[right]))
+            line |= {"ms": ms, "rms": rms(off), "max": float(off.max())}
+            columns = [indices.index(i) for i in which]
+            curve = curves[kind, band]
+            own = [(rms(p["made"][:, columns]), p["ms"]) for p in curve]
+            line["_own"] = own
+            if line["rms"] > 0:
+                line["mvn_cdf_ms"], line["how"] = at_error(own, line["rms"])
                 line["ratio"] = ms / line["mvn_cdf_ms"]
+        line["word"] = word(line) if right.any() else "refused"
         lines.append(line)
-        spent = sum(seconds)
-        if spent > args.budget:  # the next setting is dearer still
-            break
+    for kind in dict.fromkeys(line["kind"] for line in lines):
+        parts = [line for line in lines if line["kind"] == kind and "rms" in line]
+        if parts:
+            lines.append(over_bands(parts, common | {"kind": kind, "p": ALL}))
+    return lines, len(made) >= len(curves)
+
+
+def over_bands(parts, line):
+    """A kind's row from the bands that were answered, each with equal weight.
+
+    mvn_cdf is compared over the same bands, at one tolerance for all.
+    """
+    line |= {
+        "bands": len(parts),
+        "answers": sum(p["answers"] for p in parts),
+        "failed": sum(p["failed"] for p in parts),
+        "ms": float(np.mean([p["ms"] for p in parts])),
+        "rms": rms([p["rms"] for p in parts]),
+        "max": max(p["max"] for p in parts),
+    }
+    steps = min(len(p["_own"]) for p in parts)
+    own = [
+        (rms([p["_own"][k][0] for p in parts]), float(np.mean([p["_own"][k][1] for p in parts])))
+        for k in range(steps)
+    ]
+    if line["rms"] > 0:
+        line["mvn_cdf_ms"], line["how"] = at_error(own, line["rms"])
+        line["ratio"] = line["ms"] / line["mvn_cdf_ms"]
+    line["word"] = word(line)
+    return line
+
+
+def own_lines(n, curves):
+    lines = []
+    for kind in dict.fromkeys(kind for kind, _ in curves):
+        bands = {band: curve for (k, band), curve in curves.items() if k == kind}
+        for i, tol in enumerate(TOLERANCES):
+            parts = []
+            for band, curve in bands.items():
+                if i < len(curve):
+                    made = curve[i]["made"]
+                    parts.append(
+                        {
+                            "n": n, "method": "mvn_cdf", "setting": tol, "kind": kind, "p": str(band),
+                            "answers": made.size, "failed": 0, "ms": curve[i]["ms"],
+                            "rms": rms(made), "max": float(made.max()),
+                            "converged": curve[i]["converged"],
+                        }
+                    )  # fmt: skip
+            lines += parts
+            if len(parts) == len(bands):
+                lines.append(
+                    parts[0]
+                    | {
+                        "p": ALL, "answers": sum(p["answers"] for p in parts), "bands": len(parts),
+                        "ms": float(np.mean([p["ms"] for p in parts])),
+                        "rms": rms([p["rms"] for p in parts]),
+                        "max": max(p["max"] for p in parts),
+                        "converged": float(np.mean([p["converged"] for p in parts])),
+                    }
+                )  # fmt: skip
     return lines
+
+
+def rows_of(n, peers, args):
+    problems = problems_of(n, args)
+    curves = {
+        key: own_curve([problems[i] for i in indices], args)
+        for key, indices in groups_of(problems).items()
+    }
+    rows = own_lines(n, curves)
+    for peer in peers:
+        if peer.most_n is not None and n > peer.most_n:
+            rows.append({"n": n, "method": peer.name, "kind": ALL, "p": ALL, "answers": 0,
+                         "word": f"takes at most {peer.most_n} variables"})  # fmt: skip
+            continue
+        onwards = True
+        for setting in peer.settings(n):
+            if not onwards and setting not in peers_cpu.SCIPY_SETTINGS:
+                continue  # the setting before was too dear to reach every band
+            lines, onwards = peer_lines(peer, setting, n, problems, curves, args)
+            rows += lines
+            if lines[0]["kind"] == ALL:
+                break  # not one answer, and what follows is dearer still
+    for row in rows:
+        row.pop("_own", None)
+        for key, value in row.items():
+            if isinstance(value, float):
+                row[key] = float(f"{value:.4g}")
+    return rows
+
+
+def join(paths, out):
+    """One result of several runs, by n; the environment is the first one's, with every command."""
+    parts = [json.loads(path.read_text()) for path in paths]
+    rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["n"])
+    report = parts[0]["environment"]
+    report["runs"] = [dict(part["environment"]) for part in parts]
+    report["command"] = "; ".join(part["environment"]["command"] for part in parts)
+    harness.write("peers", report, rows, out)
 
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--n", default="9,99,999")
-    p.add_argument("--quick", action="store_true", help="a third of the problems, two seeds")
-    p.add_argument("--seeds", type=int, default=4, help="fresh shifts behind mvn_cdf's rms error")
-    p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--seed", type=int, default=0, help="of the problems")
-    p.add_argument("--budget", type=float, default=60.0, help="CPU seconds per setting of a peer")
-    p.add_argument("--peers", default=",".join(peer.name for peer in peers_cpu.PEERS))
+    least, most = peer_problems.LEAST_N, peer_problems.MOST_N
+    p.add_argument("--n", type=harness.sizes(range(least, most + 1)), default=SIZES)
     p.add_argument(
-        "--sampled-references",
-        action="store_true",
-        help="n = 999: networks with sampled reference answers (an hour of CPU time at first)",
+        "--references",
+        type=harness.sizes([n for n in classifiers.REFERENCE if n != 999]),
+        default="9",
+        help="the n whose trained classifiers take part",
     )
+    p.add_argument("--seeds", type=int, default=4, help="fresh shifts behind each rms error")
+    p.add_argument("--seed", type=int, default=0, help="of the problems")
+    p.add_argument("--budget", type=float, default=2.0, help="CPU seconds per n and setting")
+    p.add_argument("--patience", type=float, default=12.0, help="CPU seconds for one problem")
+    p.add_argument("--join", help="instead of a run: these results, with commas, as one")
+    p.add_argument("--peers", default=",".join(peer.name for peer in peers_cpu.PEERS))
+    p.add_argument("--cache", type=Path, help="covariances that bench screening --cache keeps")
     args = p.parse_args()
     known = {peer.name: peer for peer in peers_cpu.PEERS}
     unknown = [name for name in args.peers.split(",") if name and name not in known]
     if unknown:
         p.error(f"--peers must be among {', '.join(known)}, got {', '.join(unknown)}")
-    if args.quick:
-        args.seeds = min(args.seeds, 2)
+    if args.cache and not args.cache.is_dir():
+        p.error(f"--cache must be a folder, got {args.cache}")
+    if args.join:
+        return join([Path(name) for name in args.join.split(",")], args.out)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")
     report = harness.environment()
@@ -143,30 +310,21 @@ def main():
                 peers.append(known[name])
     harness.show_environment(report)
     rows = []
-    for n in [int(v) for v in args.n.split(",")]:
-        for group in groups_of(n, args):
-            curve = own_curve(group, args)
-            own = [
-                {
-                    "n": n, "group": group.name, "method": "mvn_cdf", "setting": point["tol"],
-                    "problems": group.size, "failed": 0, "of": group.size,
-                    **{k: point["line"][k] for k in ("ms", "rms", "max")},
-                    "converged": point["line"]["converged"],
-                    "rms_reference": point["line"]["rms_reference"],
-                }
-                for point in curve
-            ]  # fmt: skip
-            lines = own + [line for peer in peers for line in peer_lines(peer, group, curve, args)]
-            print(f"\nn = {n}, {group.name}: ms per problem and true rms error")
-            harness.show(
-                lines,
-                ["method", "setting", "problems", "of", "failed", "ms", "rms", "max", "mvn_cdf_ms",
-                 "how", "ratio", "converged"],
-            )  # fmt: skip
-            rows += lines
-            slower = [line for line in lines if line.get("ratio", 2.0) < 1]
-            for line in slower:
-                print(f"# slower than {line['method']} at {line['setting']}: {line['ratio']:.2f}")
+    for n in args.n:
+        lines = rows_of(n, peers, args)
+        print(f"\nn = {n}: ms per problem and true rms error, all bands of p")
+        harness.show(
+            [line for line in lines if line["p"] == ALL],
+            ["kind", "method", "setting", "bands", "answers", "failed", "ms", "rms", "max", "mvn_cdf_ms",
+             "how", "ratio", "word"],
+        )  # fmt: skip
+        behind = [line for line in lines if line.get("ratio", 2.0) < 1]
+        print(f"# rows in which a peer is ahead: {len(behind)} of {len(lines)}")
+        harness.show(
+            behind, ["kind", "p", "method", "setting", "answers", "ms", "rms", "ratio", "word"]
+        )
+        sys.stdout.flush()
+        rows += lines
     harness.write("peers", report, rows, args.out)
 
 

@@ -185,6 +185,23 @@ def show(rows, columns):
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
+def sizes(known):
+    """An argument type: numbers with commas, each among `known` (a range or a collection)."""
+    allowed = (
+        f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(map(str, known))
+    )
+
+    def parse(text):
+        values = []
+        for part in text.split(","):
+            if not part.strip().isdecimal() or int(part) not in known:
+                raise argparse.ArgumentTypeError(f"must be among {allowed}, got {part.strip()!r}")
+            values.append(int(part))
+        return values
+
+    return parse
+
+
 def parser(description):
     program = f"python -m bench {subcommand}" if subcommand else None
     p = argparse.ArgumentParser(prog=program, description=description)

@@ -9,14 +9,19 @@
 | crude | Monte Carlo on the same device: normal draws times a factor, float32, counted | - |
 
 Each is optional but the last; one that is absent has a sentence that says so. All get the problems
-one after the other but crude and mvnxpb, whose batches are theirs to use. A peer's `answers` are
-(probabilities, CPU seconds of each) of the first problems that its budget lasts for.
+one after the other but mvnxpb up to n = 100, whose batch is its to use. A peer's `answers` are pairs
+(probability, CPU seconds), one for each of the problems in turn; `within` takes them in a process of
+its own, for as long as a budget of CPU time lasts.
 """
 
+import math
+import multiprocessing
+import resource
 import shutil
 import struct
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +30,42 @@ import torch
 from bench import harness
 
 R_SCRIPT = Path(__file__).with_name("peers_r.R")
-
-
-# Points of a setting, by n.
-LATTICE_POINTS = {
-    9: (300, 1_000, 10_000, 100_000),
-    99: (300, 1_000, 10_000, 100_000),
-    999: (1_000, 5_000),
+# A setting of SciPy is a number of points, or one of these.
+SCIPY_SETTINGS = {
+    "default": {},
+    "authors": {"maxpts": 10_000, "abseps": 1e-4, "releps": 1e-4},
 }
-TILTED_POINTS = {9: (1_000, 10_000, 100_000), 99: (1_000, 10_000), 999: (200, 1_000)}
-CRUDE_POINTS = {9: (10_000, 100_000, 1_000_000), 99: (10_000, 100_000), 999: (1_000, 10_000)}
+
+
+# A call that takes less is repeated until it has: the clock of CPU time is coarse.
+LEAST_S = 0.02
+
+
+def timed(call):
+    """Answer and CPU seconds of a call."""
+    start = time.process_time()
+    answer = call()
+    took = time.process_time() - start
+    if took >= LEAST_S:
+        return answer, took
+    calls, start = 0, time.process_time()
+    while calls == 0 or time.process_time() - start < LEAST_S:
+        answer = call()
+        calls += 1
+    return answer, (time.process_time() - start) / calls
+
+
+def lattice_points(n):
+    return (300, 1_000, 10_000, 100_000) if n <= 199 else (1_000, 5_000, 25_000)
 
 
 class SciPy:
     name = "scipy"
-    points = LATTICE_POINTS
+    most_n = None
+
+    def settings(self, n):
+        """The default goes on to a stated error of 1e-5, for minutes beyond n = 99."""
+        return (*lattice_points(n), "authors", *(["default"] if n <= 99 else []))
 
     def absent(self):
         try:
@@ -52,27 +78,24 @@ class SciPy:
 
         return scipy.__version__
 
-    def answers(self, upper, cov, points, budget_s, seed):
+    def answers(self, problems, setting, budget_s, seed):
         from scipy.stats import multivariate_normal
 
-        rng, probs, seconds = np.random.default_rng(seed), [], []
-        for u, c in zip(upper, cov, strict=True):
+        options = SCIPY_SETTINGS.get(setting, {"maxpts": setting, "abseps": 1e-12})
+        rng = np.random.default_rng(seed)
+        for u, c in problems:
             call = lambda u=u, c=c: multivariate_normal.cdf(
-                u, cov=c, allow_singular=True, maxpts=points, abseps=1e-12, rng=rng
+                u, cov=c, allow_singular=True, rng=rng, **options
             )
-            timing, prob = harness.cpu_time(call, repeats=1, warm_up=0)
-            probs.append(float(prob))
-            seconds.append(timing["median_s"])
-            if sum(seconds) > budget_s:
-                break
-        return probs, seconds
+            prob, seconds = timed(call)
+            yield float(prob), seconds
 
 
 class R:
     """An R package, one process for each setting."""
 
-    def __init__(self, package, points):
-        self.name, self.points = package, points
+    def __init__(self, package, settings, most_n=None):
+        self.name, self.settings, self.most_n = package, settings, most_n
 
     def _run(self, *arguments):
         command = ["Rscript", "--vanilla", str(R_SCRIPT), *map(str, arguments)]
@@ -87,24 +110,30 @@ class R:
     def version(self):
         return self._run("version", self.name).stdout.strip()
 
-    def answers(self, upper, cov, points, budget_s, seed):
+    def answers(self, problems, setting, budget_s, seed):
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "in", Path(folder) / "out"
             with source.open("wb") as f:
-                f.write(struct.pack("<d", len(upper)))
-                for u, c in zip(upper, cov, strict=True):
+                f.write(struct.pack("<d", len(problems)))
+                for u, c in problems:
                     f.write(struct.pack("<d", len(u)) + u.astype("<f8").tobytes())
                     f.write(c.astype("<f8").tobytes())
-            done = self._run("run", self.name, points, budget_s, seed, source, target)
-            if done.returncode:
+            done = self._run("run", self.name, setting, budget_s, seed, source, target)
+            if done.returncode > 0:
                 raise RuntimeError(f"R's {self.name}: {done.stderr.strip()[-300:]}")
-            lines = [line.split() for line in target.read_text().splitlines()]
-        return [float(v[0]) for v in lines], [float(v[1]) for v in lines]
+            # One that ran out of CPU time has written what it had.
+            lines = target.read_text().splitlines() if target.exists() else []
+            for line in lines:
+                prob, seconds, _ = line.split()
+                yield float(prob), float(seconds)
 
 
 class MVNXPB:
     name = "mvnxpb"
-    points = dict.fromkeys(LATTICE_POINTS, (0,))  # it has no setting
+    most_n = None
+
+    def settings(self, n):
+        return ("-",)  # it has none
 
     def absent(self):
         try:
@@ -117,7 +146,7 @@ class MVNXPB:
 
         return botorch.__version__
 
-    def answers(self, upper, cov, points, budget_s, seed):
+    def answers(self, problems, setting, budget_s, seed):
         from botorch.utils.probability.mvnxpb import MVNXPB
 
         def solve(u, c):
@@ -126,29 +155,29 @@ class MVNXPB:
             return MVNXPB(cov, bounds).solve().exp()
 
         try:  # all at once, if none of them is refused; large ones as far as the budget lasts
-            if upper.shape[1] <= 100:
+            if len(problems[0][0]) <= 100:
+                upper, cov = (np.stack(arrays) for arrays in zip(*problems, strict=True))
                 timing, probs = harness.cpu_time(lambda: solve(upper, cov), repeats=1, warm_up=0)
-                return probs.tolist(), [timing["median_s"] / len(upper)] * len(upper)
+                each = timing["median_s"] / len(problems)
+                yield from ((prob, each) for prob in probs.tolist())
+                return
         except (RuntimeError, ValueError):
             pass
-        probs, seconds = [], []
-        for u, c in zip(upper, cov, strict=True):
+        for u, c in problems:
             try:
                 call = lambda u=u, c=c: solve(u[None], c[None])
-                timing, prob = harness.cpu_time(call, repeats=1, warm_up=0)
-                probs.append(float(prob))
-                seconds.append(timing["median_s"])
+                prob, seconds = timed(call)
+                yield float(prob), seconds
             except (RuntimeError, ValueError):  # singular covariances, for one
-                probs.append(float("nan"))
-                seconds.append(0.0)
-            if sum(seconds) > budget_s:
-                break
-        return probs, seconds
+                yield float("nan"), 0.0
 
 
 class Crude:
     name = "crude"
-    points = CRUDE_POINTS
+    most_n = None
+
+    def settings(self, n):
+        return (10_000, 100_000, 1_000_000) if n <= 99 else (1_000, 10_000, 100_000)
 
     def absent(self):
         return None
@@ -156,35 +185,75 @@ class Crude:
     def version(self):
         return torch.__version__
 
-    def answers(self, upper, cov, points, budget_s, seed):
+    def answers(self, problems, setting, budget_s, seed):
         from bench.peers import count, factor
 
         generator = torch.Generator().manual_seed(seed)
-        u, c = torch.from_numpy(upper).float(), torch.from_numpy(cov)
-        probs, seconds = [], []
-        piece = max(256, min(points, 4_000_000 // u.shape[1]))
-        for i in range(len(u)):
+        for upper, cov in problems:
+            u, c = torch.from_numpy(upper).float()[None], torch.from_numpy(cov)[None]
+            piece = max(256, min(setting, 4_000_000 // len(upper)))
+
             # Noise of its own for each problem: shared noise would make the errors one draw.
-            def draw(i=i):
-                low, left, hits = factor(c[i : i + 1]), points, 0
+            def draw(u=u, c=c, piece=piece):
+                low, left, hits = factor(c), setting, 0
                 while left > 0:
                     take = min(piece, left)
-                    hits += int(count(low, u[i : i + 1], take, generator))
+                    hits += int(count(low, u, take, generator))
                     left -= take
-                return hits / points
+                return hits / setting
 
-            timing, prob = harness.cpu_time(draw, repeats=1, warm_up=int(i == 0))
-            probs.append(prob)
-            seconds.append(timing["median_s"])
-            if sum(seconds) > budget_s:
-                break
-        return probs, seconds
+            yield timed(draw)
 
 
 PEERS = (
     SciPy(),
-    R("mvtnorm", LATTICE_POINTS),
-    R("TruncatedNormal", TILTED_POINTS),
+    # Fewer points than its lattice's first make no difference.
+    R(
+        "mvtnorm",
+        lambda n: (1_000, 25_000, 250_000) if n <= 199 else (1_000, 25_000),
+        most_n=1_000,
+    ),
+    R(
+        "TruncatedNormal",
+        lambda n: (1_000, 10_000, 100_000) if n <= 9 else (200, 1_000, 10_000),
+    ),
     MVNXPB(),
     Crude(),
 )
+
+
+def within(peer, problems, setting, budget_s, patience_s, seed):
+    """Answers of a peer: (probability, CPU seconds) of the first problems.
+
+    A problem is begun while less than budget_s has been spent; what is not done after patience_s in all
+    is given up: the process's limit of CPU time ends it.
+    """
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def work():
+        here.close()
+        start, limit = time.process_time(), math.ceil(patience_s) + 1
+        # The soft limit's signal ends a process that does not handle it; R inherits it.
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+        try:
+            for pair in peer.answers(problems, setting, budget_s, seed):
+                there.send(pair)
+                if time.process_time() - start > budget_s:
+                    break
+        except (RuntimeError, ValueError, ImportError) as error:
+            there.send(f"{type(error).__name__}: {error}")
+
+    process = context.Process(target=work)
+    process.start()
+    there.close()
+    made = []
+    try:
+        while True:
+            made.append(here.recv())
+    except EOFError:
+        pass
+    process.join()
+    if made and isinstance(made[-1], str):
+        raise RuntimeError(f"{peer.name} at {setting}: {made[-1]}")
+    return made

@@ -45,9 +45,10 @@ for (i in seq_len(count)) {
     answer <- tryCatch(integrate(upper, cov), error = function(e) c(NaN, NaN))
     times <- times + 1
     took <- cpu() - start
-    if (took >= 0.05 || is.nan(answer[1])) break
+    if (took >= 0.02 || is.nan(answer[1])) break
   }
   cat(format(c(answer[1], took / times, answer[2]), digits = 17), "\n", file = out)
+  flush(out)
   spent <- spent + took
   if (spent > budget) break
 }
