@@ -18,6 +18,7 @@ make a rough rms error, and the column "answers" says how few.
 
 import json
 import math
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -263,12 +264,20 @@ def rows_of(n, peers, args):
 
 
 def join(paths, out):
-    """One result of several runs, by n; the environment is the first one's, with every command."""
+    """One result of several runs, by n; the environment is the first one's, with every command.
+
+    Where the parts were written is no part of the commands.
+    """
     parts = [json.loads(path.read_text()) for path in paths]
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["n"])
     report = parts[0]["environment"]
-    report["runs"] = [dict(part["environment"]) for part in parts]
+    for part in parts:
+        environment = part["environment"]
+        environment["command"] = re.sub(r" --out[ =]\S+", "", environment["command"])
     report["command"] = "; ".join(part["environment"]["command"] for part in parts)
+    report["runs"] = [
+        {k: v for k, v in part["environment"].items() if k != "runs"} for part in parts
+    ]
     harness.write("peers", report, rows, out)
 
 
@@ -297,6 +306,9 @@ def main():
     if args.cache and not args.cache.is_dir():
         p.error(f"--cache must be a folder, got {args.cache}")
     if args.join:
+        absent = [name for name in args.join.split(",") if not Path(name).is_file()]
+        if absent:
+            p.error(f"--join must name result files, got {', '.join(absent)}")
         return join([Path(name) for name in args.join.split(",")], args.out)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")

@@ -180,6 +180,109 @@ def test_checkouts_weigh_time_and_error(one_thread):
     assert line["rms"] == pytest.approx(1e-3) and line["other_rms"] == pytest.approx(2e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "n", "text"),
+    [
+        ("peers", "9,5", "argument --n: must be among 6 to 4095, got '5'"),
+        ("peers", "nine", "argument --n: must be among 6 to 4095, got 'nine'"),
+        ("mvn_cdf", "50", "argument --n: must be among 9, 99, 999, got '50'"),
+    ],
+)
+def test_bad_n_is_one_clear_error(monkeypatch, capsys, one_thread, name, n, text):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, name, "--n", n)
+    assert capsys.readouterr().err.count(text) == 1
+
+
+@pytest.mark.parametrize("n", [6, 9, 40])
+def test_answers_of_the_peers_problems_are_exact(one_thread, n):
+    import oracles
+
+    from bench import peer_problems
+    from mvnrob import mvn_cdf
+
+    problems = list(peer_problems.hierarchies(n, 0))
+    assert {p.band for p in problems} == set(peer_problems.TARGETS)
+    for k, p in enumerate(problems[::3]):
+        r = mvn_cdf(torch.from_numpy(p.upper), torch.from_numpy(p.cov), abs_tol=1e-4, seed=k,
+                    return_info=True)  # fmt: skip
+        assert abs(float(r.prob) - p.prob) <= 1.5 * float(r.error)
+    # The same integral by code of its own.
+    rng = np.random.default_rng(1)
+    group, margins = np.arange(12) % 2, np.round(1 + rng.random(12), 1)
+    share = np.array([2, 0])
+    top, within = np.sqrt(np.array(peer_problems.SHARES)[share[group]].T)
+    answer = oracles.hierarchy(top, group, within, np.sqrt(1 - top**2 - within**2),
+                               np.full(12, -np.inf), margins)  # fmt: skip
+    model = peer_problems.Hierarchy(group, share, margins)
+    assert abs(model.prob(1.0) - answer.prob) < 1e-8
+    assert abs(model.complement(1.0) - answer.complement) < 1e-8
+
+
+def test_peers_are_compared_at_equal_error():
+    from bench import bench_peers
+
+    points = [(1e-2, 1.0), (1e-3, 10.0), (2e-3, 20.0), (1e-4, 100.0)]  # the third is of no use
+    assert bench_peers.at_error(points, 1e-3)[0] == pytest.approx(10.0)
+    assert bench_peers.at_error(points, 3e-3)[1] == "interpolated"
+    assert bench_peers.at_error(points, 0.1) == (1.0, "its cheapest setting")
+    ms, how = bench_peers.at_error(points, 1e-5)
+    assert how == "extrapolated" and ms == pytest.approx(1e4)
+    row = {"ratio": 0.5, "how": "extrapolated", "answers": 1}
+    assert (
+        bench_peers.word(row) == "behind: beyond mvn_cdf's tightest setting here (rms of 1 answer)"
+    )
+    assert bench_peers.word(row | {"ratio": 1.5}) == ""
+
+
+def test_a_peer_stops_with_its_budget():
+    import time
+
+    from bench import peers_cpu
+
+    def busy(seconds):
+        start = time.process_time()
+        while time.process_time() - start < seconds:
+            pass
+        return seconds
+
+    class Peer:
+        name = "busy"
+
+        def answers(self, problems, setting, budget_s, seed):
+            for seconds in problems:
+                yield busy(seconds), seconds
+
+    assert [p for p, _ in peers_cpu.within(Peer(), [0.2] * 9, "-", 0.3, 5, 0)] == [0.2, 0.2]
+    assert peers_cpu.within(Peer(), [9.0], "-", 0.3, 1, 0) == []
+
+
+def test_peers_has_a_row_for_each_band_and_joins(monkeypatch, capsys, one_thread, tmp_path):
+    from bench import bench_peers
+
+    monkeypatch.setattr(bench_peers, "TOLERANCES", (1e-2, 1e-3))
+    for n in ("7", "6"):
+        options = ("--n", n, "--peers", "crude", "--seeds", "1", "--budget", "0.2")
+        assert not run(monkeypatch, "peers", *options, "--out", str(tmp_path / n))
+    parts = ",".join(str(tmp_path / n / "peers.json") for n in ("7", "6"))
+    assert not run(monkeypatch, "peers", "--join", parts, "--out", str(tmp_path))
+    result = json.loads((tmp_path / "peers.json").read_text())
+    assert result["environment"]["command"].count("; python -m bench peers --n 6 ") == 1
+    assert str(tmp_path) not in result["environment"]["command"]
+    rows = result["rows"]
+    assert [row["n"] for row in rows] == sorted(row["n"] for row in rows)
+    bands = {row["p"] for row in rows if (row["n"], row["method"]) == (6, "crude")}
+    assert "all" in bands and len(bands) > 3
+    for row in rows:
+        assert ("behind" in row.get("word", "")) == (row.get("ratio", 1) < 1)
+    text = "".join(page.table(columns, lines) for _, columns, lines in sections.peers_tables(rows))
+    assert text.count("| 6 |") > 3
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "peers", "--join", "absent.json")
+    assert "--join must name result files, got absent.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["hierarchy", "flat"])
 def test_answers_of_checkouts_are_exact(one_thread, kind):
     from bench import bench_checkouts
