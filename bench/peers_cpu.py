@@ -87,8 +87,11 @@ class SciPy:
             call = lambda u=u, c=c: multivariate_normal.cdf(
                 u, cov=c, allow_singular=True, rng=rng, **options
             )
-            prob, seconds = timed(call)
-            yield float(prob), seconds
+            try:
+                prob, seconds = timed(call)
+                yield float(prob), seconds
+            except ValueError:  # not semidefinite by its measure
+                yield float("nan"), 0.0
 
 
 class R:
