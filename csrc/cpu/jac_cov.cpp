@@ -61,12 +61,14 @@ struct FreeAligned {
   void operator()(void* p) const { ::operator delete(p, std::align_val_t(64)); }
 };
 
-// Rows of a tile: large tiles take differences less often (each row once per tile it is in), small
-// ones give every thread something to do. A pair's sum does not depend on the choice.
+// Rows of a tile: large tiles read and take differences less often (each row once per tile it is
+// in), small ones give every thread something to do. A pair's sum does not depend on the choice.
+// Scratch for 500 rows is 7 MB.
 int64_t tile_rows(int64_t group, int64_t batch, int64_t classes) {
-  const int64_t wanted = 3 * int64_t(torch::stable::get_num_threads());
-  int64_t rows = 200;
-  for (; rows > 50; rows /= 2) {
+  const int64_t threads = int64_t(torch::stable::get_num_threads());
+  const int64_t wanted = threads > 1 ? 3 * threads : 1;
+  int64_t rows = 500;
+  for (; rows > 63; rows /= 2) {
     const int64_t across = (classes + rows - 1) / rows;
     if (batch * across * (across + 1) / 2 >= wanted) break;
   }
