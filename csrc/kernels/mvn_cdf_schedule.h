@@ -145,8 +145,8 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
 // A piece of device memory for one tile of rows.
 template <class scalar_t>
 struct Workspace {
-  int64_t counters, generators, active[2], closed, factored, small, blocked, tensor, united, history,
-      memory, bytes;
+  int64_t counters, generators, active[2], closed, factored, small, blocked, tensor, united,
+      history, memory, bytes;
 
   Workspace(const MvnCdfArgs& a, int64_t rows, const Grids& grids) {
     Offsets o;
