@@ -175,3 +175,18 @@ def test_gradient_where_nothing_is_left():
 def test_bad_options(bad):
     with pytest.raises((TypeError, ValueError), match="mvn_cdf: "):
         mvn_log_cdf(torch.zeros(2), torch.eye(2), **bad)
+
+
+def test_what_was_screened_may_be_all_of_p():
+    """X_5 <= 4.5 hardly matters by itself, and is all but impossible beside X_1, ..., X_4 >= 8: of
+    what an absolute tolerance screens, ln p is not known from below."""
+    upper = np.array([math.inf, math.inf, math.inf, math.inf, 4.5, 5.0])
+    lower = np.array([8.0, 8.1, 8.2, 8.4, -math.inf, -math.inf])
+    cov = np.full((6, 6), 0.85)
+    np.fill_diagonal(cov, 1.0)
+    truth = equicorrelated_log(upper, 0.85, lower)
+    r = mvn_cdf(TENSOR(upper), TENSOR(cov), lower=TENSOR(lower), abs_tol=1e-4, return_info=True)
+    assert abs(float(r.prob) - math.exp(truth)) <= float(r.error) < 1e-16
+    assert float(r.log_prob) > truth + 1 and float(r.log_error) == math.inf
+    r = integrate(upper, cov, lower, rel_tol=1e-3)
+    assert abs(float(r.log_prob) - truth) <= float(r.log_error) < 2e-3

@@ -449,11 +449,12 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
   r.complement = math::min(1.0, math::max(0.0, r.complement));
   r.error = e.error * unit + half;
   // Where unit underflows nothing was screened.
+  const double moved = half > 0 ? half / unit : 0.0;
   r.log_prob = small_complement ? ::log1p(-r.complement)
                                 : ::log(e.value) + plan.best_log_unit +
-                                      (half > 0 ? ::log1p(-half / (e.value * unit)) : 0.0);
+                                      (half > 0 ? ::log1p(-moved / e.value) : 0.0);
   const double relative =
-      small_complement ? r.error / r.prob : (e.error + (half > 0 ? half / unit : 0.0)) / e.value;
+      small_complement ? r.error / r.prob : (e.error + moved) / (e.value - moved);
   r.log_error = e.error == 0 && half == 0 ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
   if (plan.best_log_value == plan.best_log_value && !small_complement && half == 0) {
     r.log_prob = plan.best_log_value;
