@@ -455,8 +455,10 @@ def test_out_of_memory_of_a_single_copy_is_raised():
 
 
 def test_status_and_error_of_an_unmet_tolerance():
-    # 60 equal rivals at correlation 1/2: no screening, and 1e-7 takes more points than allowed
+    # 60 equal rivals at correlation 1/2, two of them nearer so that there is no common factor: no
+    # screening, and 1e-9 takes more points than allowed
     weight = torch.eye(61, dtype=torch.float64)
+    weight[1, 2] = 0.1
     x = torch.zeros(1, 61, dtype=torch.float64)
     x[0, 0] = 1.0
     x = torch.cat([x, 1e3 * x])  # the second input is done at once

@@ -171,6 +171,7 @@ void Problem::add_masses() {
 }
 
 Prepared Problem::merge(const RowInput& input) {
+  if (input.n > plan::kMostToMerge) return Prepared::integrate;
   const Multiples multiples(*this, input);
   const int64_t m = int64_t(variable.size());
   std::vector<int64_t> alike(m);  // the first variable of which this one is a multiple, or itself

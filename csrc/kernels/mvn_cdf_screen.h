@@ -28,8 +28,8 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
   facts = block.any_bits(facts);
   bool impossible = (facts & plan::kImpossible) != 0, merged = false;
   double rest = 0;
-  if (a.n > 1 && !a.order && a.options.method != Method::sov && !impossible &&
-      !(facts & (plan::kNanInput | plan::kIndefinite)))
+  if (a.n > 1 && a.n <= plan::kMostToMerge && !a.order && a.options.method != Method::sov &&
+      !impossible && !(facts & (plan::kNanInput | plan::kIndefinite)))
     merged = Multiples<scalar_t, threads>(a, row, block, entry_error).merge(impossible, rest);
   double active = 0, largest_mass = 0;
   for (int32_t i = block.thread(); i < a.n; i += threads) {

@@ -8,6 +8,9 @@
 
 namespace mvnrob::plan {
 
+// Looking for pairs takes the square of the number of variables where many are alike.
+constexpr int64_t kMostToMerge = 4096;
+
 // Multiples look alike from everywhere: a sum of |entries|, with weights, tells most other pairs
 // apart without a look at their own entry. Of a factor the entries are those of a row, of a
 // covariance those at kMarks variables.
