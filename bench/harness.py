@@ -157,11 +157,16 @@ def results_folder(out=None):
     return out
 
 
+def _json(report, rows):
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    return f'{{"environment": {json.dumps(report, indent=1)},\n"rows": [\n{lines}\n]}}\n'
+
+
 def write(name, report, rows, out=None):
-    """bench/results/<name>.json (environment and rows) and <name>.csv (rows)."""
+    """bench/results/<name>.json (environment and rows, a line each) and <name>.csv (rows)."""
     out = results_folder(out)
     path = out / f"{name}.json"
-    path.write_text(json.dumps({"environment": report, "rows": rows}, indent=1) + "\n")
+    path.write_text(_json(report, rows))
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with (out / f"{name}.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, keys, restval="")

@@ -87,8 +87,8 @@ def mvn_cdf(
             its tolerance unmet says so in ``status``, and one warning is raised.
         method: ``"auto"``; ``"sov"`` samples every variable that screening leaves (no completion,
             no closed form, no tilt, no union, multiples apart); ``"closed_form"`` is exact and raises for
-            a row that has no exact answer (below); ``"mendell_elston"`` approximates without sampling and knows no
-            error (below).
+            a row that has no exact answer (below); ``"mendell_elston"`` approximates without sampling
+            and knows no error (below).
         seed: int, or int64 ``[...]``, one per row. A row's answer depends on that row and its seed
             alone: not on the batch, its order, or the number of threads. It is the same to the bit
             on one build and SIMD level (:func:`mvnrob.simd_level`).
@@ -102,8 +102,9 @@ def mvn_cdf(
             time of Richtmyer's points (n = 9 and 49), at n = 9 and 1e-3 the same, at 1e-5 three
             quarters; Sobol points are as good and dearer each (``bench/bench_points.py``).
         check: test that ``cov`` is finite, symmetric and positive semidefinite (eigenvalues), or
-            ``factor`` finite, and raise naming the first bad row. Without it, a pivot that is negative beyond rounding
-            makes that row NaN with status ``INDEFINITE``; a partial factorisation may not meet one.
+            ``factor`` finite, and raise naming the first bad row. Without it, a pivot that is negative
+            beyond rounding makes that row NaN with status ``INDEFINITE``; a partial factorisation may
+            not meet one.
         return_info: return :class:`MVNResult` instead of the probability alone.
 
     Batch dimensions broadcast. A covariance shared by the batch is not copied.
@@ -112,10 +113,10 @@ def mvn_cdf(
     It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
     otherwise they agree within the sum of their errors. No warning is raised there, since that would
     wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status
-    ``NO_CLOSED_FORM``. Memory there is about ``10 n^2`` bytes a row (``12 n^2`` where samples are float64; with a factor of
-    r < n / 2 columns ``12 n r + 8 r^2`` and ``16 n r + 8 r^2``), at most 8 GiB at a time (larger
-    batches go through in pieces), and up to a GiB for the samples: ``n = 16,384`` takes 3.5
-    to 4 GiB beside its covariance.
+    ``NO_CLOSED_FORM``. Memory there is about ``10 n^2`` bytes a row (``12 n^2`` where samples are
+    float64; with a factor of r < n / 2 columns ``12 n r + 8 r^2`` and ``16 n r + 8 r^2``), at most 8
+    GiB at a time (larger batches go through in pieces), and up to a GiB for the samples: ``n = 16,384``
+    takes 3.5 to 4 GiB beside its covariance.
 
     ``torch.func.vmap`` over it gives each row the answer that it has alone, to the bit (an int ``seed``
     serves all rows), in one call for all; ``check`` must be False for what is mapped. Autocast does not
@@ -125,13 +126,14 @@ def mvn_cdf(
     (P(0 <= 0) = 1); ``lower > upper`` gives 0; a NaN in a limit, a mean or a variance, or in an
     entry of ``cov`` that is read, gives NaN for that row alone.
 
-    Exact, without sampling (status ``EXACT``, ``n_points`` 0), are rows whose variables, after screening,
-    fall apart into blocks that are independent (entries of exactly zero), each of up to three variables
-    or of one common factor, R_ij = l_i l_j with ``|l_i| <= .9995``, one of 1 beside them (equicorrelated ones, for instance), which is
-    a one-dimensional quadrature (Dunnett and Sobel 1955). The form is looked for in ``cov`` and in ``factor``
-    (up to ``n^2 r = 1e9``), and must hold in every entry to 8 entry errors (7e-15, or 1e-6 in float32); what
-    is left over enters the error in float64. A block of any other kind makes the whole row sampled.
-    Variables that are multiples of each other, positive or negative, become one beforehand.
+    Exact, without sampling (status ``EXACT``, ``n_points`` 0), are rows whose variables, after
+    screening, fall apart into blocks that are independent (entries of exactly zero), each of up to three
+    variables or of one common factor, R_ij = l_i l_j with ``|l_i| <= .9995``, one of 1 beside them
+    (equicorrelated ones, for instance), which is a one-dimensional quadrature (Dunnett and Sobel 1955).
+    The form is looked for in ``cov`` and in ``factor`` (up to ``n^2 r = 1e9``), and must hold in every
+    entry to 8 entry errors (7e-15, or 1e-6 in float32); what is left over enters the error in float64. A
+    block of any other kind makes the whole row sampled. Variables that are multiples of each other,
+    positive or negative, become one beforehand, in rows of up to n = 4,096.
 
     ``error`` bounds ``|prob - truth|`` with probability 99 % over the random shifts. It is the sum of
     a t-interval over 8 random shifts of the lattice, its miss probability spent over the looks at it;
@@ -206,9 +208,9 @@ def mvn_cdf(
     Elston (1994) (order); Hickernell (2002) (tent-transformed lattices); Cools, Kuo and Nuyens
     (2006), SIAM J. Sci. Comput. 28 (embedded lattices); Joe and Kuo (2008), SIAM J. Sci. Comput. 30
     (Sobol's direction numbers); Owen (1995), Burley (2020) (their scrambling); Genz (2004), Stat. Comput.
-    14 (n = 2 and 3); Dunnett and Sobel (1955), Biometrika 42 (one factor); Botev (2017), J. R. Stat. Soc. B 79 (tilt); Owen, Maximov and Chertkov (2019),
-    Electron. J. Stat. 13 (union); Mendell and Elston (1974), Biometrics 30 (moment matching); Plackett
-    (1954), Biometrika 41 (gradient to cov).
+    14 (n = 2 and 3); Dunnett and Sobel (1955), Biometrika 42 (one factor); Botev (2017), J. R. Stat.
+    Soc. B 79 (tilt); Owen, Maximov and Chertkov (2019), Electron. J. Stat. 13 (union); Mendell and
+    Elston (1974), Biometrics 30 (moment matching); Plackett (1954), Biometrika 41 (gradient to cov).
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.

@@ -36,7 +36,8 @@ def mvn_log_cdf(
 
     Differentiable once, as :func:`mvnrob.mvn_cdf` is: every slope is exp(log density + log of a
     conditional probability - log p), so it is right where p itself is no number of the dtype. It is
-    known to about ``2 rel_tol`` of itself. Messages are those of ``mvn_cdf``. Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
+    known to about ``2 rel_tol`` of itself. Messages are those of ``mvn_cdf``. Cost: as
+    :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
     """
     result = mvn_cdf(
         upper,

@@ -128,8 +128,8 @@ def robustness(
         x: inputs ``[B, *shape]``, a dense floating point tensor of the dtype and on the device that
             the model takes: images, tables, any shape.
         sigma: standard deviation of the Gaussian noise in the units of x. A number; a list or
-            1-D NumPy array of numbers (a curve: results gain a leading dimension); or a tensor of one input's shape, one for
-            each feature.
+            1-D NumPy array of numbers (a curve: results gain a leading dimension); or a tensor of one
+            input's shape, one for each feature.
         method:
             ``"mc"`` counts ``n_samples`` noisy copies: ``lower`` and ``upper`` are Clopper-Pearson
             limits, valid for the network itself.

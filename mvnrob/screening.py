@@ -42,8 +42,9 @@ class Screened:
     the surviving rivals; places that an input does not need hold the target again (a zero row,
     z = +inf: no condition). ``scatter`` [L, b, 1 + S, 1 + S] float64: sum_d u_d u_d^T over them,
     once per weighting of the groups; or, where fewer features than classes give it, ``factor``
-    [L, b, 1 + S, k] with scatter = factor factor^T, which is never multiplied out. ``dropped`` [n_sigma, b]: bound on the mass of the other
-    classes. ``n_screened`` [b]: how many those are. ``share``: of abs_tol, spent on them.
+    [L, b, 1 + S, k] with scatter = factor factor^T, which is never multiplied out. ``dropped``
+    [n_sigma, b]: bound on the mass of the other classes. ``n_screened`` [b]: how many those are.
+    ``share``: of abs_tol, spent on them.
     """
 
     inputs: Tensor

@@ -294,11 +294,12 @@ def load_source(spec) -> Source:
     Args:
         spec: ``"digits"`` (scikit-learn's, the 360 test images); ``"photos"`` (packaged photographs,
             no labels); ``"glyphs[:MODEL[:FONT]]"`` (some 2,900 printed characters for ``ppocr-v6`` or
-            ``ppocr-v4``, drawn from a packaged font or a file); a folder of pictures (``CLASS/file``, or files alone); ``*.npz`` with ``x``
-            (or ``images``) ``[N, *shape]`` and ``y`` (or ``labels``); WebDataset shards ``*.tar``,
-            ``NAME-{0000..0099}.tar`` included; ``"hf:NAME[:SPLIT]"`` or ``"hf:FOLDER"`` (Hugging Face
-            ``datasets``); or a :class:`Source`, a map-style ``Dataset``, a ``DataLoader`` that does not
-            shuffle, or a tuple of tensors or NumPy arrays ``(x, labels)``.
+            ``ppocr-v4``, drawn from a packaged font or a file); a folder of pictures (``CLASS/file``,
+            or files alone); ``*.npz`` with ``x`` (or ``images``) ``[N, *shape]`` and ``y`` (or
+            ``labels``); WebDataset shards ``*.tar``, ``NAME-{0000..0099}.tar`` included;
+            ``"hf:NAME[:SPLIT]"`` or ``"hf:FOLDER"`` (Hugging Face ``datasets``); or a :class:`Source`,
+            a map-style ``Dataset``, a ``DataLoader`` that does not shuffle, or a tuple of tensors or
+            NumPy arrays ``(x, labels)``.
 
     Raises:
         ValueError: a spec that names nothing; a loader that shuffles.
