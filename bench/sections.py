@@ -491,7 +491,8 @@ SECTIONS = (
         "levels", "mvn_cdf by levels: tried, not taken",
         "Where too few variables are sampled `mvn_cdf` starts anew with more of them. By levels (Giles "
         "2008) the samples so far stay, as the coarse part of a sum whose finer terms take fewer points; "
-        "the other checkout had that, and is not in the history: these figures cannot be made again. At 1e-3 it reaches the tolerance 1.2 to 1.8 times sooner from "
+        "the other checkout had that, and is not in the history: these figures cannot be made again. "
+        "At 1e-3 it reaches the tolerance 1.2 to 1.8 times sooner from "
         "n = 499 on, and hardly so below. But its true error is larger at the same stated one: the "
         "gain, time times squared true error, is nowhere 1.3 and mostly below 1. Up to n = 48 "
         "there are none.", levels_tables,
