@@ -11,7 +11,8 @@
 Each is optional but the last; one that is absent has a sentence that says so. All get the problems
 one after the other but mvnxpb up to n = 100, whose batch is its to use. A peer's `answers` are pairs
 (probability, CPU seconds), one for each of the problems in turn; `within` takes them in a process of
-its own, for as long as a budget of CPU time lasts.
+its own, for as long as a budget of CPU time lasts. Where a peer's rms error is known beforehand,
+`known_rms` has it: one count of a thousand draws can be right by luck.
 """
 
 import math
@@ -178,6 +179,10 @@ class MVNXPB:
 class Crude:
     name = "crude"
     most_n = None
+
+    def known_rms(self, probs, setting):
+        """Its rms error over problems of these probabilities is no matter of luck."""
+        return float(np.sqrt(np.mean(probs * (1 - probs)) / setting))
 
     def settings(self, n):
         return (10_000, 100_000, 1_000_000) if n <= 99 else (1_000, 10_000, 100_000)
