@@ -103,8 +103,8 @@ def choosing_blocks(results):
     if result is None:
         return {}
     blocks = {
-        task: table(sections.CHOOSING_COLUMNS, sections.choosing_rows(result["rows"], task))
-        for task in ("digits", "pairs")
+        task: table(*sections.choosing_table(result["rows"], task))
+        for task in dict.fromkeys(row["task"] for row in result["rows"])
     }
     return blocks | {"source": where("estimators", result)}
 

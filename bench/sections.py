@@ -350,23 +350,28 @@ def draw_scaling(rows, pyplot):
     return figure
 
 
-CHOOSING_COLUMNS = [
-    ("method", "method"), ("passes, sigma .3", "passes"), ("rms, sigma .1", 0.1), ("sigma .3", 0.3),
-    ("sigma .5", 0.5), ("Monte Carlo with as many passes, sigma .3", "mc_rms"),
-    ("CPU ms, sigma .3", "ms"),
-]  # fmt: skip
+def choosing_table(rows, task):
+    """Columns and rows of docs/choosing.md: a row for each method, its errors by sigma.
 
-
-def choosing_rows(rows, task):
-    """A row for each method, its errors by sigma."""
+    Passes and times are those of the sigma in the middle.
+    """
+    mine = [row for row in rows if row["task"] == task]
+    sigmas = list(dict.fromkeys(row["sigma"] for row in mine))
+    middle = sigmas[len(sigmas) // 2]
+    name = lambda sigma: f"sigma {sigma:g}".replace("0.", ".")
+    columns = [
+        ("method", "method"), (f"passes, {name(middle)}", "passes"),
+        *((f"rms, {name(sigma)}", sigma) for sigma in sigmas),
+        (f"Monte Carlo with as many passes, {name(middle)}", "mc_rms"),
+        (f"CPU ms, {name(middle)}", "ms"),
+    ]  # fmt: skip
     out = {}
-    for row in rows:
-        if row["task"] == task:
-            line = out.setdefault(row["method"], {"method": row["method"]})
-            line[row["sigma"]] = row["rms"]
-            if row["sigma"] == 0.3:
-                line |= {key: row[key] for key in ("passes", "mc_rms", "ms")}
-    return list(out.values())
+    for row in mine:
+        line = out.setdefault(row["method"], {"method": row["method"]})
+        line[row["sigma"]] = row["rms"]
+        if row["sigma"] == middle:
+            line |= {key: row[key] for key in ("passes", "mc_rms", "ms")}
+    return columns, list(out.values())
 
 
 def estimators_tables(rows):
