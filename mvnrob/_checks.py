@@ -28,6 +28,8 @@ def warn_caller(text: str) -> None:
 def check_tensor(op: str, name: str, t, *, gradients: bool = False) -> None:
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
+    if t.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be dense (torch.strided), got {t.layout}")
     if not gradients and t.requires_grad and torch.is_grad_enabled():
         raise NotImplementedError(
             f"{op}: {name} must not require grad, got requires_grad=True "

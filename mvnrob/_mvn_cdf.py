@@ -19,31 +19,53 @@ DEFAULT_MAX_POINTS = 8 * 2**17
 
 
 class Status(enum.IntEnum):
-    """How a row of :func:`mvn_cdf` ended."""
+    """How a row of :func:`mvn_cdf` ended.
 
-    CONVERGED = 0  #: the error is at most the tolerance asked for
-    EXACT = 1  #: no sampling; the error is rounding, whatever tolerance was asked for
-    MAX_POINTS = 2  #: ``max_points`` were spent before the tolerance was met
-    INDEFINITE = 3  #: the covariance has a negative eigenvalue beyond rounding; the result is NaN
-    NAN_INPUT = 4  #: a limit or an entry of the covariance is NaN, or a variance infinite
-    #: ``method="closed_form"`` on a GPU, for a row that has none; the result is NaN. (The CPU raises
-    #: ValueError; a GPU cannot without waiting for it.)
+    - ``CONVERGED`` 0: the error is at most the tolerance asked for.
+    - ``EXACT`` 1: no sampling; the error is rounding, whatever tolerance was asked for.
+    - ``MAX_POINTS`` 2: ``max_points`` were spent before the tolerance was met; ``prob`` and ``error``
+      stand for what was reached.
+    - ``INDEFINITE`` 3: the covariance has a negative eigenvalue beyond rounding; the result is NaN.
+    - ``NAN_INPUT`` 4: a limit or an entry of the covariance is NaN, or a variance infinite; the
+      result is NaN.
+    - ``NO_CLOSED_FORM`` 5: ``method="closed_form"`` on a GPU, for a row that has none; the result is
+      NaN. (The CPU raises ValueError; a GPU cannot without waiting for it.)
+    - ``APPROXIMATE`` 6: ``method="mendell_elston"``: nothing bounds the error, which is NaN.
+    """
+
+    CONVERGED = 0
+    EXACT = 1
+    MAX_POINTS = 2
+    INDEFINITE = 3
+    NAN_INPUT = 4
     NO_CLOSED_FORM = 5
-    APPROXIMATE = 6  #: ``method="mendell_elston"``: nothing bounds the error, which is NaN
+    APPROXIMATE = 6
 
 
 class MVNResult(NamedTuple):
-    """What :func:`mvn_cdf` knows of each row; every field has the batch shape ``[...]``."""
+    """What :func:`mvn_cdf` knows of each row; every field has the batch shape ``[...]``.
 
-    prob: Tensor  #: the probability
-    complement: Tensor  #: one minus it, computed without cancellation
-    log_prob: Tensor  #: its logarithm, right where the probability itself underflows
-    error: Tensor  #: 99 % bound on ``|prob - truth|`` (and on the complement's)
-    log_error: Tensor  #: 99 % bound on ``|log_prob - truth|``; inf where p is not told from 0
-    status: Tensor  #: int64, the numbers of :class:`Status`
-    n_points: Tensor  #: int64, integrand evaluations, all shifts together
-    n_active: Tensor  #: int64, variables left after screening
-    n_pivots: Tensor  #: int64, variables sampled; the other active ones were completed
+    - ``prob``: the probability.
+    - ``complement``: one minus it, computed without cancellation.
+    - ``log_prob``: its logarithm, right where the probability itself underflows.
+    - ``error``: 99 % bound on ``|prob - truth|`` (and on the complement's).
+    - ``log_error``: 99 % bound on ``|log_prob - truth|``; inf where p is not told from 0.
+    - ``status``: int64, the numbers of :class:`Status`.
+    - ``n_points``: int64, integrand evaluations, all shifts together; 0 where nothing was sampled.
+    - ``n_active``: int64, variables left after screening.
+    - ``n_pivots``: int64, variables sampled; the other active ones were completed (given those
+      sampled, the product of their own probabilities, and the error bounds the difference).
+    """
+
+    prob: Tensor
+    complement: Tensor
+    log_prob: Tensor
+    error: Tensor
+    log_error: Tensor
+    status: Tensor
+    n_points: Tensor
+    n_active: Tensor
+    n_pivots: Tensor
 
 
 def mvn_cdf(

@@ -7,6 +7,13 @@ from torch import Tensor
 from ._mvn_cdf import MVNResult, mvn_cdf
 
 
+def log_tolerances(method: str, rel_tol: float | None = None) -> dict[str, float]:
+    """What log p asks of :func:`mvnrob.mvn_cdf`: digits of it, unless the method knows no error."""
+    if rel_tol is None:
+        rel_tol = 0.0 if method == "mendell_elston" else 1e-3
+    return {"abs_tol": 0.0, "rel_tol": rel_tol}
+
+
 def mvn_log_cdf(
     upper: Tensor,
     cov: Tensor | None = None,
@@ -14,8 +21,9 @@ def mvn_log_cdf(
     factor: Tensor | None = None,
     lower: Tensor | None = None,
     mean: Tensor | None = None,
-    rel_tol: float = 1e-3,
+    rel_tol: float | None = None,
     max_points: int | None = None,
+    method: str = "auto",
     seed: int | Tensor = 0,
     points: str = "lattice",
     check: bool = False,
@@ -23,9 +31,10 @@ def mvn_log_cdf(
 ) -> Tensor | MVNResult:
     r"""log P(lower <= X <= upper) for X ~ N(mean, cov) or N(mean, factor factor^T), right in either tail.
 
-    Arguments, shapes and errors are those of :func:`mvnrob.mvn_cdf`; ``rel_tol`` is relative to
-    ``min(p, 1 - p)``, so a row is done when ``log_error`` is at most about ``rel_tol`` (where p is
-    near 1: when log p has that many digits). Returns ``[...]``, or :class:`mvnrob.MVNResult` with
+    Arguments, shapes and errors are those of :func:`mvnrob.mvn_cdf`; ``rel_tol`` (1e-3 unless given;
+    nothing for ``method="mendell_elston"``, which has none) is relative to ``min(p, 1 - p)``, so a row
+    is done when ``log_error`` is at most about ``rel_tol`` (where p is near 1: when log p has that
+    many digits). Returns ``[...]``, or :class:`mvnrob.MVNResult` with
     ``return_info=True``.
 
     Small p come from tilted samples (Botev 2017, J. R. Stat. Soc. B 79), whose weights are kept as
@@ -45,9 +54,9 @@ def mvn_log_cdf(
         factor=factor,
         lower=lower,
         mean=mean,
-        abs_tol=0.0,
-        rel_tol=rel_tol,
+        **log_tolerances(method, rel_tol),
         max_points=max_points,
+        method=method,
         seed=seed,
         points=points,
         check=check,

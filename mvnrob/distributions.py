@@ -11,6 +11,7 @@ from torch.distributions.distribution import Distribution
 from torch.distributions.utils import _standard_normal, lazy_property
 
 from ._mvn_cdf import MVNResult, gram, mvn_cdf
+from ._mvn_log_cdf import log_tolerances
 
 __all__ = ["MultivariateNormal"]
 
@@ -175,12 +176,13 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
     ) -> Tensor | tuple[Tensor, MVNResult]:
         """log P(X <= value), ``[...]``; arguments and options as in :meth:`cdf`.
 
-        Unless they are given, ``abs_tol`` is 0 and ``rel_tol`` 1e-3, as in
-        :func:`mvnrob.mvn_log_cdf`: right in either tail, also where p underflows.
+        Unless they are given, ``abs_tol`` is 0 and ``rel_tol`` 1e-3 (0 for
+        ``method="mendell_elston"``), as in :func:`mvnrob.mvn_log_cdf`: right in either tail, also
+        where p underflows.
 
         With ``return_info`` it returns the pair of it and the :class:`mvnrob.MVNResult` of p.
         """
-        options = {"abs_tol": 0.0, "rel_tol": 1e-3, **options}
+        options = {**log_tolerances(options.get("method", "auto")), **options}
         info = self._probability(None, value, {**options, "return_info": True})
         log = info.log_prob
         return (log, info) if return_info else log

@@ -230,3 +230,22 @@ def test_vmap_and_compile():
     torch.testing.assert_close(torch.func.vmap(program)(locs, factors), expected, **same)
     compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(locs, factors), expected, **same)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["one model", "a list of models"])
+def test_posteriors_of_botorch(kind):
+    """README's line: the mean in the order of the covariance is the distribution's loc."""
+    models = pytest.importorskip("botorch.models")
+    x = torch.linspace(0, 1, 8).double()[:, None]
+    y = torch.cat([torch.sin(6 * x), torch.cos(5 * x)], 1)
+    if kind == "one model":
+        model = models.SingleTaskGP(x, y)
+    else:
+        model = models.ModelListGP(*(models.SingleTaskGP(x, y[:, i : i + 1]) for i in (0, 1)))
+    posterior = model.posterior(torch.tensor([[[0.05], [0.5], [1.1]]]).double())
+    d = posterior.distribution
+    p = mvnrob.mvn_cdf(0.9 - d.loc, d.covariance_matrix)
+    torch.manual_seed(0)
+    draws = (posterior.rsample(torch.Size([100_000])) <= 0.9).flatten(2).all(-1).double()
+    assert abs(float(p) - float(draws.mean())) < 5 * (float(p) * (1 - float(p)) / 1e5) ** 0.5

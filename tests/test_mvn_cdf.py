@@ -508,6 +508,12 @@ BAD_CALLS = [
     ((ONES.float(), EYE), {}, TypeError, "cov must have the dtype of upper, got torch.float64"),
     ((ONES.long(), EYE), {}, TypeError, "upper must be float32 or float64, got torch.int64"),
     ((ONES.half(), EYE), {}, TypeError, "upper must be float32 or float64, got torch.float16"),
+    (
+        (ONES, EYE.to_sparse()),
+        {},
+        TypeError,
+        "cov must be dense \\(torch.strided\\), got torch.sparse_coo",
+    ),
     (([1.0], EYE), {}, TypeError, "upper must be a tensor, got list"),
     ((ONES, EYE), {"lower": ONES[:2]}, ValueError, r"lower must have shape \[..., 3\], got \[2\]"),
     ((ONES, EYE), {"mean": ONES[:2]}, ValueError, r"mean must have shape \[..., 3\], got \[2\]"),

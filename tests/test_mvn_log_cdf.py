@@ -10,6 +10,7 @@ from honesty import p_value
 from scipy import special
 
 from mvnrob import Status, mvn_cdf, mvn_log_cdf
+from mvnrob.distributions import MultivariateNormal
 
 TENSOR = torch.from_numpy
 
@@ -175,6 +176,17 @@ def test_gradient_where_nothing_is_left():
 def test_bad_options(bad):
     with pytest.raises((TypeError, ValueError), match="mvn_cdf: "):
         mvn_log_cdf(torch.zeros(2), torch.eye(2), **bad)
+
+
+def test_mendell_elston_has_no_tolerance():
+    upper, cov = torch.tensor([-3.0, -2.5]).double(), TENSOR(equicorrelated(2))
+    r = mvn_log_cdf(upper, cov, method="mendell_elston", return_info=True)
+    whole = mvn_cdf(upper, cov, method="mendell_elston", return_info=True)
+    assert float(r.log_prob) == float(whole.log_prob) == pytest.approx(math.log(whole.prob))
+    normal = MultivariateNormal(torch.zeros(2).double(), cov)
+    assert float(normal.log_cdf(upper, method="mendell_elston")) == float(r.log_prob)
+    with pytest.raises(ValueError, match="rel_tol must be left out with method mendell_elston"):
+        mvn_log_cdf(upper, cov, method="mendell_elston", rel_tol=1e-3)
 
 
 def test_what_was_screened_may_be_all_of_p():
