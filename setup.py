@@ -76,6 +76,7 @@ CPU_SOURCES = [
     "csrc/cpu/mvn_cdf_tilt.cpp",
     "csrc/cpu/mvn_cdf_union.cpp",
     "csrc/cpu/one_factor.cpp",
+    "csrc/cpu/pivoted_cholesky.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/module.cpp",
@@ -84,12 +85,14 @@ CUDA_SOURCES = [
     "csrc/cuda/mendell_elston.cpp",
     "csrc/cuda/mvn_cdf.cpp",
     "csrc/cuda/mvn_cdf_pathwise.cpp",
+    "csrc/cuda/pivoted_cholesky.cpp",
 ]
 CUDA_KERNELS = [
     "csrc/cuda/mvn_cdf_float.cu",
     "csrc/cuda/mvn_cdf_double.cu",
     "csrc/cuda/bvn_cdf.cu",
     "csrc/cuda/mendell_elston.cu",
+    "csrc/cuda/pivoted_cholesky.cu",
     "csrc/cuda/jac_cov_float.cu",
     "csrc/cuda/jac_cov_bfloat16.cu",
     "csrc/cuda/jac_cov_double.cu",

@@ -254,6 +254,16 @@ def mendell_elston_tables(rows):
     )  # fmt: skip
 
 
+def pivoted_cholesky_tables(rows):
+    yield (
+        "",
+        [*same("n", "kind", "batch", "columns", "method", "rank"), ("ms a matrix", "ms"),
+         ("least", "ms_min"), ("most", "ms_max"), ("error", "error"), ("mean variance left", "left"),
+         ("time over ours", "ratio")],
+        rows,
+    )  # fmt: skip
+
+
 def gradients_tables(rows):
     yield (
         "",
@@ -428,6 +438,18 @@ def evaluate_tables(rows):
     )  # fmt: skip
 
 
+def authors_loop_tables(rows):
+    yield (
+        "",
+        [*same("task", "classes", "sigma", "method", "images"), ("ms an image", "ms"),
+         ("of it Jacobian", "jacobian_ms"), ("covariance", "covariance_ms"), ("cdf", "cdf_ms"),
+         ("abs_tol", "abs_tol"), ("rms", "rms"), ("largest", "largest"), ("truth to", "truth"),
+         ("rms to Monte Carlo", "rms_monte_carlo"), ("noise of it", "noise"),
+         ("loop / mvnrob", "ratio")],
+        rows,
+    )  # fmt: skip
+
+
 def screening_tables(rows):
     yield (
         "",
@@ -492,6 +514,15 @@ SECTIONS = (
             "PyTorch's form is difference, norm, divide and `bmm`, in the same dtype.",
             jac_cov_tables),
     Section(
+        "pivoted_cholesky", "pivoted_cholesky beside LAPACK",
+        "Correlations of random Jacobian rows, in float64. dpstrf chooses the largest variance and cannot "
+        "stop at a number of columns; torch.linalg.cholesky does not choose and takes definite matrices "
+        "alone. Both work by matrix products in blocks; the order by limits needs each column before it "
+        "can choose the next one, and the expected values and error bounds of all variables with it: full "
+        "factors of definite matrices are behind. \"rank\" is the largest found in the batch.",
+        pivoted_cholesky_tables,
+    ),
+    Section(
         "mendell_elston", "mendell_elston beside MVNXPB",
         "Both approximations without points, float64; errors against mvn_cdf.", mendell_elston_tables,
     ),
@@ -519,6 +550,13 @@ SECTIONS = (
         "estimators", "Estimators against Monte Carlo",
         "Error of the probability itself, linearisation included, against passes through the network. "
         "The grey line is the least that the reference can tell.", estimators_tables, draw_estimators,
+    ),
+    Section(
+        "authors_loop", "The authors' estimator loop",
+        "Taylor's estimator one image after the other, by backward passes, NumPy and SciPy's cdf (10,000 "
+        "points), beside `robustness(method=\"taylor\")` at the first tolerance whose true rms error is no "
+        "larger. Errors are of the linearised probability; the distance to the network's own is that of "
+        "the linearisation, whichever way it is computed.", authors_loop_tables,
     ),
     Section("evaluate", "A data set", "By how probable an image's class is.", evaluate_tables),
     Section(

@@ -1,6 +1,7 @@
 // Shape, dtype and device requirements of each op, in the same words on every backend. The public
 // Python functions check first (ValueError, TypeError); these guard direct calls of torch.ops.
 #pragma once
+#include <algorithm>
 #include <limits>
 #include <optional>
 #include <vector>
@@ -91,6 +92,16 @@ inline void check_mvn_cdf_order_values(const int64_t* order, int64_t batch, int6
       seen[i] = true;
     }
   }
+}
+
+inline void check_pivoted_cholesky(const Tensor& upper, const Tensor& cov,
+                                   const std::optional<Tensor>& lower, int64_t columns,
+                                   bool factored) {
+  const char* op = "pivoted_cholesky";
+  check_limits_and_cov(op, upper, cov, lower, factored);
+  const int64_t most = std::min(upper.size(1), cov.size(2));
+  STD_TORCH_CHECK(columns >= 0 && columns <= most, op, ": columns must be between 0 and ", most,
+                  ", got ", columns);
 }
 
 inline void check_mendell_elston(const Tensor& upper, const Tensor& cov,

@@ -38,6 +38,11 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   m.def(
       "mendell_elston_backward(Tensor grad, Tensor upper, Tensor cov, Tensor? lower, "
       "bool wants_cov) -> (Tensor upper, Tensor lower, Tensor cov)");
+  // At most `columns` columns of the factor in mvn_cdf's order: factor [B, n, columns], order int64
+  // [B, n], rank int64 [B], residual variances [B, n], status int64 [B].
+  m.def(
+      "pivoted_cholesky(Tensor upper, Tensor cov, Tensor? lower, int columns, bool factored=False) "
+      "-> (Tensor factor, Tensor order, Tensor rank, Tensor residual, Tensor status)");
   // With pivots order int64 [B, k] and points first .. first + points - 1 of each shift (int64
   // [B]), all float64: the sums of the integrand [B, 8], their derivatives to the limits [B, 8, n],
   // and of sum_s weight[b, s] value[b, s] to cov [B, n, n] with its variance; pivots used int64

@@ -13,6 +13,7 @@ from ._jac_cov import (
 from ._load import simd_level
 from ._mvn_cdf import MVNResult, Status, mvn_cdf
 from ._mvn_log_cdf import mvn_log_cdf
+from ._pivoted_cholesky import PivotedCholesky, pivoted_cholesky
 from .argmax import ArgmaxResult, argmax_probabilities
 from .estimator import Estimator
 from .evaluation import Evaluation, compare, evaluate, selfcheck
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluation",
     "JacCovResult",
     "MVNResult",
+    "PivotedCholesky",
     "RobustnessResult",
     "Status",
     "argmax_probabilities",
@@ -37,6 +39,7 @@ __all__ = [
     "jac_cov_norms",
     "mvn_cdf",
     "mvn_log_cdf",
+    "pivoted_cholesky",
     "robustness",
     "selfcheck",
     "simd_level",

@@ -19,7 +19,7 @@ DEFAULT_MAX_POINTS = 8 * 2**17
 
 
 class Status(enum.IntEnum):
-    """How a row of :func:`mvn_cdf` ended.
+    """How a row of :func:`mvn_cdf` or :func:`pivoted_cholesky` ended.
 
     - ``CONVERGED`` 0: the error is at most the tolerance asked for.
     - ``EXACT`` 1: no sampling; the error is rounding, whatever tolerance was asked for.
@@ -31,6 +31,7 @@ class Status(enum.IntEnum):
     - ``NO_CLOSED_FORM`` 5: ``method="closed_form"`` on a GPU, for a row that has none; the result is
       NaN. (The CPU raises ValueError; a GPU cannot without waiting for it.)
     - ``APPROXIMATE`` 6: ``method="mendell_elston"``: nothing bounds the error, which is NaN.
+    - ``TRUNCATED`` 7: ``pivoted_cholesky``: so many columns leave variance, which is the residual.
     """
 
     CONVERGED = 0
@@ -40,6 +41,7 @@ class Status(enum.IntEnum):
     NAN_INPUT = 4
     NO_CLOSED_FORM = 5
     APPROXIMATE = 6
+    TRUNCATED = 7
 
 
 class MVNResult(NamedTuple):
@@ -240,24 +242,12 @@ def mvn_cdf(
             looks at a covariance that vmap maps.
     """
     _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points)
-    batch = _check_tensors(upper, cov, factor, lower, mean)
+    batch = check_problem("mvn_cdf", upper, cov, factor, lower, mean, gradients=True)
     seed = _check_seed(seed, batch, upper.device)
     if check:
         _check_covariance(cov) if factor is None else _check_factor(factor)
-    n = upper.shape[-1]
-    matrix = cov if factor is None else factor
-    if mean is not None:
-        upper = upper - mean
-        lower = None if lower is None else lower - mean
-    # An explicit size for the rows: -1 cannot be inferred when n = 0.
     rows = batch.numel()
-    upper = upper.expand(*batch, n).reshape(rows, n)
-    lower = None if lower is None else lower.expand(*batch, n).reshape(rows, n)
-    size = matrix.shape[-2:]
-    if matrix.shape[:-2].numel() == 1:
-        matrix = matrix.reshape(1, *size).expand(rows, *size)
-    else:
-        matrix = matrix.expand(*batch, *size).reshape(rows, *size)
+    upper, matrix, lower = as_rows(batch, upper, cov if factor is None else factor, lower, mean)
     if method == "mendell_elston":
         matrix = matrix if factor is None else gram(matrix)
         result = _result(_mendell_elston.rows(upper, matrix, lower), batch)
@@ -347,25 +337,25 @@ def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points) 
                 )
 
 
-def _check_tensors(upper, cov, factor, lower, mean) -> torch.Size:
-    """Raises for a bad tensor; returns the batch shape."""
+def check_problem(op: str, upper, cov, factor, lower, mean, *, gradients: bool) -> torch.Size:
+    """Raises for a bad tensor of a call of ``op``; returns the batch shape."""
     if (cov is None) == (factor is None):
         got = "neither" if cov is None else "both"
-        raise ValueError(f"mvn_cdf: one of cov and factor must be given, got {got}")
+        raise ValueError(f"{op}: one of cov and factor must be given, got {got}")
     given = {"upper": upper, "cov": cov, "factor": factor, "lower": lower, "mean": mean}
     named = {name: t for name, t in given.items() if t is not None or name == "upper"}
-    check_alike("mvn_cdf", named, gradients=True)
+    check_alike(op, named, gradients=gradients)
     if upper.dim() < 1:
-        raise ValueError("mvn_cdf: upper must have shape [..., n], got []")
+        raise ValueError(f"{op}: upper must have shape [..., n], got []")
     n = upper.shape[-1]
     if cov is not None and (cov.dim() < 2 or cov.shape[-1] != n or cov.shape[-2] != n):
-        raise ValueError(f"mvn_cdf: cov must have shape [..., {n}, {n}], got {list(cov.shape)}")
+        raise ValueError(f"{op}: cov must have shape [..., {n}, {n}], got {list(cov.shape)}")
     if factor is not None and (factor.dim() < 2 or factor.shape[-2] != n):
-        raise ValueError(f"mvn_cdf: factor must have shape [..., {n}, r], got {list(factor.shape)}")
+        raise ValueError(f"{op}: factor must have shape [..., {n}, r], got {list(factor.shape)}")
     for name in ("lower", "mean"):
         t = named.get(name)
         if t is not None and (t.dim() < 1 or t.shape[-1] != n):
-            raise ValueError(f"mvn_cdf: {name} must have shape [..., {n}], got {list(t.shape)}")
+            raise ValueError(f"{op}: {name} must have shape [..., {n}], got {list(t.shape)}")
     shapes = [
         (name, t.shape[: -2 if name in ("cov", "factor") else -1]) for name, t in named.items()
     ]
@@ -374,19 +364,38 @@ def _check_tensors(upper, cov, factor, lower, mean) -> torch.Size:
         joined = _broadcast(batch, shape)
         if joined is None:
             raise ValueError(
-                f"mvn_cdf: {name} must have batch dimensions that broadcast with {list(batch)}, "
+                f"{op}: {name} must have batch dimensions that broadcast with {list(batch)}, "
                 f"got {list(shape)}"
             )
         batch = joined
     if upper.device.type == "cuda" and _load.cuda_unavailable:
         raise NotImplementedError(
-            f"mvn_cdf: upper must be on the CPU, got {upper.device}: {_load.cuda_unavailable}"
+            f"{op}: upper must be on the CPU, got {upper.device}: {_load.cuda_unavailable}"
         )
     if upper.device.type not in ("cpu", "cuda", "meta"):
         raise NotImplementedError(
-            f"mvn_cdf: upper must be on the CPU or a CUDA device, got {upper.device}"
+            f"{op}: upper must be on the CPU or a CUDA device, got {upper.device}"
         )
     return batch
+
+
+def as_rows(
+    batch: torch.Size, upper: Tensor, matrix: Tensor, lower: Tensor | None, mean: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """``upper [B, n]``, ``matrix [B, n, ...]`` and ``lower [B, n]`` about a mean of zero; a matrix that
+    all rows share is not copied."""
+    n = upper.shape[-1]
+    if mean is not None:
+        upper = upper - mean
+        lower = None if lower is None else lower - mean
+    # An explicit size for the rows: -1 cannot be inferred when n = 0.
+    rows = batch.numel()
+    upper = upper.expand(*batch, n).reshape(rows, n)
+    lower = None if lower is None else lower.expand(*batch, n).reshape(rows, n)
+    size = matrix.shape[-2:]
+    if matrix.shape[:-2].numel() == 1:
+        return upper, matrix.reshape(1, *size).expand(rows, *size), lower
+    return upper, matrix.expand(*batch, *size).reshape(rows, *size), lower
 
 
 def _broadcast(a: torch.Size, b: torch.Size) -> torch.Size | None:

@@ -69,6 +69,13 @@ def _(info, in_dims, *args):
     ), 0
 
 
+@torch.library.register_vmap("mvnrob::pivoted_cholesky")
+def _(info, in_dims, *args):
+    folded, rows = _rows(info, in_dims, args)
+    out = torch.ops.mvnrob.pivoted_cholesky(*folded)
+    return tuple(t.unflatten(0, (info.batch_size, rows)) for t in out), (0,) * len(out)
+
+
 @torch.library.register_vmap("mvnrob::bvn_cdf")
 def _(info, in_dims, h, k, rho):
     wide = [_first(t, d, info.batch_size) for t, d in zip((h, k, rho), in_dims, strict=True)]

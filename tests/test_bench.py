@@ -1,6 +1,7 @@
 """bench/: the front, the comparison of results, the claims, and the page that stands for the files."""
 
 import copy
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -136,6 +137,35 @@ def test_wrong_bvn_prints_no_time(monkeypatch, one_thread):
     monkeypatch.setattr(mvnrob, "bvn_cdf", lambda *args: right(*args) + 2e-15)
     with pytest.raises(SystemExit, match="nothing is timed"):
         bench_bvn.measured([10], 1)
+
+
+def test_wrong_pivoted_cholesky_prints_no_time(monkeypatch, one_thread):
+    import mvnrob
+    from bench import bench_pivoted_cholesky as base
+
+    right = mvnrob.pivoted_cholesky
+    rows = list(base.lines(9, "singular", [2], 5, 1)) + list(base.lines(9, "definite", [], 5, 1))
+    assert [r["method"] for r in rows] == ["pivoted_cholesky", "dpstrf"] * 3 + [
+        "torch.linalg.cholesky"
+    ]
+    assert [r["rank"] for r in rows[::2]] == [2, 3, 9, 9]
+    # LAPACK's and torch's answers are judged by the same rule.
+    assert all(r["error"] <= base.WORST[r["kind"]] for r in rows)
+    text = page.table(*next(sections.pivoted_cholesky_tables(rows))[1:])
+    assert text.count("| dpstrf |") == 3
+
+    def off(*args, **options):
+        made = right(*args, **options)
+        return made._replace(factor=made.factor * (1 + 1e-6))
+
+    def short(*args, **options):
+        made = right(*args, **options)
+        return made._replace(rank=made.rank - 1)
+
+    for wrong in (off, short):
+        monkeypatch.setattr(mvnrob, "pivoted_cholesky", wrong)
+        with pytest.raises(SystemExit, match="nothing is timed"):
+            list(base.lines(9, "singular", [2], 5, 1))
 
 
 def test_hierarchy_of_the_scaling_problems_is_exact(one_thread):
@@ -360,6 +390,39 @@ def test_estimators_are_measured_against_monte_carlo(monkeypatch, one_thread):
     assert taylor["rms"] < 0.02 < next(r for r in rows if r["method"] == "softmax")["max"]
     # An estimate that is far off is told from Monte Carlo.
     assert not base.consistent({"rms": 0.3, "mc_rms": 0.05, "rms_reference": 0.01, "inputs": 20})
+
+
+def test_authors_loop_is_beaten_at_its_error(monkeypatch, one_thread):
+    import mvnrob
+    from bench import bench_authors_loop as base
+
+    args = SimpleNamespace(images=4, draws=2000, truth=1e-5, repeats=1)
+    model, x = base.inputs("digits", args)
+    theirs, ours = base.task_lines("digits", model, x, 0.3, args)
+    assert (theirs["method"], ours["method"]) == ("loop", "mvnrob") and ours["reached"]
+    assert ours["rms"] <= theirs["rms"] < 1e-3 and ours["ratio"] == theirs["ms"] / ours["ms"]
+    assert ours["ratio"] > 2  # 10 or more on an idle machine
+    stages = [theirs[f"{k}_ms"] for k in ("jacobian", "covariance", "cdf")]
+    assert all(v > 0 for v in stages)
+    # Both are as far from the network, by the linearisation and the draws.
+    assert abs(ours["rms_monte_carlo"] - theirs["rms_monte_carlo"]) <= 2e-3
+    assert theirs["rms_monte_carlo"] <= 0.1
+    # The loop's answers are those of the same integral by mvn_cdf; others are found out.
+    loop = base.Loop(model, x[:2], 0.3)
+    upper, cov = (torch.from_numpy(np.stack(v)) for v in zip(*loop.problems, strict=True))
+    made = mvnrob.robustness(model, x[:2], 0.3, method="taylor")
+    assert (torch.tensor(loop.prob) - made.prob).abs().max() <= 2e-3
+    assert cov.shape == (2, 9, 9) and (upper > 0).all()
+    right = mvnrob.robustness
+
+    def wrong(*args, **options):
+        made = right(*args, **options)
+        more = 0.05 if options["method"] == "taylor" else 0.0
+        return dataclasses.replace(made, prob=made.prob + more)
+
+    monkeypatch.setattr(mvnrob, "robustness", wrong)
+    with pytest.raises(SystemExit, match="taylor at 0.001: .* beyond its error"):
+        list(base.task_lines("digits", model, x, 0.3, args))
 
 
 @pytest.mark.slow

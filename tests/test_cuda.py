@@ -1,4 +1,5 @@
-"""mvn_cdf and bvn_cdf on a GPU: the same numbers as on the CPU, and CUDA's own ways of going wrong.
+"""mvn_cdf, bvn_cdf and pivoted_cholesky on a GPU: the same numbers as on the CPU, and CUDA's own ways
+of going wrong.
 
 Tests that need a GPU are skipped without one; with MVNROB_REQUIRE_CUDA=1 they fail instead
 (bench/gpu.sh sets it). Kernel bodies are tested without a GPU in test_shim.py.
@@ -17,7 +18,7 @@ import torch
 from test_mvn_cdf import BAD_CALLS, EDGES, equicorrelated, random_problem
 
 import mvnrob
-from mvnrob import Status, _load, bvn_cdf, mvn_cdf
+from mvnrob import Status, _load, bvn_cdf, mvn_cdf, pivoted_cholesky
 
 INF, NAN = math.inf, math.nan
 DTYPES = (torch.float32, torch.float64)
@@ -675,6 +676,29 @@ def test_tolerance_and_points(cuda):
     assert (r.status == Status.MAX_POINTS).all() and (r.n_points <= 4096).all()
     r = info(upper, cov, abs_tol=0.0, rel_tol=1e-2)
     assert (r.error <= 1e-2 * torch.minimum(r.prob, r.complement)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n, rank", [(3, 3), (32, 20), (33, 12), (99, 99), (300, 64)])
+def test_pivoted_cholesky(cuda, dtype, n, rank):
+    upper, cov = (t.to(dtype) for t in random_problem(n, 4, batch=(50,)))
+    lower = -upper.abs() - cov.diagonal(dim1=1, dim2=2).sqrt()
+    upper[0, 0], cov[1, 0, 0] = INF, math.nan
+    for low in (None, lower):
+        here = pivoted_cholesky(upper, cov, lower=low, rank=rank)
+        there = pivoted_cholesky(*put((upper, cov), cuda), lower=put(low, cuda), rank=rank)
+        for name in ("order", "rank", "status"):
+            assert torch.equal(getattr(there, name).cpu(), getattr(here, name))
+        # Sums in another order; float32 results are rounded.
+        tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+        size = float(cov.nan_to_num(0.0).abs().max())
+        for mine, theirs, of in (
+            (here.factor, there.factor, size**0.5),
+            (here.residual, there.residual, size),
+        ):
+            torch.testing.assert_close(
+                theirs.cpu(), mine, rtol=tolerance, atol=tolerance * of, equal_nan=True
+            )
 
 
 def test_compute_dtype_is_honoured(cuda):

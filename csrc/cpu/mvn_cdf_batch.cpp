@@ -54,12 +54,13 @@ Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>
       is_double_(upper.scalar_type() == ScalarType::Double),
       factored_(factored) {}
 
-Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower)
+Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
+             bool factored)
     : upper_(torch::stable::contiguous(upper)),
       cov_(cov),
       lower_(contiguous(lower)),
       is_double_(upper.scalar_type() == ScalarType::Double),
-      factored_(false) {}
+      factored_(factored) {}
 
 RowInput Batch::row(int64_t b) const {
   const int64_t n = upper_.size(1), element = is_double_ ? 8 : 4;

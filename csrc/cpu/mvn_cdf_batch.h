@@ -15,7 +15,8 @@ class Batch {
         const Tensor& seed, bool factored);
 
   // Rows without a seed.
-  Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower);
+  Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
+        bool factored = false);
 
   int64_t size() const { return upper_.size(0); }
   RowInput row(int64_t b) const;

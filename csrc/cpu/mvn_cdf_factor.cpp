@@ -49,8 +49,11 @@ int64_t Factor::choose() const {
   const int64_t begin = pivots_, count = live_end_ - begin;
   int64_t best = 0;
   double lowest = kInfinity;
+  // Rows that have left change places: of equals the first in the input goes first.
+  const int64_t* position = position_.data() + begin;
   auto offer = [&](int64_t i, double priority) {
-    if (priority < lowest) lowest = priority, best = i;
+    if (priority < lowest || (priority == lowest && position[i] < position[best]))
+      lowest = priority, best = i;
   };
   if (!problem_->rectangular) {
     for (int64_t i = 0; i < count; ++i)

@@ -40,6 +40,7 @@ class Factor {
  private:
   friend class Packer;
   friend class Pathwise;
+  friend class PivotedCholesky;
   friend class Tilt;
   friend class Union;
   double entry(int64_t row, int64_t column) const { return L_[column * m_ + row]; }

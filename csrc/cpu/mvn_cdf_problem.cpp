@@ -200,6 +200,20 @@ Prepared Problem::merge(const RowInput& input) {
   return Prepared::integrate;
 }
 
+Prepared Problem::read_spread(const RowInput& input) {
+  clear(plan::entry_error(input.cov.is_double));
+  const uint32_t facts =
+      read_variables(input, entry_error, [&](int64_t i, const plan::Variable& v) {
+        if (v.active)
+          add(i, v.upper, v.lower, v.inverse_sd);
+        else if (!(v.facts & (plan::kZeroVariance | plan::kNanInput)))
+          add(i, kInfinity, -kInfinity, 1 / std::sqrt(input.cov.at(i, i)));
+      });
+  if (facts & (plan::kNanInput | plan::kEmpty)) return Prepared::nan;
+  if (facts & plan::kIndefinite) return Prepared::indefinite;
+  return variable.empty() ? Prepared::one : Prepared::integrate;
+}
+
 bool Problem::read_all(const RowInput& input) {
   clear(plan::entry_error(input.cov.is_double));
   const uint32_t facts =

@@ -62,6 +62,10 @@ struct Problem {
   // After read(): multiples of one another become one variable (plan/multiples.h).
   Prepared merge(const RowInput& input);
 
+  // Keeps every variable that has a variance, also one without limits; no masses. Limits that
+  // contain nothing are as good as NaN.
+  Prepared read_spread(const RowInput& input);
+
   // Keeps every variable, also one without limits; no masses. False when the row needs no integral:
   // a NaN, a variance that is not positive, limits that contain nothing.
   bool read_all(const RowInput& input);

@@ -177,6 +177,20 @@ class RowMemory {
 
 MVNROB_HD int64_t round_up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 
+// Hands out offsets in order.
+class Offsets {
+ public:
+  int64_t take(int64_t bytes, int64_t alignment = 16) {
+    const int64_t at = round_up(end_, alignment);
+    end_ = at + bytes;
+    return at;
+  }
+  int64_t end() const { return end_; }
+
+ private:
+  int64_t end_ = 0;
+};
+
 // Coefficients of any program: the triangle and the completion together never exceed n^2 / 2, nor n
 // times the pivots, plus what padding adds to each row.
 MVNROB_HD int64_t max_coefs(int64_t n, int64_t rank) {

@@ -24,10 +24,19 @@ class FactorKernel {
 
   // Adds pivots until there are plan.target or none is left, and asks the plan what is next.
   MVNROB_DEVICE_FN void advance() {
+    const Status failure = grow(s_.plan.target);
+    if (block_.thread() == 0) settle(failure);
+    block_.sync();
+  }
+
+  // Adds pivots until there are `target` or none is left. Says what the matrix is where it is no
+  // covariance, and `converged` otherwise. One thread writes the row's state: a barrier has to
+  // follow.
+  MVNROB_DEVICE_FN Status grow(int target) {
     Status failure = Status::converged;
     int pivots = s_.facts.pivots, live = s_.live;
     double neglected = s_.facts.neglected;
-    while (pivots < s_.plan.target && live > 0) {
+    while (pivots < target && live > 0) {
       const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
       if (wanted < -1) break;
       const int chosen = wanted >= 0 ? find(pivots, wanted) : choose(pivots);
@@ -57,9 +66,8 @@ class FactorKernel {
       s_.facts.pivots = pivots;
       s_.facts.exhausted = live == 0;
       s_.facts.neglected = neglected;
-      settle(failure);
     }
-    block_.sync();
+    return failure;
   }
 
  private:
@@ -78,16 +86,20 @@ class FactorKernel {
       s_.plan.step = plan::failed(s_.plan, failure);
   }
 
+  // The row of the variable least likely to hold, of equals the first in the input.
   MVNROB_DEVICE_FN int choose(int begin) const {
     Indexed best{HUGE_VAL, INT_MAX};
+    int row = 0;
     for (int i = begin + block_.thread(); i < size_; i += threads) {
       if (m_.group()[i] >= 0) continue;
       const double key = plan::priority(m_.upper()[i], m_.lower()[i], m_.mean()[i],
                                         m_.variance()[i], s_.rectangular);
-      const Indexed candidate{key == key ? key : HUGE_VAL, i};
-      if (goes_before(candidate, best)) best = candidate;
+      const Indexed candidate{key == key ? key : HUGE_VAL, m_.variable()[i]};
+      if (goes_before(candidate, best)) best = candidate, row = i;
     }
-    return block_.first(best).index;
+    // One thread alone has it.
+    const int variable = block_.first(best).index;
+    return int(block_.any_bits(variable == best.index ? unsigned(row) : 0u));
   }
 
   // The row of the variable that the forced order names; -1 when it has left.

@@ -18,20 +18,6 @@
 
 namespace mvnrob::kernels {
 
-// Hands out offsets in order.
-class Offsets {
- public:
-  int64_t take(int64_t bytes, int64_t alignment = 16) {
-    const int64_t at = round_up(end_, alignment);
-    end_ = at + bytes;
-    return at;
-  }
-  int64_t end() const { return end_; }
-
- private:
-  int64_t end_ = 0;
-};
-
 // Enough chunks that one row alone fills a device; a function of n only, so that results do not
 // depend on the batch.
 inline int32_t max_chunks(int32_t n) { return n <= kMaxSmallPivots ? 16 : 64; }

@@ -16,6 +16,7 @@ enum class Status : int64_t {
   nan = 4,
   no_closed_form = 5,
   approximate = 6,
+  truncated = 7,
 };
 
 enum class Method { automatic, sov, closed_form };

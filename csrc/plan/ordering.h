@@ -88,4 +88,13 @@ constexpr double kRefresh = 1e-6;
 MVNROB_HD bool is_zero_variance(double variance, double error) { return variance <= error; }
 MVNROB_HD bool is_valid_variance(double variance, double error) { return variance > -10 * error; }
 
+// Whether a variable of zero variance, in a matrix of this largest one, may have that covariance
+// with one of `variance`: what a pivot of the latter would leave of the former.
+MVNROB_HD bool is_valid_beside_zero(double covariance, double variance, double largest,
+                                    double entry_error) {
+  if (covariance == 0) return true;
+  const double rest = variance > 0 ? -covariance * covariance / variance : -::fabs(covariance);
+  return is_valid_variance(rest, largest * first_variance_error(entry_error));
+}
+
 }  // namespace mvnrob::plan

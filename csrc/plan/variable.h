@@ -21,6 +21,7 @@ enum RowFact : uint32_t {
   kImpossible = 4,   // the limits contain nothing
   kRectangular = 8,  // an active variable has a finite lower limit
   kZeroVariance = 16,
+  kEmpty = 32,  // the limits leave no value, not even one
 };
 
 struct Variable {
@@ -39,7 +40,7 @@ MVNROB_HD Variable read_variable(double upper, double lower, double variance,
   }
   if (variance < -10 * error_of_entry * largest_variance) v.facts |= kIndefinite;
   if (variance <= 0) v.facts |= kZeroVariance;
-  if (lower > upper || upper == -HUGE_VAL || lower == HUGE_VAL) v.facts |= kImpossible;
+  if (lower > upper || upper == -HUGE_VAL || lower == HUGE_VAL) v.facts |= kImpossible | kEmpty;
   if (upper == HUGE_VAL && lower == -HUGE_VAL) return v;
   if (variance <= 0) {  // a constant zero; the limits include their ends
     if (upper < 0 || lower > 0) v.facts |= kImpossible;

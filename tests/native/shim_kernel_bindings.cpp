@@ -1,5 +1,5 @@
-// pybind11 module: mvn_cdf, mvn_cdf_sums, mvn_cdf_pathwise, mendell_elston and bvn_cdf by the CUDA
-// kernels' bodies on the shim.
+// pybind11 module: mvn_cdf, mvn_cdf_sums, mvn_cdf_pathwise, mendell_elston, pivoted_cholesky and
+// bvn_cdf by the CUDA kernels' bodies on the shim.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +10,7 @@
 #include "kernels/bvn_cdf.h"
 #include "shim_mendell_elston.h"
 #include "shim_mvn_cdf.h"
+#include "shim_pivoted_cholesky.h"
 
 namespace py = pybind11;
 using mvnrob::kernels::MvnCdfArgs;
@@ -192,6 +193,25 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
   return py::make_tuple(value, to_upper, to_lower, to_cov, variance, pivots);
 }
 
+template <class T>
+py::tuple pivoted_cholesky(const Array<T>& upper, const py::array_t<T>& cov,
+                           const std::optional<Array<T>>& lower, int columns, bool factored,
+                           int64_t tile_rows, int64_t resident) {
+  mvnrob::kernels::PivotedCholeskyArgs a{};
+  a.plan = arguments(upper, cov, lower, Array<int64_t>(0), factored);
+  a.columns = columns;
+  const int64_t rows = a.plan.rows, n = a.plan.n;
+  Array<T> factor({rows, n, int64_t(columns)}), residual({rows, n});
+  Array<int64_t> order({rows, n}), rank(rows), status(rows);
+  a.factor = factor.mutable_data();
+  a.residual = residual.mutable_data();
+  a.order = order.mutable_data();
+  a.rank = rank.mutable_data();
+  a.status = status.mutable_data();
+  mvnrob::shim::run_pivoted_cholesky(a, tile_rows, resident);
+  return py::make_tuple(factor, order, rank, residual, status);
+}
+
 Array<double> bvn_cdf(const Array<double>& h, const Array<double>& k, const Array<double>& rho,
                       unsigned blocks) {
   Array<double> out(h.size());
@@ -214,6 +234,9 @@ void define(py::module_& m) {
         py::arg("lower").none(true), py::arg("resident") = 3);
   m.def("mendell_elston_backward", &mendell_elston_backward<T>, py::arg("grad"), py::arg("upper"),
         py::arg("cov"), py::arg("lower").none(true), py::arg("wants_cov"), py::arg("resident") = 3);
+  m.def("pivoted_cholesky", &pivoted_cholesky<T>, py::arg("upper"), py::arg("cov"),
+        py::arg("lower").none(true), py::arg("columns"), py::arg("factored"),
+        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
   m.def("mvn_cdf_pathwise", &mvn_cdf_pathwise<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("first"),
         py::arg("points"), py::arg("weight"), py::arg("compute_dtype"), py::arg("wants_cov"),

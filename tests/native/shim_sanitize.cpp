@@ -14,6 +14,7 @@
 #include "shim_jac_cov_cases.h"
 #include "shim_mendell_elston_cases.h"
 #include "shim_mvn_cdf_cases.h"
+#include "shim_pivoted_cholesky_cases.h"
 
 using namespace shim_tests;
 
@@ -36,6 +37,8 @@ std::vector<Case> cases() {
   }
   for (const MvnCdfCase& one : kMvnCdfCases) all.push_back({one.name, one.run, ""});
   for (const MendellElstonCase& one : kMendellElstonCases) all.push_back({one.name, one.run, ""});
+  for (const PivotedCholeskyCase& one : kPivotedCholeskyCases)
+    all.push_back({one.name, one.run, ""});
   for (const JacCovCase& one : kJacCovCases) all.push_back({one.name, one.run, ""});
   for (const Bad& bad : kBad) {
 #ifdef __SANITIZE_THREAD__
