@@ -329,6 +329,17 @@ def scaling_tables(rows):
         part("n"),
     )  # fmt: skip
     yield (
+        "with 4,096 points and no more, where the set-up is what costs:",
+        [("n", "n"), *spread, ("exponent", "exponent"), *mvn],
+        part("large"),
+    )
+    yield (
+        "of one problem against its points, every variable sampled (float32):",
+        [("n", "n"), ("points", "points"), *spread, ("exponent", "exponent"),
+         ("ns a point", "ns_point"), ("standard error", "stderr")],
+        part("points"),
+    )  # fmt: skip
+    yield (
         "against the rows of a call:",
         [("n", "n"), ("batch", "batch"), *spread, *mvn],
         part("batch"),

@@ -191,6 +191,21 @@ def test_scaling_refuses_wrong_answers(one_thread):
         bench_scaling.checked_mvn_cdf(upper, cov, p + 0.01, args)
 
 
+def test_scaling_in_points_samples_every_variable(monkeypatch, one_thread):
+    from bench import bench_scaling
+
+    args = SimpleNamespace(p=0.7, repeats=1)
+    rows = list(bench_scaling.points_lines(9, [512, 8192], args))
+    assert [row["points"] for row in rows] == [512, 8192]
+    assert rows[1]["stderr"] < rows[0]["stderr"] and rows[1]["ms"] > rows[0]["ms"]
+    right = bench_scaling.problem
+    monkeypatch.setattr(
+        bench_scaling, "problem", lambda n, p: (*right(n, p)[:2], right(n, p)[2] + 0.02)
+    )
+    with pytest.raises(SystemExit, match="8192 points are .* off, nothing is timed"):
+        list(bench_scaling.points_lines(9, [8192], args))
+
+
 def test_checkouts_weigh_time_and_error(one_thread):
     """Two known integrators, of which the other takes half the time for twice the error."""
     from bench import bench_checkouts
