@@ -1,6 +1,7 @@
 """The authors' estimator loop beside mvnrob.robustness: time of an image at the same or a smaller error.
 
 python -m bench authors_loop [--tasks digits,pairs] [--images 40] [--sigmas 0.1,0.3] [--photos 1]
+                             [--photo-sigmas 0.1]
 
 The loop is Taylor's estimator as its paper's authors run it (Han, Srinivas and Lakkaraju, UAI 2024),
 written anew: one image after the other, a backward pass for each class, the covariance in NumPy
@@ -131,7 +132,7 @@ def task_lines(name, model, x, sigma, args):
     )
     known, uncertain = truth(loop.problems, tol)
     made = torch.tensor(loop.prob, dtype=torch.float64)
-    # SciPy states no error here; one beyond 20 of those that it aims at is another problem.
+    # SciPy states no error here, and 10,000 points leave some 1e-3: .02 is another problem.
     within(made, 200 * SCIPY["abseps"], known, uncertain, f"{name}: the loop")
     stages = {f"{k}_ms": 1e3 * v / len(x) for k, v in loop.seconds.items()}
     classes = loop.problems[0][0].size + 1
@@ -142,11 +143,12 @@ def task_lines(name, model, x, sigma, args):
         call = lambda tol=tol: robustness(
             model, x, sigma, method="taylor", abs_tol=tol, **SCREENING.get(name, {})
         )
-        result = call()
+        timing, result = harness.cpu_time(call, repeats=1, warm_up=0)
         within(result.prob, result.error, known, uncertain, f"{name}: taylor at {tol:g}")
         if rms(result.prob - known) <= theirs["rms"]:
             break
-    timing, _ = harness.cpu_time(call, repeats, warm_up=0, least_s=0.02, budget_s=300)
+    if not large:  # warm by now
+        timing, _ = harness.cpu_time(call, repeats, least_s=0.02)
     ours = line(name, sigma, "mvnrob", timing, result.prob, known, network, **common)
     reached = ours["rms"] <= theirs["rms"]
     yield ours | {"abs_tol": tol, "ratio": theirs["ms"] / ours["ms"], "reached": reached}
@@ -156,9 +158,10 @@ def main():
     p = harness.parser(__doc__.splitlines()[0])
     p.add_argument("--tasks", default="digits,pairs", help="of digits, pairs, photos")
     p.add_argument("--images", type=int, default=40, help="of digits and pairs")
-    p.add_argument("--sigmas", type=lambda text: [float(v) for v in text.split(",")],
-                   default="0.1,0.3")  # fmt: skip
+    numbers = lambda text: [float(v) for v in text.split(",")]
+    p.add_argument("--sigmas", type=numbers, default="0.1,0.3")
     p.add_argument("--photos", type=int, default=1)
+    p.add_argument("--photo-sigmas", type=numbers, default="0.1")
     p.add_argument("--draws", type=int, default=10_000, help="of Monte Carlo")
     p.add_argument("--truth", type=float, default=1e-5, help="99 %% error of the truth")
     p.add_argument("--repeats", type=int, default=3)
@@ -174,7 +177,7 @@ def main():
     rows = []
     for name in tasks:
         model, x = inputs(name, args)
-        for sigma in args.sigmas:
+        for sigma in args.photo_sigmas if name == "photos" else args.sigmas:
             rows += task_lines(name, model, x, sigma, args)
     harness.show(rows, ["task", "sigma", "method", "ms", "jacobian_ms", "covariance_ms", "cdf_ms",
                         "abs_tol", "rms", "largest", "rms_monte_carlo", "noise", "ratio"])  # fmt: skip
