@@ -285,6 +285,54 @@ def test_one_factor(shim, n):
                     assert ours == pytest.approx(theirs.numpy(), rel=0.1, abs=1e-18)
 
 
+@pytest.mark.parametrize("rest", [5, 20, 33, 60, 140])
+def test_exact_blocks_beside_others(shim, rest):
+    """The exact blocks are integrated and the rest is sampled on both: either tail, the union, the
+    tilt, completion, steep pairs and triples, screening, two blocks of no form; factors."""
+    rng = np.random.default_rng(rest)
+    sizes = [1, 9, 2, 3, rest, 4, 6]
+    n = sum(sizes)
+    columns = n + len(sizes)
+    factor = np.zeros((4, n, columns))
+    at = 0
+    for k, size in enumerate(sizes):
+        here = slice(at, at + size)
+        if size in (9, 4):
+            load = rng.uniform(0.3, 0.95, (4, size))
+            factor[:, here, n + k] = load
+            factor[:, np.arange(at, at + size), np.arange(at, at + size)] = np.sqrt(1 - load**2)
+        else:
+            factor[:, here, at : at + size + 1] = rng.normal(size=(4, size, size + 1))
+        at += size
+    pair = slice(10, 12)
+    factor[0, pair] = 0
+    factor[0, pair, 10] = 1
+    factor[0, 11, 11] = 1e-4
+    factor /= np.linalg.norm(factor, axis=2)[..., None]
+    order = rng.permutation(n)
+    factor = torch.from_numpy(factor[:, order])
+    cov = factor @ factor.mT
+    assert ((cov == 0).sum((1, 2)) > 0).all()
+    for near, options in (
+        (1.0, {}),
+        (1.0, {"compute_dtype": "float64", "abs_tol": 1e-3}),
+        (3.5, {"abs_tol": 0.0, "rel_tol": 2e-2}),
+        (-1.0, {"abs_tol": 0.0, "rel_tol": 5e-2}),
+    ):
+        upper = torch.from_numpy(near + rng.uniform(0, 1, (4, n)))
+        for lower in (None, -upper.abs() - 1.5):
+            for given in ({}, {"factored": True}):
+                matrix = factor if given else cov
+                kernels = by_kernels(shim, upper, matrix, lower, **given, **options)
+                cpu = by_cpu(upper, matrix, lower, **given, **options)
+                assert assert_agree(kernels, cpu).mean() >= 0.5
+                assert (kernels.n_points > 0).any()
+                finite = np.isfinite(kernels.log_error) & np.isfinite(cpu.log_error.numpy())
+                allowed = kernels.log_error + cpu.log_error.numpy()
+                apart = np.abs(kernels.log_prob - cpu.log_prob.numpy())
+                assert (apart <= allowed)[finite].all()
+
+
 # ---- whole calls ----------------------------------------------------------------------------------
 
 

@@ -61,21 +61,34 @@ class Integrator {
     mvnrob::screen(w_.all, plan_, w_.kept);
     const plan::Step step = plan::screened(plan_, options_);
     if (step != plan::Step::factor) return step;
-    w_.factor.start(w_.kept, input_.cov);
-    if (options_.method == Method::sov || plan_.only_samples) return step;
-    const bool looks = options_.method == Method::closed_form ||
-                       plan::is_worth_recognising(double(w_.kept.variable.size()),
-                                                  double(input_.cov.factor_columns));
-    if (looks && w_.one_factor.recognise(w_.kept, input_.cov)) return plan::Step::one_factor;
-    if (options_.method == Method::closed_form) return plan::failed(plan_, Status::no_closed_form);
+    if (plan::looks_for_blocks(plan_, options_, double(input_.cov.factor_columns))) {
+      blocks_ = w_.one_factor.recognise(w_.kept, input_.cov);
+      return start_factor(plan::recognised(plan_, options_, blocks_), w_.kept);
+    }
+    return start_factor(step, w_.kept);
+  }
+
+  plan::Step start_factor(plan::Step step, const Problem& problem) {
+    if (step == plan::Step::factor) w_.factor.start(problem, input_.cov);
     return step;
   }
 
   plan::Step integrate_blocks() {
     const plan::ProductOfBlocks p = w_.one_factor.integrate();
-    if (!p.found) return plan::without_blocks(plan_, options_);
-    return plan::closed(plan_, options_, p.value, p.complement, p.error_of_smaller(),
-                        p.known_log_value(), p.log_error);
+    if (!p.found) return start_factor(plan::without_blocks(plan_, options_), w_.kept);
+    if (blocks_ == plan::ExactBlocks::all)
+      return plan::closed(plan_, options_, p.value, p.complement, p.error_of_smaller(),
+                          p.known_log_value(), p.log_error);
+    w_.one_factor.take_rest(w_.rest);
+    double mass = 0, largest = 0;
+    for (const double one : w_.rest.mass) {
+      mass += one;
+      largest = std::max(largest, one);
+    }
+    return start_factor(
+        plan::separated(plan_, options_, p.value, p.complement, p.log_value, p.error, p.log_error,
+                        int32_t(w_.rest.variable.size()), mass, largest),
+        w_.rest);
   }
 
   plan::Step close() {
@@ -127,6 +140,7 @@ class Integrator {
   Series<scalar_t>& series_;
   const Runner& run_;
   plan::RowPlan plan_;
+  plan::ExactBlocks blocks_ = plan::ExactBlocks::none;  // of those kept
 };
 
 RowResult integrate_prepared(const RowInput& input, uint64_t seed, const RowOptions& options,

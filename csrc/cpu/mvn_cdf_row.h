@@ -11,7 +11,7 @@ namespace mvnrob {
 
 // Kept from row to row, so that its arrays are not allocated again.
 struct RowWorkspace {
-  Problem all, kept;
+  Problem all, kept, rest;
   Factor factor;
   Series<float> series_float;
   Series<double> series_double;

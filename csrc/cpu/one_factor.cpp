@@ -10,7 +10,7 @@
 
 namespace mvnrob {
 
-bool OneFactor::recognise(const Problem& problem, const CovarianceView& cov) {
+plan::ExactBlocks OneFactor::recognise(const Problem& problem, const CovarianceView& cov) {
   problem_ = &problem;
   cov_ = cov;
   const int64_t m = int64_t(problem.variable.size());
@@ -22,18 +22,35 @@ bool OneFactor::recognise(const Problem& problem, const CovarianceView& cov) {
   parts_.clear();
   left_.resize(m);
   std::iota(left_.begin(), left_.end(), 0);
+  bool any = false, all = true;
   while (!left_.empty()) {
-    Part part{int64_t(order_.size()), 0, true, {0, 0}};
+    Part part{int64_t(order_.size()), 0, Form::one_factor, {0, 0}};
     collect();
     part.last = int64_t(order_.size());
     if (!fit(part)) {
-      if (part.last - part.first != 3) return false;
-      part.one_factor = false;
+      part.form = part.last - part.first <= 3 ? Form::few : Form::other;
       part.residuals = {0, 0};
     }
     parts_.push_back(part);
+    any |= part.form != Form::other;
+    all &= part.form != Form::other;
   }
-  return true;
+  return all ? plan::ExactBlocks::all : any ? plan::ExactBlocks::some : plan::ExactBlocks::none;
+}
+
+void OneFactor::take_rest(Problem& rest) const {
+  std::vector<int64_t> index;
+  for (const Part& part : parts_)
+    if (part.form == Form::other)
+      index.insert(index.end(), order_.begin() + part.first, order_.begin() + part.last);
+  std::sort(index.begin(), index.end());
+  rest.clear(problem_->entry_error);
+  rest.merged = problem_->merged;
+  for (const int64_t i : index) {
+    rest.add(problem_->variable[i], problem_->upper[i], problem_->lower[i],
+             problem_->inverse_sd[i]);
+    rest.mass.push_back(problem_->mass[i]);
+  }
 }
 
 void OneFactor::read_rows() {
@@ -178,8 +195,9 @@ plan::ProductOfBlocks OneFactor::integrate() {
   plan::ProductOfBlocks product;
   for (const Part& part : parts_) {
     const int64_t i = order_[part.first];
-    if (!part.one_factor)
-      product.add(box_of(*problem_, cov_, order_.data() + part.first, 3));
+    if (part.form == Form::other) continue;
+    if (part.form == Form::few)
+      product.add(box_of(*problem_, cov_, order_.data() + part.first, int(part.last - part.first)));
     else if (part.last - part.first > 1)
       product.add(integrate_part(part));
     else

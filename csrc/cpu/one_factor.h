@@ -1,26 +1,31 @@
-// Exact answers of variables that fall apart into independent blocks, each of one common factor or
-// of three variables at most. Torch-free.
+// Exact answers of independent blocks, each of one common factor or of three variables at most,
+// into which variables fall apart, and the rest of them. Torch-free.
 #pragma once
 #include <vector>
 
 #include "cpu/mvn_cdf_problem.h"
 #include "plan/one_factor.h"
+#include "plan/row_plan.h"
 
 namespace mvnrob {
 
 class OneFactor {
  public:
-  // Whether the correlation is one of such blocks, R_ij = l_i l_j in those of one factor, and
-  // quadrature is quick.
-  bool recognise(const Problem& problem, const CovarianceView& cov);
+  // Which of the correlation's blocks are such, R_ij = l_i l_j in those of one factor, with a
+  // quadrature that is quick.
+  plan::ExactBlocks recognise(const Problem& problem, const CovarianceView& cov);
 
-  // Then the answer, where it is found.
+  // Then their product, where it is found.
   plan::ProductOfBlocks integrate();
 
+  // And the variables of the other blocks, in the problem's order.
+  void take_rest(Problem& rest) const;
+
  private:
+  enum class Form { one_factor, few, other };
   struct Part {
     int64_t first, last;  // of order_
-    bool one_factor;
+    Form form;
     plan::Residuals residuals;
   };
 

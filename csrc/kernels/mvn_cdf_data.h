@@ -82,7 +82,7 @@ struct Program {
   // What to sample now: `tiles` times 64 points of each shift from point `first`, in chunks.
   int64_t first;
   int32_t tiles, chunk_tiles, chunks;
-  // that have closed forms
+  // independent ones
   int32_t blocks;
 };
 

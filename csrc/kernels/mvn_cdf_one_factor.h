@@ -1,6 +1,6 @@
-// Rows that fall apart into independent blocks, each of one common factor (plan/one_factor.h) or of
-// three variables at most: how they are recognised, which is collective over a block and part of
-// planning, and a kernel that integrates them.
+// Independent blocks of a row, each of one common factor (plan/one_factor.h) or of three variables
+// at most: how they are recognised and how the rest of the row is left alone, which is collective
+// over a block and part of planning, and a kernel that integrates them.
 //
 // Mapping: a block takes a row, its threads the variables, and each evaluation of the integrand is
 // a sum over the block; all threads run the same quadrature, and the same closed form of three.
@@ -13,16 +13,18 @@
 
 namespace mvnrob::kernels {
 
-// Where a recognised row keeps its blocks, in memory that only samples use otherwise.
+// Where a recognised row keeps its blocks, in memory that only samples use otherwise. A block's end
+// is marked where it has not one factor: it has a closed form, or belongs to the rest.
 template <class scalar_t>
 struct OneFactorMemory {
   int32_t* order;  // rows, block by block
-  uint32_t* end;   // of each block, kThree added where it has not one factor
-  int32_t* taken;  // while they are looked for
+  uint32_t* end;   // of each block, kFew or kOther added
+  int32_t* taken;  // of each row: kTaken while blocks are looked for, kRest
   double *load, *density, *rest;
   plan::Residuals* residuals;  // of each block
 
-  static constexpr uint32_t kThree = 1u << 31;
+  static constexpr uint32_t kFew = 1u << 31, kOther = 1u << 30;
+  static constexpr int32_t kTaken = 1, kRest = 2;
 
   MVNROB_DEVICE OneFactorMemory(const RowMemory<scalar_t>& m, int size)
       : order(m.row_of()),
@@ -47,26 +49,34 @@ class OneFactorFinder {
         size_(s.facts.variables),
         own_(m_, size_) {}
 
-  // Whether the correlation is of this form and quadrature is quick; the row's memory then has it.
-  MVNROB_DEVICE_FN bool recognise() {
+  // Which of the correlation's blocks are of this form, with a quadrature that is quick; the row's
+  // memory then has them.
+  MVNROB_DEVICE_FN plan::ExactBlocks recognise() {
     for (int i = block_.thread(); i < size_; i += threads) own_.taken[i] = 0;
     block_.sync();
-    int blocks = 0, first = 0;
+    int blocks = 0, others = 0, first = 0;
     while (first < size_) {
       const int last = collect(first);
       plan::Residuals residuals{0, 0};
-      const bool fits = fit(first, last, residuals);
-      if (!fits && last - first != 3) return false;
+      const bool fits = fit(first, last, residuals), few = last - first <= 3;
       if (block_.thread() == 0) {
-        own_.end[blocks] = uint32_t(last) | (fits ? 0 : own_.kThree);
+        own_.end[blocks] = uint32_t(last) | (fits ? 0 : few ? own_.kFew : own_.kOther);
         own_.residuals[blocks] = residuals;
+      }
+      if (!fits && !few) {
+        ++others;
+        for (int k = first + block_.thread(); k < last; k += threads)
+          own_.taken[own_.order[k]] = own_.kRest;
+        block_.sync();
       }
       ++blocks;
       first = last;
     }
     if (block_.thread() == 0) s_.program.blocks = blocks;
     block_.sync();
-    return true;
+    return others == 0        ? plan::ExactBlocks::all
+           : others == blocks ? plan::ExactBlocks::none
+                              : plan::ExactBlocks::some;
   }
 
  private:
@@ -87,7 +97,7 @@ class OneFactorFinder {
     next = block_.first(next);
     if (block_.thread() == 0) {
       own_.order[count] = next.index;
-      own_.taken[next.index] = 1;
+      own_.taken[next.index] = own_.kTaken;
     }
     block_.sync();
     int at = count++;
@@ -100,7 +110,7 @@ class OneFactorFinder {
         const int place = count + block_.rank(joined, total);
         if (joined) {
           own_.order[place] = i;
-          own_.taken[i] = 1;
+          own_.taken[i] = own_.kTaken;
         }
         count += total;
         block_.sync();
@@ -186,6 +196,40 @@ class OneFactorFinder {
   const OneFactorMemory<scalar_t> own_;
 };
 
+// The exact blocks are integrated: the rows of the others, in their order, become the factor's.
+template <class scalar_t, int threads>
+MVNROB_DEVICE_FN void keep_rest(const MvnCdfArgs& a, int64_t row, const Block<threads>& block,
+                                RowState& s) {
+  using Memory = OneFactorMemory<scalar_t>;
+  const RowMemory<scalar_t> m(a, row);
+  const int size = s.facts.variables;
+  const int32_t* taken = Memory(m, size).taken;
+  int kept = 0;
+  unsigned rectangular = 0;
+  for (int first = 0; first < size; first += threads) {
+    const int i = first + block.thread();
+    const bool keeps = i < size && taken[i] == Memory::kRest;
+    const int32_t variable = keeps ? m.variable()[i] : 0;
+    const double inverse_sd = keeps ? m.inverse_sd()[i] : 0, upper = keeps ? m.upper()[i] : 0,
+                 lower = keeps ? m.lower()[i] : -HUGE_VAL;
+    int total = 0;
+    const int k = kept + block.rank(keeps, total);  // a barrier: all have read
+    kept += total;
+    if (!keeps) continue;
+    rectangular |= lower != -HUGE_VAL;
+    m.variable()[k] = variable;
+    m.inverse_sd()[k] = inverse_sd;
+    m.upper()[k] = upper;
+    m.lower()[k] = lower;
+  }
+  rectangular = block.any_bits(rectangular);
+  if (block.thread() == 0) {
+    s.rectangular = rectangular != 0;
+    s.live = s.facts.variables = kept;
+  }
+  block.sync();
+}
+
 template <class scalar_t>
 struct MvnCdfOneFactor {
   using Args = MvnCdfArgs;
@@ -206,14 +250,23 @@ struct MvnCdfOneFactor {
     RowState& s = *m.state();
     const OneFactorMemory<scalar_t> own(m, s.facts.variables);
     plan::ProductOfBlocks product;
-    int first = 0;
+    int first = 0, rest = 0;
+    double mass = 0, largest = 0;  // of the rest
     for (int b = 0; b < s.program.blocks; ++b) {
       const uint32_t end = own.end[b];
-      const int last = int(end & ~own.kThree);
-      if (end & own.kThree) {
-        product.add(
-            math::box_probability(box_of(a, row, m, s.facts.entry_error, own.order + first, 3),
-                                  80 * s.facts.entry_error));
+      const int last = int(end & ~(own.kFew | own.kOther));
+      if (end & own.kOther) {
+        rest += last - first;
+        for (int k = first + block.thread(); k < last; k += kThreads) {
+          const int i = own.order[k];
+          const double one = plan::mass_outside(m.upper()[i], m.lower()[i]);
+          mass += one;
+          largest = math::max(one, largest);
+        }
+      } else if (end & own.kFew) {
+        product.add(math::box_probability(
+            box_of(a, row, m, s.facts.entry_error, own.order + first, last - first),
+            80 * s.facts.entry_error));
       } else if (last - first == 1) {
         const int i = own.order[first];
         product.add(m.lower()[i], m.upper()[i], plan::mass_outside(m.upper()[i], m.lower()[i]));
@@ -222,14 +275,20 @@ struct MvnCdfOneFactor {
       }
       first = last;
     }
+    mass = block.sum(mass);
+    largest = block.max(largest);
     block.sync();  // all have read the state
     if (block.thread() == 0) {
-      if (product.found)
+      if (!product.found)
+        s.plan.step = plan::without_blocks(s.plan, a.options);
+      else if (rest > 0)
+        s.plan.step =
+            plan::separated(s.plan, a.options, product.value, product.complement, product.log_value,
+                            product.error, product.log_error, rest, mass, largest);
+      else
         s.plan.step =
             plan::closed(s.plan, a.options, product.value, product.complement,
                          product.error_of_smaller(), product.known_log_value(), product.log_error);
-      else
-        s.plan.step = plan::without_blocks(s.plan, a.options);
     }
     block.sync();
   }

@@ -69,6 +69,7 @@ struct MvnCdfPlan {
         screen_row<scalar_t>(a_, row_, block_, shared_.screen, s_);
         if (s_.plan.step == Step::factor && !a_.order) try_blocks();
       } else if (step == Step::factor) {
+        if (s_.plan.rest != s_.facts.variables) keep_rest<scalar_t, threads>(a_, row_, block_, s_);
         FactorKernel<scalar_t, threads>(a_, row_, block_, s_).advance();
         if (s_.plan.step == Step::sample) {
           if (s_.plan.unites)
@@ -110,20 +111,13 @@ struct MvnCdfPlan {
     block_.sync();
   }
 
-  // Independent blocks of one factor have an exact answer; a row without one may have to give up
+  // Independent blocks of one factor have exact answers; a row without any may have to give up
   // here.
   MVNROB_DEVICE_FN void try_blocks() {
-    if (a_.options.method == Method::sov || s_.plan.only_samples) return;
-    const bool must = a_.options.method == Method::closed_form;
-    const bool looks = must || plan::is_worth_recognising(s_.facts.variables, a_.factor_columns);
-    const bool found =
-        looks && OneFactorFinder<scalar_t, threads>(a_, row_, block_, s_).recognise();
-    if (block_.thread() == 0) {
-      if (found)
-        s_.plan.step = Step::one_factor;
-      else if (must)
-        s_.plan.step = plan::failed(s_.plan, Status::no_closed_form);
-    }
+    if (!plan::looks_for_blocks(s_.plan, a_.options, a_.factor_columns)) return;
+    const plan::ExactBlocks blocks =
+        OneFactorFinder<scalar_t, threads>(a_, row_, block_, s_).recognise();
+    if (block_.thread() == 0) s_.plan.step = plan::recognised(s_.plan, a_.options, blocks);
     block_.sync();
   }
 

@@ -55,8 +55,8 @@ RowLayout row_layout(const MvnCdfArgs& a) {
 }
 
 // Looks that a row may need: its points double from the pilot to max_points, and each deepening of
-// the plan, like a screening that took too much, may start again. A row that is not done by then
-// says max_points.
+// the plan, like a screening that took too much, may start again; exact blocks beside samples take
+// a round of their own. A row that is not done by then says max_points.
 inline int32_t max_rounds(const MvnCdfArgs& a) {
   if (a.order) return 1;
   const auto doublings = [](double ratio) { return int32_t(std::ceil(std::log2(ratio))); };
@@ -64,6 +64,8 @@ inline int32_t max_rounds(const MvnCdfArgs& a) {
   int32_t rounds = 6 + doublings(std::max(most, 1.0));
   if (a.n > plan::kFullBelow) rounds += 2 * doublings(double(a.n) / plan::kFirstPivots);
   if (a.options.rel_tol > 0) rounds += 3;
+  // Four variables of the rest at least, and one beside them.
+  if (a.n > 4 && a.options.method == Method::automatic) rounds += a.options.rel_tol > 0 ? 2 : 1;
   return rounds;
 }
 
@@ -200,8 +202,9 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     // The first launch has one block more, which fills the generators.
     launcher.template launch<Plan>(plan_blocks + (a.round == 0), Plan::kSharedBytes, a);
     if (a.last_round) break;
-    // A row meets its closed form when it is screened: at first, or judged or screened again.
-    const bool screens = a.round < 2 || a.options.rel_tol > 0;
+    // A row meets its closed forms when it is screened: at first, or judged again, which deepening
+    // may find out later, or screened again.
+    const bool screens = a.round < 2 || a.options.rel_tol > 0 || a.n > plan::kFullBelow;
     if (screens && a.options.method != Method::sov && !a.order) {
       launcher.template launch<ClosedForm>(closed_blocks, 0, a);
       if (a.n > 3) launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);

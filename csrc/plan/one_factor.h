@@ -54,16 +54,9 @@ MVNROB_HD double density_of(double upper, double lower) {
   return math::max(phi(upper), phi(lower));
 }
 
-// Most rows are told from this form by a few entries. Where they are not, looking at all pairs
-// costs a product of rows each if a factor of the covariance is given, of so many columns
-// (otherwise -1).
-MVNROB_HD bool is_worth_recognising(double variables, double columns) {
-  return variables * variables * columns <= 1e9;
-}
-
 // Evaluations that steps of width s cost: a few halvings for each, or for a range full of them.
 // Steps steeper than kSteepest could hide between the end of a piece and its outermost node; such
-// rows (loads beyond .9995, but for one of one) are sampled.
+// blocks (loads beyond .9995, but for one of one) are sampled.
 constexpr double kMostEvaluations = 8000, kSteepest = 0.03;
 MVNROB_HD double halvings(double rest) { return math::max(0.0, ::log2(0.25 / rest)); }
 MVNROB_HD bool is_quick(double sum_of_halvings, double least_rest) {
@@ -257,7 +250,7 @@ struct ProductOfBlocks {
     const double error = p.value < fails ? log_error * p.value : 4e-15 * fails;
     add(OneFactorProbability{p.value, fails, p.log_value, error, log_error, true});
   }
-  // Three variables that have not one factor: errors are absolute.
+  // Two or three variables whose factor is steep, or that have none: errors are absolute.
   MVNROB_HD void add(const math::BoxProbability& p) {
     const double log_value = p.log_value == p.log_value ? p.log_value : ::log(p.value);
     add(OneFactorProbability{p.value, p.complement, log_value, p.error, p.error / p.value,

@@ -9,6 +9,7 @@
 #include "math/normal.h"
 #include "plan/confidence.h"
 #include "plan/estimate.h"
+#include "plan/exact_part.h"
 #include "plan/options.h"
 #include "plan/tilt.h"
 
@@ -21,12 +22,15 @@ constexpr int kFirstPivots = 16;          // otherwise
 enum class Step : int32_t {
   screen,       // drop variables within `tau`, then screened()
   closed_form,  // few variables: integrate exactly, then closed()
-  one_factor,   // independent blocks of one factor: the same, or without_blocks()
+  one_factor,   // exact independent blocks: closed(), separated() or without_blocks()
   factor,       // advance the factor to `target` pivots, then factored()
   rank_one,     // one pivot bounds everything: an interval, then ranked()
   sample,       // extend to `next` points of each shift, of the union if it unites; then looked()
   done,
 };
+
+// Which of the independent blocks that the variables kept fall apart into are exact.
+enum class ExactBlocks { none, some, all };
 
 // What the backend knows of the row's factor.
 struct FactorFacts {
@@ -41,12 +45,14 @@ struct RowPlan {
   double largest_of_all = 0;     // mass of the variable most likely to fail
   double tau = 0;                // most mass to screen
   double dropped = 0;            // mass screened
-  double mass = 0, largest = 0;  // of the variables kept: the sum, the largest
+  double mass = 0, largest = 0;  // of the variables kept, later of the rest: the sum, the largest
   double merged = 0;             // largest variance taken as zero between multiples made one
   double skip_limit = 40;        // completed rows farther than this in a whole tile are left out
   double skipped = 0;            // what that may cost
   double tolerance = 0;          // asked for, at the latest estimate
   int32_t all = 0, kept = 0;     // variables before and after screening
+  int32_t rest = 0;              // those of them that are not in exact blocks
+  ExactPart exact;               // and the answer of those that are, beside a rest
   int32_t given = 0;             // before multiples were made one
   int32_t target = 0;            // pivots wanted
   int32_t rank = INT32_MAX;      // of the covariance, at most
@@ -62,8 +68,8 @@ struct RowPlan {
   int64_t n_points = 0;                      // all shifts and plans together
   int32_t pilot_looks = 0, later_looks = 0;  // one budget of confidence for all plans of the row
   Estimate best;                             // the latest estimate
-  bool best_tilted = false;                  // and whether its weights were in units of
-  double best_log_unit = 0;                  // exp of this
+  bool best_tilted = false;                  // whether it is of tilted samples
+  double best_log_unit = 0;                  // its value and error are in units of exp of this
   double best_log_value = NAN;               // ln p, where a closed form knows it itself
   double best_log_error = NAN;               // and its error, unless it is that of a few logarithms
   double best_dropped = 0;                   // the screened mass of its own plan
@@ -113,16 +119,17 @@ MVNROB_HD double rounding(const RowPlan& plan, const RowOptions& options, double
 // phi(u) <= 1.26 (1 + u) Phi(-u), at most 1.26 M (1 + sqrt(2 ln(m / M))) for a mass of M. For
 // float64 only: the rounding of a float32 matrix, far larger, is the input's and not the
 // integral's.
-MVNROB_HD_FN double effect_of(const RowPlan& plan, double m, double variance) {
+MVNROB_HD_FN double effect_of(const RowPlan& plan, double mass, double m, double variance) {
   if (variance == 0) return 0;
-  const double mass = math::max(plan.mass, 1e-300);
+  mass = math::max(mass, 1e-300);
   const double slope =
       math::min(0.4, 1.26 * mass * (1 + ::sqrt(math::max(2 * ::log(m / mass), 0.0))));
   return slope * ::sqrt(2 * ::log(2 * math::max(m, double(plan.given))) * variance);
 }
 MVNROB_HD double neglected(const RowPlan& plan, const FactorFacts& facts) {
-  return facts.entry_error > facts.double_error ? 0
-                                                : effect_of(plan, facts.variables, facts.neglected);
+  return facts.entry_error > facts.double_error
+             ? 0
+             : effect_of(plan, plan.mass, facts.variables, facts.neglected);
 }
 
 // A lattice and Sobol's sequence are at their best at powers of two.
@@ -171,7 +178,7 @@ MVNROB_HD_FN bool union_is_cheaper(const RowPlan& plan, const RowOptions& option
   const double c = math::min(math::max(e.complement, plan.largest), plan.mass);
   const double united =
       math::max(t_next * t_next * c * (plan.mass - c) / (allowed * allowed), corner * plan.mass);
-  const double m = plan.kept, rank = math::min(m, double(plan.rank));
+  const double m = plan.rest, rank = math::min(m, double(plan.rank));
   // The whole factor first, a third of m^3; then a product of m^2 for each sample.
   const double cost =
       (united + double(kShifts) * double(kPilot) + rank / 3) * cost_of_sample(m, rank);
@@ -182,7 +189,21 @@ MVNROB_HD_FN bool union_is_cheaper(const RowPlan& plan, const RowOptions& option
 MVNROB_HD bool wants_tilt(const RowPlan& plan, const RowOptions& options, const Estimate& e) {
   return !plan.tilted && !plan.unites && options.method == Method::automatic &&
          !options.samples_float32() && e.value < 0.05 && options.rel_tol > 0 &&
-         options.abs_tol <= options.rel_tol * e.value;
+         options.abs_tol <= options.rel_tol * plan.exact.whole(e.value);
+}
+
+// Whether the exact blocks' error, which is absolute for those of three variables, leaves no room
+// for samples of the rest. Tilted samples of the whole row, or those of its union, have the digits.
+MVNROB_HD bool wants_whole(const RowPlan& plan, const RowOptions& options, double v, double small,
+                           double allowed) {
+  return options.method == Method::automatic && !options.samples_float32() &&
+         plan.exact.relative_error * v > math::max(0.5 * allowed, 1e-6 * small);
+}
+
+MVNROB_HD Step sample_whole(RowPlan& plan) {
+  plan.unites = plan.tilted = false;
+  plan.only_samples = true;
+  return Step::screen;
 }
 
 MVNROB_HD double t_of_next_look(const Quantiles& q, int later_looks) {
@@ -208,11 +229,25 @@ MVNROB_HD Step screen_less(RowPlan& plan) {
   return Step::screen;
 }
 
-MVNROB_HD void keep(RowPlan& plan, const Estimate& e) {
+// An estimate of the rest in units of exp(log_unit), as one of the whole row.
+MVNROB_HD void keep(RowPlan& plan, const Estimate& e, double log_unit) {
   plan.best = e;
+  plan.best.complement = plan.exact.whole_complement(e.complement);
+  plan.best.error = plan.exact.whole_error(e.value, e.error);
   plan.best_dropped = plan.dropped;
   plan.best_tilted = plan.tilted;
-  plan.best_log_unit = plan.tilted ? plan.log_unit : 0;
+  plan.best_log_unit = log_unit + plan.exact.log_value;
+}
+
+// All of `rest` variables are to be sampled, to a tolerance.
+MVNROB_HD Step begin_samples(RowPlan& plan, const RowOptions& options, double tolerance) {
+  // m rows left out of a tile, of two tails each, together stay below 1 % of the tolerance.
+  const double each = 0.005 * tolerance / plan.rest;
+  plan.skip_limit = each > 0 ? -math::ndtri<double>(math::max(each, 1e-300)) : 40.0;
+  plan.skipped = plan.skip_limit < 40 ? 0.01 * tolerance : 0;
+  plan.target = options.method == Method::sov || plan.rest <= kFullBelow ? plan.rest : kFirstPivots;
+  plan.status = Status::max_points;
+  return Step::factor;
 }
 
 // To `next` points of each shift, as far as max_points lasts; then done.
@@ -251,10 +286,10 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   Estimate e;
   e.value = value;
   e.complement = complement;
-  e.error = error = error + detail::effect_of(plan, plan.all, plan.merged);
+  e.error = error = error + detail::effect_of(plan, plan.mass, plan.all, plan.merged);
   plan.tolerance = detail::tolerance(options, math::min(value, complement));
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
-  detail::keep(plan, e);
+  detail::keep(plan, e, 0);
   plan.best_log_value = log_value;
   plan.best_log_error = log_error;
   const bool small_value = value < 0.05 && log_value != log_value;
@@ -263,12 +298,47 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
       (small_value || complement < 0.05) && error > math::max(plan.tolerance, 1e-6 * small)) {
     // Its error is absolute. Tilted samples have the digits of p, those of the union of 1 - p;
     // neither has six of them.
-    plan.only_samples = true;
-    return Step::screen;
+    return detail::sample_whole(plan);
   }
-  plan.pivots = plan.kept;
+  plan.pivots = plan.rest = plan.kept;
   plan.status = Status::exact;
   return Step::done;
+}
+
+// The backend has looked which blocks are exact (plan/one_factor.h). What they are it integrates;
+// what they are not needs samples.
+MVNROB_HD Step recognised(RowPlan& plan, const RowOptions& options, ExactBlocks blocks) {
+  if (blocks == ExactBlocks::all) return Step::one_factor;
+  if (options.method == Method::closed_form) {
+    plan.status = Status::no_closed_form;
+    return Step::done;
+  }
+  return blocks == ExactBlocks::some ? Step::one_factor : Step::factor;
+}
+
+// The exact blocks are integrated: their product, an absolute error of it and that of its
+// logarithm. `rest` variables, of this mass and largest one, are sampled together, as a smaller
+// row. Tolerances and what screening dropped stay those of the whole row.
+MVNROB_HD_FN Step separated(RowPlan& plan, const RowOptions& options, double value,
+                            double complement, double log_value, double error, double log_error,
+                            int32_t rest, double mass, double largest) {
+  ExactPart exact{value, complement, log_value, 0};
+  // Multiples made one were among these too.
+  const double effect = detail::effect_of(plan, plan.mass - mass, plan.kept - rest, plan.merged);
+  exact.relative_error = exact.in_units(error + effect);
+  if (value < complement)
+    exact.relative_error = math::min(exact.relative_error, log_error + exact.in_units(effect));
+  // p is at most E: nothing where that is an underflow, and not known as a logarithm.
+  if (!(exact.in_units(1) < HUGE_VAL) && !(exact.relative_error < 1))
+    return closed(plan, options, 0, 1, error, NAN);
+  plan.exact = exact;
+  plan.rest = rest;
+  plan.mass = mass;
+  plan.largest = largest;
+  // p is at most E (1 - largest), 1 - p at least (1 - E) + E largest.
+  const double guess = math::min(math::max(1 - largest, 0.0), exact.in_units(complement) + largest);
+  const double asked = math::max(exact.in_units(options.abs_tol), options.rel_tol * guess);
+  return detail::begin_samples(plan, options, math::min(1.0, asked));
 }
 
 // Quadrature has failed: the row is sampled.
@@ -284,30 +354,37 @@ MVNROB_HD Step failed(RowPlan& plan, Status status) {
   return Step::done;
 }
 
-// plan.dropped, mass, largest and kept are known. Where this says factor, unless the method is sov
-// or only samples have the digits, the backend looks whether the variables kept are independent
-// blocks of one factor each (plan/one_factor.h), which quadrature integrates exactly; if they are
-// not and the method is closed_form, the row has failed(no_closed_form).
+// Most rows are told from exact blocks by a few entries. Where they are not, looking at all pairs
+// costs a product of rows each if a factor of the covariance is given, of so many columns
+// (otherwise -1).
+MVNROB_HD bool is_worth_recognising(double variables, double columns) {
+  return variables * variables * columns <= 1e9;
+}
+
+// Whether the backend, told to factor what is screened, first looks for exact blocks, and says
+// recognised(): not where only samples have the digits.
+MVNROB_HD bool looks_for_blocks(const RowPlan& plan, const RowOptions& options, double columns) {
+  if (options.method == Method::sov || plan.only_samples) return false;
+  return options.method == Method::closed_form || is_worth_recognising(plan.kept, columns);
+}
+
+// plan.dropped, mass, largest and kept are known.
 MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
   plan.points = 0;
+  plan.rest = plan.kept;
+  plan.exact = ExactPart{};
   if (plan.kept == 0) {
     Estimate e;
     e.value = 1;
     e.error = 1e-15;
-    detail::keep(plan, e);
+    detail::keep(plan, e, 0);
     plan.status = Status::exact;
     return Step::done;
   }
   if (options.method != Method::sov && plan.kept <= 3 && !plan.only_samples)
     return Step::closed_form;
-  // m rows left out of a tile, of two tails each, together stay below 1 % of the tolerance.
-  const double tolerance = detail::tolerance(options, detail::guess_of_min(plan));
-  const double each = 0.005 * tolerance / plan.kept;
-  plan.skip_limit = each > 0 ? -math::ndtri<double>(math::max(each, 1e-300)) : 40.0;
-  plan.skipped = plan.skip_limit < 40 ? 0.01 * tolerance : 0;
-  plan.target = options.method == Method::sov || plan.kept <= kFullBelow ? plan.kept : kFirstPivots;
-  plan.status = Status::max_points;
-  return Step::factor;
+  return detail::begin_samples(plan, options,
+                               detail::tolerance(options, detail::guess_of_min(plan)));
 }
 
 MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const FactorFacts& facts) {
@@ -317,15 +394,25 @@ MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const Facto
   return detail::sample_to(plan, options, kPilot);
 }
 
-// The variables kept are all multiples of one: they hold with the probability of an interval.
+// The variables sampled are all multiples of one: they hold with the probability of an interval.
 MVNROB_HD_FN Step ranked(RowPlan& plan, const RowOptions& options, const FactorFacts& facts,
                          double value, double complement, double log_value) {
   const double small = math::min(value, complement);
-  const Step step =
-      closed(plan, options, value, complement,
-             (value < complement ? 1e-15 : 0.0) + 1e-12 * small + detail::neglected(plan, facts),
-             log_value);
-  if (step == Step::done) plan.pivots = 1;
+  double error =
+      (value < complement ? 1e-15 : 0.0) + 1e-12 * small + detail::neglected(plan, facts);
+  double log_error = NAN;
+  const ExactPart exact = plan.exact;
+  const int32_t beside = plan.kept - plan.rest;
+  if (beside > 0) {  // the whole row has an exact answer then
+    log_error = exact.relative_error + error / value;
+    error = exact.value * exact.whole_error(value, error);
+    log_value += exact.log_value;
+    complement = exact.whole_complement(complement);
+    value = exact.whole(value);
+    plan.exact = ExactPart{};
+  }
+  const Step step = closed(plan, options, value, complement, error, log_value, log_error);
+  if (step == Step::done) plan.pivots = 1 + beside;
   return step;
 }
 
@@ -360,7 +447,8 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
   Estimate e = estimate(sums, double(plan.points), t, false, true);
   const double unit = ::exp(plan.log_unit);  // may underflow
   const double allowed_of_value = options.rel_tol * e.value;
-  plan.tolerance = allowed_of_value * unit;
+  const double whole_unit = plan.exact.whole(unit);
+  plan.tolerance = allowed_of_value * whole_unit;
   // ln of the weight is a sum of that size. All variables are pivots: nothing is skipped.
   e.error += (1e-12 + 1e-15 * (::fabs(plan.log_unit) + plan.by_rounding)) * e.value;
   if (facts.neglected > 0) {
@@ -382,16 +470,18 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
     e.error = math::max(e.error, e.value - plan.plain_high / unit);
   }
   if (e.value > 0 && e.value < HUGE_VAL && e.error < HUGE_VAL) {
-    detail::keep(plan, e);
+    detail::keep(plan, e, plan.log_unit);
   } else {  // nothing new is known
     e.value = 0;
     e.error = plan.plain_high;
-    detail::keep(plan, e);
-    plan.best_log_unit = 0;
+    detail::keep(plan, e, 0);
   }
-  if (plan.dropped > 0 && (unit == 0 || detail::screens_too_much(plan)))
+  if (plan.dropped > 0 && (whole_unit == 0 || detail::screens_too_much(plan)))
     return detail::screen_less(plan);
-  const double allowed = allowed_of_value - (plan.dropped > 0 ? 0.5 * plan.dropped / unit : 0.0);
+  if (detail::wants_whole(plan, options, e.value, e.value, allowed_of_value))
+    return detail::sample_whole(plan);
+  const double allowed = plan.exact.left_for(
+      allowed_of_value - (plan.dropped > 0 ? 0.5 * plan.dropped / whole_unit : 0.0), e.value);
   if (e.value > 0 && e.error <= allowed) {
     plan.status = Status::converged;
     return Step::done;
@@ -407,14 +497,23 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
   const double t = detail::t_of_look(plan, quantiles);
   Estimate e = estimate(sums, double(plan.points), t, plan.unites, false);
   const double small = math::min(e.value, e.complement);
-  plan.tolerance = detail::tolerance(options, small);
+  const double whole = plan.exact.whole(e.value),
+               whole_complement = plan.exact.whole_complement(e.complement);
+  plan.tolerance = detail::tolerance(options, math::min(whole, whole_complement));
   e.error += detail::rounding(plan, options, small);
   e.error += facts.exhausted || plan.unites ? 0 : plan.skipped;
   e.error += detail::neglected(plan, facts);
   e.error = math::max(e.error, detail::unseen(plan, e));
-  detail::keep(plan, e);
+  detail::keep(plan, e, 0);
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
-  const double allowed = plan.tolerance - 0.5 * plan.dropped;
+  // In units of E, which may underflow: nothing is dropped then, or any v will do.
+  const double small_side = math::min(e.value, plan.exact.in_units(whole_complement));
+  const double asked =
+      math::max(plan.exact.in_units(options.abs_tol), options.rel_tol * small_side);
+  if (detail::wants_whole(plan, options, e.value, small_side, asked))
+    return detail::sample_whole(plan);
+  const double allowed = plan.exact.left_for(
+      plan.dropped > 0 ? plan.exact.in_units(plan.tolerance - 0.5 * plan.dropped) : asked, e.value);
   if (e.error <= allowed) {
     plan.status = Status::converged;
     return Step::done;
@@ -422,13 +521,13 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
   const double t_next = detail::t_of_next_look(quantiles, plan.later_looks);
   if (detail::union_is_cheaper(plan, options, e, t, t_next, allowed)) {
     plan.unites = true;
-    plan.target = plan.kept;
+    plan.target = plan.rest;
     return Step::factor;
   }
   if (detail::wants_tilt(plan, options, e)) {
     // With all pivots: rows that complete would be as improbable as the pivots, and are not tilted.
     plan.tilted = true;
-    plan.target = plan.kept;
+    plan.target = plan.rest;
     plan.plain_low = math::max(e.value - e.error, 0.0);
     plan.plain_high = e.value + e.error;
     return Step::factor;
@@ -448,15 +547,16 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
   r.prob = math::min(1.0, math::max(0.0, r.prob));
   r.complement = math::min(1.0, math::max(0.0, r.complement));
   r.error = e.error * unit + half;
-  // Where unit underflows nothing was screened.
-  const double moved = half > 0 ? half / unit : 0.0;
+  // Where unit underflows the logarithm does not know what was screened.
+  const double moved = half > 0 ? half / unit : plan.best_dropped > 0 ? 0.5 * e.value : 0.0;
   r.log_prob = small_complement ? ::log1p(-r.complement)
                                 : ::log(e.value) + plan.best_log_unit +
-                                      (half > 0 ? ::log1p(-moved / e.value) : 0.0);
+                                      (moved > 0 ? ::log1p(-moved / e.value) : 0.0);
   const double relative =
       small_complement ? r.error / r.prob : (e.error + moved) / (e.value - moved);
-  r.log_error = e.error == 0 && half == 0 ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
-  if (plan.best_log_value == plan.best_log_value && !small_complement && half == 0) {
+  const bool is_whole = plan.best_dropped == 0;
+  r.log_error = e.error == 0 && is_whole ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
+  if (plan.best_log_value == plan.best_log_value && !small_complement && is_whole) {
     r.log_prob = plan.best_log_value;
     r.log_error = plan.best_log_error == plan.best_log_error
                       ? plan.best_log_error
@@ -468,7 +568,7 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
     r.prob = r.complement = r.error = r.log_prob = r.log_error = NAN;
   r.n_points = plan.n_points;
   r.n_active = plan.kept;
-  r.n_pivots = plan.pivots;
+  r.n_pivots = plan.pivots + (plan.kept - plan.rest);
   return r;
 }
 

@@ -211,6 +211,37 @@ inline void check_one_factors() {
   check_one_factor(40, 1);
 }
 
+// A block of one factor beside one that has none: the first is exact, the second is sampled.
+inline void check_separated(int64_t n, int64_t rest) {
+  const int64_t size = n + rest;
+  Call<double> call(3, size);
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t j = 0; j < size; ++j)
+      call.cov[i * size + j] = i == j                                                   ? 1
+                               : (i % 2 == 0 && i < 2 * n) == (j % 2 == 0 && j < 2 * n) ? 0.5
+                                                                                        : 0;
+  // Variables 1 and 3 are of the second block.
+  call.cov[1 * size + 3] = call.cov[3 * size + 1] = 0.5 - 1e-6;
+  call.args.options = {2e-2,
+                       0,
+                       1 << 16,
+                       mvnrob::Method::automatic,
+                       mvnrob::ComputeType::automatic,
+                       mvnrob::PointSet::lattice};
+  mvnrob::shim::run_mvn_cdf<float>(call.args, 2, 2);
+  const double truth = 1.0 / double(n + 1) / double(rest + 1);
+  for (int64_t b = 0; b < 3; ++b)
+    if (!(std::abs(call.prob[b] - truth) <= call.error[b] + 1e-6) || !(call.error[b] < 2e-2) ||
+        call.status[b] != int64_t(mvnrob::Status::converged) || call.active[b] != size)
+      throw std::runtime_error("wrong product of blocks, n = " + std::to_string(size));
+}
+
+inline void check_all_separated() {
+  check_separated(4, 5);
+  check_separated(5, 40);
+  check_separated(40, 66);
+}
+
 // Every variable three times, the second time as its negative and the third in other units: the
 // orthant becomes a rectangle of n variables, by a covariance or a factor of it.
 inline void check_multiples(int64_t n, bool factored) {
@@ -371,6 +402,7 @@ const MvnCdfCase kMvnCdfCases[] = {
     {"mvn_cdf_pathwise", check_pathwise},
     {"mvn_cdf_tensor", check_tensor},
     {"mvn_cdf_one_factor", check_one_factors},
+    {"mvn_cdf_separated", check_all_separated},
     {"mvn_cdf_multiples", check_all_multiples},
 };
 
