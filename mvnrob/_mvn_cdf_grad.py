@@ -19,6 +19,9 @@ Where cov is singular these are limits from the positive definite side, and cont
 multiples (and for limits of three or more variables that meet in one point of their common subspace,
 where it is one of several): a derivative in every direction that stays positive semidefinite.
 
+Where some independent blocks of a sampled row are exact, p = E v, both parts are differentiated on their
+own, and H_ij between them is the product of their slopes.
+
 To a factor U of cov it is dU = (dcov + dcov^T) U, summed over the pairs without forming dcov; conditional
 problems keep a factor then (U without its part along row i), so they are semidefinite whatever rounding does.
 
@@ -39,6 +42,7 @@ from torch import Tensor
 
 from . import _load, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
 from ._autograd import refuse, register
+from ._mvn_cdf_blocks import in_exact_blocks
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
 #: so do those of the pairs; each at least _FEWEST, the first look of mvn_cdf.
@@ -317,6 +321,84 @@ def _of_pairs(rows: _Rows, pairs: _Units, values: Tensor) -> Tensor:
 
 
 def _backward_op(
+    grad: Tensor,
+    grad_log: Tensor,
+    upper: Tensor,
+    cov: Tensor,
+    lower: Tensor | None,
+    seed: Tensor,
+    prob: Tensor,
+    complement: Tensor,
+    log_prob: Tensor,
+    n_points: Tensor,
+    n_pivots: Tensor,
+    abs_tol: float,
+    rel_tol: float,
+    max_points: int,
+    method: str,
+    compute_dtype: str,
+    points: str,
+    wants_cov: bool,
+    factored: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    values = prob, complement, log_prob, n_points, n_pivots
+    options = abs_tol, rel_tol, max_points, method, compute_dtype, points
+    whole = grad, grad_log, upper, cov, lower, seed, *values
+    flags = *options, wants_cov, factored
+    batch, n = upper.shape
+    # Only samples are differentiated whole where the value was not sampled whole.
+    rows = (n_points > 0) & (n_pivots > _EXACT) & (prob > 0) & ((grad != 0) | (grad_log != 0))
+    rows &= abs_tol >= rel_tol * torch.minimum(prob, complement).double()
+    if factored or method != "auto" or not bool(rows.any()):
+        return _backward_rows(*whole, *flags)
+    live = (cov.diagonal(dim1=1, dim2=2) > 0) & (upper.isfinite() | _is_finite(lower, upper))
+    exact = in_exact_blocks(upper, cov, lower, seed, live, rows)
+    split = exact.any(1)
+    if not bool(split.any()):
+        return _backward_rows(*whole, *flags)
+
+    def pick(mask, tensors):
+        return [None if t is None else t[mask] for t in tensors]
+
+    out = [torch.zeros_like(upper), torch.zeros_like(upper)]
+    to_cov = cov.new_zeros(batch, n, n) if wants_cov else upper.new_empty(0)
+    if not bool(split.all()):
+        some = _backward_rows(*pick(~split, whole), *flags)
+        for total, part in zip((*out, to_cov), some, strict=True):
+            if part.numel():
+                total[~split] = part
+    grad, grad_log, upper, cov, lower, seed, prob = pick(split, whole[:7])
+    parts = []
+    for mine in (exact[split], ~exact[split]):
+        limits = (
+            torch.where(mine, upper, math.inf),
+            None if lower is None else torch.where(mine, lower, -math.inf),
+        )
+        r = torch.ops.mvnrob.mvn_cdf(limits[0], cov, limits[1], seed, *options, factored)
+        parts.append((limits, (*r[:2], r[7], r[4], r[6])))
+    (_, first), (_, second) = parts
+    slopes = []
+    for (limits, values), other in zip(parts, (second[0], first[0]), strict=True):
+        given = grad * other, grad_log, limits[0], cov, limits[1], seed, *values
+        slopes.append(_backward_rows(*given, *flags))
+    for total, pair in zip((*out, to_cov), zip(*slopes, strict=True), strict=True):
+        if pair[0].numel():
+            total[split] = pair[0] + pair[1]
+    if wants_cov:
+        # dp / dcov_ij = dE / dx_i dv / dx_j, x the limits; slopes carry the cotangent each.
+        a, b = (s[0].double() + (0 if lower is None else s[1].double()) for s in slopes)
+        weight = (grad.double() * prob + grad_log)[:, None, None]
+        cross = a[:, :, None] * b[:, None, :]
+        cross = torch.where(weight == 0, 0.0, 0.5 * cross / weight)
+        to_cov[split] += (cross + cross.mT).to(to_cov.dtype)
+    return out[0], out[1] if lower is not None else upper.new_empty(0), to_cov
+
+
+def _is_finite(lower: Tensor | None, upper: Tensor) -> Tensor:
+    return torch.zeros_like(upper, dtype=torch.bool) if lower is None else lower.isfinite()
+
+
+def _backward_rows(
     grad: Tensor,
     grad_log: Tensor,
     upper: Tensor,

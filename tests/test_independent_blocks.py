@@ -312,3 +312,90 @@ def test_errors_cover_the_truth(kind):
     # And it is not far more than the error made.
     made = ((r.prob - p).abs() / r.error).square().mean().sqrt()
     assert made >= 0.02
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def by_quadrature(upper, lower, loads, noise):
+    """P by Gauss-Legendre over two common factors, differentiable."""
+    x, w = (torch.from_numpy(t) for t in np.polynomial.legendre.leggauss(120))
+    w = 8 * w * torch.exp(-32 * x * x) / math.sqrt(2 * math.pi)
+    y = 8 * x
+    known = loads[:, :1, None] * y[:, None] + loads[:, 1:, None] * y
+    phi = torch.special.ndtr
+    each = phi((upper[:, None, None] - known) / noise) - phi((lower[:, None, None] - known) / noise)
+    return torch.einsum("a,b,ab->", w, w, each.prod(0))
+
+
+@pytest.mark.parametrize("output", ["prob", "log_prob", "complement"])
+@pytest.mark.parametrize("rest", [5, 14])
+def test_gradients(rest, output):
+    """Of limits, loads and entries between the blocks; a few conditional problems, and many."""
+    rng = np.random.default_rng(rest)
+    parts = []
+    for m, corr in ((6, 0.0), (6, 0.0), (rest, 1.0)):
+        loads = rng.uniform(0.3, 0.6, (m, 2)) * [1, corr]
+        upper, lower = rng.uniform(0.8, 2, m), -rng.uniform(1.2, 3, m)
+        parts.append([torch.from_numpy(t).requires_grad_() for t in (upper, lower, loads)])
+    noise = 0.7
+
+    def together(k):
+        return torch.cat([part[k] for part in parts])
+
+    n = 12 + rest
+    cov = torch.block_diag(*[p[2] @ p[2].mT for p in parts]) + noise**2 * torch.eye(n).double()
+    between = torch.zeros(n, n, dtype=torch.float64, requires_grad=True)
+    order = torch.from_numpy(rng.permutation(n))
+    r = mvn_cdf(
+        together(0)[order],
+        (cov + between)[order][:, order],
+        lower=together(1)[order],
+        abs_tol=1e-4,
+        return_info=True,
+    )
+    assert r.n_points > 0
+    each = [by_quadrature(*part, noise) for part in parts]
+    p = each[0] * each[1] * each[2]
+    assert abs(float(r.prob - p)) <= float(r.error)
+    truth = {"prob": p, "log_prob": p.log(), "complement": 1 - p}[output]
+    flat = [t for part in parts for t in part]
+    ours = torch.autograd.grad(getattr(r, output), [*flat, between])
+    theirs = torch.autograd.grad(truth, flat, retain_graph=True)
+    scale = 1 / float(p) if output == "log_prob" else 1.0
+    for a, b in zip(ours, theirs, strict=False):
+        assert (a - b).abs().max() <= 2e-4 * scale
+    # Between independent blocks: the product of the slopes to what moves the limits, half to each.
+    moves = torch.cat(
+        [sum(torch.autograd.grad(e.log(), part[:2])) for e, part in zip(each, parts, strict=True)]
+    )
+    sign = -1 if output == "complement" else 1
+    expected = 0.5 * sign * torch.outer(moves, moves) * float(p) * scale
+    apart = cov.detach() == 0
+    assert (ours[-1] - expected)[apart].abs().max() <= 2e-4 * scale
+    assert expected[apart].abs().max() >= 1e-3 * scale
+
+
+def test_rows_of_a_batch_are_differentiated_alone():
+    """Split ones beside whole ones, exact ones and those without slopes."""
+    rng = np.random.default_rng(12)
+    split = Row(rng, equicorrelated(6, 1.0), (dense_form(rng, 14), rng.uniform(1, 2, 14), None))
+    whole = torch.from_numpy(dense_form(rng, 20))
+    only_exact = torch.from_numpy(equicorrelated(20, 0.0)[0])
+    cov = torch.stack([whole, split.cov, only_exact, split.cov, whole])
+    upper = split.upper.repeat(5, 1)
+    upper[3, 0] = math.nan
+    seed = torch.arange(5)
+
+    def grads(rows):
+        u, c = (t[rows].clone().requires_grad_() for t in (upper, cov))
+        r = mvn_cdf(u, c, seed=seed[rows], abs_tol=1e-3)
+        return torch.autograd.grad(r.sum(), (u, c))
+
+    for dtype in (torch.float64, torch.float32):
+        upper, cov = upper.to(dtype), cov.to(dtype)
+        together = grads(slice(None))
+        for b in (0, 1, 2, 4):
+            alone = grads(slice(b, b + 1))
+            assert all(torch.equal(t[b], a[0]) for t, a in zip(together, alone, strict=True))
+        assert together[0][3].isnan().all()

@@ -250,20 +250,15 @@ struct MvnCdfOneFactor {
     RowState& s = *m.state();
     const OneFactorMemory<scalar_t> own(m, s.facts.variables);
     plan::ProductOfBlocks product;
-    int first = 0, rest = 0;
-    double mass = 0, largest = 0;  // of the rest
+    int first = 0;
     for (int b = 0; b < s.program.blocks; ++b) {
       const uint32_t end = own.end[b];
       const int last = int(end & ~(own.kFew | own.kOther));
       if (end & own.kOther) {
-        rest += last - first;
-        for (int k = first + block.thread(); k < last; k += kThreads) {
-          const int i = own.order[k];
-          const double one = plan::mass_outside(m.upper()[i], m.lower()[i]);
-          mass += one;
-          largest = math::max(one, largest);
-        }
-      } else if (end & own.kFew) {
+        first = last;
+        continue;
+      }
+      if (end & own.kFew) {
         product.add(math::box_probability(
             box_of(a, row, m, s.facts.entry_error, own.order + first, last - first),
             80 * s.facts.entry_error));
@@ -275,6 +270,15 @@ struct MvnCdfOneFactor {
       }
       first = last;
     }
+    double rest = 0, mass = 0, largest = 0;  // of the other blocks' variables
+    for (int i = block.thread(); i < s.facts.variables; i += kThreads) {
+      if (own.taken[i] != own.kRest) continue;
+      const double one = plan::mass_outside(m.upper()[i], m.lower()[i]);
+      rest += 1;
+      mass += one;
+      largest = math::max(one, largest);
+    }
+    rest = block.sum(rest);
     mass = block.sum(mass);
     largest = block.max(largest);
     block.sync();  // all have read the state
@@ -284,7 +288,7 @@ struct MvnCdfOneFactor {
       else if (rest > 0)
         s.plan.step =
             plan::separated(s.plan, a.options, product.value, product.complement, product.log_value,
-                            product.error, product.log_error, rest, mass, largest);
+                            product.error, product.log_error, int32_t(rest), mass, largest);
       else
         s.plan.step =
             plan::closed(s.plan, a.options, product.value, product.complement,
