@@ -53,10 +53,11 @@ class MVNResult(NamedTuple):
     - ``error``: 99 % bound on ``|prob - truth|`` (and on the complement's).
     - ``log_error``: 99 % bound on ``|log_prob - truth|``; inf where p is not told from 0.
     - ``status``: int64, the numbers of :class:`Status`.
-    - ``n_points``: int64, integrand evaluations, all shifts together; 0 where nothing was sampled.
-    - ``n_active``: int64, variables left after screening.
-    - ``n_pivots``: int64, variables sampled; the other active ones were completed (given those
-      sampled, the product of their own probabilities, and the error bounds the difference).
+    - ``n_points``: int64, samples of all shifts together; 0 where nothing was sampled.
+    - ``n_active``: int64, variables left after screening, those in exact blocks too.
+    - ``n_pivots``: int64, variables sampled or in blocks that are exact; the other active ones were
+      completed (given those sampled, the product of their own probabilities, and the error bounds the
+      difference).
     """
 
     prob: Tensor
@@ -155,15 +156,19 @@ def mvn_cdf(
     variables or of one common factor, R_ij = l_i l_j with ``|l_i| <= .9995``, one of 1 beside them
     (equicorrelated ones, for instance), which is a one-dimensional quadrature (Dunnett and Sobel 1955).
     The form is looked for in ``cov`` and in ``factor`` (up to ``n^2 r = 1e9``), and must hold in every
-    entry to 8 entry errors (7e-15, or 1e-6 in float32); what is left over enters the error in float64. A
-    block of any other kind makes the whole row sampled. Variables that are multiples of each other,
-    positive or negative, become one beforehand, in rows of up to n = 4,096.
+    entry to 8 entry errors (7e-15, or 1e-6 in float32); what is left over enters the error in float64.
+    Independent blocks multiply: beside blocks of any other kind these are still integrated exactly, and
+    the others are sampled together, as one smaller problem, to what the tolerance of the whole row
+    leaves them (status ``CONVERGED``; ``method="closed_form"`` raises, ``"sov"`` samples all). Only
+    where three variables' exact answer, whose error is absolute (1e-12), has not the digits of a tail
+    that a relative tolerance asks for, the row is sampled whole. Variables that are multiples of each
+    other, positive or negative, become one beforehand, in rows of up to n = 4,096.
 
     ``error`` bounds ``|prob - truth|`` with probability 99 % over the random shifts. It is the sum of
     a t-interval over 8 random shifts of the lattice, its miss probability spent over the looks at it;
-    of half the certified mass of screened variables; and of what completion may leave out, at the
-    upper confidence limit of its bound. Closed forms (status ``EXACT``) state rounding. Where p is
-    near 1 the plan may change to samples of the union of the events that a variable fails, whose
+    of half the certified mass of screened variables; of what completion may leave out, at the
+    upper confidence limit of its bound; and of the error of blocks that are exact. Closed forms (status
+    ``EXACT``) state rounding. Where p is near 1 the plan may change to samples of the union of the events that a variable fails, whose
     spread is that of 1 - p; where p < .05 and a relative tolerance asks for its digits, to tilted
     ones. ``error`` is then that of the smaller side: ``prob`` near 1 is also rounded to its dtype. The rounding
     of the input is not in it: a float32 matrix is known to about 1e-7 an entry, so where it is
@@ -199,7 +204,8 @@ def mvn_cdf(
       of variables ``.16 / sqrt(1 - R_ij^2)``) times the tolerance. It is more where points run out, and
       nothing says so: a row's limits together, and its pairs together, take at most 3 times the points
       that the value took, or 512 each (4,096 where a relative tolerance asks for digits of a tail). Those
-      of an exact row of one factor are exact too, or take what their tolerance asks for.
+      of an exact row of one factor are exact too, or take what their tolerance asks for. A row of exact and
+      sampled blocks is differentiated as the product of both parts, where its tolerance is absolute.
       Those of ``log_prob`` are formed in logarithms, so p itself may have underflowed.
     - Pathwise: the derivative of the sampled sum, its points held fixed. Slopes to limits and mean stop
       where the largest of their 99 % bounds, by the spread over the 8 shifts, is within the tolerance,

@@ -100,7 +100,7 @@ def test_products(name, rectangular):
     row = Row(
         rng,
         equicorrelated(20, near, lower=-abs(near) - 1 if rectangular else None),
-        (dense_form(rng, 12), upper, low(upper)),
+        (dense_form(rng, 12, 40), upper, low(upper)),
         pair,
         single,
     )
