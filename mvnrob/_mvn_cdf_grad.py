@@ -19,8 +19,8 @@ Where cov is singular these are limits from the positive definite side, and cont
 multiples (and for limits of three or more variables that meet in one point of their common subspace,
 where it is one of several): a derivative in every direction that stays positive semidefinite.
 
-Where some independent blocks of a sampled row are exact, p = E v, both parts are differentiated on their
-own, and H_ij between them is the product of their slopes.
+Where some independent blocks of a sampled row are exact, each of them and the rest are differentiated on
+their own, and H_ij between two of them is the product of their slopes.
 
 To a factor U of cov it is dU = (dcov + dcov^T) U, summed over the pairs without forming dcov; conditional
 problems keep a factor then (U without its part along row i), so they are semidefinite whatever rounding does.
@@ -42,7 +42,7 @@ from torch import Tensor
 
 from . import _load, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
 from ._autograd import refuse, register
-from ._mvn_cdf_blocks import in_exact_blocks
+from ._mvn_cdf_blocks import blocks_of_split_rows, parts_of
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
 #: so do those of the pairs; each at least _FEWEST, the first look of mvn_cdf.
@@ -352,46 +352,47 @@ def _backward_op(
     if factored or method != "auto" or not bool(rows.any()):
         return _backward_rows(*whole, *flags)
     live = (cov.diagonal(dim1=1, dim2=2) > 0) & (upper.isfinite() | _is_finite(lower, upper))
-    exact = in_exact_blocks(upper, cov, lower, seed, live, rows)
-    split = exact.any(1)
+    block = blocks_of_split_rows(upper, cov, lower, seed, live, rows)
+    split = (block >= 0).any(1)
     if not bool(split.any()):
         return _backward_rows(*whole, *flags)
-
-    def pick(mask, tensors):
-        return [None if t is None else t[mask] for t in tensors]
-
-    out = [torch.zeros_like(upper), torch.zeros_like(upper)]
+    to_upper, to_lower = torch.zeros_like(upper), torch.zeros_like(upper)
     to_cov = cov.new_zeros(batch, n, n) if wants_cov else upper.new_empty(0)
+    totals = to_upper, to_lower, to_cov
     if not bool(split.all()):
-        some = _backward_rows(*pick(~split, whole), *flags)
-        for total, part in zip((*out, to_cov), some, strict=True):
+        some = _backward_rows(*(None if t is None else t[~split] for t in whole), *flags)
+        for total, part in zip(totals, some, strict=True):
             if part.numel():
                 total[~split] = part
-    grad, grad_log, upper, cov, lower, seed, prob = pick(split, whole[:7])
-    parts = []
-    for mine in (exact[split], ~exact[split]):
-        limits = (
-            torch.where(mine, upper, math.inf),
-            None if lower is None else torch.where(mine, lower, -math.inf),
+    # A factor's cotangent is that of the product times the others.
+    found, log_total = [], torch.zeros_like(prob, dtype=torch.float64)
+    for parts in parts_of(block):
+        problem = (
+            parts.limits(upper, math.inf),
+            parts.matrices(cov),
+            None if lower is None else parts.limits(lower, -math.inf),
+            seed[parts.row],
         )
-        r = torch.ops.mvnrob.mvn_cdf(limits[0], cov, limits[1], seed, *options, factored)
-        parts.append((limits, (*r[:2], r[7], r[4], r[6])))
-    (_, first), (_, second) = parts
-    slopes = []
-    for (limits, values), other in zip(parts, (second[0], first[0]), strict=True):
-        given = grad * other, grad_log, limits[0], cov, limits[1], seed, *values
-        slopes.append(_backward_rows(*given, *flags))
-    for total, pair in zip((*out, to_cov), zip(*slopes, strict=True), strict=True):
-        if pair[0].numel():
-            total[split] = pair[0] + pair[1]
+        r = torch.ops.mvnrob.mvn_cdf(*problem, *options, factored)
+        log_total.index_add_(0, parts.row, r[7].double())
+        found.append((parts, problem, (r[0], r[1], r[7], r[4], r[6])))
+    for parts, problem, values in found:
+        others = (log_total[parts.row] - values[2].double()).exp()
+        cotangent = (grad[parts.row].double() * others).to(grad.dtype), grad_log[parts.row]
+        slopes = _backward_rows(*cotangent, *problem, *values, *flags)
+        for total, part in zip(totals, slopes, strict=True):
+            if part.numel():
+                parts.add(total, part)
     if wants_cov:
-        # dp / dcov_ij = dE / dx_i dv / dx_j, x the limits; slopes carry the cotangent each.
-        a, b = (s[0].double() + (0 if lower is None else s[1].double()) for s in slopes)
-        weight = (grad.double() * prob + grad_log)[:, None, None]
-        cross = a[:, :, None] * b[:, None, :]
-        cross = torch.where(weight == 0, 0.0, 0.5 * cross / weight)
-        to_cov[split] += (cross + cross.mT).to(to_cov.dtype)
-    return out[0], out[1] if lower is not None else upper.new_empty(0), to_cov
+        # d2p / dx_i dx_j, x limits of different blocks, is p times both slopes of log p.
+        weight = grad.double() * log_total.exp() + grad_log
+        for row in split.nonzero()[:, 0].split(_chunk(n * n)):
+            moves = to_upper[row].double() + to_lower[row]
+            apart = block[row][:, :, None] != block[row][:, None, :]
+            half = torch.where(weight[row] == 0, 0.0, 0.5 / weight[row])[:, None, None]
+            cross = torch.where(apart, moves[:, :, None] * moves[:, None, :] * half, 0.0)
+            to_cov[row] += cross.to(to_cov.dtype)
+    return to_upper, upper.new_empty(0) if lower is None else to_lower, to_cov
 
 
 def _is_finite(lower: Tensor | None, upper: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ def test_products(name, rectangular):
         row.solve(method="closed_form")
     sampled = row.solve(method="sov", abs_tol=1e-2)
     assert_right(sampled, truth, status=sampled.status)
-    assert sampled.n_points > 0 or sampled.n_active == 0
+    assert sampled.n_points > 0 or sampled.n_active <= 1
 
 
 def test_the_rest_costs_what_it_costs_alone():
