@@ -42,6 +42,11 @@ class Estimator:
         self.forward_func, self.sigma, self.method = forward_func, sigma, method
         self.options = options
 
+    def __repr__(self) -> str:
+        options = "".join(f", {name}={value!r}" for name, value in self.options.items())
+        name = getattr(self.forward_func, "__name__", type(self.forward_func).__name__)
+        return f"Estimator({name}, {self.sigma!r}, method={self.method!r}{options})"
+
     def estimate(
         self,
         inputs: Tensor,

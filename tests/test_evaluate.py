@@ -556,6 +556,9 @@ def test_inputs_outside_their_bounds_are_said(tmp_path, capfd):
     normalised = x.reshape(8, 3, 2, 2) * 4 - 2
     run(tmp_path / "two", model=model, data=(normalised, y), progress=True)
     assert "look normalised" in capfd.readouterr().err
+    pixels = x.reshape(8, 3, 2, 2) * 255
+    run(tmp_path / "three", model=model, data=(pixels, y), progress=True)
+    assert "look like pixels in [0, 255]" in capfd.readouterr().err
 
 
 def test_preprocessing_keeps_sigma_in_raw_units(tmp_path):

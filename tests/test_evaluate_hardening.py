@@ -310,7 +310,7 @@ def test_other_data_of_the_same_length_is_another_run(tmp_path):
 
 def picture_model(**options) -> LoadedModel:
     return LoadedModel(
-        lambda x: x.mean((2, 3)), "means", input_size=8, crop=1.0, fingerprint="means", **options
+        lambda x: x.mean((2, 3)), "means", input_size=8, fingerprint="means", **options
     )
 
 
@@ -324,6 +324,27 @@ def test_sixteen_bit_pictures_are_scaled(tmp_path):
     torch.testing.assert_close(x, expected, atol=1 / 255, rtol=0)
     with pytest.raises(ValueError, match="8- or 16-bit, got floating point"):
         to_tensor(image.fromarray(ramp.astype(np.float32)), picture_model())
+
+
+def test_only_what_is_named_is_cropped(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[4:12, 4:12, 0] = 255  # the middle half
+    pixels[:, :, 1] = 200
+    image.fromarray(pixels).save(folder / "one.png")
+    half = run(tmp_path / "half", picture_model(), str(folder), crop=0.5).table()
+    whole = run(tmp_path / "whole", picture_model(), str(folder)).table()
+    assert half["predicted"].to_pylist() == [0] and whole["predicted"].to_pylist() == [1]
+    with pytest.raises(ValueError, match="crop must be above 0 and at most 1, got 2"):
+        run(tmp_path / "two", picture_model(), str(folder), crop=2)
+
+
+def test_a_file_imports_what_lies_beside_it(tmp_path):
+    (tmp_path / "beside_it.py").write_text("import torch\n\nnet = torch.nn.Linear(4, 3)\n")
+    (tmp_path / "own.py").write_text("from beside_it import net\n\n\ndef make():\n    return net\n")
+    assert load_model(f"{tmp_path / 'own.py'}:make").model.in_features == 4
 
 
 def test_a_transform_of_the_model_s_own_is_used(tmp_path):

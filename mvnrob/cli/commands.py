@@ -97,6 +97,8 @@ def group() -> None:
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="safetensors, or a plain state dict")  # fmt: skip
 @click.option("--input-size", type=click.IntRange(1), help="side of a picture in pixels")
+@click.option("--crop", type=click.FloatRange(0, 1, min_open=True),
+              help="share of a picture's shorter side that is cut out of its middle")  # fmt: skip
 @click.option("--bounds", type=Numbers(2), help="LOW,HIGH: the range of raw inputs")
 @click.option("--mean", type=Numbers(), help="with --std: (x - mean) / std goes into the model")
 @click.option("--std", type=Numbers())
@@ -212,6 +214,7 @@ def report(folder, out) -> int:
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="as for evaluate")  # fmt: skip
 @click.option("--input-size", type=click.IntRange(1), help="as for evaluate")
+@click.option("--crop", type=click.FloatRange(0, 1, min_open=True), help="as for evaluate")
 @click.option("--mean", type=Numbers(), help="as for evaluate")
 @click.option("--std", type=Numbers())
 @click.option("--seed", type=int, default=0, show_default=True)

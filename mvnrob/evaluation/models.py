@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import pickle
+import sys
 import traceback
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,6 @@ from .._extras import MissingExtra, require
 from ..network import owning_module
 
 EXTRA = "evaluate"
-#: What an image classifier is given when nothing says otherwise.
-_CROP = 0.875
 
 
 @dataclass
@@ -42,7 +41,7 @@ class LoadedModel:
     #: side of a square image, for sources that hold pictures; None for other inputs
     input_size: int | None = None
     #: share of the shorter side that the centre crop keeps
-    crop: float = _CROP
+    crop: float = 1.0
     interpolation: str = "bicubic"
     #: a picture in RGB to a tensor in [0, 1], in place of ``input_size``, ``crop``, ``interpolation``
     transform: Callable[[Any], Tensor] | None = None
@@ -140,12 +139,14 @@ def _efficientnet_lite0() -> LoadedModel:
         imagenet_names,
         load_efficientnet_lite0,
     )
+    from ..models.photos import CROP
 
     return LoadedModel(
         load_efficientnet_lite0(),
         "efficientnet-lite0",
         imagenet_names(),
         input_size=EfficientNetLite0.input_size,
+        crop=CROP,
         bounds=EfficientNetLite0.bounds,
     )
 
@@ -165,6 +166,7 @@ _BUILT_IN = {
 
 
 def _timm(name: str, weights: str | Path | None) -> LoadedModel:
+    require("torchvision", "torchvision", "timm")  # timm imports it late
     timm = require("timm", "timm", "timm")
     model = timm.create_model(name, pretrained=weights is None)
     if weights is not None:
@@ -282,6 +284,9 @@ def _from_file(path: Path, factory: str, weights: str | Path | None) -> LoadedMo
         raise ValueError(f"evaluate: model must name a file, got {path}")
     spec = importlib.util.spec_from_file_location(f"mvnrob_user_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    # It imports what lies beside it, as a script of Python's does.
+    if (folder := str(path.parent.resolve())) not in sys.path:
+        sys.path.insert(0, folder)
     spec.loader.exec_module(module)
     if not hasattr(module, factory):
         raise ValueError(f"evaluate: model must name a function of {path}, got {factory!r}")

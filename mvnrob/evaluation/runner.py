@@ -52,6 +52,7 @@ def evaluate(
     abs_tol: float | None = None,
     weights: str | Path | None = None,
     input_size: int | None = None,
+    crop: float | None = None,
     bounds: tuple[float, float] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     limit: int | None = None,
@@ -78,8 +79,10 @@ def evaluate(
             ``{"mmse": {"sampling": "iid"}}``.
         n_samples, abs_tol: for every method that reads them.
         weights: see :func:`load_model`.
-        input_size, bounds, preprocessing: in place of what the model says: the side of a picture; the
-            range of raw inputs; ``dict(mean, std, axis)`` applied after the noise.
+        input_size, crop, bounds, preprocessing: in place of what the model says: the side of a
+            picture; the share of its shorter side that the square cut out of its middle has (1 for a
+            model that says nothing); the range of raw inputs; ``dict(mean, std, axis)`` applied after
+            the noise.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
@@ -115,7 +118,7 @@ def evaluate(
     ranks = Ranks.join()
     try:
         loaded, source = load_model(model, weights=weights), load_source(data)
-        override(loaded, input_size, bounds, preprocessing)
+        override(loaded, input_size, crop, bounds, preprocessing)
         run = _Run(loaded, source, device_of(device, ranks.local))
         config = run.configure(
             sigmas=sigmas_of("evaluate", sigma),
@@ -516,6 +519,12 @@ class _Run:
                     f"evaluate: inputs lie in [{low:.3g}, {high:.3g}], outside their bounds "
                     f"{self.loaded.bounds}: is sigma in their units?"
                 )
+        elif low >= 0 and 20 < high <= 255 and self.loaded.preprocessing is None and x.dim() >= 3:
+            self._warned.add("range")
+            self._say(
+                f"evaluate: inputs lie in [{low:.3g}, {high:.3g}] and look like pixels in [0, 255]: "
+                "sigma is in their units"
+            )
         elif low < -0.5 and high < 20 and self.loaded.preprocessing is None and x.dim() == 4:
             self._warned.add("range")
             self._say(
@@ -594,15 +603,19 @@ def _plain(result: dict[str, Any], s: int, at: int) -> dict[str, Any]:
     return row
 
 
-def override(loaded: LoadedModel, input_size, bounds, preprocessing) -> None:
+def override(loaded: LoadedModel, input_size, crop, bounds, preprocessing) -> None:
     """Sets what is given in place of what the model says."""
-    if input_size is not None:
+    for name, value in (("input_size", input_size), ("crop", crop)):
+        if value is None:
+            continue
         if loaded.transform is not None:
             raise ValueError(
-                f"evaluate: input_size must be left out for {loaded.name}, whose pictures have their "
-                f"own, got {input_size}"
+                f"evaluate: {name} must be left out for {loaded.name}, whose pictures have their "
+                f"own, got {value}"
             )
-        loaded.input_size = input_size
+        if name == "crop" and not 0 < value <= 1:
+            raise ValueError(f"evaluate: crop must be above 0 and at most 1, got {value}")
+        setattr(loaded, name, value)
     if bounds is not None:
         if len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise ValueError(f"evaluate: bounds must be (low, high), got {bounds!r}")

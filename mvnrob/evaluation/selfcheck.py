@@ -86,13 +86,14 @@ def selfcheck(
     seed: int = 0,
     weights: str | Path | None = None,
     input_size: int | None = None,
+    crop: float | None = None,
     preprocessing: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
 ) -> SelfCheck:
     """Estimators beside Monte Carlo on a random sample: bias, error, cost, and which to choose.
 
     Args:
-        model, data, weights, input_size, preprocessing, device: as for :func:`mvnrob.evaluate`.
+        model, data, weights, input_size, crop, preprocessing, device: as for :func:`mvnrob.evaluate`.
         sigma: noise levels, raw input units.
         methods: of :func:`mvnrob.robustness`, other than ``"mc"``.
         n_examples: how many readable examples to draw, without repeats.
@@ -123,7 +124,7 @@ def selfcheck(
             raise ValueError(f"selfcheck: {name} must be an int of at least {least}, got {value!r}")
     sigmas = sigmas_of("selfcheck", sigma)
     loaded, source = load_model(model, weights=weights), load_source(data)
-    override(loaded, input_size, None, preprocessing)
+    override(loaded, input_size, crop, None, preprocessing)
     chosen_device = device_of(device)
     if isinstance(loaded.model, torch.nn.Module):
         loaded.model.to(chosen_device)

@@ -215,7 +215,10 @@ def flips(of: Answers, names: list[str] | None, most: int = 15) -> list[Flip]:
 
 
 def flip_matrix(of: Answers, classes: int) -> np.ndarray:
-    """The same as a matrix ``[classes, classes]``, rows normalised to shares of all of a class's mass."""
+    """The same as a matrix ``[classes, classes]``, rows normalised to shares of all of a class's mass.
+
+    A class that loses less than a thousandth of what the one that loses most does is left empty.
+    """
     out = np.zeros((classes, classes))
     np.add.at(
         out,
@@ -223,7 +226,7 @@ def flip_matrix(of: Answers, classes: int) -> np.ndarray:
         of["complement"].astype(float),
     )
     total = out.sum(1, keepdims=True)
-    return np.divide(out, total, out=np.zeros_like(out), where=total > 0)
+    return np.divide(out, total, out=np.zeros_like(out), where=total > 1e-3 * total.max(initial=0))
 
 
 @dataclass(frozen=True)
