@@ -196,9 +196,9 @@ def threads():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("classes", [10, 120, 257])
+@pytest.mark.parametrize("classes", [10, 120, 257, 520])
 def test_bits_do_not_depend_on_threads_or_batch(classes, dtype, threads):
-    """Threads and batch also choose the size of the tiles (50, 100 or 200 rows)."""
+    """Threads and batch also choose the tiles: of 63 to 250 rows, or one for all of them."""
     J, logits, target, sigma = problem(7, classes, 300, dtype)
     threads(1)
     want = jac_cov(J, logits, target, sigma)

@@ -63,11 +63,11 @@ struct FreeAligned {
 
 // Rows of a tile: large tiles read and take differences less often (each row once per tile it is
 // in), small ones give every thread something to do. A pair's sum does not depend on the choice.
-// Scratch for 500 rows is 7 MB.
+// Scratch of a thread is 7 MB for tiles of 500 rows, 9 MB for a single one of 1000.
 int64_t tile_rows(int64_t group, int64_t batch, int64_t classes) {
   const int64_t threads = int64_t(torch::stable::get_num_threads());
   const int64_t wanted = threads > 1 ? 3 * threads : 1;
-  int64_t rows = 500;
+  int64_t rows = classes > 1000 ? 500 : 1000;
   for (; rows > 63; rows /= 2) {
     const int64_t across = (classes + rows - 1) / rows;
     if (batch * across * (across + 1) / 2 >= wanted) break;
@@ -92,7 +92,7 @@ void accumulate(JacTileFn<out_t> add_tile, const JacCovKernels& table, const Ten
   const int64_t grain = grain_for(std::min(side, classes) * std::min(side, classes) * J.size(2));
   torch::stable::parallel_for(0, batch * per_problem, grain, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<void, FreeAligned> scratch(
-        ::operator new(size_t(table.scratch_bytes(side)), std::align_val_t(64)));
+        ::operator new(size_t(table.scratch_bytes(side, per_problem == 1)), std::align_val_t(64)));
     for (int64_t job = begin; job < end; ++job) {
       const int64_t problem = job / per_problem;
       add_tile(problem_rows(J, target, problem), tiles[size_t(job % per_problem)],
@@ -116,20 +116,8 @@ void finish_rows(const in_t* S, const out_t* logits, int64_t classes, int64_t ta
 }
 
 template <class in_t, class out_t>
-void finish_corr(const in_t* S, int64_t classes, int64_t target, int64_t k, const double* inverse,
-                 out_t* corr) {
-  const in_t* row = S + other_class(k, target) * classes;
-  const double own = inverse[k];
-  for (int64_t l = 0; l < target; ++l)
-    corr[l] = out_t(math::jac_cov_corr(double(row[l]), own, inverse[l]));
-  for (int64_t l = target; l < classes - 1; ++l)
-    corr[l] = out_t(math::jac_cov_corr(double(row[l + 1]), own, inverse[l]));
-  corr[k] = out_t(1);
-}
-
-template <class in_t, class out_t>
-void finalize(const Tensor& S_in, const Tensor& logits_in, const int64_t* target,
-              const double* sigma, Tensor& z, Tensor& corr, Tensor& norms) {
+void finalize(JacCorrFn<in_t, out_t> corr_row, const Tensor& S_in, const Tensor& logits_in,
+              const int64_t* target, const double* sigma, Tensor& z, Tensor& corr, Tensor& norms) {
   const int64_t batch = logits_in.size(0), classes = logits_in.size(1), n = classes - 1;
   const in_t* S = S_in.const_data_ptr<in_t>();
   const out_t* logits = logits_in.const_data_ptr<out_t>();
@@ -145,9 +133,9 @@ void finalize(const Tensor& S_in, const Tensor& logits_in, const int64_t* target
   });
   torch::stable::parallel_for(0, batch * n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const int64_t b = row / n;
-      finish_corr(S + b * classes * classes, classes, target[b], row % n, inverse.data() + b * n,
-                  corr_out + row * n);
+      const int64_t b = row / n, k = row % n;
+      corr_row(S + (b * classes + other_class(k, target[b])) * classes, classes, target[b], k,
+               inverse.data() + b * n, corr_out + row * n);
     }
   });
 }
@@ -184,9 +172,15 @@ std::tuple<Tensor, Tensor, Tensor> jac_cov_finalize_cpu(const Tensor& S, const T
   Tensor norms = torch::stable::new_empty(logits, {batch, classes - 1});
   const bool single_S = S.scalar_type() == ScalarType::Float;
   const bool single = logits.scalar_type() == ScalarType::Float;
-  const auto run = single_S ? (single ? finalize<float, float> : finalize<float, double>)
-                            : (single ? finalize<double, float> : finalize<double, double>);
-  run(S, logits, t, s, z, corr, norms);
+  const JacCovKernels& table = kernels();
+  if (single_S && single)
+    finalize(table.corr_float_float, S, logits, t, s, z, corr, norms);
+  else if (single_S)
+    finalize(table.corr_float_double, S, logits, t, s, z, corr, norms);
+  else if (single)
+    finalize(table.corr_double_float, S, logits, t, s, z, corr, norms);
+  else
+    finalize(table.corr_double_double, S, logits, t, s, z, corr, norms);
   return {z, corr, norms};
 }
 

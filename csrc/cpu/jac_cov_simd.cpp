@@ -18,6 +18,7 @@
 #include <utility>
 
 #include "cpu/simd_dispatch.h"
+#include "math/jac_cov.h"
 
 namespace mvnrob {
 namespace MVNROB_ISA {
@@ -37,6 +38,8 @@ constexpr int kGroup = 3;
 // mostly stay in a first-level cache; shorter chunks spend more on adding lanes, and measure
 // slower.
 constexpr int kChunkBytes = 4096;
+// Groups of rows that stay in a second-level cache while all groups of columns pass by.
+constexpr int64_t kNear = (512 << 10) / (kGroup * kChunkBytes);
 
 template <class T>
 struct Simd {
@@ -168,62 +171,112 @@ __attribute__((noinline)) void multiply_block(const T* a, const T* b, int64_t st
   }
 }
 
-// Differences of rows [begin, begin + kGroup * groups), columns [first, first + count), as
-// out[group][vector][row of the group][lane]; rows and columns beyond the end are zeros.
-template <class in_t, class T>
-void pack(const JacRows& rows, int64_t begin, int64_t groups, int64_t first, int64_t count,
-          T* out) {
-  using V = typename Simd<T>::Vec;
-  constexpr int width = Simd<T>::kWidth;
-  const in_t* data = static_cast<const in_t*>(rows.data) + first;
-  const in_t* target = data + rows.target * rows.row_stride;
-  const int64_t whole = count / width, part = count - whole * width;
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t row = begin + g * kGroup;
-    const int present = rows.classes - row < kGroup ? int(rows.classes - row) : kGroup;
-    const in_t* source[kGroup];
+// One group of rows over a chunk of columns: `out` takes its differences as
+// [vector][row of the group][lane]; rows and columns beyond the end are zeros.
+template <class in_t>
+class Packer {
+ public:
+  using T = typename ComputeType<in_t>::type;
+
+  Packer(const JacRows& rows, int64_t row, int64_t first, int64_t count, T* out)
+      : count_(count), out_(out) {
+    const in_t* data = static_cast<const in_t*>(rows.data) + first;
+    target_ = data + rows.target * rows.row_stride;
     for (int i = 0; i < kGroup; ++i)
-      source[i] = data + (i < present ? row + i : rows.target) * rows.row_stride;
-    for (int64_t s = 0; s < whole; ++s) {
-      const V t = load(target + s * width);
+      source_[i] = row + i < rows.classes ? data + (row + i) * rows.row_stride : target_;
+  }
+
+  // Vectors [begin, end) of each row.
+  void pack(int64_t begin, int64_t end) const {
+    constexpr int width = Simd<T>::kWidth;
+    const int64_t whole = count_ / width, whole_end = end < whole ? end : whole;
+    T* out = out_ + begin * kGroup * width;
+    for (int64_t s = begin; s < whole_end; ++s) {
+      const auto t = load(target_ + s * width);
 #pragma GCC unroll 8
-      for (int i = 0; i < kGroup; ++i) store(out + i * width, t - load(source[i] + s * width));
+      for (int i = 0; i < kGroup; ++i) store(out + i * width, t - load(source_[i] + s * width));
       out += kGroup * width;
     }
-    if (part > 0) {
-      const V t = load_part(target + whole * width, part);
+    if (end > whole) {
+      const int64_t part = count_ - whole * width;
+      const auto t = load_part(target_ + whole * width, part);
       for (int i = 0; i < kGroup; ++i)
-        store(out + i * width, t - load_part(source[i] + whole * width, part));
-      out += kGroup * width;
+        store(out + i * width, t - load_part(source_[i] + whole * width, part));
     }
   }
-}
+
+ private:
+  const in_t* target_;
+  const in_t* source_[kGroup];
+  int64_t count_;
+  T* out_;
+};
 
 inline int64_t groups_of(int64_t begin, int64_t end) { return (end - begin + kGroup - 1) / kGroup; }
 
-// A tile's scratch: the packed rows, the packed columns, the sums; sized for the widest type.
-int64_t scratch_bytes(int64_t tile_rows) {
+// A tile's scratch: its packed rows, the packed columns, the sums (on the diagonal the columns are
+// the rows, and the sums those of a triangle); sized for the widest type.
+int64_t scratch_bytes(int64_t tile_rows, bool only_diagonal) {
   const int64_t groups = groups_of(0, tile_rows);
+  const int64_t blocks = only_diagonal ? groups * (groups + 1) / 2 : groups * groups;
   const int64_t slots = kSlots<float> > kSlots<double> ? kSlots<float> : kSlots<double>;
-  return 2 * groups * kGroup * kChunkBytes + groups * groups * slots * int64_t(sizeof(double));
+  const int64_t panels = only_diagonal ? groups : 2 * groups;
+  return panels * kGroup * kChunkBytes + blocks * slots * int64_t(sizeof(double));
 }
 
-// visit(i, j, sum) for each pair of classes of a tile (i <= j on the diagonal), register block by
-// register block, as the sums lie.
-template <class T, class Visit>
-inline void for_each_pair(const JacTile& tile, double* sums, const Visit& visit) {
-  const bool diagonal = tile.row_begin == tile.col_begin;
-  for (int64_t row = tile.row_begin; row < tile.row_end; row += kGroup)
-    for (int64_t col = tile.col_begin; col < tile.col_end; col += kGroup, sums += kSlots<T>) {
-      if (diagonal && col < row) continue;
-      const int height = tile.row_end - row < kGroup ? int(tile.row_end - row) : kGroup;
-      const int length = tile.col_end - col < kGroup ? int(tile.col_end - col) : kGroup;
-      const bool triangle = diagonal && col == row;
-      for (int i = 0; i < height; ++i)
-        for (int j = triangle ? i : 0; j < length; ++j)
-          visit(row + i, col + j, sums[pair_slot(triangle, i, j)]);
+// The entries of S that a register block's sums come from and go to.
+template <class T, class out_t>
+class BlockOfS {
+ public:
+  BlockOfS(out_t* S, int64_t classes, int64_t row, int64_t col)
+      : upper_(S + row * classes + col),
+        lower_(S + col * classes + row),
+        classes_(classes),
+        height_(classes - row < kGroup ? int(classes - row) : kGroup),
+        length_(classes - col < kGroup ? int(classes - col) : kGroup),
+        diagonal_(row == col) {}
+
+  // Rows of S are apart by many pages, so that nothing fetches these lines in time by itself.
+  void prefetch_upper() const { prefetch(upper_, height_, length_); }
+  void prefetch_lower() const { prefetch(lower_, length_, height_); }
+
+  void read(double* sums) const {
+    for (int k = 0; k < kSlots<T>; ++k) sums[k] = 0.0;
+    for_each([&](int i, int j, int slot) { sums[slot] = double(upper_[i * classes_ + j]); });
+  }
+
+  void write(const double* sums) const {
+    for_each([&](int i, int j, int slot) {
+      upper_[i * classes_ + j] = lower_[j * classes_ + i] = out_t(sums[slot]);
+    });
+  }
+
+ private:
+  void prefetch(const out_t* at, int count, int length) const {
+    for (int i = 0; i < count; ++i) {
+      __builtin_prefetch(at + i * classes_, 1);
+      __builtin_prefetch(at + i * classes_ + length - 1, 1);
     }
-}
+  }
+
+  template <class Visit>
+  void for_each(const Visit& visit) const {
+    if (!diagonal_ && height_ == kGroup && length_ == kGroup) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kGroup; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < kGroup; ++j) visit(i, j, pair_slot(false, i, j));
+    } else {
+      for (int i = 0; i < height_; ++i)
+        for (int j = diagonal_ ? i : 0; j < length_; ++j) visit(i, j, pair_slot(diagonal_, i, j));
+    }
+  }
+
+  out_t *upper_, *lower_;
+  int64_t classes_;
+  int height_, length_;
+  bool diagonal_;
+};
 
 template <class in_t, class out_t>
 void tile(const JacRows& rows, const JacTile& tile, out_t* S, void* scratch) {
@@ -233,36 +286,56 @@ void tile(const JacRows& rows, const JacTile& tile, out_t* S, void* scratch) {
   const bool diagonal = tile.row_begin == tile.col_begin;
   const int64_t row_groups = groups_of(tile.row_begin, tile.row_end);
   const int64_t col_groups = groups_of(tile.col_begin, tile.col_end);
-
-  T* left = static_cast<T*>(scratch);
-  T* right = diagonal ? left : left + row_groups * kGroup * chunk;
-  double* sums = reinterpret_cast<double*>(right + col_groups * kGroup * chunk);
-  for (int64_t k = 0; k < row_groups * col_groups * kSlots<T>; ++k) sums[k] = 0.0;
-  // Going on from S, chunk by chunk, is what makes a Jacobian in pieces give the bits of a whole
-  // one.
-  for_each_pair<T>(tile, sums, [&](int64_t i, int64_t j, double& sum) {
-    sum = double(S[i * rows.classes + j]);
-  });
+  T* const left = static_cast<T*>(scratch);
+  T* const right = diagonal ? left : left + row_groups * kGroup * chunk;
+  double* const all_sums = reinterpret_cast<double*>(right + col_groups * kGroup * chunk);
 
   for (int64_t first = 0; first < rows.columns; first += chunk) {
-    const int64_t count = rows.columns - first < chunk ? rows.columns - first : chunk;
+    const bool begins = first == 0, ends = first + chunk >= rows.columns;
+    const int64_t count = ends ? rows.columns - first : chunk;
     const int64_t steps = (count + width - 1) / width;
     const int64_t panel = steps * kGroup * width;
-    pack<in_t>(rows, tile.row_begin, row_groups, first, count, left);
-    if (!diagonal) pack<in_t>(rows, tile.col_begin, col_groups, first, count, right);
-    for (int64_t q = 0; q < col_groups; ++q) {
-      for (int64_t p = 0; p < (diagonal ? q : row_groups); ++p)
-        multiply_block<T, false>(left + p * panel, right + q * panel, steps,
-                                 sums + (p * col_groups + q) * kSlots<T>);
-      if (diagonal)
-        multiply_block<T, true>(right + q * panel, right + q * panel, steps,
-                                sums + (q * col_groups + q) * kSlots<T>);
+    const auto packer = [&](int64_t group_row, T* out) {
+      return Packer<in_t>(rows, group_row, first, count, out);
+    };
+    double* sums = all_sums;
+    for (int64_t near = 0; near < row_groups; near += kNear) {
+      const int64_t near_end = near + kNear < row_groups ? near + kNear : row_groups;
+      if (!diagonal)
+        for (int64_t p = near; p < near_end; ++p)
+          packer(tile.row_begin + p * kGroup, left + p * panel).pack(0, steps);
+      if (near == 0) packer(tile.col_begin, right).pack(0, steps);
+      for (int64_t q = diagonal ? near : 0; q < col_groups; ++q) {
+        const int64_t p_end = diagonal && q < near_end ? q + 1 : near_end, blocks = p_end - near;
+        const int64_t col = tile.col_begin + q * kGroup;
+        const bool packs = near == 0 && q + 1 < col_groups;
+        const Packer<in_t> next = packer(col + kGroup, right + (q + 1) * panel);
+        for (int64_t p = near; p < p_end; ++p, sums += kSlots<T>) {
+          const int64_t row = tile.row_begin + p * kGroup;
+          const BlockOfS<T, out_t> block(S, rows.classes, row, col);
+          // The next group is packed a little between the products, which go on while memory is
+          // waited for.
+          if (packs) next.pack((p - near) * steps / blocks, (p - near + 1) * steps / blocks);
+          // Going on from S, chunk by chunk, is what makes a Jacobian in pieces give the bits of a
+          // whole one.
+          if (begins) {
+            block.read(sums);
+            if (p + 1 < p_end)
+              BlockOfS<T, out_t>(S, rows.classes, row + kGroup, col).prefetch_upper();
+          }
+          if (ends) {
+            block.prefetch_upper();
+            block.prefetch_lower();
+          }
+          if (row == col)
+            multiply_block<T, true>(right + q * panel, right + q * panel, steps, sums);
+          else
+            multiply_block<T, false>(left + p * panel, right + q * panel, steps, sums);
+          if (ends) block.write(sums);
+        }
+      }
     }
   }
-
-  for_each_pair<T>(tile, sums, [&](int64_t i, int64_t j, double& sum) {
-    S[i * rows.classes + j] = S[j * rows.classes + i] = out_t(sum);
-  });
 }
 
 // Sum of squared differences of at most a chunk of columns.
@@ -307,6 +380,17 @@ void norms(const JacRows& rows, int64_t begin, int64_t end, double* out) {
   }
 }
 
+template <class in_t, class out_t>
+void corr_row(const in_t* S, int64_t classes, int64_t target, int64_t k, const double* inverse,
+              out_t* corr) {
+  const double own = inverse[k];
+  for (int64_t l = 0; l < target; ++l)
+    corr[l] = out_t(math::jac_cov_corr(double(S[l]), own, inverse[l]));
+  for (int64_t l = target; l < classes - 1; ++l)
+    corr[l] = out_t(math::jac_cov_corr(double(S[l + 1]), own, inverse[l]));
+  corr[k] = out_t(1);
+}
+
 }  // namespace
 }  // namespace MVNROB_ISA
 
@@ -319,6 +403,10 @@ extern const JacCovKernels MVNROB_SIMD_SYMBOL(jac_cov_kernels) = {
     {&level::tile<float, double>, &level::tile<double, double>,
      &level::tile<level::bfloat16, double>},
     {&level::norms<float>, &level::norms<double>, &level::norms<level::bfloat16>},
+    &level::corr_row<float, float>,
+    &level::corr_row<float, double>,
+    &level::corr_row<double, float>,
+    &level::corr_row<double, double>,
 };
 
 }  // namespace mvnrob

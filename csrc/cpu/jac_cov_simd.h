@@ -23,19 +23,30 @@ struct JacTile {
 };
 
 // Adds the tile's sums to S [classes, classes] and writes the mirror image too. `scratch`: aligned
-// to 64 bytes, scratch_bytes(...) of the larger side.
+// to 64 bytes, of scratch_bytes(...).
 template <class out_t>
 using JacTileFn = void (*)(const JacRows& rows, const JacTile& tile, out_t* S, void* scratch);
 
 // out[i] = ||J_t - J_i||^2 for i in [begin, end).
 using JacNormsFn = void (*)(const JacRows& rows, int64_t begin, int64_t end, double* out);
 
+// Row k of corr [classes - 1] from that class's row of S [classes] and the inverse norms of the
+// classes other than the target.
+template <class in_t, class out_t>
+using JacCorrFn = void (*)(const in_t* S, int64_t classes, int64_t target, int64_t k,
+                           const double* inverse, out_t* corr);
+
 struct JacCovKernels {
   int64_t group;  // rows of a register block
-  int64_t (*scratch_bytes)(int64_t tile_rows);
+  // For tiles of at most that many rows and columns, or only for those on the diagonal.
+  int64_t (*scratch_bytes)(int64_t tile_rows, bool only_diagonal);
   JacTileFn<float> tile_float[kJacTypes];
   JacTileFn<double> tile_double[kJacTypes];
   JacNormsFn norms[kJacTypes];
+  JacCorrFn<float, float> corr_float_float;
+  JacCorrFn<float, double> corr_float_double;
+  JacCorrFn<double, float> corr_double_float;
+  JacCorrFn<double, double> corr_double_double;
 };
 
 extern const JacCovKernels jac_cov_kernels_generic;
