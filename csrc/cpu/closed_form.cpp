@@ -20,12 +20,9 @@ math::BoxProbability box_of(const Problem& problem, const CovarianceView& cov, c
   return math::box_probability(box, 80 * problem.entry_error);
 }
 
-ClosedForm closed_form(const Problem& problem, const CovarianceView& cov) {
+math::BoxProbability closed_form(const Problem& problem, const CovarianceView& cov) {
   const int64_t index[3] = {0, 1, 2};
-  const math::BoxProbability p = box_of(problem, cov, index, int(problem.variable.size()));
-  if (p.nan) return {0, 0, 0, 0, Status::nan};
-  if (!p.consistent) return {0, 0, 0, 0, Status::indefinite};
-  return {p.value, p.complement, p.log_value, p.error, Status::exact};
+  return box_of(problem, cov, index, int(problem.variable.size()));
 }
 
 }  // namespace mvnrob

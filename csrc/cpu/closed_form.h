@@ -6,16 +6,11 @@
 
 namespace mvnrob {
 
-struct ClosedForm {
-  double value, complement, log_value, error;  // log_value is NaN where it is log(value)
-  Status status;                               // exact; indefinite or nan: there is no answer
-};
-
 // Of one to three of the variables, by their index in the problem.
 math::BoxProbability box_of(const Problem& problem, const CovarianceView& cov, const int64_t* index,
                             int size);
 
 // The variables are at most three.
-ClosedForm closed_form(const Problem& problem, const CovarianceView& cov);
+math::BoxProbability closed_form(const Problem& problem, const CovarianceView& cov);
 
 }  // namespace mvnrob

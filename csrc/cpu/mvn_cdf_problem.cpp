@@ -133,7 +133,7 @@ void Problem::clear(double error_of_entry) {
   mass.clear();
   rectangular = false;
   entry_error = error_of_entry;
-  merged = 0;
+  merged = most = 0;
 }
 
 void Problem::add(int64_t i, double standard_upper, double standard_lower, double inverse) {
@@ -175,27 +175,46 @@ Prepared Problem::merge(const RowInput& input) {
   const Multiples multiples(*this, input);
   const int64_t m = int64_t(variable.size());
   std::vector<int64_t> alike(m);  // the first variable of which this one is a multiple, or itself
+  std::vector<double> rest_of(m);
+  double largest_rest = 0;
   bool any = false;
   for (int64_t i = 0; i < m; ++i) alike[i] = i;
   multiples.pairs([&](int64_t k, int64_t i, double rest) {
     alike[i] = k;
-    merged = std::max(merged, rest);
+    rest_of[i] = std::max(rest, 0.0);
+    largest_rest = std::max(largest_rest, rest);
     any = true;
   });
   if (!any) return Prepared::integrate;
+  struct Limit {
+    double at, sd;
+  };
+  std::vector<Limit> above(m), below(m);
+  for (int64_t i = 0; i < m; ++i) above[i] = {upper[i], 0}, below[i] = {lower[i], 0};
   for (int64_t i = 0; i < m; ++i) {
     const int64_t k = alike[i];
     if (k == i) continue;
     const bool same = correlation(input.cov, k, i) > 0;
-    upper[k] = std::min(upper[k], same ? upper[i] : -lower[i]);
-    lower[k] = std::max(lower[k], same ? lower[i] : -upper[i]);
-    if (lower[k] >= upper[k]) return Prepared::zero;
+    const double high = same ? upper[i] : -lower[i], low = same ? lower[i] : -upper[i];
+    const double sd = std::sqrt(rest_of[i]);
+    if (high < above[k].at) above[k] = {high, sd};
+    if (low > below[k].at) below[k] = {low, sd};
+  }
+  double bound = kInfinity;
+  for (int64_t k = 0; k < m; ++k)
+    if (alike[k] == k && below[k].at >= above[k].at)
+      bound = std::min(
+          bound, plan::most_of_contradiction(below[k].at, above[k].at, below[k].sd + above[k].sd));
+  if (bound < kInfinity) {
+    if (bound > 0 && input.n <= plan::kMostApart) return Prepared::integrate;
+    most = bound;
+    return Prepared::zero;
   }
   const Problem all = *this;
   clear(all.entry_error);
-  merged = all.merged;
+  merged = largest_rest;
   for (int64_t i = 0; i < m; ++i)
-    if (alike[i] == i) add(all.variable[i], all.upper[i], all.lower[i], all.inverse_sd[i]);
+    if (alike[i] == i) add(all.variable[i], above[i].at, below[i].at, all.inverse_sd[i]);
   add_masses();
   return Prepared::integrate;
 }

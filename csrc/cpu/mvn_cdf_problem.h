@@ -55,6 +55,7 @@ struct Problem {
   bool rectangular = false;  // some lower limit is finite
   double entry_error = 0;    // of one entry of the correlation, from rounding
   double merged = 0;         // largest variance that merge() took as zero
+  double most = 0;  // where limits contain nothing: p at most, by what merge() takes as zero
 
   // Reads limits and variances, drops what holds with probability one.
   Prepared read(const RowInput& input);

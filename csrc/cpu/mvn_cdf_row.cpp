@@ -1,6 +1,7 @@
 #include "cpu/mvn_cdf_row.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 
@@ -78,7 +79,7 @@ class Integrator {
     if (!p.found) return start_factor(plan::without_blocks(plan_, options_), w_.kept);
     if (blocks_ == plan::ExactBlocks::all)
       return plan::closed(plan_, options_, p.value, p.complement, p.error_of_smaller(),
-                          p.known_log_value(), p.log_error);
+                          p.known_log_value(), p.log_error, p.log_slope);
     w_.one_factor.take_rest(w_.rest);
     double mass = 0, largest = 0;
     for (const double one : w_.rest.mass) {
@@ -92,9 +93,11 @@ class Integrator {
   }
 
   plan::Step close() {
-    const ClosedForm c = closed_form(w_.kept, input_.cov);
-    if (c.status != Status::exact) return plan::failed(plan_, c.status);
-    return plan::closed(plan_, options_, c.value, c.complement, c.error, c.log_value);
+    const math::BoxProbability p = closed_form(w_.kept, input_.cov);
+    if (p.nan) return plan::failed(plan_, Status::nan);
+    if (!p.consistent) return plan::failed(plan_, Status::indefinite);
+    return plan::closed(plan_, options_, p.value, p.complement, p.error, p.log_value, p.log_error,
+                        p.log_slope);
   }
 
   plan::Step factor() {
@@ -116,9 +119,7 @@ class Integrator {
   }
 
   plan::Step rank_one() {
-    const plan::Bounds y = w_.factor.interval();
-    const plan::IntervalProbability p = plan::interval(y.lower, y.upper);
-    return plan::ranked(plan_, options_, w_.factor.facts(), p.value, p.complement, p.log_value);
+    return plan::ranked(plan_, options_, w_.factor.facts(), w_.factor.interval());
   }
 
   plan::Step sample() {
@@ -155,6 +156,7 @@ RowResult integrate_prepared(const RowInput& input, uint64_t seed, const RowOpti
 RowResult integrate_row(const RowInput& input, uint64_t seed, const RowOptions& options,
                         RowWorkspace& w, const Runner& run) {
   const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double infinity = std::numeric_limits<double>::infinity();
   Prepared prepared = w.all.read(input);
   if (prepared == Prepared::integrate && options.method != Method::sov)
     prepared = w.all.merge(input);
@@ -163,8 +165,11 @@ RowResult integrate_row(const RowInput& input, uint64_t seed, const RowOptions& 
       return {nan, nan, nan, nan, nan, Status::nan, 0, 0, 0};
     case Prepared::indefinite:
       return {nan, nan, nan, nan, nan, Status::indefinite, 0, 0, 0};
-    case Prepared::zero:
-      return {0, 1, -std::numeric_limits<double>::infinity(), 0, 0, Status::exact, 0, 0, 0};
+    case Prepared::zero: {
+      const double half = 0.5 * w.all.most;
+      return {half, 1 - half, std::log(half), half, half > 0 ? infinity : 0, Status::exact, 0,
+              0,    0};
+    }
     case Prepared::one:
       return {1, 0, 0, 0, 0, Status::exact, 0, 0, 0};
     case Prepared::integrate:

@@ -34,6 +34,7 @@ void Tilt::find(const Factor& factor) {
 }
 
 void Tilt::forward(const Factor& f) {
+  const bool merged = f.problem_->merged > 0;
   found_ = {};
   for (size_t j = 0; j < mu_.size(); ++j) {
     plan::Bounds all{-HUGE_VAL, HUGE_VAL};
@@ -53,7 +54,7 @@ void Tilt::forward(const Factor& f) {
     y_[j] = mu + plan::mean_from(s);
     found_.log_unit += s.log_mass + mu * (0.5 * mu - y_[j]);
     found_.by_rounding += s.sensitivity(all.lower - mu, all.upper - mu);
-    if (upper_[j].row != int64_t(j) || lower_[j].row != int64_t(j))
+    if (merged || upper_[j].row != int64_t(j) || lower_[j].row != int64_t(j))
       found_.by_groups += s.by_upper / std::abs(f.entry(upper_[j].row, int64_t(j))) -
                           s.by_lower / std::abs(f.entry(lower_[j].row, int64_t(j)));
   }

@@ -120,7 +120,7 @@ bool OneFactor::fit(Part& part) {
   }
   if (last - first > 1 && !(load_[first] > 0)) return false;
   for (int64_t k = first + 1; k < last; ++k) load_[k] = r(first, k) / load_[first];
-  double halvings = 0, least = 1;
+  double least = 1;
   int whole = 0;
   for (int64_t k = first; k < last; ++k) {
     const int64_t i = order_[k];
@@ -133,10 +133,9 @@ bool OneFactor::fit(Part& part) {
       load_[k] = std::copysign(1.0, load_[k]);
       continue;
     }
-    halvings += plan::halvings(rest_[k]);
     least = std::min(least, rest_[k]);
   }
-  if (!plan::is_quick(halvings, least)) return false;
+  if (!plan::is_quick(least)) return false;
   const bool rounded = error > plan::entry_error(true);
   for (int64_t i = first + 1; i < last; ++i)
     for (int64_t k = first; k < i; ++k) {

@@ -61,7 +61,8 @@ struct MvnCdfClosedForm {
     else if (!p.consistent)
       judge_again(a.options, s);
     else
-      s.plan.step = plan::closed(s.plan, a.options, p.value, p.complement, p.error, p.log_value);
+      s.plan.step = plan::closed(s.plan, a.options, p.value, p.complement, p.error, p.log_value,
+                                 p.log_error, p.log_slope);
   }
 };
 

@@ -37,9 +37,9 @@ class Multiples {
 
   // Sets m.alike() to the variable that each one is merged into: itself, or one before it; and
   // where any are merged m.merged_upper() and m.merged_lower() of those that stay. Whether any are.
-  // `impossible`: the limits of some contain nothing together; `rest`: the largest variance taken
-  // as zero.
-  MVNROB_DEVICE_FN bool merge(bool& impossible, double& rest) {
+  // `most`: p at most where the limits of some contain nothing together, otherwise infinite;
+  // `rest`: the largest variance taken as zero.
+  MVNROB_DEVICE_FN bool merge(double& most, double& rest) {
     double* marks = m_.scratch();
     for (int32_t i = block_.thread(); i < a_.n; i += threads) marks[i] = marks_of(i);
     block_.sync();
@@ -71,9 +71,14 @@ class Multiples {
     for (int32_t i = block_.thread(); i < a_.n; i += threads)
       if (!m_.group()[i]) m_.alike()[i] = i;
     block_.sync();
-    unsigned empty = 0;
-    for (int32_t k = block_.thread(); k < a_.n; k += threads) empty |= tighten(k);
-    impossible = block_.any_bits(empty) != 0;
+    double bound = HUGE_VAL;
+    for (int32_t k = block_.thread(); k < a_.n; k += threads) bound = math::min(tighten(k), bound);
+    most = block_.min(bound);
+    if (most > 0 && most < HUGE_VAL && a_.n <= plan::kMostApart) {
+      most = HUGE_VAL;
+      rest = 0;
+      return false;
+    }
     return true;
   }
 
@@ -133,23 +138,29 @@ class Multiples {
     return true;
   }
 
-  // Whether the limits of all that are merged into k contain nothing.
-  MVNROB_DEVICE_FN unsigned tighten(int32_t k) {
-    if (m_.alike()[k] != k) return 0;
+  // p at most where the limits of all that are merged into k contain nothing, otherwise infinite.
+  MVNROB_DEVICE_FN double tighten(int32_t k) {
+    if (m_.alike()[k] != k) return HUGE_VAL;
     const plan::Variable v = read(k);
-    double upper = v.upper, lower = v.lower;
+    double upper = v.upper, lower = v.lower, upper_sd = 0, lower_sd = 0;
     bool any = false;
     for (int32_t i = k + 1; i < a_.n; ++i) {
       if (m_.alike()[i] != k) continue;
       const plan::Variable other = read(i);
       const bool same = a_.covariance(row_, k, i) > 0;
-      upper = math::min(same ? other.upper : -other.lower, upper);
-      lower = math::max(same ? other.lower : -other.upper, lower);
+      const double high = same ? other.upper : -other.lower,
+                   low = same ? other.lower : -other.upper;
+      double rest = 0;
+      is_multiple(k, i, rest);
+      const double sd = ::sqrt(math::max(rest, 0.0));
+      if (high < upper) upper = high, upper_sd = sd;
+      if (low > lower) lower = low, lower_sd = sd;
       any = true;
     }
     m_.merged_upper()[k] = upper;
     m_.merged_lower()[k] = lower;
-    return any && !(lower < upper);
+    return any && lower >= upper ? plan::most_of_contradiction(lower, upper, lower_sd + upper_sd)
+                                 : HUGE_VAL;
   }
 
   const MvnCdfArgs& a_;

@@ -146,7 +146,7 @@ class OneFactorFinder {
                              between(near, other.index), error);
     }
     if (last - first > 1 && !(head > 0)) return false;
-    double halvings = 0, least = 1, whole = 0;
+    double least = 1, whole = 0;
     unsigned wrong = 0;
     for (int k = first + block_.thread(); k < last; k += threads) {
       const int i = own_.order[k];
@@ -156,18 +156,15 @@ class OneFactorFinder {
       own_.rest[k] = rest;
       own_.density[k] = plan::density_of(m_.upper()[i], m_.lower()[i]);
       wrong |= !(::fabs(load) <= 1 + 8 * error);
-      if (rest == 0) {
+      if (rest == 0)
         whole += 1;
-      } else {
-        halvings += plan::halvings(rest);
+      else
         least = math::min(rest, least);
-      }
     }
     wrong = block_.any_bits(wrong);
-    halvings = block_.sum(halvings);
     whole = block_.sum(whole);
     least = block_.min(least);
-    if (wrong || whole > 1 || !plan::is_quick(halvings, least)) return false;
+    if (wrong || whole > 1 || !plan::is_quick(least)) return false;
     const bool rounded = error > s_.facts.double_error;
     double moved = 0, most = 0;
     for (int i = first + 1; i < last; ++i) {
@@ -290,9 +287,9 @@ struct MvnCdfOneFactor {
             plan::separated(s.plan, a.options, product.value, product.complement, product.log_value,
                             product.error, product.log_error, int32_t(rest), mass, largest);
       else
-        s.plan.step =
-            plan::closed(s.plan, a.options, product.value, product.complement,
-                         product.error_of_smaller(), product.known_log_value(), product.log_error);
+        s.plan.step = plan::closed(s.plan, a.options, product.value, product.complement,
+                                   product.error_of_smaller(), product.known_log_value(),
+                                   product.log_error, product.log_slope);
     }
     block.sync();
   }

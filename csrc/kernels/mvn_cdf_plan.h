@@ -135,9 +135,7 @@ struct MvnCdfPlan {
     upper = block_.min(upper);
     lower = block_.max(lower);
     if (block_.thread() == 0) {
-      const plan::IntervalProbability p = plan::interval(lower, upper);
-      s_.plan.step =
-          plan::ranked(s_.plan, a_.options, s_.facts, p.value, p.complement, p.log_value);
+      s_.plan.step = plan::ranked(s_.plan, a_.options, s_.facts, {lower, upper});
     }
     block_.sync();
   }

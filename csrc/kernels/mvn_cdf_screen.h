@@ -27,10 +27,11 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
     facts |= read_unmerged(a, row, i, largest_variance, entry_error).facts;
   facts = block.any_bits(facts);
   bool impossible = (facts & plan::kImpossible) != 0, merged = false;
-  double rest = 0;
+  double rest = 0, most = impossible ? 0 : HUGE_VAL;
   if (a.n > 1 && a.n <= plan::kMostToMerge && !a.order && a.options.method != Method::sov &&
       !impossible && !(facts & (plan::kNanInput | plan::kIndefinite)))
-    merged = Multiples<scalar_t, threads>(a, row, block, entry_error).merge(impossible, rest);
+    merged = Multiples<scalar_t, threads>(a, row, block, entry_error).merge(most, rest);
+  impossible = most < HUGE_VAL;
   double active = 0, largest_mass = 0;
   for (int32_t i = block.thread(); i < a.n; i += threads) {
     const plan::Variable v = read_variable<scalar_t>(a, row, i, entry_error, merged);
@@ -55,9 +56,9 @@ MVNROB_DEVICE_FN void begin_row(const MvnCdfArgs& a, int64_t row, const Block<th
                 (a.names_pivots(row) ? (facts & plan::kZeroVariance) != 0 : active == 0))) {
       s.plan.step = plan::failed(s.plan, Status::nan);
     } else if (!a.order && (impossible || active == 0)) {
-      s.plan.best.value = impossible ? 0 : 1;
+      s.plan.best.value = impossible ? 0.5 * most : 1;
       s.plan.best.complement = 1 - s.plan.best.value;
-      s.plan.best.error = 0;
+      s.plan.best.error = impossible ? 0.5 * most : 0;
       s.plan.status = Status::exact;
       s.plan.step = plan::Step::done;
     } else {

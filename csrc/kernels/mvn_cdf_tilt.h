@@ -66,6 +66,7 @@ class TiltFinder {
     for (int i = block_.thread(); i < size_; i += threads) sums[i] = 0;
     block_.sync();
     plan::FoundTilt found;
+    const bool merged = s_.plan.merged > 0;
     for (int j = 0; j < pivots_; ++j) {
       Indexed upper{HUGE_VAL, j}, lower{HUGE_VAL, j};  // of the lower bounds: their negatives
       const auto bound = [&](int i) {
@@ -86,8 +87,8 @@ class TiltFinder {
       const double y = mu + plan::mean_from(s);
       found.log_unit += s.log_mass + mu * (0.5 * mu - y);
       found.by_rounding += s.sensitivity(-lower.key - mu, upper.key - mu);
-      if (grouped_)
-        found.by_groups += (upper.index == j && lower.index == j)
+      if (grouped_ || merged)
+        found.by_groups += (!merged && upper.index == j && lower.index == j)
                                ? 0.0
                                : s.by_upper / ::fabs(entry(upper.index, j)) -
                                      s.by_lower / ::fabs(entry(lower.index, j));

@@ -133,8 +133,10 @@ struct Box {
 // correlations belong to no distribution within `tolerance`.
 struct BoxProbability {
   double value, complement;
-  double log_value;  // NaN where it is log(value)
   double error;
+  // Of variables that are independent; NaN otherwise, where it is log(value).
+  double log_value, log_error;
+  double log_slope;  // then how that moves with the limits, otherwise infinite
   bool consistent, nan;
 };
 
@@ -150,18 +152,24 @@ MVNROB_HD_FN BoxProbability box_probability(const Box& box, double tolerance) {
   const Interval* x = box.limits;
   const PairCorrelation* pairs = box.pairs;
   double r12 = pairs[0].rho, r13 = pairs[1].rho, r23 = pairs[2].rho;
-  BoxProbability out{1, 0, 0, 4e-15 * m, true, false};
+  BoxProbability out{1, 0, 4e-15 * m, 0, 4e-15 * m, 0, true, false};
   if (r12 == 0 && r13 == 0 && r23 == 0) {
     for (int i = 0; i < m; ++i) {
       out.complement += out.value * box1_complement(x[i]);
       out.value *= box1(x[i]);
-      out.log_value -= 0.5 * minus_two_log_interval<double>(x[i].lower, x[i].upper);
+      out.log_value += log_interval(x[i].lower, x[i].upper);
+      const double slope = relative_slope(x[i].lower, x[i].upper);
+      out.log_slope += slope;
+      if (slope > 0)
+        out.log_error += kRoundingOfLimit * slope * largest_limit(x[i].lower, x[i].upper);
     }
+    out.log_error += 4e-15 * ::fabs(out.log_value);
     out.error = closed_form_error(out.error, out.complement);
     return out;
   }
   out.value = 0;
-  out.log_value = NAN;
+  out.log_value = out.log_error = NAN;
+  out.log_slope = HUGE_VAL;
   out.complement = box1_complement(x[0]);
   const double rounding = pairs[0].rounding_at(x[0], x[1]) + pairs[1].rounding_at(x[0], x[2]) +
                           pairs[2].rounding_at(x[1], x[2]);

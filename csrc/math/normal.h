@@ -243,6 +243,39 @@ MVNROB_HD T minus_two_log_interval(T a, T b) {
   return select((a < b) & (is_narrow | (inner > zero)), value, never);
 }
 
+// ln(Phi(b) - Phi(a)), as far out as doubles go: -inf where the square of the nearer limit is.
+MVNROB_HD_FN double log_interval(double a, double b) {
+  const double near = a + b > 0 ? a : -b;
+  if (near > 1e14 && a < b)  // the farther one, next to it even, is nothing
+    return -0.5 * near * near - ::log(near) - 0.91893853320467274178;
+  return -0.5 * minus_two_log_interval<double>(a, b);
+}
+
+// Limits in units of the standard deviation, relatively: a square root, a reciprocal and two
+// products or quotients.
+constexpr double kRoundingOfLimit = 6e-16;
+
+// The largest |limit| but for infinite ones.
+MVNROB_HD double largest_limit(double lower, double upper) {
+  return max(lower == -HUGE_VAL ? 0.0 : ::fabs(lower), upper == HUGE_VAL ? 0.0 : ::fabs(upper));
+}
+
+// (phi(lower) + phi(upper)) / (Phi(upper) - Phi(lower)): how ln P moves at most where the limits
+// do. Infinite where the interval is empty.
+MVNROB_HD_FN double relative_slope(double lower, double upper) {
+  if (!(lower < upper)) return HUGE_VAL;
+  const bool reflect = lower + upper > 0;
+  const double a = reflect ? -upper : lower, b = reflect ? -lower : upper;
+  if (b < -30) {  // Phi(x) = -phi(x) / x (1 - O(x^-2)); phi(a) = r phi(b)
+    const double half_drop = 0.5 * (b - a) * -(a + b);
+    return -b * (1 + 2 / (b * b)) * (1 + ::exp(-half_drop)) / -::expm1(-half_drop);
+  }
+  const double log_value = log_interval(a, b);
+  const double above = b == HUGE_VAL ? 0 : ::exp(-0.5 * b * b - log_value);
+  const double below = a == -HUGE_VAL ? 0 : ::exp(-0.5 * a * a - log_value);
+  return 0.3989422804014327 * (above + below);
+}
+
 namespace detail {
 
 MVNROB_HD_FN double log_ndtr_scalar(double x) {

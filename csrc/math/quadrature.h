@@ -30,8 +30,10 @@ MVNROB_HD_FN double gauss20(const F& f, double lo, double hi) {
 // Adaptive Gauss-Kronrod (10, 21) rule: an interval is halved until its two rules agree within
 // tol, which leaves the 21-point value, the one that counts, far closer than that. Depth first,
 // so the stack is as deep as the bisection: at most 50, where an interval has rounding width.
+// `halvings` are those that are left: each takes one, and with none left, where the integrand's
+// rounding is more than tol for instance, the intervals stay as they are.
 template <class F>
-MVNROB_HD_FN double integrate(const F& f, double lo, double hi, double tol) {
+MVNROB_HD_FN double integrate(const F& f, double lo, double hi, double tol, int& halvings) {
   constexpr int max_depth = 50;
   double right_end[max_depth + 1];
   int depth_of[max_depth + 1];
@@ -51,8 +53,10 @@ MVNROB_HD_FN double integrate(const F& f, double lo, double hi, double tol) {
       coarse += tables::kronrod21_coarse(i) * pair;
     }
     // A NaN compares false and must not be halved for ever.
-    const bool refine = ::fabs(fine - coarse) * half > tol && depth_of[top] < max_depth;
+    const bool refine =
+        ::fabs(fine - coarse) * half > tol && depth_of[top] < max_depth && halvings > 0;
     if (refine) {
+      --halvings;
       const int depth = ++depth_of[top];
       ++top;
       right_end[top] = mid;

@@ -126,7 +126,8 @@ MVNROB_HD_FN double tvn_path(double b1, double b2, double b3, double r12, double
     const double det = det_end + q * cosine * cosine;
     return first(sine, cosine, gap, det) + second(sine, cosine, gap, det);
   };
-  return integrate(f, 0.0, 1.5707963267948966192, tol);
+  int halvings = 1 << 16;  // far more than any limits take
+  return integrate(f, 0.0, 1.5707963267948966192, tol, halvings);
 }
 
 MVNROB_HD bool is_nan(double x, double y, double z) { return x != x || y != y || z != z; }

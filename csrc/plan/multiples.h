@@ -42,6 +42,18 @@ MVNROB_HD bool is_multiple(double rest, double entry_error, bool factored) {
   const double error = factored ? first_factor_error(entry_error) : 4 * entry_error;
   return ::fabs(rest) <= error;
 }
+// Limits that two such variables have together may contain nothing, lower >= upper: then exact
+// multiples have no answer but zero, and others, that differ by a variable of standard deviation
+// `sd`, at most int phi(x) P(difference > gap) dx over the gap (bivariate and to first order in
+// sd). Up to kMostApart variables they are left apart for a closed form.
+constexpr int64_t kMostApart = 3;
+MVNROB_HD_FN double most_of_contradiction(double lower, double upper, double sd) {
+  const double gap = lower - upper;
+  if (!(gap < 39 * sd)) return 0;
+  const double nearest = math::max(upper, math::min(lower, 0.0));
+  return 1.001 * phi(nearest) * sd * phi(gap / sd);
+}
+
 MVNROB_HD bool same_entry(double one, double other, double sign, double entry_error) {
   return ::fabs(one - sign * other) <= 8 * entry_error;
 }

@@ -9,6 +9,7 @@
 // and beyond them lies less than e^-40 of it. It is carried as a logarithm, right however small P
 // is.
 #pragma once
+#include <cfloat>
 #include <cmath>
 
 #include "math/box.h"
@@ -18,15 +19,15 @@
 
 namespace mvnrob::plan {
 
-// A matrix is of this form where every entry is, to within eight entry errors: 7e-15 for float64,
-// 1e-6 for float32, a few roundings of each. What is left between the entries and the products of
-// loads is known, and its effect on P part of the error (moved_by), but for float32, whose rounding
-// is the input's. So a matrix near the form is not taken for it, and one taken for it costs no
-// digits.
+// A matrix is of this form where every entry is, to within eight entry errors, 7e-15, for float64
+// and three roundings of one, 3.6e-7, for float32. What is left between the entries and the
+// products of loads is known, and its effect on P part of the error (moved_by), but for float32,
+// where it is the input's. So a matrix near the form is not taken for it, and one taken for it
+// costs no digits.
 //
 // Whether R_ij = l_i l_j, the entries being known to entry_error.
 MVNROB_HD bool is_product(double correlation, double load_i, double load_j, double entry_error) {
-  return ::fabs(correlation - load_i * load_j) <= 8 * entry_error;
+  return ::fabs(correlation - load_i * load_j) <= math::min(8 * entry_error, 3.0 * FLT_EPSILON);
 }
 
 // A load, from three entries: l_i^2 = R_ij R_ik / R_jk. Zero where there is none up to one.
@@ -54,15 +55,14 @@ MVNROB_HD double density_of(double upper, double lower) {
   return math::max(phi(upper), phi(lower));
 }
 
-// Evaluations that steps of width s cost: a few halvings for each, or for a range full of them.
 // Steps steeper than kSteepest could hide between the end of a piece and its outermost node; such
 // blocks (loads beyond .9995, but for one of one) are sampled.
-constexpr double kMostEvaluations = 8000, kSteepest = 0.03;
-MVNROB_HD double halvings(double rest) { return math::max(0.0, ::log2(0.25 / rest)); }
-MVNROB_HD bool is_quick(double sum_of_halvings, double least_rest) {
-  return least_rest >= kSteepest &&
-         42 * math::min(sum_of_halvings, 20 / least_rest) <= kMostEvaluations;
-}
+constexpr double kSteepest = 0.03;
+MVNROB_HD bool is_quick(double least_rest) { return least_rest >= kSteepest; }
+
+// A range full of steps as steep as that, wherever they are, takes 20 / kSteepest halvings of 42
+// evaluations, fewer by far than samples would be. With none left the integrand has no digits.
+constexpr int kMostHalvings = 2000;
 
 // What all variables contribute at y, T a pack or double: the probability that one holds and fails.
 template <class T>
@@ -75,6 +75,8 @@ MVNROB_HD void holds_and_fails(T upper, T lower, T slope, T y, T& holds, T& fail
 struct OneFactorProbability {
   double value, complement, log_value;
   double error, log_error;  // of the smaller of both, and of the logarithm
+  double log_slope;         // how ln P moves with the limits, infinite where it is not known
+  double by_limits;         // the part of log_error that is their rounding
   bool found;
 };
 
@@ -85,24 +87,16 @@ struct Residuals {
   double moved, largest;
 };
 
-// p_i / P_i, of limits given y in units of what the factor leaves.
-MVNROB_HD_FN double relative_slope(double lower, double upper) {
-  const double log_value = -0.5 * math::minus_two_log_interval<double>(lower, upper);
-  const double above = upper == HUGE_VAL ? 0 : ::exp(-0.5 * upper * upper - log_value);
-  const double below = lower == -HUGE_VAL ? 0 : ::exp(-0.5 * lower * lower - log_value);
-  return 0.3989422804014327 * (above + below);
-}
-
-// By how much ln P moves where the limits move, in units of what the factor leaves, and where they
-// are rounded, on their own or by subtracting `move`: what counts for narrow intervals.
+// By how much ln P moves where the limits of a variable move, in units of what the factor leaves,
+// and where they are rounded, on their own or by subtracting `move`: what counts for narrow
+// intervals.
 struct Slopes {
   double sum, rounding;
 };
 MVNROB_HD_FN Slopes slopes_of(double lower, double upper, double move) {
-  const double size =
-      math::max(lower == -HUGE_VAL ? 0.0 : ::fabs(lower), upper == HUGE_VAL ? 0.0 : ::fabs(upper));
-  const double slope = relative_slope(lower, upper);
-  return {slope, 4.5e-16 * slope * (size + 2 * ::fabs(move))};
+  const double slope = math::relative_slope(lower, upper);
+  const double size = math::largest_limit(lower, upper) + 2 * ::fabs(move);
+  return {slope, slope > 0 ? math::kRoundingOfLimit * slope * size : 0.0};
 }
 
 namespace detail {
@@ -182,24 +176,29 @@ MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
                                                        const SlopesAt& slopes, int count,
                                                        Bounds range, double largest,
                                                        const Residuals& residuals) {
-  OneFactorProbability out{0, 1, -HUGE_VAL, 0, 0, true};
+  OneFactorProbability out{0, 1, -HUGE_VAL, 0, 0, HUGE_VAL, 0, true};
   if (!(range.lower < range.upper)) return out;
   const double rounding = 1e-12 + 4e-15 * count;
+  int halvings = kMostHalvings;
   if (largest <= 0.5) {
-    const double far = math::min(38.0, -math::ndtri<double>(math::max(1e-18 * largest, 1e-300)));
+    const double far = math::min(38.6, -math::ndtri<double>(math::max(1e-18 * largest, 0x1p-1074)));
     const double lower = math::max(range.lower, -far), upper = math::min(range.upper, far);
     double missing = math::ndtr<double>(range.lower) + math::ndtr<double>(-range.upper);
     const int pieces = int(::ceil(upper - lower));
     const double length = (upper - lower) / pieces;
     const auto integrand = [&](double y) { return phi(y) * fails(y); };
     for (int i = 0; i < pieces; ++i)
-      missing +=
-          math::integrate(integrand, lower + i * length, lower + (i + 1) * length, 1e-9 * largest);
+      missing += math::integrate(integrand, lower + i * length, lower + (i + 1) * length,
+                                 1e-9 * largest, halvings);
+    if (halvings == 0) {
+      out.found = false;
+      return out;
+    }
     if (!(missing > 0.5)) {
       out.complement = missing;
       out.value = 1 - missing;
       out.log_value = ::log1p(-missing);
-      out.error = rounding * missing + residuals.moved;
+      out.error = rounding * missing + residuals.moved + DBL_MIN * count;  // Phi's smallest number
       out.log_error = out.error / out.value;
       out.found = missing == missing;
       return out;
@@ -211,29 +210,55 @@ MVNROB_HD_FN OneFactorProbability integrate_one_factor(const Fails& fails,
     out.found = false;
     return out;
   }
+  if (peak.height < -1e28) {  // minus_two_log_interval ends where its squares do
+    out.log_value = peak.height;
+    out.log_error = HUGE_VAL;
+    return out;
+  }
   const double lower = detail::find_end(height, peak, range.lower);
   const double upper = detail::find_end(height, peak, range.upper);
-  const auto integrand = [&](double y) { return ::exp(height(y) - peak.height); };
-  const double tolerance = 1e-10 * (upper - lower) / 40;
-  const double integral = math::integrate(integrand, lower, peak.at, tolerance) +
-                          math::integrate(integrand, peak.at, upper, tolerance);
+  const auto integrand = [&](double y) { return ::exp(math::min(height(y) - peak.height, 99.0)); };
+  // What rounding does to the logarithm and so, relatively, to the integrand: halving shows no
+  // more.
+  Slopes slope = slopes(peak.at);
+  const double noise = 1e-15 * ::fabs(peak.height) + slope.rounding;
+  const double tolerance = (2.5e-12 + 0.1 * noise) * (upper - lower);
+  const double integral = math::integrate(integrand, lower, peak.at, tolerance, halvings) +
+                          math::integrate(integrand, peak.at, upper, tolerance, halvings);
+  // A variable without rest has its limits at the ends of the range. What is left of its products
+  // moves both ends together.
+  const auto of_end = [&](double end) {
+    return ::fabs(end) < HUGE_VAL ? integrand(end) / integral : 0.0;
+  };
+  const double of_lower = of_end(range.lower), of_upper = of_end(range.upper);
+  if (of_lower > 0) slope.rounding += math::kRoundingOfLimit * ::fabs(range.lower) * of_lower;
+  if (of_upper > 0) slope.rounding += math::kRoundingOfLimit * ::fabs(range.upper) * of_upper;
+  const double together = slope.sum + ::fabs(of_upper - of_lower);
   out.log_value = ::log(integral) + peak.height - 0.91893853320467274178;
+  out.log_error = rounding + 1e-15 * ::fabs(out.log_value) + slope.rounding;
+  if (!(noise < 1)) {  // the integral is known by its peak, its width between e^-40 and 2.6
+    out.log_value = peak.height - 20;
+    out.log_error = noise + slope.rounding + 21;
+    slope.rounding = out.log_error;
+  }
   out.value = ::exp(out.log_value);
   out.complement = 1 - out.value;
-  const Slopes slope = slopes(peak.at);
-  out.log_error = rounding + 1e-15 * ::fabs(out.log_value) + slope.rounding;
   if (residuals.largest > 0)
-    out.log_error +=
-        math::min(residuals.moved / out.value, 2 * residuals.largest * slope.sum * slope.sum);
-  out.error = out.log_error * out.value;
-  out.found = integral > 0;
+    out.log_error += math::min(out.value > 0 ? residuals.moved / out.value : HUGE_VAL,
+                               2 * residuals.largest * together * together);
+  out.error = out.log_error < 0.5 ? out.value * ::expm1(out.log_error)
+                                  : math::min(1.0, ::exp(out.log_value + out.log_error));
+  out.log_slope = slope.sum + of_lower + of_upper;
+  out.by_limits = slope.rounding;
+  out.found = halvings > 0 && out.log_error < HUGE_VAL;
   return out;
 }
 
 // Independent blocks multiply.
 struct ProductOfBlocks {
   double value = 1, complement = 0, log_value = 0;
-  double error = 0, log_error = 0;  // of the complement, of the logarithm
+  double error = 0, log_error = 0;      // of the complement, of the logarithm
+  double log_slope = 0, by_limits = 0;  // of the logarithm
   bool found = true;
 
   MVNROB_HD void add(const OneFactorProbability& p) {
@@ -242,27 +267,34 @@ struct ProductOfBlocks {
     value *= p.value;
     log_value += p.log_value;
     log_error += p.log_error;
+    log_slope += p.log_slope;
+    by_limits += p.by_limits;
     found = found && p.found;
   }
   MVNROB_HD_FN void add(double lower, double upper, double fails) {
     const IntervalProbability p = interval(lower, upper);
-    const double log_error = 4e-15 + slopes_of(lower, upper, 0).rounding;
-    const double error = p.value < fails ? log_error * p.value : 4e-15 * fails;
-    add(OneFactorProbability{p.value, fails, p.log_value, error, log_error, true});
+    const Slopes slope = slopes_of(lower, upper, 0);
+    const double log_error = 4e-15 * (1 + ::fabs(p.log_value)) + slope.rounding;
+    double error = 4e-15 * math::min(fails, 1.0);
+    if (p.value < fails && log_error < 0.5) error = math::min(error, p.value * ::expm1(log_error));
+    add(OneFactorProbability{p.value, fails, p.log_value, error, log_error, slope.sum,
+                             slope.rounding, true});
   }
   // Two or three variables whose factor is steep, or that have none: errors are absolute.
   MVNROB_HD void add(const math::BoxProbability& p) {
-    const double log_value = p.log_value == p.log_value ? p.log_value : ::log(p.value);
-    add(OneFactorProbability{p.value, p.complement, log_value, p.error, p.error / p.value,
-                             p.consistent && !p.nan});
+    const bool known = p.log_value == p.log_value;
+    add(OneFactorProbability{p.value, p.complement, known ? p.log_value : ::log(p.value), p.error,
+                             known ? p.log_error : p.error / p.value, p.log_slope,
+                             known ? p.log_error : 0.0, p.consistent && !p.nan});
   }
   // Of the smaller of P and 1 - P.
   MVNROB_HD double error_of_smaller() const {
-    return value < complement ? math::min(error, value * log_error) : error;
+    return value < complement && log_error < 0.5 ? math::min(error, value * ::expm1(log_error))
+                                                 : error;
   }
-  // ln P, NaN where it has not the digits (see closed) and P itself does.
+  // ln P, NaN where it has not the digits (see closed) and P itself may.
   MVNROB_HD double known_log_value() const {
-    return log_error <= 1e-6 || value < 1e-290 ? log_value : NAN;
+    return log_error - by_limits <= 1e-6 || value < 1e-290 ? log_value : NAN;
   }
 };
 

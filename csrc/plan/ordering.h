@@ -1,6 +1,7 @@
 // Arithmetic of the ordered, rank-revealing Cholesky factor that every backend shares.
 #pragma once
 #include <cmath>
+#include <cstdint>
 
 #include "math/normal.h"
 
@@ -47,7 +48,7 @@ struct IntervalProbability {
 MVNROB_HD_FN IntervalProbability interval(double a, double b) {
   if (!(a < b)) return {0, 1, -HUGE_VAL};
   return {interval_probability(a, b), math::ndtr<double>(a) + math::ndtr<double>(-b),
-          -0.5 * math::minus_two_log_interval<double>(a, b)};
+          math::log_interval(a, b)};
 }
 
 // What orders the variables given those already chosen: the smallest goes first. Without lower
@@ -84,6 +85,18 @@ MVNROB_HD double first_factor_error(double entry_error) { return 64 * entry_erro
 // A variance that has been subtracted from is as wrong as the rounding of what it was. Below this
 // part of it the row's rest is formed anew.
 constexpr double kRefresh = 1e-6;
+
+// When no row has variance left, what the rows without leave between each other must be nothing
+// too: |E_ij| <= sqrt(E_ii E_jj) for a semidefinite rest E = R - L L^T. One product with a vector
+// of pseudo-random signs tells, each |E_ii| within its error.
+MVNROB_HD double sign_of(int64_t variable) {
+  const uint64_t bits = (uint64_t(variable) + 1) * 0x9e3779b97f4a7c15ull;
+  return ((bits ^ (bits >> 29)) * 0xbf58476d1ce4e5b9ull) >> 63 ? 1.0 : -1.0;
+}
+MVNROB_HD double error_of_rest(double variance_error) { return ::sqrt(10 * variance_error); }
+MVNROB_HD bool is_zero_rest(double product, double error, double sum_of_errors) {
+  return ::fabs(product) <= error * sum_of_errors;
+}
 
 MVNROB_HD bool is_zero_variance(double variance, double error) { return variance <= error; }
 MVNROB_HD bool is_valid_variance(double variance, double error) { return variance > -10 * error; }

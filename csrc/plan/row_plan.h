@@ -11,6 +11,7 @@
 #include "plan/estimate.h"
 #include "plan/exact_part.h"
 #include "plan/options.h"
+#include "plan/ordering.h"
 #include "plan/tilt.h"
 
 namespace mvnrob::plan {
@@ -71,7 +72,7 @@ struct RowPlan {
   bool best_tilted = false;                  // whether it is of tilted samples
   double best_log_unit = 0;                  // its value and error are in units of exp of this
   double best_log_value = NAN;               // ln p, where a closed form knows it itself
-  double best_log_error = NAN;               // and its error, unless it is that of a few logarithms
+  double best_log_error = NAN;               // and its error
   double best_dropped = 0;                   // the screened mass of its own plan
   Status status = Status::max_points;
   Step step = Step::screen;
@@ -119,12 +120,19 @@ MVNROB_HD double rounding(const RowPlan& plan, const RowOptions& options, double
 // phi(u) <= 1.26 (1 + u) Phi(-u), at most 1.26 M (1 + sqrt(2 ln(m / M))) for a mass of M. For
 // float64 only: the rounding of a float32 matrix, far larger, is the input's and not the
 // integral's.
+MVNROB_HD double shift_of(const RowPlan& plan, double m, double variance) {
+  return variance > 0 ? ::sqrt(2 * ::log(2 * math::max(m, double(plan.given))) * variance) : 0.0;
+}
 MVNROB_HD_FN double effect_of(const RowPlan& plan, double mass, double m, double variance) {
   if (variance == 0) return 0;
   mass = math::max(mass, 1e-300);
   const double slope =
       math::min(0.4, 1.26 * mass * (1 + ::sqrt(math::max(2 * ::log(m / mass), 0.0))));
-  return slope * ::sqrt(2 * ::log(2 * math::max(m, double(plan.given))) * variance);
+  return slope * shift_of(plan, m, variance);
+}
+// Of a probability known to `error`, on its logarithm.
+MVNROB_HD double log_effect_of(double error, double value) {
+  return error == 0 ? 0.0 : error < value ? -::log1p(-error / value) : HUGE_VAL;
 }
 MVNROB_HD double neglected(const RowPlan& plan, const FactorFacts& facts) {
   return facts.entry_error > facts.double_error
@@ -280,13 +288,20 @@ MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
 
 // The exact answer of the variables kept.
 // log_value is ln p where the closed form knows it better than by value, otherwise NaN; log_error
-// is its error, NaN where that is the rounding of a logarithm for each variable.
+// is its error, log_slope how it moves with the limits at most.
 MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value, double complement,
-                         double error, double log_value, double log_error = NAN) {
+                         double error, double log_value, double log_error, double log_slope) {
+  if (plan.merged > 0) {  // the limits of multiples that are not exact
+    const double moved = detail::effect_of(plan, plan.mass, plan.all, plan.merged);
+    const double by_slope = log_slope * detail::shift_of(plan, plan.all, plan.merged);
+    error += by_slope < 0.5 ? math::min(moved, value * ::expm1(by_slope)) : moved;
+    log_error +=
+        math::min(detail::log_effect_of(moved, value), by_slope < 0.5 ? by_slope : HUGE_VAL);
+  }
   Estimate e;
   e.value = value;
   e.complement = complement;
-  e.error = error = error + detail::effect_of(plan, plan.mass, plan.all, plan.merged);
+  e.error = error;
   plan.tolerance = detail::tolerance(options, math::min(value, complement));
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
   detail::keep(plan, e, 0);
@@ -295,9 +310,10 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   const bool small_value = value < 0.05 && log_value != log_value;
   const double small = small_value ? value : complement;
   if (options.method == Method::automatic && !options.samples_float32() && plan.kept > 1 &&
-      (small_value || complement < 0.05) && error > math::max(plan.tolerance, 1e-6 * small)) {
-    // Its error is absolute. Tilted samples have the digits of p, those of the union of 1 - p;
-    // neither has six of them.
+      (small_value || (complement < 0.05 && complement > 1e-290)) &&
+      error > math::max(plan.tolerance, 1e-6 * small)) {
+    // Its error is absolute. Tilted samples have the digits of p, those of the union of 1 - p, but
+    // at the end of the format; neither has six of them.
     return detail::sample_whole(plan);
   }
   plan.pivots = plan.rest = plan.kept;
@@ -330,7 +346,7 @@ MVNROB_HD_FN Step separated(RowPlan& plan, const RowOptions& options, double val
     exact.relative_error = math::min(exact.relative_error, log_error + exact.in_units(effect));
   // p is at most E: nothing where that is an underflow, and not known as a logarithm.
   if (!(exact.in_units(1) < HUGE_VAL) && !(exact.relative_error < 1))
-    return closed(plan, options, 0, 1, error, NAN);
+    return closed(plan, options, 0, 1, error, NAN, NAN, HUGE_VAL);
   plan.exact = exact;
   plan.rest = rest;
   plan.mass = mass;
@@ -396,22 +412,30 @@ MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const Facto
 
 // The variables sampled are all multiples of one: they hold with the probability of an interval.
 MVNROB_HD_FN Step ranked(RowPlan& plan, const RowOptions& options, const FactorFacts& facts,
-                         double value, double complement, double log_value) {
-  const double small = math::min(value, complement);
-  double error =
-      (value < complement ? 1e-15 : 0.0) + 1e-12 * small + detail::neglected(plan, facts);
-  double log_error = NAN;
+                         const Bounds& y) {
+  const IntervalProbability p = interval(y.lower, y.upper);
+  double value = p.value, complement = p.complement, log_value = p.log_value;
+  const double slope = math::relative_slope(y.lower, y.upper);
+  const double size = math::largest_limit(y.lower, y.upper);
+  double log_error = 4e-15 * (1 + ::fabs(log_value));
+  if (slope > 0) log_error += 2 * math::kRoundingOfLimit * slope * size;
+  const double moved = detail::neglected(plan, facts);
+  const double by_slope =
+      moved > 0 ? slope * detail::shift_of(plan, facts.variables, facts.neglected) : 0.0;
+  log_error += math::min(detail::log_effect_of(moved, value), by_slope < 0.5 ? by_slope : HUGE_VAL);
+  double error = (value < complement ? 1e-15 : 0.0) + 1e-12 * math::min(value, complement) + moved;
   const ExactPart exact = plan.exact;
   const int32_t beside = plan.kept - plan.rest;
   if (beside > 0) {  // the whole row has an exact answer then
-    log_error = exact.relative_error + error / value;
+    log_error += detail::log_effect_of(exact.relative_error, 1);
     error = exact.value * exact.whole_error(value, error);
     log_value += exact.log_value;
     complement = exact.whole_complement(complement);
     value = exact.whole(value);
     plan.exact = ExactPart{};
   }
-  const Step step = closed(plan, options, value, complement, error, log_value, log_error);
+  plan.merged = 0;  // it is among what is neglected
+  const Step step = closed(plan, options, value, complement, error, log_value, log_error, slope);
   if (step == Step::done) plan.pivots = 1 + beside;
   return step;
 }
@@ -558,9 +582,7 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
   r.log_error = e.error == 0 && is_whole ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
   if (plan.best_log_value == plan.best_log_value && !small_complement && is_whole) {
     r.log_prob = plan.best_log_value;
-    r.log_error = plan.best_log_error == plan.best_log_error
-                      ? plan.best_log_error
-                      : math::min(r.log_error, 4e-15 * (plan.kept + ::fabs(r.log_prob)));
+    r.log_error = plan.best_log_error;
   }
   r.status = plan.status;
   if (plan.status == Status::indefinite || plan.status == Status::nan ||

@@ -45,7 +45,8 @@ struct IntervalSlopes {
 // What the search has found.
 struct FoundTilt {
   double log_unit = 0;  // psi at the saddle point
-  // Of ln p: by the limits' rounding, and by moving the limits of pivots that bound other rows.
+  // Of ln p: by the limits' rounding, and by moving the limits of pivots that bound other rows, or
+  // that multiples were merged into, which may be any.
   double by_rounding = 0, by_groups = 0;
 };
 
