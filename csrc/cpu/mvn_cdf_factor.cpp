@@ -183,12 +183,46 @@ Advanced Factor::add_pivot(int64_t position) {
   return Advanced::yes;
 }
 
+// Rows without variance must have none together.
+Advanced Factor::check_rest() const {
+  const int64_t rows = m_ - pivots_;
+  std::vector<double> sign(rows), error(rows), rest(rows, 0.0);
+  double sum_of_errors = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    sign[i] = plan::sign_of(problem_->variable[position_[pivots_ + i]]);
+    error[i] = plan::error_of_rest(variance_error_[pivots_ + i]);
+    sum_of_errors += error[i];
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t p = position_[pivots_ + i];
+    double sum = problem_->correlation(cov_, p, p) * sign[i];
+    for (int64_t j = 0; j < i; ++j) {
+      const double correlation = problem_->correlation(cov_, p, position_[pivots_ + j]);
+      sum += correlation * sign[j];
+      rest[j] += correlation * sign[i];
+    }
+    rest[i] += sum;
+  }
+  for (int64_t l = 0; l < pivots_; ++l) {
+    const double* column = L_.data() + l * m_ + pivots_;
+    double sum = 0;
+    for (int64_t i = 0; i < rows; ++i) sum += column[i] * sign[i];
+    for (int64_t i = 0; i < rows; ++i) rest[i] -= column[i] * sum;
+  }
+  for (int64_t i = 0; i < rows; ++i)
+    if (!plan::is_zero_rest(rest[i], error[i], sum_of_errors))
+      return std::isnan(rest[i]) ? Advanced::nan : Advanced::indefinite;
+  return Advanced::yes;
+}
+
 Advanced Factor::advance(int64_t target) {
+  bool grows = false;
   while (pivots_ < target && pivots_ < live_end_) {
     const Advanced advanced = add_pivot(choose());
     if (advanced != Advanced::yes) return advanced;
+    grows = true;
   }
-  return Advanced::yes;
+  return grows && live_end_ == pivots_ && !cov_.is_factor() ? check_rest() : Advanced::yes;
 }
 
 bool Factor::follow(const int64_t* variables, int64_t count) {

@@ -48,6 +48,7 @@ class Factor {
   Advanced add_pivot(int64_t position);
   void swap(int64_t a, int64_t b);
   bool is_spent(int64_t i) const;
+  Advanced check_rest() const;
   void read_rows();
   double add_direction(int64_t j);
   double rest_of_row(int64_t i) const;

@@ -61,6 +61,11 @@ class FactorKernel {
       }
     }
     block_.sync();
+    if (failure == Status::converged && live == 0 && pivots > s_.facts.pivots && !a_.order &&
+        !a_.is_factor()) {
+      const unsigned found = check_rest(pivots);
+      if (found) failure = found & kNotANumber ? Status::nan : Status::indefinite;
+    }
     if (block_.thread() == 0) {
       s_.live = live;
       s_.facts.pivots = pivots;
@@ -252,6 +257,33 @@ class FactorKernel {
     }
     largest = block_.max(largest);
     return int(block_.sum(count));
+  }
+
+  // Rows without variance must have none together.
+  MVNROB_DEVICE_FN unsigned check_rest(int pivots) {
+    const auto sign = [&](int i) { return plan::sign_of(m_.variable()[i]); };
+    for (int l = block_.thread(); l < pivots; l += threads) {
+      const double* column = m_.factor() + int64_t(l) * size_;
+      double sum = 0;
+      for (int i = pivots; i < size_; ++i) sum += column[i] * sign(i);
+      m_.scratch()[l] = sum;
+    }
+    double sum_of_errors = 0;
+    for (int i = pivots + block_.thread(); i < size_; i += threads)
+      sum_of_errors += plan::error_of_rest(m_.variance_error()[i]);
+    sum_of_errors = block_.sum(sum_of_errors);
+    unsigned found = 0;
+    for (int i = pivots + block_.thread(); i < size_; i += threads) {
+      double rest = 0;
+      for (int j = pivots; j < size_; ++j)
+        rest += a_.stored(row_, m_.variable()[j], m_.variable()[i]) * m_.inverse_sd()[j] * sign(j);
+      rest *= m_.inverse_sd()[i];
+      const double* entry = m_.factor() + i;
+      for (int l = 0; l < pivots; ++l, entry += size_) rest -= *entry * m_.scratch()[l];
+      if (!plan::is_zero_rest(rest, plan::error_of_rest(m_.variance_error()[i]), sum_of_errors))
+        found |= rest != rest ? kNotANumber : kNegative;
+    }
+    return block_.any_bits(found);
   }
 
   const MvnCdfArgs& a_;
