@@ -22,7 +22,8 @@ class Status(enum.IntEnum):
     """How a row of :func:`mvn_cdf` or :func:`pivoted_cholesky` ended.
 
     - ``CONVERGED`` 0: the error is at most the tolerance asked for.
-    - ``EXACT`` 1: no sampling; the error is rounding, whatever tolerance was asked for.
+    - ``EXACT`` 1: no sampling; the error is rounding and what near multiples leave, whatever
+      tolerance was asked for.
     - ``MAX_POINTS`` 2: ``max_points`` were spent before the tolerance was met; ``prob`` and ``error``
       stand for what was reached.
     - ``INDEFINITE`` 3: the covariance has a negative eigenvalue beyond rounding; the result is NaN.
@@ -156,24 +157,29 @@ def mvn_cdf(
     variables or of one common factor, R_ij = l_i l_j with ``|l_i| <= .9995``, one of 1 beside them
     (equicorrelated ones, for instance), which is a one-dimensional quadrature (Dunnett and Sobel 1955).
     The form is looked for in ``cov`` and in ``factor`` (up to ``n^2 r = 1e9``), and must hold in every
-    entry to 8 entry errors (7e-15, or 1e-6 in float32); what is left over enters the error in float64.
-    Independent blocks multiply: beside blocks of any other kind these are still integrated exactly, and
-    the others are sampled together, as one smaller problem, to what the tolerance of the whole row
-    leaves them (status ``CONVERGED``; ``method="closed_form"`` raises, ``"sov"`` samples all). Only
-    where three variables' exact answer, whose error is absolute (1e-12), has not the digits of a tail
-    that a relative tolerance asks for, the row is sampled whole. Variables that are multiples of each
-    other, positive or negative, become one beforehand, in rows of up to n = 4,096.
+    entry to 8 entry errors (7e-15, or 3.6e-7 in float32); what is left over enters the error in
+    float64. Independent blocks multiply: beside blocks of any other kind these are still integrated
+    exactly, and the others are sampled together, as one smaller problem, to what the tolerance of the
+    whole row leaves them (status ``CONVERGED``; ``method="closed_form"`` raises, ``"sov"`` samples
+    all). Only where three variables' exact answer, whose error is absolute (1e-12), has not the digits
+    of a tail that a relative tolerance asks for, the row is sampled whole. Variables that are multiples
+    of each other, positive or negative, become one beforehand, in rows of up to n = 4,096; multiples
+    but for rounding (1 - rho^2 up to 3.6e-15) move p by up to its square root, which both errors say,
+    and where they contradict each other p is half its bound.
 
-    ``error`` bounds ``|prob - truth|`` with probability 99 % over the random shifts. It is the sum of
-    a t-interval over 8 random shifts of the lattice, its miss probability spent over the looks at it;
-    of half the certified mass of screened variables; of what completion may leave out, at the
-    upper confidence limit of its bound; and of the error of blocks that are exact. Closed forms (status
-    ``EXACT``) state rounding. Where p is near 1 the plan may change to samples of the union of the events that a variable fails, whose
-    spread is that of 1 - p; where p < .05 and a relative tolerance asks for its digits, to tilted
-    ones. ``error`` is then that of the smaller side: ``prob`` near 1 is also rounded to its dtype. The rounding
-    of the input is not in it: a float32 matrix is known to about 1e-7 an entry, so where it is
-    within that of a singular one the answer is the singular one's, which can differ by the square
-    root of that. A call cannot be interrupted from the keyboard; ``max_points`` bounds it.
+    ``error`` bounds ``|prob - truth|`` with probability 99 % over the random shifts. It is the sum of a
+    t-interval over 8 random shifts of the lattice, its miss probability spent over the looks at it; of
+    half the certified mass of screened variables; of what completion may leave out, at the upper
+    confidence limit of its bound; and of the error of blocks that are exact. Closed forms (status
+    ``EXACT``) state rounding, that of the limits in units of their standard deviation included (a
+    narrow interval has few digits); ln p is known up to 1e15 standard deviations, and beyond with a
+    log_error of inf, but for independent variables. Where p is near 1 the plan may change to samples of
+    the union of the events that a variable fails, whose spread is that of 1 - p; where p < .05 and a
+    relative tolerance asks for its digits, to tilted ones. ``error`` is then that of the smaller side:
+    ``prob`` near 1 is also rounded to its dtype. The rounding of the input is not in it: a float32
+    matrix is known to about 1e-7 an entry, so where it is within that of a singular one the answer is
+    the singular one's, which can differ by the square root of that. A call cannot be interrupted from
+    the keyboard; ``max_points`` bounds it.
 
     ``method="mendell_elston"`` conditions on one variable after another keeping its limits, the least
     probable next first, and takes what is left as normal with the moments that it then has. It is
@@ -181,7 +187,8 @@ def mvn_cdf(
     ``max_points`` and ``compute_dtype=torch.float32``. ``error`` and ``log_error`` are NaN and the
     status is ``APPROXIMATE``, but where at most one interval is left, which is ``EXACT``. Nothing
     bounds the error: on classifier problems of 9 to 199 variables it was .003 to .004 on average and
-    at most .02 (``bench/results/mendell_elston.csv``); it grows with correlation (two variables of -.9: .023)
+    at most .02 (``bench/results/mendell_elston.csv``); it grows with correlation (two variables of -.9: .023;
+    multiples of each other but for 1e-14 to 1e-7: .04 for 2e-8, of opposite signs, or .64 for .69)
     and, in log p, in the tails (99 variables, log p = -90: 8). log p is a sum of logarithms and 1 - p
     is -expm1 of it, so either tail has all digits of the approximation. Multiples of a variable
     narrow its interval and leave; a covariance that is singular otherwise needs nothing, and an

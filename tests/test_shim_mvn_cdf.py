@@ -17,6 +17,7 @@ import problems
 import pytest
 import torch
 from test_cuda import AGREEMENT, pivot_order, standard_form
+from test_exact_errors import equal
 from test_mvn_cdf import EDGES, equicorrelated, random_problem
 from test_mvn_cdf_factor import factor_problem
 from test_mvn_cdf_union import problem as union_problem
@@ -331,6 +332,49 @@ def test_exact_blocks_beside_others(shim, rest):
                 allowed = kernels.log_error + cpu.log_error.numpy()
                 apart = np.abs(kernels.log_prob - cpu.log_prob.numpy())
                 assert (apart <= allowed)[finite].all()
+
+
+def ends_of_the_digits():
+    """Exact rows of tests/test_exact_errors.py, and indefinite ones."""
+    infinite = math.inf
+    for limit in (-1e5, -1e7, -1e9, -1e20):
+        yield [limit] * 5, equal(5, 0.25), None
+    low = np.linspace(0.1, 1.1, 5)
+    yield low + 1e-12, equal(5, 0.25), low
+    yield np.ones(200), equal(200, 0.99), None
+    for n in (1, 2, 5):
+        yield [-1e10] * n, torch.eye(n).double(), None
+    yield [1.5 + 1e-12, 0, 0], 3 * torch.eye(3).double(), [1.5, -infinite, -infinite]
+    load = torch.tensor([1, 0.5, 0.25, 0.75, 0.5]).double()
+    cov = 3 * torch.outer(load, load).fill_diagonal_(1.0)
+    yield [1.5 + 1e-10, 0, 0, 0, 0], cov, [1.5] + [-infinite] * 4
+    near = equal(2, 1 - 4 * 2.0**-53)
+    others = torch.block_diag(near, equal(4, 0.5))
+    yield [-30, -30], near, None
+    yield [-30, -30, 0, 0, 0, 0], others, None
+    for gap in (0, 1e-8, 1e-5):
+        yield [0, infinite], near, [-infinite, gap]
+        yield [0, infinite, 1, 1, 1, 1], others, [-infinite, gap] + [-infinite] * 4
+    for n, corr in ((6, -0.5), (10, -0.2), (40, -0.3)):
+        yield [1.0] * n, equal(n, corr), None
+
+
+@pytest.mark.filterwarnings("ignore:mvn_cdf:RuntimeWarning")
+def test_ends_of_the_digits(shim):
+    for upper, cov, lower in ends_of_the_digits():
+        upper = torch.as_tensor(np.asarray(upper, dtype=float))[None]
+        lower = None if lower is None else torch.as_tensor(np.asarray(lower, dtype=float))[None]
+        kernels, cpu = (by(upper, cov[None], lower) for by in (partial(by_kernels, shim), by_cpu))
+        assert int(kernels.status[0]) == int(cpu.status[0])
+        assert int(cpu.status[0]) in (Status.EXACT, Status.INDEFINITE)
+        both = float(cpu.log_error[0])
+        assert (kernels.n_active == cpu.n_active.numpy()).all()
+        for name, abs_error in (("prob", float(cpu.error[0])), ("log_prob", both)):
+            ours, theirs = float(getattr(kernels, name)[0]), float(getattr(cpu, name)[0])
+            assert ours == pytest.approx(theirs, rel=1e-12, abs=max(abs_error, 1e-300), nan_ok=True)
+        for name in ("error", "log_error"):
+            ours, theirs = getattr(kernels, name)[0], float(getattr(cpu, name)[0])
+            assert ours == pytest.approx(theirs, rel=0.1, abs=1e-300, nan_ok=True)
 
 
 # ---- whole calls ----------------------------------------------------------------------------------
