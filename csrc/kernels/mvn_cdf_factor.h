@@ -34,7 +34,8 @@ class FactorKernel {
   // follow.
   MVNROB_DEVICE_FN Status grow(int target) {
     Status failure = Status::converged;
-    int pivots = s_.facts.pivots, live = s_.live;
+    const int before = s_.facts.pivots;
+    int pivots = before, live = s_.live;
     double neglected = s_.facts.neglected;
     while (pivots < target && live > 0) {
       const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
@@ -61,7 +62,7 @@ class FactorKernel {
       }
     }
     block_.sync();
-    if (failure == Status::converged && live == 0 && pivots > s_.facts.pivots && !a_.order &&
+    if (failure == Status::converged && live == 0 && pivots > before && !a_.order &&
         !a_.is_factor()) {
       const unsigned found = check_rest(pivots);
       if (found) failure = found & kNotANumber ? Status::nan : Status::indefinite;
