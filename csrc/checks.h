@@ -122,9 +122,13 @@ inline void check_mendell_elston_backward(const Tensor& grad, const Tensor& uppe
 inline void check_mvn_cdf_pathwise(const Tensor& upper, const Tensor& cov,
                                    const std::optional<Tensor>& lower, const Tensor& seed,
                                    const Tensor& order, const Tensor& first, const Tensor& points,
-                                   const Tensor& weight, const std::string& compute_dtype) {
+                                   const Tensor& weight, const std::string& compute_dtype,
+                                   bool wants_cov, bool factored,
+                                   const std::optional<Tensor>& tilt) {
   const char* op = "mvn_cdf_pathwise";
-  check_mvn_cdf_rows(op, upper, cov, lower, seed, false);
+  check_mvn_cdf_rows(op, upper, cov, lower, seed, factored);
+  STD_TORCH_CHECK(!(wants_cov && factored), op,
+                  ": wants_cov must be False with a factor, got True");
   const int64_t batch = upper.size(0), n = upper.size(1);
   STD_TORCH_CHECK(order.dim() == 2 && order.size(0) == batch && order.size(1) >= 1 &&
                       order.size(1) <= n && order.scalar_type() == ScalarType::Long,
@@ -143,6 +147,13 @@ inline void check_mvn_cdf_pathwise(const Tensor& upper, const Tensor& cov,
                     ": order, first, points and weight must be on the device of upper");
   STD_TORCH_CHECK(compute_dtype == "float32" || compute_dtype == "float64", op,
                   ": compute_dtype must be float32 or float64, got ", compute_dtype);
+  if (!tilt.has_value()) return;
+  STD_TORCH_CHECK(tilt->dim() == 2 && tilt->size(0) == batch && tilt->size(1) == order.size(1) &&
+                      tilt->scalar_type() == ScalarType::Double,
+                  op, ": tilt must be float64 of the shape of order, got ", shape_text(*tilt));
+  STD_TORCH_CHECK(same_device(*tilt, upper), op, ": tilt must be on the device of upper");
+  STD_TORCH_CHECK(compute_dtype == "float64", op,
+                  ": compute_dtype must be float64 with a tilt, got ", compute_dtype);
 }
 
 // Values, where they are at hand (on the CPU). A row names distinct variables and then, from the

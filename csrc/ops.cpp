@@ -46,13 +46,14 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   // With pivots order int64 [B, k] and points first .. first + points - 1 of each shift (int64
   // [B]), all float64: the sums of the integrand [B, 8], their derivatives to the limits [B, 8, n],
   // and of sum_s weight[b, s] value[b, s] to cov [B, n, n] with its variance; pivots used int64
-  // [B].
+  // [B]. With a tilt, float64 [B, k], the samples are tilted by it (NaN at first: by the saddle
+  // point), and all but pivots is in units of exp(log_unit), [B].
   m.def(
       "mvn_cdf_pathwise(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor order, "
       "Tensor first, Tensor count, Tensor weight, str compute_dtype, bool wants_cov, "
-      "str points=\"lattice\") "
-      "-> (Tensor value, Tensor upper, Tensor lower, Tensor cov, Tensor cov_variance, Tensor "
-      "pivots)");
+      "str points=\"lattice\", bool factored=False, Tensor? tilt=None) "
+      "-> (Tensor value, Tensor upper, Tensor lower, Tensor cov, Tensor cov_variance, "
+      "Tensor pivots, Tensor log_unit)");
   // S [B, C, C] += sum over the columns of J [B, C, D] of u u^T, u_i = J_t - J_i; target int64 [B]
   m.def("jac_cov_accumulate_(Tensor(a!) S, Tensor J, Tensor target) -> ()");
   // z, norms [B, C - 1], corr [B, C - 1, C - 1] of the classes other than t; sigma float64 [B]

@@ -538,13 +538,18 @@ def _(upper, cov, lower, seed, order, n_points, compute_dtype, points="lattice",
 # 64. All float64: the sums of the integrand [B, 8], their derivatives to upper and lower [B, 8, n],
 # and that of sum_s weight[b, s] value[b, s] to cov [B, n, n] (symmetric: half to each of a pair; empty
 # where not wanted) with the square of each entry's standard error over the shifts; the number of pivots
-# found, int64 [B]. NaN rows as in mvn_cdf_sums. A tile of 64 samples is recomputed and reversed at
+# found, int64 [B]; and log_unit [B]. Where factored, cov is a factor [B, n, r], and only limits have
+# slopes. With tilt [B, k] pivot j is drawn from N(tilt_j, 1) within its limits (csrc/plan/tilt.h),
+# which is held fixed too; a row whose first number is NaN takes the saddle point, as mvn_cdf does, or
+# where it has none 0; values and slopes are in units of exp(log_unit), which is 0 without a tilt. Rows
+# that complete are not tilted. Tilted samples are float64. NaN rows as in mvn_cdf_sums. A tile of 64 samples is recomputed and reversed at
 # a time: memory O(64 (n + 7 k)) a thread, and O(n k) for cov (CUDA: O(64 n) a block, and 64 n k bytes
 # a row for cov). CUDA does not look at order, first and count: an order that cannot be followed is NaN.
 @torch.library.register_fake("mvnrob::mvn_cdf_pathwise")
 def _(
-    upper, cov, lower, seed, order, first, count, weight, compute_dtype, wants_cov, points="lattice"
-):
+    upper, cov, lower, seed, order, first, count, weight, compute_dtype, wants_cov, points="lattice",
+    factored=False, tilt=None,
+):  # fmt: skip
     torch._check(upper.dim() == 2, lambda: "mvn_cdf_pathwise: upper must have shape [B, n]")
     batch, n = upper.shape
 
@@ -555,6 +560,7 @@ def _(
         real(batch, 8), real(batch, 8, n), real(batch, 8, n),
         *(real(batch, n, n) if wants_cov else real(0) for _ in range(2)),
         upper.new_empty(batch, dtype=torch.int64),
+        real(batch),
     )  # fmt: skip
 
 

@@ -13,7 +13,13 @@ Q the probability that the others keep their limits, given that. dP/dR_ij = H_ij
 
 Slopes to log p are these over p, in logarithms. Where the conditional probabilities would cost more
 than differentiating the samples, the slopes are pathwise (_mvn_cdf_pathwise.py): those to limits in
-full; the H_ij whose error the samples know to be small enough, at positive definite cov alone.
+full; the H_ij whose error the samples know to be small enough, at positive definite cov alone. So are
+they where p is small and its digits are asked for: the tilted samples know the slopes of its logarithm
+at least as well as p.
+
+Where p is near 1 and digits of 1 - p are asked for, Q is near 1 as a rule, and only its error relative
+to itself matters to the slope: it is asked for absolutely first, and as digits where it turns out
+small. Few of the variables move it by that much; the others do not enter its problem.
 
 Where cov is singular these are limits from the positive definite side, and continuous there but for
 multiples (and for limits of three or more variables that meet in one point of their common subspace,
@@ -55,10 +61,11 @@ _FEWEST_OF_TAIL = 8 * _FEWEST
 _EXACT = 4
 #: A row that was not sampled has conditional problems that are not either, as a rule; where rounding
 #: keeps their form from being recognised they take what their tolerance asks for.
-#: Conditional probabilities are the most accurate: so many are taken always, and more while they
-#: cost at most _AFFORDABLE times the value's points (a call's set-up counts _SETUP a variable).
-_FEW = 12
+#: Conditional probabilities are the most accurate: they are taken while they cost at most _AFFORDABLE
+#: times the value's points (a call's set-up counts _SETUP a variable).
 _AFFORDABLE = 1.5
+#: Below it the smaller side has digits of its own: plan/row_plan.h tilts p, or unites 1 - p.
+_SMALL = 0.05
 _SETUP = 4
 _BYTES = 64 * 2**20
 _BYTES_PER_ENTRY = 32  # of a conditional matrix: as read, in float64, masks, the op's own
@@ -197,6 +204,82 @@ def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) ->
     return out
 
 
+def _near_one(rows: _Rows, units: _Units, budget: Tensor, max_points: int) -> Tensor:
+    """The same where p is near 1 and so is Q as a rule: its error absolute, then as digits of Q where
+    that is small, among the variables that matter."""
+    out = torch.zeros_like(units.log_density)
+    if out.numel() == 0:
+        return out
+    abs_tol, rel_tol = rows.options
+    enough = max(abs_tol, 0.5 * rel_tol)
+    each = budget / torch.bincount(units.row, minlength=len(budget)).clamp_min(1)
+    for part in torch.arange(len(out), device=out.device).split(_chunk(8 * rows.dead.shape[1])):
+        piece = _Units(*(t[part] for t in units))
+        order, count = _that_matter(rows, piece, 0.1 * enough)
+        for size in count.unique().tolist():
+            mine = (count == size).nonzero()[:, 0]
+            few = _Units(*(t[mine] for t in piece))
+            at = torch.arange(len(mine), device=out.device)
+            among = _among(rows, few, order[mine, :size])._replace(options=(enough, 0.0))
+            alone = few._replace(row=at, index=torch.zeros_like(few.index))
+            out[part[mine]] = _conditional(among, alone, each[few.row], max_points)
+    unit = (units.log_density - rows.log_unit[units.row]).exp()
+    again = (out < 0.5 * unit).nonzero()[:, 0]
+    if len(again):
+        out[again] = _conditional(rows, _Units(*(t[again] for t in units)), budget, max_points)
+    return out
+
+
+def _that_matter(rows: _Rows, units: _Units, dropped: float) -> tuple[Tensor, Tensor]:
+    """[m, n] the units' own variable and then the others, those most likely to fail given it first;
+    [m] how many matter: those after them fail with at most the probability `dropped`, all together.
+    It is rounded up to a power of two, so that few sizes occur."""
+    n = rows.dead.shape[1]
+    row, i = units.row, units.index[:, 0]
+    if rows.factored:
+        some, mine = row.unique(return_inverse=True)
+        w = rows.unit_rows(some)
+        r = (w @ w.mT)[mine, i]
+    else:
+        r = rows.matrix[row, i].double() * rows.scale[row] * rows.scale[row, i][:, None]
+    dead = rows.dead[row]
+    r.masked_fill_(dead, 0.0)
+    left = 1 - r * r
+    spread = left.clamp_min(0).sqrt()
+    value = rows.limits[row, units.side[:, 0], i][:, None]
+    upper, lower = ((rows.limits[row, side] - r * value) / spread for side in (0, 1))
+    fails = torch.special.ndtr(-upper) + torch.special.ndtr(lower)
+    # Multiples of it, and what is not a number, stay.
+    fails = torch.where(left > 32 * rows.entry_error, fails, 2.0).nan_to_num(2.0)
+    fails.masked_fill_(dead, 0.0)
+    fails[torch.arange(len(row), device=row.device), i] = 3.0
+    fails, order = fails.sort(1, descending=True)
+    rest = fails.flip(1).cumsum(1).flip(1)  # of this variable and those after it
+    count = (rest > dropped).sum(1)
+    power = torch.exp2((count - 0.5).log2().ceil()).long()
+    return order, power.clamp_max(n)
+
+
+def _among(rows: _Rows, units: _Units, kept: Tensor) -> _Rows:
+    """A row for each unit, of the variables `kept` [m, k] alone."""
+    row = units.row
+    at = row[:, None]
+    if rows.factored:
+        matrix = rows.matrix[at, kept]
+    else:
+        matrix = rows.matrix[at[:, :, None], kept[:, :, None], kept[:, None, :]]
+    return rows._replace(
+        matrix=matrix,
+        dead=rows.dead[at, kept],
+        scale=rows.scale[at, kept],
+        limits=rows.limits[row].gather(2, kept[:, None].expand(-1, 2, -1)),
+        seed=rows.seed[row],
+        log_unit=rows.log_unit[row],
+        fewest=rows.fewest[row],
+        exact=rows.exact[row],
+    )
+
+
 def _chunk(entries: int) -> int:
     """How many matrices of so many entries are worked on at once."""
     return max(1, _BYTES // (_BYTES_PER_ENTRY * max(1, entries)))
@@ -298,13 +381,13 @@ def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
     return _Units.join(parts)
 
 
-def _pathwise_rows(rows: _Rows, units: _Units, n_points: Tensor, plain: Tensor) -> Tensor:
+def _too_dear(rows: _Rows, units: _Units, n_points: Tensor) -> Tensor:
     """[B] rows whose conditional probabilities would cost more than sampling their slopes."""
     counts = torch.bincount(units.row, minlength=len(n_points))
     n = rows.dead.shape[-1]
     # In points: what a call takes at least, and its matrix, read and factored.
     cost = counts * (_FEWEST + _SETUP * n)
-    return plain & (counts > _FEW) & (cost > _AFFORDABLE * n_points)
+    return cost > _AFFORDABLE * n_points
 
 
 def _of_pairs(rows: _Rows, pairs: _Units, values: Tensor) -> Tensor:
@@ -444,20 +527,21 @@ def _backward_rows(
     entry_error = (4 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
     # Slopes are in units of p where its logarithm moves the loss.
     log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
+    nan = prob.isnan()
     small = torch.minimum(prob, complement).double()
-    fewest = torch.where(rel_tol * small >= abs_tol, _FEWEST_OF_TAIL, _FEWEST)
+    digits = (rel_tol * small >= abs_tol) & (rel_tol > 0)
+    fewest = torch.where(digits, _FEWEST_OF_TAIL, _FEWEST)
     exact = (n_points == 0) & (n_pivots > 3)
+    integrated = (n_points > 0) & (n_pivots > 0) & ~nan
     rows = _Rows(
         cov, factored, dead, scale, limits, seed, entry_error, log_unit, fewest, exact,
         (abs_tol, rel_tol), (method, compute_dtype, points),
     )  # fmt: skip
     factor = torch.where(grad == 0, 0.0, grad * log_unit.exp()) + grad_log
 
-    nan = prob.isnan()
     moves = (grad != 0) | (grad_log != 0)
     # Where p is not told from zero it has no slopes of its logarithm.
     wanted = moves & ~nan & (log_unit > -math.inf)
-    tolerance = small.mul(rel_tol).clamp_min(abs_tol)
     # In logarithms, since p may have underflowed where its logarithm has not.
     log_small = torch.where(prob <= complement, log_prob, small.log())
     log_tolerance = torch.maximum(
@@ -470,56 +554,62 @@ def _backward_rows(
     budget = torch.where(exact, torch.iinfo(torch.int64).max, COST * n_points)
 
     units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least))
-    # Sampled plainly, with a tolerance that is absolute.
-    plain = (n_points > 0) & (n_pivots > 0) & (abs_tol >= rel_tol * small) & (live > _EXACT)
-    plain &= wanted & (prob > 0)
-    # The samples' slopes are built for covariances, not for factors.
-    plain &= not factored
-    by_path = _pathwise_rows(rows, units, n_points, plain)
-    pairs = _pair_units(
-        rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least)
-    )
-    cov_by_path = _pathwise_rows(rows, pairs, n_points, plain)
-
     sampled = compute_dtype
     if sampled == "auto":
         sampled = "float32" if abs_tol >= 1e-5 else "float64"
+    near_one = integrated & digits & (complement < _SMALL)
+    # Digits of a small p: its samples were tilted, or would have been had they not sufficed.
+    tilted = integrated & digits & (prob < _SMALL)
+    tilted &= sampled == "float64" and method == "auto"
+    by_samples = integrated & wanted & (live > _EXACT) & ~near_one & (tilted | (prob > 0))
+    by_path = by_samples & (tilted | _too_dear(rows, units, n_points))
+    pairs = _pair_units(
+        rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least)
+    )
+    # The samples' slopes to matrices are built for covariances, not for factors.
+    cov_by_path = by_samples & _too_dear(rows, pairs, n_points) & (not factored)
+
     takes_part = torch.zeros_like(dead)
     takes_part[units.row, units.index[:, 0]] = True
     sd = torch.where(dead, 0.0, variance.sqrt())
-
-    def sample(mask: Tensor, of_cov: bool) -> tuple[Tensor, _mvn_cdf_pathwise.Slopes]:
-        picks = mask.nonzero()[:, 0]
-        whole = len(picks) == batch
-        pick = (lambda t: t) if whole else (lambda t: t[picks])
-        out = _mvn_cdf_pathwise.slopes(
-            (pick(upper), None if lower is None else pick(lower)),
-            *(pick(t) for t in (cov, seed, takes_part, n_points, n_pivots, tolerance, sd)),
-            sampled,
-            points,
-            of_cov,
-        )
-        return picks, out
-
     slopes = torch.zeros_like(limits)
-    unit = log_unit.exp()[:, None]
+    h = bad = None
+    # Slopes of tilted samples are relative to p.
+    unit = torch.where(tilted, log_unit - log_prob, log_unit).exp()[:, None]
 
-    def take(picks: Tensor, out: _mvn_cdf_pathwise.Slopes) -> None:
+    def sample(mask: Tensor, of_cov: bool, of_tilted: bool) -> None:
+        nonlocal h, bad
+        picks = (mask & (tilted == of_tilted)).nonzero()[:, 0]
+        if len(picks) == 0:
+            return
+        pick = (lambda t: t) if len(picks) == batch else (lambda t: t[picks])
+        how = _mvn_cdf_pathwise.Samples(
+            *(pick(t) for t in (seed, takes_part, n_points, n_pivots, sd)),
+            0.0 if of_tilted else abs_tol, rel_tol, sampled, points, factored, of_cov, of_tilted,
+        )  # fmt: skip
+        out = _mvn_cdf_pathwise.slopes(
+            (pick(upper), None if lower is None else pick(lower)), pick(cov), how
+        )
+        # Unless no sample met the rectangle, or nothing could be factored.
+        by_path[picks] &= out.error.isfinite().all(1)
         mine = by_path[picks].nonzero()[:, 0]
         at = picks[mine]
         for side, to_limit in enumerate((out.upper, out.lower)):
             slopes[at, side] = to_limit[mine] * sd[at] / unit[at]
+        if of_cov:
+            if h is None:
+                h = torch.zeros(batch, n, n, dtype=torch.float64, device=upper.device)
+                bad = torch.zeros(batch, n, n, dtype=torch.bool, device=upper.device)
+            h[picks], bad[picks] = _pathwise_pairs(rows, picks, out, how)
 
-    only_limits = by_path & ~cov_by_path
-    if bool(only_limits.any()):
-        take(*sample(only_limits, False))
-    bad = h = None
-    if bool(cov_by_path.any()):
-        picks, out = sample(cov_by_path, True)
-        take(picks, out)
-        h, bad = _pathwise_pairs(rows, picks, out, sd, tolerance)
+    for of_tilted in (False, True):
+        sample(by_path & ~cov_by_path, False, of_tilted)
+        sample(cov_by_path, True, of_tilted)
     by_formula = units.of(~by_path)
-    values = _conditional(rows, by_formula, budget, max_points)
+    values = torch.empty_like(by_formula.log_density)
+    near = near_one[by_formula.row]
+    for mine, of in ((near, _near_one), (~near, _conditional)):
+        values[mine] = of(rows, by_formula.where(mine), budget, max_points)
     side = by_formula.side[:, 0]
     signed = torch.where(side == 0, values, -values)
     slopes[by_formula.row, side, by_formula.index[:, 0]] = signed
@@ -585,27 +675,25 @@ def _to_factor(
 
 
 def _pathwise_pairs(
-    rows: _Rows, picks: Tensor, out: _mvn_cdf_pathwise.Slopes, sd: Tensor, tolerance: Tensor
+    rows: _Rows, picks: Tensor, out: _mvn_cdf_pathwise.Slopes, how: _mvn_cdf_pathwise.Samples
 ) -> tuple[Tensor, Tensor]:
-    """H [B, n, n] of these rows, zero on the diagonal, and the pairs that it does not know well.
+    """H [m, n, n] of these rows, zero on the diagonal, and the pairs that it does not know well.
 
     Those whose 99 % bound is above the tolerance times their density (or times one, where that is
-    less), which Plackett's formula keeps; and all of a row whose covariance is singular: there the
-    samples do not tell what a variance more does.
+    less), and above the relative one times the largest of the row, which Plackett's formula keeps; and
+    all of a row whose covariance is singular: there the samples do not tell what a variance more does.
     """
-    batch, n = rows.dead.shape
-    each = sd[picks, :, None] * sd[picks, None, :]
-    values = 2 * out.cov * each
-    error = 2 * out.cov_error * each
+    sd = how.standard_deviation
+    each = 2 * sd[:, :, None] * sd[:, None, :]
+    values = out.cov * each
+    error = out.cov_error * each
     values.diagonal(dim1=1, dim2=2).zero_()
     r = rows.correlations(picks)
     density = 0.16 / (1 - r * r).clamp_min(rows.entry_error).sqrt()
-    unknown = ~(error <= tolerance[picks, None, None] * density.clamp_min(1.0))
-    h = torch.zeros(batch, n, n, dtype=torch.float64, device=r.device)
-    bad = torch.zeros(batch, n, n, dtype=torch.bool, device=r.device)
-    h[picks] = values
-    bad[picks] = unknown | out.exhausted[:, None, None]
-    return h, bad | bad.mT
+    largest = values.abs().amax((1, 2), keepdim=True)
+    allowed = torch.maximum(how.abs_tol * density.clamp_min(1.0), how.rel_tol * largest)
+    bad = ~(error <= allowed) | out.exhausted[:, None, None]
+    return values, bad | bad.mT
 
 
 torch.library.impl("mvnrob::mvn_cdf_backward", ("cpu", "cuda"), _backward_op)

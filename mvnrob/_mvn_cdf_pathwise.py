@@ -3,6 +3,9 @@
 ``torch.ops.mvnrob.mvn_cdf_pathwise`` gives the derivatives of what is sampled under a plan. Here they
 are sampled until the tolerance is met: a quarter of the value's points first, then as many of the
 rest as their spread over the 8 shifts asks for.
+
+Tilted samples (csrc/plan/tilt.h) give slopes to log p: with V_s the sum of the weights of shift s and
+S_s that of their derivatives, sum S_s / sum V_s, whose error is the spread of S_s - V_s times it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,23 @@ _TILE = 64
 _BYTES = 64 * 2**20
 
 
+class Samples(NamedTuple):
+    """How some rows are sampled, and when their slopes are known well enough."""
+
+    seed: Tensor  # [m]
+    takes_part: Tensor  # [m, n]
+    n_points: Tensor  # [m] of all shifts: the most that are spent
+    n_pivots: Tensor  # [m]
+    standard_deviation: Tensor  # [m, n]
+    abs_tol: float  # in units of the standard deviations; 0 where tilted
+    rel_tol: float  # relative to the largest slope
+    compute_dtype: str
+    points: str
+    factored: bool
+    wants_cov: bool
+    tilted: bool  # slopes are relative to p
+
+
 class Slopes(NamedTuple):
     """Of some rows, float64, in the input's units."""
 
@@ -31,118 +51,117 @@ class Slopes(NamedTuple):
     exhausted: Tensor  # [m] cov is singular: its pivots leave the other variables no variance
 
 
-def slopes(
-    limits: tuple[Tensor, Tensor | None],
-    cov: Tensor,
-    seed: Tensor,
-    takes_part: Tensor,
-    n_points: Tensor,
-    n_pivots: Tensor,
-    tolerance: Tensor,
-    standard_deviation: Tensor,
-    compute_dtype: str,
-    points: str,
-    wants_cov: bool,
-) -> Slopes:
+def slopes(limits: tuple[Tensor, Tensor | None], matrix: Tensor, how: Samples) -> Slopes:
     """Slopes of these rows to their limits and, where asked, to cov.
 
-    ``n_points`` [m] of all shifts are the most that are spent; fewer where every slope is known to
-    ``tolerance`` [m], in units of the standard deviations. For cov all variables that take part are
-    sampled, since given the pivots the others count as independent of each other.
+    Fewer than ``how.n_points`` are spent where every slope is known to the larger of the tolerances.
+    For cov, and where tilted, all variables that take part are sampled: given the pivots the others
+    count as independent of each other, and are not tilted.
     """
-    m, n = seed.shape[0], cov.shape[-1]
-    each = 8 * (4 * _SHIFTS * n + (3 * n * n if wants_cov else 0))
+    m, n = how.takes_part.shape
+    each = 8 * (4 * _SHIFTS * n + (3 * n * n if how.wants_cov else 0))
     chunk = max(1, _BYTES // each)
+    if m <= chunk:
+        return _slopes(*limits, matrix, how)
     parts = []
-    for some in torch.arange(m, device=seed.device).split(chunk):
-        whole = len(some) == m
-        pick = (lambda t: t) if whole else (lambda t, some=some: t[some])
-        parts.append(
-            _slopes(
-                *(t if t is None else pick(t) for t in limits),
-                *(
-                    pick(t)
-                    for t in (
-                        cov, seed, takes_part, n_points, n_pivots, tolerance, standard_deviation
-                    )
-                ),
-                compute_dtype,
-                points,
-                wants_cov,
-            )
-        )  # fmt: skip
-    if len(parts) == 1:
-        return parts[0]
+    for some in torch.arange(m, device=how.seed.device).split(chunk):
+        mine = how._replace(
+            seed=how.seed[some],
+            takes_part=how.takes_part[some],
+            n_points=how.n_points[some],
+            n_pivots=how.n_pivots[some],
+            standard_deviation=how.standard_deviation[some],
+        )
+        parts.append(_slopes(*(t if t is None else t[some] for t in limits), matrix[some], mine))
     return Slopes(*(None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True)))
 
 
-def _slopes(
-    upper,
-    lower,
-    cov,
-    seed,
-    takes_part,
-    n_points,
-    n_pivots,
-    tolerance,
-    sd,
-    compute_dtype,
-    point_set,
-    wants_cov,
-) -> Slopes:
-    upper = torch.where(takes_part, upper, math.inf)
-    lower = None if lower is None else torch.where(takes_part, lower, -math.inf)
-    variables = takes_part.sum(1)
-    pivots = variables if wants_cov else torch.minimum(n_pivots, variables)
-    count = torch.arange(int(pivots.max()), device=seed.device)
+def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -> Slopes:
+    sd, wants_cov, tilted = how.standard_deviation, how.wants_cov, how.tilted
+    device = how.seed.device
+    upper = torch.where(how.takes_part, upper, math.inf)
+    lower = None if lower is None else torch.where(how.takes_part, lower, -math.inf)
+    variables = how.takes_part.sum(1)
+    whole = wants_cov or tilted
+    pivots = variables if whole else torch.minimum(how.n_pivots, variables)
+    count = torch.arange(int(pivots.max()), device=device)
     order = torch.where(count < pivots[:, None], -1, -2)
-    most = (n_points // (_SHIFTS * _TILE) * _TILE).clamp_min(_TILE)
+    most = (how.n_points // (_SHIFTS * _TILE) * _TILE).clamp_min(_TILE)
 
     def call(rows, first, points):
-        return torch.ops.mvnrob.mvn_cdf_pathwise(
-            upper[rows], cov[rows], None if lower is None else lower[rows], seed[rows],
+        given = (
+            upper[rows], matrix[rows], None if lower is None else lower[rows], how.seed[rows],
             order[rows], first, points,
-            torch.ones(len(points), _SHIFTS, dtype=torch.float64, device=seed.device),
-            compute_dtype, wants_cov, point_set,
         )  # fmt: skip
+        tilt = torch.full(order[rows].shape, math.nan, dtype=torch.float64, device=device)
+
+        def op(weight, wants_cov):
+            return torch.ops.mvnrob.mvn_cdf_pathwise(
+                *given, weight, how.compute_dtype, wants_cov, how.points, how.factored,
+                tilt if tilted else None,
+            )  # fmt: skip
+
+        weight = torch.ones(len(points), _SHIFTS, dtype=torch.float64, device=device)
+        if wants_cov and tilted:
+            # Weighted so, the sums for cov are of each shift's S_s / V_s, and so is their spread.
+            weight = points[:, None] / op(weight, False)[0]
+        return op(weight, wants_cov)
 
     points = (most // 4 // _TILE * _TILE).clamp_min(_TILE)
     every = slice(None)
-    _, to_upper, to_lower, to_cov, variance, found = call(every, torch.zeros_like(points), points)
+    value, to_upper, to_lower, to_cov, variance, found, _ = call(
+        every, torch.zeros_like(points), points
+    )
+
+    def means():
+        """Slopes to the limits, and their 99 % bounds in units of the standard deviations."""
+        of_shift = value if tilted else points[:, None].double()
+        each = of_shift.mean(1)[:, None]
+        out, bounds = [], []
+        for t in (to_upper, to_lower):
+            mean = t.mean(1) / each
+            rest = t - mean[:, None] * of_shift[:, :, None] if tilted else t
+            bounds.append(rest.std(1) / each * (T_99 / _SHIFTS**0.5))
+            out.append(mean)
+        return (*out, torch.maximum(*bounds) * sd)
 
     def errors():
-        """99 % bounds in units of the standard deviations."""
-        spread = [
-            (t / points[:, None, None]).std(1) * (T_99 / _SHIFTS**0.5) for t in (to_upper, to_lower)
-        ]
-        of_limits = torch.maximum(*spread) * sd
-        if not wants_cov:
-            return of_limits, None, of_limits.amax(1)
-        of_cov = variance.sqrt() * (T_99 / (_SHIFTS * points))[:, None, None]
-        of_pairs = of_cov * sd[:, :, None] * sd[:, None, :]
-        of_pairs[found < variables] = 0  # not used
-        return of_limits, of_cov, torch.maximum(of_limits.amax(1), of_pairs.amax((1, 2)))
+        """Bounds on slopes to limits and to cov, and the worst in units of what is asked for."""
+        high, low, of_limits = means()
 
-    worst = errors()[2]
-    ratio = (worst / tolerance).nan_to_num(1e9, 1e9, 1e9).clamp(1, 1e9) ** (1 / 0.7)
+        def asked(largest):
+            return (how.rel_tol * largest).clamp_min(max(how.abs_tol, 1e-300))
+
+        largest = torch.maximum(high.abs(), low.abs()) * sd
+        worst = of_limits.amax(1) / asked(largest.amax(1))
+        if not wants_cov:
+            return high, low, of_limits, None, worst
+        each = sd[:, :, None] * sd[:, None, :] / (_SHIFTS * points)[:, None, None]
+        of_cov = variance.sqrt() * (T_99 / (_SHIFTS * points))[:, None, None]
+        of_pairs = variance.sqrt() * T_99 * each
+        of_pairs[found < variables] = 0  # not used
+        worst_pair = of_pairs.amax((1, 2)) / asked((to_cov.abs() * each).amax((1, 2)))
+        return high, low, of_limits, of_cov, torch.maximum(worst, worst_pair)
+
+    worst = errors()[-1]
+    ratio = worst.nan_to_num(1e9, 1e9, 1e9).clamp(1, 1e9) ** (1 / 0.7)
     wanted = torch.minimum((points * ratio / _TILE).ceil() * _TILE, most.double()).long()
-    more = ((worst > tolerance) & (wanted > points)).nonzero()[:, 0]
+    more = ((worst > 1) & (wanted > points)).nonzero()[:, 0]
     if len(more):
         extra = (wanted - points)[more]
         out = call(more, points[more], extra)
         points = points.index_add(0, more, extra)
-        to_upper[more] += out[1]
-        to_lower[more] += out[2]
+        for total, part in zip((value, to_upper, to_lower), out, strict=False):
+            total[more] += part
         if wants_cov:
             to_cov[more] += out[3]
             variance[more] += out[4]
-    of_limits, of_cov, _ = errors()
-    all_points = (_SHIFTS * points).double()
+    high, low, of_limits, of_cov, _ = errors()
     return Slopes(
-        to_upper.sum(1) / all_points[:, None],
-        to_lower.sum(1) / all_points[:, None],
+        high,
+        low,
         of_limits,
-        to_cov / all_points[:, None, None] if wants_cov else None,
+        to_cov / (_SHIFTS * points).double()[:, None, None] if wants_cov else None,
         of_cov,
         found < variables,
     )

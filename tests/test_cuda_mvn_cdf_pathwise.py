@@ -4,6 +4,8 @@ What test_shim_mvn_cdf_pathwise.py checks of the same kernels without a GPU uses
 comparison of this file.
 """
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -42,6 +44,7 @@ def assert_agree(ours, theirs, compute_dtype):
         error = np.nan_to_num(np.abs(x - y)).reshape(rows, -1).max(1)
         assert (error <= AGREEMENT[compute_dtype] * scale).all(), (error / scale).max()
     assert (ours[5] == theirs[5]).all()
+    np.testing.assert_allclose(ours[6], theirs[6], rtol=1e-12, atol=1e-12)
 
 
 def plans(n):
@@ -72,13 +75,33 @@ def singular_problem(variables, rank, copies):
     return upper, root @ root.mT
 
 
-def compare(device, given, compute_dtype, wants_cov=True, points="lattice"):
+#: Variables, pivots, whether there are lower limits.
+TILTED = ((1, 1, False), (6, 6, True), (20, 13, False), (40, 40, False), (40, 35, False))
+
+
+def tilted_problem(n, pivots, rectangular, found):
+    """Small p, the second row's beyond what a float64 holds where the saddle point is found (away from
+    it weights are too far from each other to agree); a copy that bounds its first; and the tilt."""
+    upper, cov = random_problem(n, n, batch=(2,))
+    sd = cov.diagonal(dim1=1, dim2=2).sqrt()
+    upper = upper - torch.tensor([[2.0], [60.0 if found else 4.0]]).double() * sd
+    copies = list(range(n)) + [0] * (n > 6)
+    upper, cov = upper[:, copies], cov[:, copies][:, :, copies]
+    order = torch.arange(pivots).expand(2, pivots).contiguous()
+    tilt = -torch.linspace(0.5, 3, pivots).double().expand(2, pivots).contiguous()
+    tilt = torch.full_like(tilt, math.nan) if found else tilt
+    return upper, cov, upper - 1 if rectangular else None, order, tilt
+
+
+def compare(device, given, compute_dtype, wants_cov=True, points="lattice", *more):
     ours, theirs = (
         [
             t.cpu().numpy()
-            for t in torch.ops.mvnrob.mvn_cdf_pathwise(*on, compute_dtype, wants_cov, points)
+            for t in torch.ops.mvnrob.mvn_cdf_pathwise(
+                *on[:8], compute_dtype, wants_cov, points, *on[8:]
+            )
         ]
-        for on in (put(given, device), given)
+        for on in (put((*given, *more), device), (*given, *more))
     )
     assert_agree(ours, theirs, compute_dtype)
 

@@ -8,10 +8,12 @@ import torch
 from test_cuda_mvn_cdf_pathwise import (
     SINGULAR,
     SIZES,
+    TILTED,
     assert_agree,
     pathwise_arguments,
     plans,
     singular_problem,
+    tilted_problem,
 )
 from test_mvn_cdf import random_problem
 from test_shim_mvn_cdf import shim
@@ -29,11 +31,14 @@ def by_kernels(shim, given, compute_dtype, wants_cov, points, **options):
 
 def compare(
     shim, upper, cov, lower, order, compute_dtype="float64", *, wants_cov=True, points="lattice",
-    **options,
+    factored=False, tilt=None, **options,
 ):  # fmt: skip
     """Returns the kernels' answer."""
     given = pathwise_arguments(upper, cov, lower, order)
-    theirs = torch.ops.mvnrob.mvn_cdf_pathwise(*given, compute_dtype, wants_cov, points)
+    theirs = torch.ops.mvnrob.mvn_cdf_pathwise(
+        *given, compute_dtype, wants_cov, points, factored, tilt
+    )
+    options |= {"factored": factored, "tilt": None if tilt is None else tilt.numpy()}
     ours = by_kernels(shim, given, compute_dtype, wants_cov, points, **options)
     assert_agree(ours, [t.numpy() for t in theirs], compute_dtype)
     return ours
@@ -96,6 +101,36 @@ def test_singular_in_greedy_order(shim):
     upper, cov = singular_problem(20, 7, 3)
     out = compare(shim, upper, cov, None, torch.full((2, 29), -1))
     assert (out[5] == 7).all()
+
+
+@pytest.mark.parametrize("found", [False, True])
+@pytest.mark.parametrize("n, pivots, rectangular", TILTED)
+def test_tilted(shim, n, pivots, rectangular, found):
+    """By a tilt that is given and by the saddle point; all pivots or some, groups, far tails."""
+    *problem, tilt = tilted_problem(n, pivots, rectangular, found)
+    out = compare(shim, *problem, tilt=tilt)
+    assert np.isfinite(out[1]).all() and (out[6] != 0).all()
+    assert not np.array_equal(out[0], compare(shim, *problem)[0])
+
+
+def test_tilted_rows_in_pieces_and_bad_ones(shim, mixed):
+    upper, cov, order = (t.clone() for t in mixed)
+    tilt = torch.full(order.shape, math.nan).double()
+    one = compare(shim, upper - 2, cov, None, order, tilt=tilt)
+    assert np.isnan(one[6]).tolist() == [False, True, True, False, True]
+    other = compare(shim, upper - 2, cov, None, order, tilt=tilt, tile_rows=2, resident=2)
+    assert same_bits(one, other)
+
+
+@pytest.mark.parametrize("columns", [3, 12, 30])
+def test_factors(shim, columns):
+    g = torch.Generator().manual_seed(columns)
+    factor = torch.randn(2, 20, columns, generator=g).double()
+    upper = factor.norm(dim=-1) * torch.rand(2, 20, generator=g).double()
+    order = torch.full((2, 20), -1)
+    for tilt in (None, torch.full((2, 20), math.nan).double()):
+        out = compare(shim, upper, factor, None, order, wants_cov=False, factored=True, tilt=tilt)
+        assert (out[5] == min(20, columns)).all()
 
 
 def test_ties_on_one_side_alone(shim):
@@ -170,28 +205,37 @@ def test_same_bits_in_any_order_of_threads(shim, order):
 # ---- within autograd ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("digits", [False, True])
 @pytest.mark.parametrize("with_cov", [False, True])
 @pytest.mark.parametrize("n", [20, 40])
-def test_gradients_by_the_kernels(shim, n, with_cov, monkeypatch):
+def test_gradients_by_the_kernels(shim, n, with_cov, digits, monkeypatch):
     """The backward of mvn_cdf with the kernels' slopes is that with the CPU's."""
     monkeypatch.setattr(_mvn_cdf_grad, "_AFFORDABLE", 0.0)  # pathwise whatever it costs
     upper, cov = random_problem(n, 3, batch=(3,))
+    if digits:
+        upper = upper - 2 * cov.diagonal(dim1=1, dim2=2).sqrt()
+    lower = upper - 3 * cov.diagonal(dim1=1, dim2=2).sqrt() if digits else -upper - 1
     upper[0, 1] = math.inf
 
     def gradients():
         u, c = upper.clone().requires_grad_(), cov.clone().requires_grad_(with_cov)
-        prob = mvn_cdf(u, c, lower=-upper - 1, abs_tol=1e-3)
-        return torch.autograd.grad(prob.sum(), (u, c) if with_cov else (u,))
+        tolerance = {"abs_tol": 0.0, "rel_tol": 1e-2} if digits else {"abs_tol": 1e-3}
+        r = mvn_cdf(u, c, lower=lower, return_info=True, **tolerance)
+        loss = (r.log_prob if digits else r.prob).sum()
+        return torch.autograd.grad(loss, (u, c) if with_cov else (u,))
 
     theirs = gradients()
     calls = []
 
     def kernels(*args):
         calls.append(args)
-        return [torch.from_numpy(np.array(t)) for t in by_kernels(shim, args[:8], *args[8:])]
+        *given, factored, tilt = args
+        options = {"factored": factored, "tilt": None if tilt is None else tilt.numpy()}
+        out = by_kernels(shim, given[:8], *given[8:], **options)
+        return [torch.from_numpy(np.array(t)) for t in out]
 
     monkeypatch.setattr(torch.ops.mvnrob, "mvn_cdf_pathwise", kernels)
     for x, y in zip(gradients(), theirs, strict=True):
         # Float32 samples, whose points are taken until the tolerance is met.
         assert (x - y).abs().max() < 1e-4 * y.abs().max()
-    assert calls and calls[0][9] == with_cov
+    assert calls and calls[-1][9] == with_cov and (calls[0][12] is not None) == digits

@@ -1,5 +1,6 @@
 // mvn_cdf_pathwise on the CPU: values and derivatives for given pivots and points.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <tuple>
 
@@ -57,24 +58,27 @@ bool factor_row(const RowInput& input, const int64_t* order, int64_t pivots, Row
 
 }  // namespace
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                              const Tensor& seed, const Tensor& order_in, const Tensor& first_in,
                              const Tensor& count_in, const Tensor& weight_in,
-                             std::string compute_dtype, bool wants_cov, std::string points_name) {
+                             std::string compute_dtype, bool wants_cov, std::string points_name,
+                             bool factored, std::optional<Tensor> tilt_in) {
   check_mvn_cdf_pathwise(upper, cov, lower, seed, order_in, first_in, count_in, weight_in,
-                         compute_dtype);
+                         compute_dtype, wants_cov, factored, tilt_in);
   const PointSet set = point_set_of("mvn_cdf_pathwise", points_name);
   const Tensor order = torch::stable::contiguous(order_in),
                first = torch::stable::contiguous(first_in),
                points = torch::stable::contiguous(count_in),
                weight = torch::stable::contiguous(weight_in);
+  std::optional<Tensor> tilt;
+  if (tilt_in) tilt = torch::stable::contiguous(*tilt_in);
   const int64_t batch = upper.size(0), n = upper.size(1), pivots = order.size(1);
   const int64_t* orders = order.const_data_ptr<int64_t>();
   check_mvn_cdf_pathwise_values(orders, first.const_data_ptr<int64_t>(),
                                 points.const_data_ptr<int64_t>(), batch, pivots, n);
-  const Batch rows(upper, cov, lower, seed, false);
+  const Batch rows(upper, cov, lower, seed, factored);
   auto real = [&](std::initializer_list<int64_t> shape) {
     Tensor t = torch::stable::new_empty(upper, shape, ScalarType::Double);
     std::fill(t.mutable_data_ptr<double>(), t.mutable_data_ptr<double>() + t.numel(), 0.0);
@@ -82,7 +86,7 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
   };
   Tensor value = real({batch, kShifts}), to_upper = real({batch, kShifts, n}),
          to_lower = real({batch, kShifts, n}), to_cov = wants_cov ? real({batch, n, n}) : real({0}),
-         cov_variance = wants_cov ? real({batch, n, n}) : real({0}),
+         cov_variance = wants_cov ? real({batch, n, n}) : real({0}), log_unit = real({batch}),
          used = torch::stable::new_empty(upper, {batch}, ScalarType::Long);
   solve_rows(batch, [&](int64_t b, RowWorkspace& w, const Runner& run) {
     double* values = value.mutable_data_ptr<double>() + b * kShifts;
@@ -102,15 +106,25 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
       for (double* p : {cov_out, variance_out})
         if (p) std::fill(p, p + n * n, nan);
       pivots_out = 0;
+      log_unit.mutable_data_ptr<double>()[b] = nan;
       return;
     }
     Pathwise pathwise;
     const int64_t from = first.const_data_ptr<int64_t>()[b],
                   count = points.const_data_ptr<int64_t>()[b];
-    if (compute_dtype == "float32")
+    if (tilt) {
+      const double* mu = tilt->const_data_ptr<double>() + b * pivots;
+      if (std::isnan(mu[0]))
+        w.tilt.find(w.factor);
+      else
+        w.tilt.take(w.factor, mu);
+      log_unit.mutable_data_ptr<double>()[b] = w.tilt.found().log_unit;
+      pathwise.run_tilted(w.factor, w.tilt, rows.seed(b), set, from, count, wants_cov, run);
+    } else if (compute_dtype == "float32") {
       pathwise.run<float>(w.factor, rows.seed(b), set, from, count, wants_cov, run);
-    else
+    } else {
       pathwise.run<double>(w.factor, rows.seed(b), set, from, count, wants_cov, run);
+    }
     for (int s = 0; s < kShifts; ++s) {
       values[s] = pathwise.value(s);
       pathwise.to_limits(s, upper_out + s * n, lower_out + s * n);
@@ -119,7 +133,7 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
       pathwise.to_cov(weight.const_data_ptr<double>() + b * kShifts, n, cov_out, variance_out);
     pivots_out = pathwise.pivots();
   });
-  return {value, to_upper, to_lower, to_cov, cov_variance, used};
+  return {value, to_upper, to_lower, to_cov, cov_variance, used, log_unit};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {

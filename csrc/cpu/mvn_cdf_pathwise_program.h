@@ -40,6 +40,7 @@ inline int64_t pathwise_workspace_size(int64_t pivots, int64_t sampled_rows,
 struct PathwiseTable {
   PathwiseFn<float> run_float;
   PathwiseFn<double> run_double;
+  PathwiseFn<double> run_tilted;  // of a program with a tilt, in units of exp(its log_unit)
 };
 
 const PathwiseTable& pathwise_table();

@@ -14,8 +14,8 @@ namespace {
 PathwiseFn<float> pick(const PathwiseTable& table, const Program<float>&) {
   return table.run_float;
 }
-PathwiseFn<double> pick(const PathwiseTable& table, const Program<double>&) {
-  return table.run_double;
+PathwiseFn<double> pick(const PathwiseTable& table, const Program<double>& program) {
+  return program.tilt ? table.run_tilted : table.run_double;
 }
 
 }  // namespace
@@ -23,9 +23,24 @@ PathwiseFn<double> pick(const PathwiseTable& table, const Program<double>&) {
 template <class scalar_t>
 void Pathwise::run(const Factor& factor, uint64_t seed, PointSet set, int64_t first, int64_t points,
                    bool wants_cov, const Runner& runner) {
-  f_ = &factor;
   PackedProgram<scalar_t> packed;
   packed.pack(factor, std::numeric_limits<double>::infinity());
+  sample(factor, packed, seed, set, first, points, wants_cov, runner);
+}
+
+void Pathwise::run_tilted(const Factor& factor, const Tilt& tilt, uint64_t seed, PointSet set,
+                          int64_t first, int64_t points, bool wants_cov, const Runner& runner) {
+  PackedProgram<double> packed;
+  packed.pack(factor, std::numeric_limits<double>::infinity());
+  packed.set_tilt(tilt.of_pivots().data(), tilt.found().log_unit);
+  sample(factor, packed, seed, set, first, points, wants_cov, runner);
+}
+
+template <class scalar_t>
+void Pathwise::sample(const Factor& factor, const PackedProgram<scalar_t>& packed, uint64_t seed,
+                      PointSet set, int64_t first, int64_t points, bool wants_cov,
+                      const Runner& runner) {
+  f_ = &factor;
   const int64_t pivots = factor.pivots_;
   position_ = packed.sampled_rows();
   sampled_ = int64_t(position_.size());
@@ -46,7 +61,7 @@ void Pathwise::run(const Factor& factor, uint64_t seed, PointSet set, int64_t fi
 
   const Generators generators = generators_of(set, pivots);
   const Program<scalar_t>& program = packed.program();
-  const PathwiseFn<scalar_t> sample = pick(pathwise_table(), program);
+  const PathwiseFn<scalar_t> differentiate = pick(pathwise_table(), program);
   runner(kShifts, [&](int64_t s) {
     std::vector<uint32_t> shift(pivots);
     for (int64_t j = 0; j < pivots; ++j)
@@ -56,11 +71,12 @@ void Pathwise::run(const Factor& factor, uint64_t seed, PointSet set, int64_t fi
     sums.upper.assign(rows, 0);
     sums.lower.assign(rows, 0);
     sums.products.assign(wants_cov ? rows * stride_ : 0, 0);
-    sample(program, sampled_, rows - sampled_, {set, generators->data(), shift.data()},
-           uint32_t(first), points / kTileSamples,
-           aligned_scratch<scalar_t>(pathwise_workspace_size(pivots, sampled_, rows - sampled_)),
-           {&sums.value, sums.upper.data(), sums.lower.data(),
-            wants_cov ? sums.products.data() : nullptr, stride_});
+    differentiate(
+        program, sampled_, rows - sampled_, {set, generators->data(), shift.data()},
+        uint32_t(first), points / kTileSamples,
+        aligned_scratch<scalar_t>(pathwise_workspace_size(pivots, sampled_, rows - sampled_)),
+        {&sums.value, sums.upper.data(), sums.lower.data(),
+         wants_cov ? sums.products.data() : nullptr, stride_});
   });
   find_ties();
   for (Sums& sums : shifts_) share_ties(sums);

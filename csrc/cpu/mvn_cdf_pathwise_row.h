@@ -7,6 +7,7 @@
 #include "cpu/mvn_cdf_pack.h"
 #include "cpu/mvn_cdf_pathwise_program.h"
 #include "cpu/mvn_cdf_points.h"
+#include "cpu/mvn_cdf_tilt.h"
 
 namespace mvnrob {
 
@@ -18,6 +19,10 @@ class Pathwise {
   template <class scalar_t>
   void run(const Factor& factor, uint64_t seed, PointSet set, int64_t first, int64_t points,
            bool wants_cov, const Runner& run);
+
+  // The same, tilted, with the tilt held fixed too; everything is in units of exp(its log_unit).
+  void run_tilted(const Factor& factor, const Tilt& tilt, uint64_t seed, PointSet set,
+                  int64_t first, int64_t points, bool wants_cov, const Runner& run);
 
   // Of shift s: the sum of the integrand over its points.
   double value(int s) const { return shifts_[s].value; }
@@ -39,6 +44,9 @@ class Pathwise {
     std::vector<double> upper, lower, products;
   };
 
+  template <class scalar_t>
+  void sample(const Factor& factor, const PackedProgram<scalar_t>& packed, uint64_t seed,
+              PointSet set, int64_t first, int64_t points, bool wants_cov, const Runner& run);
   void find_ties();
   void share_ties(Sums& sums) const;
   void combine(const double* weight);

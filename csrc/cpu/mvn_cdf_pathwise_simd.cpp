@@ -9,11 +9,15 @@
 //   bar of the pivot's upper limit = rho_u + gamma_u bar_y, of its lower one -rho_l + gamma_l
 //   bar_y,
 // which the row of its group that attains the limit takes. Nothing is kept from tile to tile.
+//
+// Tilted samples (plan/tilt.h) are the same with f their weight: its logarithm gains
+// mu_j^2 / 2 - mu_j y_j, so that bar_y of pivot j begins at -mu_j.
 #include <cstdint>
 
 #include "cpu/mvn_cdf_coordinate.h"
 #include "cpu/mvn_cdf_panel.h"
 #include "cpu/mvn_cdf_pathwise_program.h"
+#include "cpu/mvn_cdf_tilted_sample.h"
 #include "cpu/simd_dispatch.h"
 #include "math/normal.h"
 #include "math/pack.h"
@@ -61,6 +65,30 @@ void draw_with_slopes(const PathTile<scalar_t>& tile, int64_t pivot, bool has_lo
   }
 }
 
+// The same from N(tilt, 1). tile.value holds the logarithm of the weight.
+template <class Coordinate>
+void draw_tilted_with_slopes(const PathTile<double>& tile, int64_t pivot, double tilt,
+                             const Coordinate& coordinate) {
+  using V = WideVec<double>;
+  const int64_t base = pivot * kTileSamples;
+  const V mu(tilt);
+  for (int at = 0; at < kTileSamples; at += math::width<V>) {
+    V w, wc, e, ec, z, rho, gamma;
+    coordinate.get(at, w, wc);
+    const V lower = V::load(tile.lower + at) - mu, upper = V::load(tile.upper + at) - mu;
+    math::step_interval<V, true>(lower, upper, w, wc, e, ec, z);
+    const V interval = math::minus_two_log_interval<V>(lower, upper);
+    math::far_limit_slopes<V>(lower, wc, interval, z, rho, gamma);
+    rho.store(tile.rho_lower + base + at);
+    gamma.store(tile.gamma_lower + base + at);
+    math::far_limit_slopes<V>(upper, w, interval, z, rho, gamma);
+    rho.store(tile.rho_upper + base + at);
+    gamma.store(tile.gamma_upper + base + at);
+    (z + mu).store(tile.y + base + at);
+    (V::load(tile.value + at) - tilted_loss(interval, mu, z)).store(tile.value + at);
+  }
+}
+
 // Of a group's rows first .. last, one for the first that attains the pivot's limit, else zero; in
 // place of their limits.
 template <class scalar_t>
@@ -81,9 +109,10 @@ void mark_attaining(const RowList<scalar_t>& list, uint8_t which, int64_t first,
   }
 }
 
-template <class scalar_t>
+template <bool tilted, class scalar_t>
 void forward_sampled(const RowList<scalar_t>& list, const PathTile<scalar_t>& tile,
-                     const ShiftedPoints& points, uint32_t first, uint8_t* pivot_has_lower) {
+                     const scalar_t* tilt, const ShiftedPoints& points, uint32_t first,
+                     uint8_t* pivot_has_lower) {
   using V = Vec<scalar_t>;
   constexpr int kPacks = kTileSamples / kWidth<scalar_t>;
   const scalar_t infinity = scalar_t(__builtin_inf());
@@ -123,7 +152,10 @@ void forward_sampled(const RowList<scalar_t>& list, const PathTile<scalar_t>& ti
         }
         group = row + 1;
         with_coordinate(points, known, first, [&](const auto& coordinate) {
-          draw_with_slopes(tile, known, has_lower, coordinate);
+          if constexpr (tilted)
+            draw_tilted_with_slopes(tile, known, tilt[known], coordinate);
+          else
+            draw_with_slopes(tile, known, has_lower, coordinate);
         });
         pivot_has_lower[known] = has_lower;
         ++known;
@@ -390,7 +422,7 @@ void transpose(const PathTile<scalar_t>& tile, int64_t pivots, int64_t stride) {
       tile.y_by_sample[s * stride + l] = tile.y[l * kTileSamples + s];
 }
 
-template <class scalar_t>
+template <class scalar_t, bool tilted = false>
 void run(const Program<scalar_t>& program, int64_t sampled_rows, int64_t completion_rows,
          const ShiftedPoints& points, uint32_t first, int64_t tiles, scalar_t* workspace,
          const PathwiseSums& sums) {
@@ -417,15 +449,17 @@ void run(const Program<scalar_t>& program, int64_t sampled_rows, int64_t complet
     for (int64_t i = 0; i < pathwise_stride(pivots) * kTileSamples; ++i)
       tile.y_by_sample[i] = scalar_t(0);
   for (int64_t t = 0; t < tiles; ++t) {
-    fill(tile.value, scalar_t(1));
-    forward_sampled(program.sampled, tile, points, first + uint32_t(t) * kTileSamples,
-                    pivot_has_lower);
+    fill(tile.value, scalar_t(tilted ? 0 : 1));
+    forward_sampled<tilted>(program.sampled, tile, program.tilt, points,
+                            first + uint32_t(t) * kTileSamples, pivot_has_lower);
+    if constexpr (tilted) weigh(tile.value, program.log_unit);
     forward_completion(program.completion, tile, program.skip_limit);
     V value = V(scalar_t(0));
     for (int p = 0; p < kTileSamples / kWidth<scalar_t>; ++p) value = value + load(tile.value, p);
     *sums.value += double(math::reduce_add(value));
     if (sums.products) transpose(tile, pivots, sums.stride);
-    for (int64_t i = 0; i < pivots * kTileSamples; ++i) tile.bar_y[i] = scalar_t(0);
+    for (int64_t l = 0; l < pivots; ++l)
+      fill(tile.bar_y + l * kTileSamples, tilted ? -program.tilt[l] : scalar_t(0));
     backward_completion(program.completion, tile, sampled_rows, pivots, sums);
     backward_sampled(program.sampled, tile, pivots, pivot_has_lower, sums);
   }
@@ -435,7 +469,7 @@ void run(const Program<scalar_t>& program, int64_t sampled_rows, int64_t complet
 }  // namespace MVNROB_ISA
 
 extern const PathwiseTable MVNROB_SIMD_SYMBOL(mvn_cdf_pathwise_table);
-const PathwiseTable MVNROB_SIMD_SYMBOL(mvn_cdf_pathwise_table) = {MVNROB_ISA::run<float>,
-                                                                  MVNROB_ISA::run<double>};
+const PathwiseTable MVNROB_SIMD_SYMBOL(mvn_cdf_pathwise_table) = {
+    MVNROB_ISA::run<float>, MVNROB_ISA::run<double>, MVNROB_ISA::run<double, true>};
 
 }  // namespace mvnrob

@@ -7,6 +7,7 @@
 #include "cpu/mvn_cdf_coordinate.h"
 #include "cpu/mvn_cdf_panel.h"
 #include "cpu/mvn_cdf_program.h"
+#include "cpu/mvn_cdf_tilted_sample.h"
 #include "cpu/mvn_cdf_union_sample.h"
 #include "cpu/simd_dispatch.h"
 #include "math/lattice.h"
@@ -57,15 +58,14 @@ void draw(const Tile<scalar_t>& tile, scalar_t* y, bool has_lower, const Coordin
 template <class Coordinate>
 void draw_tilted(const Tile<double>& tile, double* y, double tilt, const Coordinate& coordinate) {
   using V = WideVec<double>;
-  const V mu(tilt), half(0.5);
+  const V mu(tilt);
   for (int at = 0; at < kTileSamples; at += math::width<V>) {
     V w, wc, e, ec, z;
     coordinate.get(at, w, wc);
     const V lower = V::load(tile.lower + at) - mu, upper = V::load(tile.upper + at) - mu;
     math::step_interval<V, true>(lower, upper, w, wc, e, ec, z);
     (z + mu).store(y + at);
-    // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
-    const V loss = math::fma(half, math::minus_two_log_interval<V>(lower, upper) + mu * mu, mu * z);
+    const V loss = tilted_loss(math::minus_two_log_interval<V>(lower, upper), mu, z);
     (V::load(tile.value + at) - loss).store(tile.value + at);
   }
 }
@@ -202,17 +202,6 @@ void add_tile(const Tile<scalar_t>& tile, bool completes, SampleSums& sums) {
   sums.square += double(math::reduce_add(square_sum));
 }
 
-// exp(ln weight - log_unit), the weight of a tilted sample.
-inline void weigh(const Tile<double>& tile, double log_unit) {
-  using V = Vec<double>;
-  for (int p = 0; p < kTileSamples / kWidth<double>; ++p) {
-    const V loss = (V(log_unit) - load(tile.value, p)) * V(2.0);  // -2 ln
-    const V bounded = math::min(math::max(loss, V(-1400.0)), V(1400.0));
-    const V weight = math::times_exp_half(V(1.0), bounded, V(0.0));
-    store(tile.value, p, math::select(loss > V(1400.0), V(0.0), weight));
-  }
-}
-
 template <class scalar_t, bool tilted = false>
 void sample(const Program<scalar_t>& program, const ShiftedPoints& points, uint32_t first,
             int64_t tiles, scalar_t* workspace, SampleSums* sums) {
@@ -234,7 +223,7 @@ void sample(const Program<scalar_t>& program, const ShiftedPoints& points, uint3
     fill(tile.complement, scalar_t(0));
     sample_rows<tilted>(program.sampled, tile, program.tilt, points,
                         first + uint32_t(t) * kTileSamples);
-    if constexpr (tilted) weigh(tile, program.log_unit);
+    if constexpr (tilted) weigh(tile.value, program.log_unit);
     if (completes) complete_rows(program.completion, tile, program.skip_limit);
     add_tile(tile, completes, *sums);
   }

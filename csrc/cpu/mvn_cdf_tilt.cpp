@@ -6,7 +6,7 @@
 
 namespace mvnrob {
 
-void Tilt::find(const Factor& factor) {
+void Tilt::start(const Factor& factor) {
   const int64_t pivots = factor.pivots_;
   mu_.assign(pivots, 0.0);
   y_.assign(pivots, 0.0);
@@ -15,6 +15,18 @@ void Tilt::find(const Factor& factor) {
   groups_.assign(pivots, {});
   for (int64_t j = 0; j < pivots; ++j) groups_[j].push_back(j);
   for (int64_t i = factor.live_end_; i < factor.m_; ++i) groups_[factor.group_[i]].push_back(i);
+}
+
+void Tilt::take(const Factor& factor, const double* mu) {
+  start(factor);
+  mu_.assign(mu, mu + factor.pivots_);
+  forward(factor);
+  tilted_ = true;
+}
+
+void Tilt::find(const Factor& factor) {
+  start(factor);
+  const int64_t pivots = factor.pivots_;
   plan::TiltSearch search;
   std::vector<double> best = mu_, direction(pivots, 0.0);
   for (int pass = 0; pass < plan::kTiltPasses && search.best > plan::kTiltResidual; ++pass) {

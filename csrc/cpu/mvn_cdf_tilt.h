@@ -11,6 +11,9 @@ class Tilt {
  public:
   void find(const Factor& factor);
 
+  // This one, given for every pivot, instead of the saddle point.
+  void take(const Factor& factor, const double* mu);
+
   const std::vector<double>& of_pivots() const { return mu_; }
   const plan::FoundTilt& found() const { return found_; }
   bool is_tilted() const { return tilted_; }  // false: no saddle point, nothing is tilted
@@ -21,6 +24,7 @@ class Tilt {
     int64_t row;
     double slope;
   };
+  void start(const Factor& factor);
   void forward(const Factor& factor);
   double backward(const Factor& factor);  // the residual's norm
 

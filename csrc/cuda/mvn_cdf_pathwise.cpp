@@ -33,7 +33,7 @@ void run(const MvnCdfPathwiseArgs& a, const cuda::Rows& in) {
 
 }  // namespace
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // A row whose order, first or points is not what the CPU asks for is not refused, since that would
 // wait for the device. An order that cannot be followed is a row of NaN, as where a pivot has no
@@ -41,9 +41,10 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 Outputs mvn_cdf_pathwise_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                               const Tensor& seed_in, const Tensor& order_in, const Tensor& first_in,
                               const Tensor& count_in, const Tensor& weight_in,
-                              std::string compute_dtype, bool wants_cov, std::string points_name) {
+                              std::string compute_dtype, bool wants_cov, std::string points_name,
+                              bool factored, std::optional<Tensor> tilt_in) {
   check_mvn_cdf_pathwise(upper, cov, lower, seed_in, order_in, first_in, count_in, weight_in,
-                         compute_dtype);
+                         compute_dtype, wants_cov, factored, tilt_in);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const cuda::Rows in(upper, cov, lower);
   const Tensor seed = torch::stable::contiguous(seed_in),
@@ -51,9 +52,11 @@ Outputs mvn_cdf_pathwise_cuda(const Tensor& upper, const Tensor& cov, std::optio
                first = torch::stable::contiguous(first_in),
                points = torch::stable::contiguous(count_in),
                weight = torch::stable::contiguous(weight_in);
+  std::optional<Tensor> tilt;
+  if (tilt_in) tilt = torch::stable::contiguous(*tilt_in);
   MvnCdfPathwiseArgs a{};
   a.plan = in.arguments<kernels::MvnCdfArgs>();
-  a.plan.factor_columns = -1;
+  a.plan.factor_columns = factored ? int32_t(cov.size(2)) : -1;
   a.plan.seed = seed.const_data_ptr<int64_t>();
   a.plan.options = {0,
                     0,
@@ -63,6 +66,7 @@ Outputs mvn_cdf_pathwise_cuda(const Tensor& upper, const Tensor& cov, std::optio
                     point_set_of("mvn_cdf_pathwise", points_name)};
   a.plan.order = order.const_data_ptr<int64_t>();
   a.plan.n_order = int32_t(order.size(1));
+  a.plan.tilt = tilt ? tilt->const_data_ptr<double>() : nullptr;
   a.first = first.const_data_ptr<int64_t>();
   a.points = points.const_data_ptr<int64_t>();
   a.weight = weight.const_data_ptr<double>();
@@ -74,7 +78,7 @@ Outputs mvn_cdf_pathwise_cuda(const Tensor& upper, const Tensor& cov, std::optio
   const Tensor value = real({rows, kShifts}), to_upper = real({rows, kShifts, n}),
                to_lower = real({rows, kShifts, n}),
                to_cov = wants_cov ? real({rows, n, n}) : real({0}),
-               cov_variance = wants_cov ? real({rows, n, n}) : real({0}),
+               cov_variance = wants_cov ? real({rows, n, n}) : real({0}), log_unit = real({rows}),
                used = in.empty({rows}, ScalarType::Long);
   a.value = value.mutable_data_ptr<double>();
   a.upper = to_upper.mutable_data_ptr<double>();
@@ -84,13 +88,14 @@ Outputs mvn_cdf_pathwise_cuda(const Tensor& upper, const Tensor& cov, std::optio
     a.cov_variance = cov_variance.mutable_data_ptr<double>();
   }
   a.pivots = used.mutable_data_ptr<int64_t>();
+  a.log_unit = log_unit.mutable_data_ptr<double>();
   if (rows > 0) {
     if (a.plan.options.samples_float32())
       run<float>(a, in);
     else
       run<double>(a, in);
   }
-  return {value, to_upper, to_lower, to_cov, cov_variance, used};
+  return {value, to_upper, to_lower, to_cov, cov_variance, used, log_unit};
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) {

@@ -69,6 +69,9 @@ struct MvnCdfArgs {
   // In mvn_cdf_pathwise -1 stands for the next in greedy order, and -2 for no more of them.
   const int64_t* order;  // [rows, n_order]; null: not forced
   int32_t n_order;
+  // In mvn_cdf_pathwise, [rows, n_order]: the tilt of the pivots, or where the first number is NaN
+  // that of the saddle point; null: samples are plain.
+  const double* tilt;
   int64_t forced_points;
   SampleSums* forced_sums;
   bool scalar_panels;  // of any number of pivots, for mvn_cdf_pathwise
@@ -135,6 +138,7 @@ inline MvnCdfArgs tile_of(MvnCdfArgs a, int64_t first, int64_t rows) {
     if (*p) *p += first;
   if (a.order) {
     a.order += first * a.n_order;
+    if (a.tilt) a.tilt += first * a.n_order;
     if (a.forced_sums) a.forced_sums += first * kShifts;
   }
   return a;

@@ -46,10 +46,15 @@ struct MvnCdfPathwise {
     for (int64_t item = blockIdx.x; item < a.plan.rows * kShifts; item += gridDim.x) {
       if (a.failed(item / kShifts)) continue;
       MvnCdfPathwise work(a, item, block, shared);
-      if (work.pivots_ <= kMaxSmallPivots)
-        work.template sample<kSmallRows>();
-      else
-        work.template sample<kInnerRows>();
+      const bool small = work.pivots_ <= kMaxSmallPivots;
+      if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
+        if (a.plan.tilt) {
+          small ? work.template sample<kSmallRows, true>()
+                : work.template sample<kInnerRows, true>();
+          continue;
+        }
+      }
+      small ? work.template sample<kSmallRows>() : work.template sample<kInnerRows>();
     }
   }
 
@@ -83,18 +88,20 @@ struct MvnCdfPathwise {
   }
 
   // The sums of a place: f times the bars of its upper and lower limit, and of their sum times y_l.
-  template <int rows>
+  template <int rows, bool tilted = false>
   MVNROB_DEVICE_FN void sample() {
     for (int64_t e = block_.thread(); e < int64_t(size_) * a_.width; e += kThreads) sums_[e] = 0;
     double total = 0;
     const int64_t first = a_.first[row_], points = a_.points[row_];
     for (int64_t p = 0; p < points; p += kTileSamples) {
       const uint32_t point = uint32_t(first + p) + uint32_t(block_.thread());
-      f_ = 1;
-      draw_rows<rows>(math::point_index(a_.plan.options.points, point));
+      f_ = tilted ? 0 : 1;  // tilted, its logarithm first
+      draw_rows<rows, tilted>(math::point_index(a_.plan.options.points, point));
+      if constexpr (tilted) f_ = ::exp(f_ - m_.state()->plan.log_unit);
       complete_rows<rows>();
       total += double(f_);
-      for (int l = 0; l < pivots_; ++l) mine(kBarY, l) = 0;
+      for (int l = 0; l < pivots_; ++l)
+        mine(kBarY, l) = tilted ? -scalar_t(m_.tilt()[l]) : scalar_t(0);
       reverse_completed<rows>();
       reverse_drawn<rows>();
       block_.sync();
@@ -175,7 +182,7 @@ struct MvnCdfPathwise {
 
   // ---- forth ----
 
-  template <int rows>
+  template <int rows, bool tilted>
   MVNROB_DEVICE_FN void draw_rows(uint32_t index) {
     int pivot = 0, group = 0;  // the one to draw, and where its group begins
     scalar_t upper = scalar_t(HUGE_VAL), lower = -upper;
@@ -201,7 +208,10 @@ struct MvnCdfPathwise {
           mark(kUpper, group, place, upper);
           mark(kLower, group, place, lower);
           load(column, c);
-          y = draw(pivot, index, row.flags & kBoundedBelow, lower, upper);
+          if constexpr (tilted)
+            y = draw_tilted(pivot, index, lower, upper);
+          else
+            y = draw(pivot, index, row.flags & kBoundedBelow, lower, upper);
           ++pivot;
           group = place + 1;
           upper = scalar_t(HUGE_VAL);
@@ -242,6 +252,25 @@ struct MvnCdfPathwise {
     mine(kY, pivot) = y;
     f_ *= e;
     return y;
+  }
+
+  // From N(mu, 1); f_ is the logarithm of the weight.
+  MVNROB_DEVICE_FN scalar_t draw_tilted(int pivot, uint32_t index, scalar_t lower, scalar_t upper) {
+    scalar_t w, wc, e, ec, z, rho, gamma;
+    coordinate(a_.plan, pivot, index, m_.shifts()[shift_ * pivots_ + pivot], w, wc);
+    const scalar_t mu = scalar_t(m_.tilt()[pivot]), a = lower - mu, b = upper - mu;
+    math::step_interval<scalar_t, true>(a, b, w, wc, e, ec, z);
+    const scalar_t interval = math::minus_two_log_interval<scalar_t>(a, b);
+    math::far_limit_slopes<scalar_t>(a, wc, interval, z, rho, gamma);
+    mine(kRhoLower, pivot) = rho;
+    mine(kGammaLower, pivot) = gamma;
+    math::far_limit_slopes<scalar_t>(b, w, interval, z, rho, gamma);
+    mine(kRhoUpper, pivot) = rho;
+    mine(kGammaUpper, pivot) = gamma;
+    mine(kY, pivot) = z + mu;
+    // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
+    f_ -= math::fma(scalar_t(0.5), interval + mu * mu, mu * z);
+    return z + mu;
   }
 
   template <int rows>

@@ -11,6 +11,7 @@ struct MvnCdfPathwiseArgs {
   // out: [rows, 8], [rows, 8, n] twice, [rows, n, n] twice or null, [rows]
   double *value, *upper, *lower, *cov, *cov_variance;
   int64_t* pivots;
+  double* log_unit;  // [rows] of a tilt, else zero
 
   double* sums;            // [rows, 8, n, width]: see MvnCdfPathwise
   int32_t width;           // 2, or where cov is wanted 2 + n_order
@@ -35,6 +36,7 @@ inline MvnCdfPathwiseArgs tile_of(MvnCdfPathwiseArgs a, int64_t first, int64_t r
   a.first += first;
   a.points += first;
   a.pivots += first;
+  a.log_unit += first;
   a.weight += first * kShifts;
   a.value += first * kShifts;
   a.upper += first * kShifts * n;

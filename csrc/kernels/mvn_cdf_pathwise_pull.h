@@ -50,11 +50,17 @@ struct MvnCdfPathwisePull {
     if (a.wants_cov())
       for (int64_t e = block.thread(); e < n * n; e += kThreads)
         a.cov[row * n * n + e] = a.cov_variance[row * n * n + e] = NAN;
-    if (block.thread() == 0) a.pivots[row] = 0;
+    if (block.thread() == 0) {
+      a.pivots[row] = 0;
+      a.log_unit[row] = NAN;
+    }
   }
 
   MVNROB_DEVICE_FN void pull() {
-    if (block_.thread() == 0) a_.pivots[row_] = pivots_;
+    if (block_.thread() == 0) {
+      a_.pivots[row_] = pivots_;
+      a_.log_unit[row_] = a_.plan.tilt ? m_.state()->plan.log_unit : 0.0;
+    }
     if (sampled_ > pivots_) share_ties();
     block_.sync();
     write_limits();

@@ -153,6 +153,7 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
     if (a.order) {
       s.plan.step = plan::Step::factor;
       s.plan.target = a.n_order;
+      s.plan.tilted = a.tilt != nullptr;
     }
   }
   block.sync();

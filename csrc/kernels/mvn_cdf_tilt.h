@@ -19,9 +19,27 @@ class TiltFinder {
         m_(a, row),
         size_(s.facts.variables),
         pivots_(s.facts.pivots),
-        grouped_(size_ - s.live > pivots_) {}
+        grouped_(size_ - s.live > pivots_),
+        given_(a.tilt ? a.tilt + row * a.n_order : nullptr) {}
 
+  // The saddle point, unless a tilt is given.
   MVNROB_DEVICE_FN void find() {
+    if (given_ && given_[0] == given_[0])
+      take();
+    else
+      search();
+  }
+
+ private:
+  MVNROB_DEVICE_FN void take() {
+    for (int k = block_.thread(); k < pivots_; k += threads) m_.tilt()[k] = given_[k];
+    block_.sync();
+    const plan::FoundTilt found = forward();
+    if (block_.thread() == 0) plan::tilt_found(s_.plan, found, true);
+    block_.sync();
+  }
+
+  MVNROB_DEVICE_FN void search() {
     double *mu = m_.tilt(), *best = array(2), *direction = array(3);
     for (int k = block_.thread(); k < pivots_; k += threads) mu[k] = best[k] = direction[k] = 0;
     block_.sync();
@@ -50,7 +68,6 @@ class TiltFinder {
     block_.sync();
   }
 
- private:
   // Arrays of one number for each variable, in the memory of the tilt.
   MVNROB_DEVICE double* array(int k) const { return m_.tilt() + int64_t(k) * size_; }
   MVNROB_DEVICE double* residual() const { return array(1); }
@@ -128,6 +145,7 @@ class TiltFinder {
   const RowMemory<scalar_t> m_;
   const int size_, pivots_;
   const bool grouped_;
+  const double* given_;
 };
 
 }  // namespace mvnrob::kernels

@@ -5,6 +5,10 @@
 //   d ln e / da = -phi(a) / e,     dy / da = wc phi(a) / phi(y).
 // Zero where e or the density is below the smallest normal number: there the integrand is too.
 // tests/test_mvn_cdf_pathwise.py has their differences (through the whole recursion).
+//
+// A tilted draw (plan/tilt.h) is one of z = y - mu between a - mu and b - mu whose weight gains
+// e exp(-mu^2 / 2 - mu z): the same slopes at the moved limits, and -mu where the slope to y
+// begins. e itself may have underflowed there.
 #pragma once
 
 #include "config.h"
@@ -27,6 +31,23 @@ MVNROB_HD void limit_slopes(T t, T share, T e, T y, T& rho, T& gamma) {
   const T drop = max(-most, min(most, (at - y) * (at + y)));
   rho = select(nothing, zero, quotient(density, max(e, tiny)));
   gamma = select(nothing, zero, times_exp_half(share, drop, zero));
+}
+
+// The same where e is given as loss = -2 ln e, at any distance from the centre: phi(t) / e =
+// exp((loss - t^2 - ln 2 pi) / 2). Zero where the interval is empty (loss infinite).
+template <class T>
+MVNROB_HD void far_limit_slopes(T t, T share, T loss, T y, T& rho, T& gamma) {
+  using S = scalar_t<T>;
+  using F = float_format<S>;
+  const T zero(S(0)), one(S(1)), most(F::square_end), far(F::far);
+  const T at = max(-far, min(far, t));
+  const auto nothing = (abs(t) >= far) | (loss >= T(S(HUGE_VAL)));
+  const T fall = fma(at, at, T(S(1.8378770664093454836))) - select(nothing, zero, loss);
+  const T drop = (at - y) * (at + y);
+  rho =
+      select(nothing | (fall > most), zero, times_exp_half(one, max(-most, min(most, fall)), zero));
+  gamma = select(nothing | (drop > most), zero,
+                 times_exp_half(share, max(-most, min(most, drop)), zero));
 }
 
 // phi(t) / e alone.

@@ -160,9 +160,11 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
                            const Array<int64_t>& order, const Array<int64_t>& first,
                            const Array<int64_t>& points, const Array<double>& weight,
                            const std::string& compute_dtype, bool wants_cov,
-                           const std::string& point_set_name, int64_t tile_rows, int64_t resident) {
+                           const std::string& point_set_name, bool factored,
+                           const std::optional<Array<double>>& tilt, int64_t tile_rows,
+                           int64_t resident) {
   mvnrob::kernels::MvnCdfPathwiseArgs a{};
-  a.plan = arguments(upper, cov, lower, seed, false);
+  a.plan = arguments(upper, cov, lower, seed, factored);
   a.plan.options = {0,
                     0,
                     mvnrob::kTileSamples,
@@ -171,6 +173,7 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
                     point_set(point_set_name)};
   a.plan.order = order.data();
   a.plan.n_order = int32_t(order.shape(1));
+  a.plan.tilt = tilt ? tilt->data() : nullptr;
   a.first = first.data();
   a.points = points.data();
   a.weight = weight.data();
@@ -178,7 +181,7 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
   const int64_t rows = a.plan.rows, n = a.plan.n, shifts = mvnrob::kShifts;
   const int64_t matrices = wants_cov ? rows : 0;
   Array<double> value({rows, shifts}), to_upper({rows, shifts, n}), to_lower({rows, shifts, n}),
-      to_cov({matrices, n, n}), variance({matrices, n, n});
+      to_cov({matrices, n, n}), variance({matrices, n, n}), log_unit(rows);
   Array<int64_t> pivots(rows);
   a.value = value.mutable_data();
   a.upper = to_upper.mutable_data();
@@ -186,11 +189,12 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
   a.cov = wants_cov ? to_cov.mutable_data() : nullptr;
   a.cov_variance = wants_cov ? variance.mutable_data() : nullptr;
   a.pivots = pivots.mutable_data();
+  a.log_unit = log_unit.mutable_data();
   if (a.plan.options.samples_float32())
     mvnrob::shim::run_mvn_cdf_pathwise<float>(a, tile_rows, resident);
   else
     mvnrob::shim::run_mvn_cdf_pathwise<double>(a, tile_rows, resident);
-  return py::make_tuple(value, to_upper, to_lower, to_cov, variance, pivots);
+  return py::make_tuple(value, to_upper, to_lower, to_cov, variance, pivots, log_unit);
 }
 
 template <class T>
@@ -240,7 +244,8 @@ void define(py::module_& m) {
   m.def("mvn_cdf_pathwise", &mvn_cdf_pathwise<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("first"),
         py::arg("points"), py::arg("weight"), py::arg("compute_dtype"), py::arg("wants_cov"),
-        py::arg("point_set"), py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
+        py::arg("point_set"), py::arg("factored") = false, py::arg("tilt").none(true) = py::none(),
+        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -328,7 +329,8 @@ inline void check_tilted() {
 // Slopes of the samples. P does not change where limits and standard deviations grow alike, and so
 // for every sample: sum_i u_i dP/du_i + l_i dP/dl_i + 2 sum_ij cov_ij dP/dcov_ij = 0.
 template <class T, class scalar_t>
-void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular) {
+void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular,
+                  bool tilted = false) {
   constexpr int64_t kRows = 2, kPoints = 128;
   const int64_t size = n * copies, shifts = mvnrob::kShifts;
   Call<T> call(kRows, size);
@@ -339,7 +341,8 @@ void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular) {
   const std::vector<int64_t> order(kRows * pivots, -1), first(kRows, 64), points(kRows, kPoints);
   const std::vector<double> weight(kRows * shifts, 1);
   std::vector<double> value(kRows * shifts), upper(value.size() * size), lower(upper.size()),
-      cov(kRows * size * size), variance(cov.size());
+      cov(kRows * size * size), variance(cov.size()), log_unit(kRows),
+      tilt(size_t(kRows * pivots), std::numeric_limits<double>::quiet_NaN());
   std::vector<int64_t> used(kRows);
   mvnrob::kernels::MvnCdfPathwiseArgs a{};
   a.plan = call.args;
@@ -363,6 +366,8 @@ void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular) {
   a.cov = cov.data();
   a.cov_variance = variance.data();
   a.pivots = used.data();
+  a.log_unit = log_unit.data();
+  if (tilted) a.plan.tilt = tilt.data();
   mvnrob::shim::run_mvn_cdf_pathwise<scalar_t>(a, 1, 2);
   for (int64_t b = 0; b < kRows; ++b) {
     double sum = 0, scale = 0;
@@ -380,10 +385,12 @@ void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular) {
 
 inline void check_pathwise() {
   check_slopes<double, float>(2, 1, 2, true);
-  check_slopes<double, double>(9, 1, 7, false);    // some complete
-  check_slopes<float, float>(5, 3, 15, false);     // groups that share ties
-  check_slopes<double, float>(40, 1, 36, true);    // blocked, some complete
-  check_slopes<double, double>(35, 2, 70, false);  // blocked, with groups
+  check_slopes<double, double>(9, 1, 7, false);         // some complete
+  check_slopes<float, float>(5, 3, 15, false);          // groups that share ties
+  check_slopes<double, float>(40, 1, 36, true);         // blocked, some complete
+  check_slopes<double, double>(35, 2, 70, false);       // blocked, with groups
+  check_slopes<double, double>(40, 1, 36, true, true);  // tilted
+  check_slopes<float, double>(9, 1, 9, false, true);
 }
 
 struct MvnCdfCase {
