@@ -271,8 +271,19 @@ def gradients_tables(rows):
          ("over the value", "limits/value"), ("rms error", "limits_rms"), ("rms size",
          "limits_size"), ("with cov, ms", "cov_ms"), ("rms error of cov", "cov_rms"),
          ("its rms size", "cov_size")],
-        rows,
+        [row for row in rows if not row.get("group")],
     )  # fmt: skip
+    tails = [row for row in rows if row.get("group")]
+    if tails:
+        yield (
+            ("Digits of log p and of its slopes to the limits, eight rows of an AR(1) chain of correlation "
+            ".5, exact by quadrature; a row's worst slope, relative to the largest, beside rel_tol:"),
+            [("side", "group"), ("given", "given"), ("n", "n"), ("log p", "log_p"),
+             ("rel_tol", "rel_tol"), ("value, ms", "value_ms"), ("limits, ms", "limits_ms"),
+             ("over the value", "limits/value"), ("worst, mean", "worst_mean"),
+             ("worst of all", "worst_max")],
+            tails,
+        )  # fmt: skip
 
 
 def points_tables(rows):

@@ -212,25 +212,35 @@ def mvn_cdf(
       nothing says so: a row's limits together, and its pairs together, take at most 3 times the points
       that the value took, or 512 each (4,096 where a relative tolerance asks for digits of a tail). Those
       of an exact row of one factor are exact too, or take what their tolerance asks for. A row of exact and
-      sampled blocks is differentiated as the product of both parts, where its tolerance is absolute.
-      Those of ``log_prob`` are formed in logarithms, so p itself may have underflowed.
+      sampled blocks is differentiated as the product of both parts, unless p is near 1 and digits of
+      1 - p are asked for. Those of ``log_prob`` are formed in logarithms, so p itself may have
+      underflowed. Where p is near 1 and its complement's digits are asked for, each slope has the
+      relative tolerance itself, and the problems keep only the variables that can move it by a
+      twentieth of that.
     - Pathwise: the derivative of the sampled sum, its points held fixed. Slopes to limits and mean stop
-      where the largest of their 99 % bounds, by the spread over the 8 shifts, is within the tolerance,
-      or at the value's points. Where variables were completed (``n_pivots < n_active``) their
-      dependence given the pivots is left out, as in the value, and the bound does not cover that.
+      where the largest of their 99 % bounds, by the spread over the 8 shifts, is within ``abs_tol`` or
+      ``rel_tol`` times the largest of them, or at the value's points, and nothing says which. Where
+      variables were completed (``n_pivots < n_active``) their dependence given the pivots is left out,
+      as in the value, and the bound does not cover that. Where p < .05 and its digits are asked for,
+      the samples are tilted and give slopes of ``log_prob``, the tilt held fixed: sums of the weights'
+      derivatives over sums of the weights, which are known better than p is.
 
-    A row takes the first way for up to 12 slopes, for as many as cost at most about 1.5 times the
-    value, in the tails (relative tolerances), with ``factor``, and where ``n_points`` is 0; otherwise
-    the second. For cov the second way samples every variable and keeps only the entries whose 99 % bound
-    is within the larger of the tolerance and ``.16 / sqrt(1 - R_ij^2)`` times it; the others, and all
-    of a singular cov, are conditional probabilities.
+    A row takes the second way where its digits are those of a small p, and where the first would cost
+    more than about 1.5 times the value; the first where p is near 1 and digits of 1 - p are asked for,
+    and where ``n_points`` is 0. For cov the second way samples every variable and keeps only the entries
+    whose 99 % bound is within the larger of ``abs_tol`` and ``.16 / sqrt(1 - R_ij^2)`` times it, or
+    ``rel_tol`` times the largest; the others, all of a singular cov, and all that ``factor`` needs, are
+    conditional probabilities.
 
     Up to four variables slopes are closed forms (entries of cov off the diagonal: up to five). For
     more, slopes whose density is below a tenth of the tolerance, divided by the number of variables,
     are zero: ask for ``rel_tol`` in the tails. Cost: to limits and mean at most about three times the
-    value (a pathwise point costs 1.5 to 2 of the value's); to cov about three times it where samples
-    know every entry, and otherwise a call for each pair that they do not, hundreds of times the value
-    for nearly singular covariances of a hundred variables. The backward depends on row and seed as the
+    value (a pathwise point costs 1.5 to 2 of the value's) beside a few milliseconds that a call takes
+    whatever its rows, which is most of it for a few rows of 20 variables and less; to cov about three
+    times the value where samples know every entry, and otherwise a call for each pair that they do not,
+    hundreds of times the value for nearly singular covariances of a hundred variables. What is computed
+    is what requires grad: ``torch.autograd.grad(p, upper)`` pays for cov too where cov does, since torch
+    does not say which inputs are wanted; detach it there. The backward depends on row and seed as the
     value does; on CUDA it waits for the device.
 
     Edges of the gradients: NaN rows have NaN ones, where the row's cotangent is not zero. Infinite

@@ -43,9 +43,9 @@ def mvn_log_cdf(
     whatever the input. Where no saddle point of the tilt is found (nearly singular covariances)
     samples stay plain, and ``log_error``, then often infinite, and ``status`` say what they know.
 
-    Differentiable once, as :func:`mvnrob.mvn_cdf` is: every slope is exp(log density + log of a
-    conditional probability - log p), so it is right where p itself is no number of the dtype. It is
-    known to about ``2 rel_tol`` of itself. Messages are those of ``mvn_cdf``. Cost: as
+    Differentiable once, as :func:`mvnrob.mvn_cdf` is, also where p itself is no number of the dtype:
+    slopes to the limits are those of the tilted samples, within ``rel_tol`` of the largest of them at
+    the value's points or before, or for p near 1 each within ``rel_tol`` of itself. Messages are those of ``mvn_cdf``. Cost: as
     :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
     """
     result = mvn_cdf(
