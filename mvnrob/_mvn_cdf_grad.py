@@ -333,11 +333,11 @@ def _log_phi(x: Tensor) -> Tensor:
     return -0.5 * x * x - 0.5 * math.log(2 * math.pi)
 
 
-def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
+def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor, sides: int) -> _Units:
     n = rows.dead.shape[-1]
     parts = []
     open_ = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead & wanted[:, None]
-    for side in (0, 1):
+    for side in range(sides):
         z = rows.limits[:, side]
         density = _log_phi(z)
         row, i = (open_ & z.isfinite() & (density > log_least[:, None])).nonzero(as_tuple=True)
@@ -375,9 +375,6 @@ def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
                 weight, i = density[row, i, j], i + first
                 stream = (2 + corner * n + i) * n + j
                 parts.append(_Units(some[row], torch.stack([i, j], 1), side, weight, stream))
-    if not parts:  # nothing is wanted
-        none = torch.zeros(0, dtype=torch.int64, device=usable.device)
-        return _Units(none, none.expand(2, 0).T, none.expand(2, 0).T, none.double(), none)
     return _Units.join(parts)
 
 
@@ -553,7 +550,8 @@ def _backward_rows(
     log_least = math.log(0.1) + log_tolerance - live.clamp_min(1).log()
     budget = torch.where(exact, torch.iinfo(torch.int64).max, COST * n_points)
 
-    units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least))
+    sides = 1 if lower is None else 2
+    units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least), sides)
     sampled = compute_dtype
     if sampled == "auto":
         sampled = "float32" if abs_tol >= 1e-5 else "float64"
@@ -563,11 +561,12 @@ def _backward_rows(
     tilted &= sampled == "float64" and method == "auto"
     by_samples = integrated & wanted & (live > _EXACT) & ~near_one & (tilted | (prob > 0))
     by_path = by_samples & (tilted | _too_dear(rows, units, n_points))
-    pairs = _pair_units(
-        rows, wanted & wants_cov, torch.where(live <= _EXACT + 1, -math.inf, log_least)
-    )
-    # The samples' slopes to matrices are built for covariances, not for factors.
-    cov_by_path = by_samples & _too_dear(rows, pairs, n_points) & (not factored)
+    cov_by_path = torch.zeros_like(by_path)
+    if wants_cov:
+        pairs = _pair_units(rows, wanted, torch.where(live <= _EXACT + 1, -math.inf, log_least))
+        # The samples' slopes to matrices are built for covariances, not for factors.
+        if not factored:
+            cov_by_path = by_samples & _too_dear(rows, pairs, n_points)
 
     takes_part = torch.zeros_like(dead)
     takes_part[units.row, units.index[:, 0]] = True
@@ -604,7 +603,8 @@ def _backward_rows(
 
     for of_tilted in (False, True):
         sample(by_path & ~cov_by_path, False, of_tilted)
-        sample(cov_by_path, True, of_tilted)
+        if wants_cov:
+            sample(cov_by_path, True, of_tilted)
     by_formula = units.of(~by_path)
     values = torch.empty_like(by_formula.log_density)
     near = near_one[by_formula.row]

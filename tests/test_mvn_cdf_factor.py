@@ -289,8 +289,7 @@ def test_gradient_forms_no_covariance(monkeypatch):
     monkeypatch.setattr(torch.ops.mvnrob, "mvn_cdf", recorded)
     upper, factor = leaves(*factor_problem(30, 4, 2, batch=(2,)))
     mvn_cdf(upper, factor=factor, abs_tol=1e-3).sum().backward()
-    assert len(seen) > 1
-    assert all(args[-1] and args[1].shape[1:] == (30, 4) for args in seen)
+    assert seen and all(args[-1] and args[1].shape[1:] == (30, 4) for args in seen)
     assert factor.grad.isfinite().all() and factor.grad.abs().max() > 0.01
 
 
