@@ -426,9 +426,10 @@ def _backward_op(
     whole = grad, grad_log, upper, cov, lower, seed, *values
     flags = *options, wants_cov, factored
     batch, n = upper.shape
-    # Only samples are differentiated whole where the value was not sampled whole.
+    # Only samples are differentiated whole where the value was not sampled whole; near 1 with digits of
+    # 1 - p, conditional probabilities are taken.
     rows = (n_points > 0) & (n_pivots > _EXACT) & (prob > 0) & ((grad != 0) | (grad_log != 0))
-    rows &= abs_tol >= rel_tol * torch.minimum(prob, complement).double()
+    rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _SMALL)
     if factored or method != "auto" or not bool(rows.any()):
         return _backward_rows(*whole, *flags)
     live = (cov.diagonal(dim1=1, dim2=2) > 0) & (upper.isfinite() | _is_finite(lower, upper))
