@@ -63,7 +63,7 @@ _EXACT = 4
 #: keeps their form from being recognised they take what their tolerance asks for.
 #: Conditional probabilities are the most accurate: they are taken while they cost at most _AFFORDABLE
 #: times the value's points (a call's set-up counts _SETUP a variable).
-_AFFORDABLE = 1.5
+_AFFORDABLE = 0.5
 #: Below it the smaller side has digits of its own: plan/row_plan.h tilts p, or unites 1 - p.
 _SMALL = 0.05
 _SETUP = 4
