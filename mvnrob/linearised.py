@@ -74,11 +74,20 @@ class Linearised:
         )
 
 
+def margin(own: Tensor, rivals: Tensor, earlier: Tensor) -> Tensor:
+    """own - rivals; of two equal infinite logits the ``earlier`` one is on top, as in argmax."""
+    both = own.isinf() & (own == rivals)
+    sign = torch.where(earlier, math.inf, -math.inf).to(rivals)
+    return torch.where(both, sign, own - rivals)
+
+
 def margins_of(values: Tensor, weight: Tensor, target: Tensor) -> Tensor:
     """Margins f_t - f_i of the weighted group means: ``[b, C]``, zero at the target."""
     used = weight > 0  # zero times an infinite logit is not a number
     mean = (values[:, used] * weight[used, None]).sum(1)
-    return mean.gather(1, target[:, None]) - mean
+    earlier = target[:, None] <= torch.arange(mean.shape[1], device=mean.device)
+    out = margin(mean.gather(1, target[:, None]), mean, earlier)
+    return out.scatter(1, target[:, None], 0.0)
 
 
 def mean_rows(rows: Tensor, weights: Tensor) -> Tensor:

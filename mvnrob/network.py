@@ -209,7 +209,8 @@ class Network:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in shared:
                 seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
+            # A saved output that held its own node would never be freed.
+            return tensor.detach()
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             leaf = x.detach().requires_grad_()

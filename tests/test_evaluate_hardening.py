@@ -68,6 +68,7 @@ def x_with_labels(labels):
         (x_with_labels(torch.full((20,), float("nan"))), "label must be a whole number"),
         (x_with_labels(torch.arange(5)), "a label for each input, got 5 for 20"),
         (x_with_labels(torch.eye(20)), "label must be a whole number"),
+        (x_with_labels(torch.full((20,), 1e20)), "label must be a whole number"),
         (torch.tensor(1.0), r"must have shape \[N, \*shape\], got \[\]"),
         (data()[0].double(), "dtype of the model's parameters"),
         ([{"other": 1}] * 3, "must hold a readable example, got no x"),

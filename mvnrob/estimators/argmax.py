@@ -75,10 +75,12 @@ def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> Non
     seeds = part.cdf_seeds()
     # argmax takes the first of equal classes: where two never differ, the lower index wins
     earlier = classes[:, :, None] < classes[:, None, :]
+    same = classes[:, :, None] == classes[:, None, :]
+    broken = sums.isnan().flatten(1).any(1) | part.clean.isnan().any(1)
     pairs, blurs = _difference_norms(sums)
     margins = logits[:, :, None] - logits[:, None, :]
     for s, sigma in enumerate(part.noise.sigmas):
-        beats = _beats(margins, pairs, sigma, earlier)
+        beats = _beats(margins, pairs, sigma, earlier, same)
         most = (0.5 * torch.special.erfc(-beats.amin(2) / math.sqrt(2.0))).masked_fill(padding, 0.0)
         likely = most > min_prob
         # classes that screening dropped, then those too unlikely for an integral
@@ -108,7 +110,9 @@ def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> Non
         out.prob[s, rows], out.error[s, rows] = prob, error.scatter_add(1, classes, doubt)
         out.rest[s, rows] = (1.0 - prob.sum(1)).clamp_min(0.0)
         out.rest_error[s, rows] = integrals + screened.dropped[s] + (doubt * (shares > 0)).sum(1)
-        out.status[s, rows] = status
+        out.status[s, rows] = status.masked_fill(broken, int(Status.NAN_INPUT))
+        for field in (out.prob, out.error, out.rest, out.rest_error):
+            field[s, rows[broken]] = math.nan
 
 
 def _difference_norms(sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,15 +135,16 @@ def _doubt(margins: Tensor, blurs: Tensor, sigma: float) -> Tensor:
     return 0.5 * torch.special.erfc(size / math.sqrt(2.0))
 
 
-def _beats(margins: Tensor, norms: Tensor, sigma: float, earlier: Tensor) -> Tensor:
+def _beats(margins: Tensor, norms: Tensor, sigma: float, earlier: Tensor, same: Tensor) -> Tensor:
     """z of class i (dim 1) staying above class j (dim 2); +inf with itself and with padding."""
     scale = sigma * norms
     step = torch.where((margins > 0) | ((margins == 0) & earlier), math.inf, -math.inf).to(margins)
     z = torch.where(scale == 0, step, margins / torch.where(scale == 0, 1.0, scale))
     # a class at -inf, padding among them, never wins
     z = torch.where(margins.abs() == math.inf, margins, z)
-    both = margins.isnan()  # -inf beside -inf
-    z = z.masked_fill(both, math.inf)
+    # -inf beside -inf: the first is on top
+    first = torch.where(earlier | same, math.inf, -math.inf).to(z)
+    z = torch.where(margins.isnan(), first, z)
     return z.diagonal_scatter(z.new_full(z.shape[:2], math.inf), dim1=1, dim2=2)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from .._mvn_cdf import mvn_cdf
+from ..linearised import margin
 from ..screening import rival_order
 from .chunk import LEVEL, Chunk, Estimate, clamped, split_units, statuses_not_warnings
 from .jackknife import MOST_GROUPS, group_weights, sampling_error
@@ -69,10 +72,13 @@ def moments(margins: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
     Antithetic pairs split the margins into an even part (the pair's mean) and an odd part (half its
     difference), which are uncorrelated; the odd part has mean zero, so its covariance loses no
     degree of freedom: cov = sum odd odd^T / P + sample covariance of the even part over P pairs.
-    An infinite margin (a class at -inf) has an infinite mean and variance zero.
+    A margin that is infinite in all samples (a class at -inf) has an infinite mean and variance zero;
+    one that is so in some of them only has no moments: NaN.
     """
-    mean = margins.mean(1)
-    margins = margins.masked_fill(mean.isinf()[:, None], 0.0)
+    infinite = margins.isinf()
+    always = infinite.all(1)
+    mean = margins.mean(1).masked_fill(infinite.any(1) & ~always, math.nan)
+    margins = margins.masked_fill(always[:, None], 0.0)
     centre = margins.mean(1, keepdim=True)
     if not pairs:
         centred = margins - centre
@@ -94,6 +100,9 @@ def _margins(chunk: Chunk, noise, order: Tensor) -> Tensor:
         with torch.no_grad(), chunk.meter.clock("network"):
             logits = chunk.network(copies.flatten(0, 1)).double().unflatten(0, (batch, count))
         own = logits.gather(2, chunk.target[:, None, None].expand(-1, count, 1))
-        out[:, first : first + count] = own - logits.gather(2, order[:, None].expand(-1, count, -1))
+        rivals = logits.gather(2, order[:, None].expand(-1, count, -1))
+        out[:, first : first + count] = margin(
+            own, rivals, chunk.target[:, None, None] < order[:, None]
+        )
     chunk.meter.passes("forward", chunk.inputs, n)
     return out

@@ -400,6 +400,13 @@ def _load_weights(model: nn.Module, path: str | Path) -> None:
             ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
+    for name, own in model.state_dict().items() if isinstance(state, dict) else ():
+        given = state.get(name)
+        if isinstance(given, Tensor) and own.is_floating_point() and not given.is_floating_point():
+            raise ValueError(
+                f"evaluate: weights must be floating point where the model's are, got {name} in "
+                f"{given.dtype} in {path}"
+            )
     try:
         model.load_state_dict(state)
     except (TypeError, RuntimeError) as error:

@@ -67,7 +67,7 @@ def timing_schema():
 def _write(path: Path, table) -> None:
     pa, parquet = arrow()
     sink = pa.BufferOutputStream()
-    parquet.write_table(table, sink, compression="zstd")
+    parquet.write_table(table, sink, compression="zstd", write_page_checksum=True)
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
@@ -75,8 +75,10 @@ def _read(path: Path):
     """A part's table; a damaged one is named."""
     pa, parquet = arrow()
     try:
-        return parquet.read_table(path)
-    except pa.ArrowException as error:
+        return parquet.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(
             f"evaluate: out must hold readable parts, got {path} ({error}); delete it and resume"
         ) from None

@@ -45,11 +45,15 @@ def as_label(value) -> int | None:
         return None
     try:
         number = float(value)
-        if number == int(number):
+        if number == int(number) and -(2**63) <= int(value) < 2**63:
             return int(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         pass
     raise ValueError(f"label must be a whole number, got {str(value)[:50]}")
+
+
+#: Bytes of zeros that every tar file ends with.
+_TAR_END = 1024
 
 
 class Source:
@@ -180,6 +184,11 @@ class Shards(Source):
         self.fingerprint = digest.hexdigest()
 
     def _index(self, shard: Path) -> None:
+        # tarfile takes a file that was cut between two members for a shorter one.
+        with shard.open("rb") as file:
+            file.seek(max(0, shard.stat().st_size - _TAR_END))
+            if file.read() != bytes(_TAR_END):
+                raise tarfile.ReadError("it ends early: the two blocks of zeros are missing")
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
                 if not member.isfile():
