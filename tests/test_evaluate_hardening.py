@@ -620,3 +620,74 @@ def test_outputs_that_are_probabilities_are_said(tmp_path, capfd):
     assert "probabilities" not in capfd.readouterr().err  # it reads the greatest alone
     run(tmp_path / "softmax", probabilities)
     assert capfd.readouterr().err.count("look like probabilities") == 1
+
+
+def test_options_that_evaluate_sets_and_too_many_threads_are_refused(tmp_path):
+    x, y = data()
+    for options, text in (
+        ({"options": {"taylor": {"seed": 3}}}, "leave out what evaluate sets itself, got 'seed'"),
+        ({"threads": 100_000}, "threads must be at most 1024, got 100000"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            run(tmp_path / "out", source=torch.utils.data.TensorDataset(x, y), **options)
+    assert main(["evaluate", "--model", "digits", "--data", "digits", "--sigma", "0.1",
+                 "--max-bytes", "1e400", "--out", str(tmp_path / "two")]) == USAGE  # fmt: skip
+
+
+def test_a_manifest_with_gaps_is_no_run(tmp_path):
+    x, y = data()
+    done = run(tmp_path / "out", source=torch.utils.data.TensorDataset(x, y))
+    path = done.folder / manifest_module.FILE
+    content = json.loads(path.read_text())
+    for gone in ("config", "environments"):
+        path.write_text(json.dumps({k: v for k, v in content.items() if k != gone}))
+        with pytest.raises(ValueError, match="out must hold a whole"):
+            Evaluation(done.folder)
+
+
+def test_a_flipped_bit_in_a_part_is_found_or_does_no_harm(tmp_path):
+    """Values have checksums; of a page's header not every bit matters."""
+    x, y = data()
+    source = torch.utils.data.TensorDataset(x, y)
+    done = run(tmp_path / "out", source=source)
+    table = done.table()
+    part = min((done.folder / PARTS).glob("[0-9]*.parquet"))
+    whole, found = part.read_bytes(), 0
+    for at in range(4, len(whole) // 2, len(whole) // 13):  # where the pages are
+        (done.folder / RESULTS).unlink()
+        part.write_bytes(whole[:at] + bytes([whole[at] ^ 8]) + whole[at + 1 :])
+        try:
+            run(tmp_path / "out", source=source, resume=True)
+        except ValueError as error:
+            assert "out must hold readable parts, got" in str(error) and "delete it" in str(error)
+            found += 1
+            part.write_bytes(whole)
+            run(tmp_path / "out", source=source, resume=True)
+        assert done.table().equals(table)
+    assert found >= 2
+
+
+def test_a_shard_that_ends_early_is_refused(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    picture = io.BytesIO()
+    image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(picture, "png")
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for k in range(3):
+            entry = tarfile.TarInfo(f"{k}.png")
+            entry.size = len(picture.getvalue())
+            tar.addfile(entry, io.BytesIO(picture.getvalue()))
+    assert len(load_source(str(tmp_path / "whole.tar"))) == 3
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[:1024])
+    with pytest.raises(ValueError, match="plain tar shards, got .*ends early"):
+        load_source(str(tmp_path / "cut.tar"))
+
+
+def test_weights_of_integers_are_refused(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    (tmp_path / "own.py").write_text(
+        "import torch\n\n\ndef make():\n    return torch.nn.Linear(4, 3)\n"
+    )
+    state = {"weight": torch.ones(3, 4, dtype=torch.int8), "bias": torch.zeros(3)}
+    safetensors.save_file(state, str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match="floating point where the model's are, got weight"):
+        load_model(f"{tmp_path / 'own.py'}:make", weights=tmp_path / "w.safetensors")

@@ -47,7 +47,7 @@ class Bytes(click.ParamType):
         factor = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
         try:
             return int(float(text.rstrip("KMG")) * factor)
-        except ValueError:
+        except (ValueError, OverflowError):
             self.fail(f"must be a number of bytes such as 2G, got {value!r}", param, ctx)
 
 

@@ -141,6 +141,10 @@ class Manifest:
             raise OtherRun(
                 f"evaluate: out must hold a run of format {FORMAT}, got {content.get('format')}"
             )
+        fields = {field.name for field in dataclasses.fields(Config)}
+        config, environments = content.get("config"), content.get("environments")
+        if not isinstance(config, dict) or set(config) != fields or not environments:
+            raise OtherRun(f"evaluate: out must hold a whole {FILE}, got {path}")
         return Manifest(folder, content)
 
     @staticmethod

@@ -30,6 +30,11 @@ from .sources import Example, Source, load_source, printable
 
 #: Examples that pass together unless given: few of large inputs, many of small ones.
 _CHUNK_LARGE, _CHUNK_SMALL, _LARGE = 8, 64, 10_000
+_MOST_THREADS = 1024
+#: Arguments of robustness that evaluate sets itself.
+_OWN_OPTIONS = {
+    "model", "x", "sigma", "target", "method", "preprocessing", "seed", "first_index", "max_bytes",
+}  # fmt: skip
 TARGETS = ("prediction", "label")
 #: Seconds between looks for chunks of other processes: a folder of many parts is long to list.
 _LOOK_EVERY = 5.0
@@ -230,6 +235,8 @@ class _Run:
                 raise TypeError(f"evaluate: {name} must be an int, got {type(value).__name__}")
             if least is not None and value < least:
                 raise ValueError(f"evaluate: {name} must be at least {least}, got {value}")
+            if name == "threads" and value > _MOST_THREADS:  # OpenMP ends the process
+                raise ValueError(f"evaluate: threads must be at most {_MOST_THREADS}, got {value}")
         if target not in TARGETS:
             raise ValueError(
                 f"evaluate: target must be one of {', '.join(TARGETS)}, got {target!r}"
@@ -250,6 +257,12 @@ class _Run:
                 raise ValueError(
                     f"evaluate: options must be arguments of robustness, got {min(strange)!r} for "
                     f"{method}"
+                )
+            taken = set(own) & _OWN_OPTIONS
+            if taken:
+                raise ValueError(
+                    f"evaluate: options must leave out what evaluate sets itself, got {min(taken)!r} "
+                    f"for {method}"
                 )
         of_method = {m: dict(options.get(m, {})) for m in methods}
         for name, value in shared.items():
