@@ -43,18 +43,24 @@ struct MvnCdfPathwise {
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<kThreads> block(shared.block);
+    // Two loops, so that neither way holds registers for the other; only float64 samples are
+    // tilted.
+    if constexpr (sizeof(scalar_t) == 8) {
+      if (a.plan.tilt) return sample_items<true>(a, block, shared);
+    }
+    sample_items<false>(a, block, shared);
+  }
+
+  template <bool tilted>
+  MVNROB_DEVICE_FN static void sample_items(const Args& a, const Block<kThreads>& block,
+                                            Shared& shared) {
     for (int64_t item = blockIdx.x; item < a.plan.rows * kShifts; item += gridDim.x) {
       if (a.failed(item / kShifts)) continue;
       MvnCdfPathwise work(a, item, block, shared);
-      const bool small = work.pivots_ <= kMaxSmallPivots;
-      if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
-        if (a.plan.tilt) {
-          small ? work.template sample<kSmallRows, true>()
-                : work.template sample<kInnerRows, true>();
-          continue;
-        }
-      }
-      small ? work.template sample<kSmallRows>() : work.template sample<kInnerRows>();
+      if (work.pivots_ <= kMaxSmallPivots)
+        work.template sample<kSmallRows, tilted>();
+      else
+        work.template sample<kInnerRows, tilted>();
     }
   }
 
@@ -92,11 +98,13 @@ struct MvnCdfPathwise {
   MVNROB_DEVICE_FN void sample() {
     for (int64_t e = block_.thread(); e < int64_t(size_) * a_.width; e += kThreads) sums_[e] = 0;
     double total = 0;
-    const int64_t first = a_.first[row_], points = a_.points[row_];
-    for (int64_t p = 0; p < points; p += kTileSamples) {
-      const uint32_t point = uint32_t(first + p) + uint32_t(block_.thread());
+    // A shift has at most 2^31 points; wider numbers would cost registers all the way.
+    uint32_t point = uint32_t(a_.first[row_]) + uint32_t(block_.thread());
+    uint32_t tiles = (uint32_t(a_.points[row_]) + kTileSamples - 1) / kTileSamples;
+    for (; tiles > 0; --tiles) {
       f_ = tilted ? 0 : 1;  // tilted, its logarithm first
       draw_rows<rows, tilted>(math::point_index(a_.plan.options.points, point));
+      point += kTileSamples;
       if constexpr (tilted) f_ = ::exp(f_ - m_.state()->plan.log_unit);
       complete_rows<rows>();
       total += double(f_);
@@ -207,11 +215,13 @@ struct MvnCdfPathwise {
         if (row.flags & kClosesPivot) {
           mark(kUpper, group, place, upper);
           mark(kLower, group, place, lower);
-          load(column, c);
-          if constexpr (tilted)
+          if constexpr (tilted) {  // first: it needs the registers
             y = draw_tilted(pivot, index, lower, upper);
-          else
+            load(column, c);
+          } else {
+            load(column, c);
             y = draw(pivot, index, row.flags & kBoundedBelow, lower, upper);
+          }
           ++pivot;
           group = place + 1;
           upper = scalar_t(HUGE_VAL);
@@ -261,12 +271,12 @@ struct MvnCdfPathwise {
     const scalar_t mu = scalar_t(m_.tilt()[pivot]), a = lower - mu, b = upper - mu;
     math::step_interval<scalar_t, true>(a, b, w, wc, e, ec, z);
     const scalar_t interval = math::minus_two_log_interval<scalar_t>(a, b);
-    math::far_limit_slopes<scalar_t>(a, wc, interval, z, rho, gamma);
-    mine(kRhoLower, pivot) = rho;
-    mine(kGammaLower, pivot) = gamma;
-    math::far_limit_slopes<scalar_t>(b, w, interval, z, rho, gamma);
-    mine(kRhoUpper, pivot) = rho;
-    mine(kGammaUpper, pivot) = gamma;
+    MVNROB_ROLLED
+    for (int side = 0; side < 2; ++side) {  // one after the other: fewer registers
+      math::far_limit_slopes<scalar_t>(side ? b : a, side ? w : wc, interval, z, rho, gamma);
+      mine(side ? kRhoUpper : kRhoLower, pivot) = rho;
+      mine(side ? kGammaUpper : kGammaLower, pivot) = gamma;
+    }
     mine(kY, pivot) = z + mu;
     // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
     f_ -= math::fma(scalar_t(0.5), interval + mu * mu, mu * z);

@@ -166,9 +166,13 @@ _BUILT_IN = {
 
 
 def _timm(name: str, weights: str | Path | None) -> LoadedModel:
-    require("torchvision", "torchvision", "timm")  # timm imports it late
     timm = require("timm", "timm", "timm")
-    model = timm.create_model(name, pretrained=weights is None)
+    try:
+        model = timm.create_model(name, pretrained=weights is None)
+    except ModuleNotFoundError as error:  # timm imports it late
+        if (error.name or "").partition(".")[0] == "torchvision":
+            require("torchvision", "torchvision", "timm")
+        raise
     if weights is not None:
         _load_weights(model, weights)
     data = timm.data.resolve_model_data_config(model)
