@@ -226,7 +226,7 @@ def mvn_cdf(
       derivatives over sums of the weights, which are known better than p is.
 
     A row takes the second way where its digits are those of a small p, and where the first would cost
-    more than about 1.5 times the value; the first where p is near 1 and digits of 1 - p are asked for,
+    more than about half of the value's points; the first where p is near 1 and digits of 1 - p are asked for,
     and where ``n_points`` is 0. For cov the second way samples every variable and keeps only the entries
     whose 99 % bound is within the larger of ``abs_tol`` and ``.16 / sqrt(1 - R_ij^2)`` times it, or
     ``rel_tol`` times the largest; the others, all of a singular cov, and all that ``factor`` needs, are

@@ -421,10 +421,13 @@ def _backward_op(
     wants_cov: bool,
     factored: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    values = prob, complement, log_prob, n_points, n_pivots
     options = abs_tol, rel_tol, max_points, method, compute_dtype, points
-    whole = grad, grad_log, upper, cov, lower, seed, *values
-    flags = *options, wants_cov, factored
+    whole = (
+        (grad, grad_log),
+        (upper, cov, lower, seed),
+        (prob, complement, log_prob, n_points, n_pivots),
+    )
+    flags = options, wants_cov, factored
     batch, n = upper.shape
     # Only samples are differentiated whole where the value was not sampled whole; near 1 with digits of
     # 1 - p, conditional probabilities are taken.
@@ -441,7 +444,8 @@ def _backward_op(
     to_cov = cov.new_zeros(batch, n, n) if wants_cov else upper.new_empty(0)
     totals = to_upper, to_lower, to_cov
     if not bool(split.all()):
-        some = _backward_rows(*(None if t is None else t[~split] for t in whole), *flags)
+        pick = lambda group: tuple(None if t is None else t[~split] for t in group)
+        some = _backward_rows(*map(pick, whole), *flags)
         for total, part in zip(totals, some, strict=True):
             if part.numel():
                 total[~split] = part
@@ -460,7 +464,7 @@ def _backward_op(
     for parts, problem, values in found:
         others = (log_total[parts.row] - values[2].double()).exp()
         cotangent = (grad[parts.row].double() * others).to(grad.dtype), grad_log[parts.row]
-        slopes = _backward_rows(*cotangent, *problem, *values, *flags)
+        slopes = _backward_rows(cotangent, problem, values, *flags)
         for total, part in zip(totals, slopes, strict=True):
             if part.numel():
                 parts.add(total, part)
@@ -481,26 +485,13 @@ def _is_finite(lower: Tensor | None, upper: Tensor) -> Tensor:
 
 
 def _backward_rows(
-    grad: Tensor,
-    grad_log: Tensor,
-    upper: Tensor,
-    cov: Tensor,
-    lower: Tensor | None,
-    seed: Tensor,
-    prob: Tensor,
-    complement: Tensor,
-    log_prob: Tensor,
-    n_points: Tensor,
-    n_pivots: Tensor,
-    abs_tol: float,
-    rel_tol: float,
-    max_points: int,
-    method: str,
-    compute_dtype: str,
-    points: str,
-    wants_cov: bool,
-    factored: bool = False,
+    cotangent: tuple, problem: tuple, values: tuple, options: tuple, wants_cov: bool, factored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Of rows that are differentiated whole; the groups are those of ``_backward_op``."""
+    grad, grad_log = cotangent
+    upper, cov, lower, seed = problem
+    prob, complement, log_prob, n_points, n_pivots = values
+    abs_tol, rel_tol, max_points, method, compute_dtype, points = options
     batch, n = upper.shape
     dtype = upper.dtype
     nothing = upper.new_empty(0)

@@ -219,30 +219,25 @@ Prepared Problem::merge(const RowInput& input) {
   return Prepared::integrate;
 }
 
-Prepared Problem::read_spread(const RowInput& input) {
+uint32_t Problem::read_spread_but(const RowInput& input, uint32_t left_out) {
   clear(plan::entry_error(input.cov.is_double));
-  const uint32_t facts =
-      read_variables(input, entry_error, [&](int64_t i, const plan::Variable& v) {
-        if (v.active)
-          add(i, v.upper, v.lower, v.inverse_sd);
-        else if (!(v.facts & (plan::kZeroVariance | plan::kNanInput)))
-          add(i, kInfinity, -kInfinity, 1 / std::sqrt(input.cov.at(i, i)));
-      });
+  return read_variables(input, entry_error, [&](int64_t i, const plan::Variable& v) {
+    if (v.active)
+      add(i, v.upper, v.lower, v.inverse_sd);
+    else if (!(v.facts & left_out))
+      add(i, kInfinity, -kInfinity, 1 / std::sqrt(input.cov.at(i, i)));
+  });
+}
+
+Prepared Problem::read_spread(const RowInput& input) {
+  const uint32_t facts = read_spread_but(input, plan::kZeroVariance | plan::kNanInput);
   if (facts & (plan::kNanInput | plan::kEmpty)) return Prepared::nan;
   if (facts & plan::kIndefinite) return Prepared::indefinite;
   return variable.empty() ? Prepared::one : Prepared::integrate;
 }
 
 bool Problem::read_all(const RowInput& input) {
-  clear(plan::entry_error(input.cov.is_double));
-  const uint32_t facts =
-      read_variables(input, entry_error, [&](int64_t i, const plan::Variable& v) {
-        if (v.active)
-          add(i, v.upper, v.lower, v.inverse_sd);
-        else
-          add(i, kInfinity, -kInfinity, 1 / std::sqrt(input.cov.at(i, i)));
-      });
-  return !(facts & (plan::kNanInput | plan::kZeroVariance | plan::kImpossible));
+  return !(read_spread_but(input, 0) & (plan::kNanInput | plan::kZeroVariance | plan::kImpossible));
 }
 
 void screen(const Problem& all, plan::RowPlan& plan, Problem& kept) {

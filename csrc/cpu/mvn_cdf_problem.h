@@ -77,6 +77,9 @@ struct Problem {
 
   void clear(double error_of_entry);
   void add_masses();
+  // Variables that matter, and the others but for those that have one of the facts `left_out`.
+  // Returns all facts.
+  uint32_t read_spread_but(const RowInput& input, uint32_t left_out);
   void add(int64_t i, double standard_upper, double standard_lower, double inverse);
 };
 

@@ -17,7 +17,7 @@
 
 namespace mvnrob::kernels {
 
-template <class scalar_t>
+template <class scalar_t, bool tilted>
 struct MvnCdfPathwise {
   using Args = MvnCdfPathwiseArgs;
   static constexpr int kThreads = kTileSamples;
@@ -43,24 +43,13 @@ struct MvnCdfPathwise {
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<kThreads> block(shared.block);
-    // Two loops, so that neither way holds registers for the other; only float64 samples are
-    // tilted.
-    if constexpr (sizeof(scalar_t) == 8) {
-      if (a.plan.tilt) return sample_items<true>(a, block, shared);
-    }
-    sample_items<false>(a, block, shared);
-  }
-
-  template <bool tilted>
-  MVNROB_DEVICE_FN static void sample_items(const Args& a, const Block<kThreads>& block,
-                                            Shared& shared) {
     for (int64_t item = blockIdx.x; item < a.plan.rows * kShifts; item += gridDim.x) {
       if (a.failed(item / kShifts)) continue;
       MvnCdfPathwise work(a, item, block, shared);
       if (work.pivots_ <= kMaxSmallPivots)
-        work.template sample<kSmallRows, tilted>();
+        work.template sample<kSmallRows>();
       else
-        work.template sample<kInnerRows, tilted>();
+        work.template sample<kInnerRows>();
     }
   }
 
@@ -68,11 +57,10 @@ struct MvnCdfPathwise {
   MVNROB_DEVICE MvnCdfPathwise(const Args& a, int64_t item, const Block<kThreads>& block,
                                Shared& shared)
       : a_(a),
-        row_(item / kShifts),
-        shift_(int(item % kShifts)),
+        item_(item),
         block_(block),
         shared_(shared),
-        m_(a.plan, row_),
+        m_(a.plan, row()),
         size_(m_.state()->facts.variables),
         pivots_(m_.state()->facts.pivots),
         sampled_(size_ - m_.state()->live),
@@ -89,36 +77,39 @@ struct MvnCdfPathwise {
   MVNROB_DEVICE scalar_t& mine(Kind kind, int i) const { return numbers(kind, i)[block_.thread()]; }
 
   // Pivots that the row at this place depends on.
+  // Of the item: fewer registers than keeping both.
+  MVNROB_DEVICE int64_t row() const { return item_ / kShifts; }
+  MVNROB_DEVICE int shift() const { return int(item_ % kShifts); }
   MVNROB_DEVICE int columns(int place) const {
     return place < sampled_ ? m_.pivot_of()[place] : pivots_;
   }
 
   // The sums of a place: f times the bars of its upper and lower limit, and of their sum times y_l.
-  template <int rows, bool tilted = false>
+  template <int rows>
   MVNROB_DEVICE_FN void sample() {
     for (int64_t e = block_.thread(); e < int64_t(size_) * a_.width; e += kThreads) sums_[e] = 0;
-    double total = 0;
+    if (block_.thread() == 0) a_.value[item_] = 0;
     // A shift has at most 2^31 points; wider numbers would cost registers all the way.
-    uint32_t point = uint32_t(a_.first[row_]) + uint32_t(block_.thread());
-    uint32_t tiles = (uint32_t(a_.points[row_]) + kTileSamples - 1) / kTileSamples;
+    uint32_t point = uint32_t(a_.first[row()]) + uint32_t(block_.thread());
+    uint32_t tiles = (uint32_t(a_.points[row()]) + kTileSamples - 1) / kTileSamples;
     for (; tiles > 0; --tiles) {
       f_ = tilted ? 0 : 1;  // tilted, its logarithm first
-      draw_rows<rows, tilted>(math::point_index(a_.plan.options.points, point));
+      draw_rows<rows>(math::point_index(a_.plan.options.points, point));
       point += kTileSamples;
       if constexpr (tilted) f_ = ::exp(f_ - m_.state()->plan.log_unit);
       complete_rows<rows>();
-      total += double(f_);
       for (int l = 0; l < pivots_; ++l)
         mine(kBarY, l) = tilted ? -scalar_t(m_.tilt()[l]) : scalar_t(0);
       reverse_completed<rows>();
       reverse_drawn<rows>();
       block_.sync();
+      // Once a tile: a sum of each thread's own would cost registers all the way.
+      const double sum = block_.sum(double(f_));
+      if (block_.thread() == 0) a_.value[item_] += sum;
       add_slopes();
       if (a_.wants_cov()) add_products();
       block_.sync();
     }
-    total = block_.sum(total);
-    if (block_.thread() == 0) a_.value[row_ * kShifts + shift_] = total;
   }
 
   // ---- the program's coefficients ----
@@ -190,7 +181,7 @@ struct MvnCdfPathwise {
 
   // ---- forth ----
 
-  template <int rows, bool tilted>
+  template <int rows>
   MVNROB_DEVICE_FN void draw_rows(uint32_t index) {
     int pivot = 0, group = 0;  // the one to draw, and where its group begins
     scalar_t upper = scalar_t(HUGE_VAL), lower = -upper;
@@ -247,7 +238,7 @@ struct MvnCdfPathwise {
   MVNROB_DEVICE_FN scalar_t draw(int pivot, uint32_t index, bool bounded_below, scalar_t lower,
                                  scalar_t upper) {
     scalar_t w, wc, e, ec, y, rho = 0, gamma = 0;
-    coordinate(a_.plan, pivot, index, m_.shifts()[shift_ * pivots_ + pivot], w, wc);
+    coordinate(a_.plan, pivot, index, m_.shifts()[shift() * pivots_ + pivot], w, wc);
     if (bounded_below) {
       math::step_interval<scalar_t>(lower, upper, w, wc, e, ec, y);
       math::limit_slopes<scalar_t>(lower, wc, e, y, rho, gamma);
@@ -267,16 +258,16 @@ struct MvnCdfPathwise {
   // From N(mu, 1); f_ is the logarithm of the weight.
   MVNROB_DEVICE_FN scalar_t draw_tilted(int pivot, uint32_t index, scalar_t lower, scalar_t upper) {
     scalar_t w, wc, e, ec, z, rho, gamma;
-    coordinate(a_.plan, pivot, index, m_.shifts()[shift_ * pivots_ + pivot], w, wc);
+    coordinate(a_.plan, pivot, index, m_.shifts()[shift() * pivots_ + pivot], w, wc);
     const scalar_t mu = scalar_t(m_.tilt()[pivot]), a = lower - mu, b = upper - mu;
     math::step_interval<scalar_t, true>(a, b, w, wc, e, ec, z);
     const scalar_t interval = math::minus_two_log_interval<scalar_t>(a, b);
-    MVNROB_ROLLED
-    for (int side = 0; side < 2; ++side) {  // one after the other: fewer registers
-      math::far_limit_slopes<scalar_t>(side ? b : a, side ? w : wc, interval, z, rho, gamma);
-      mine(side ? kRhoUpper : kRhoLower, pivot) = rho;
-      mine(side ? kGammaUpper : kGammaLower, pivot) = gamma;
-    }
+    math::far_limit_slopes<scalar_t>(a, wc, interval, z, rho, gamma);
+    mine(kRhoLower, pivot) = rho;
+    mine(kGammaLower, pivot) = gamma;
+    math::far_limit_slopes<scalar_t>(b, w, interval, z, rho, gamma);
+    mine(kRhoUpper, pivot) = rho;
+    mine(kGammaUpper, pivot) = gamma;
     mine(kY, pivot) = z + mu;
     // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
     f_ -= math::fma(scalar_t(0.5), interval + mu * mu, mu * z);
@@ -437,8 +428,7 @@ struct MvnCdfPathwise {
   }
 
   const Args& a_;
-  const int64_t row_;
-  const int shift_;
+  const int64_t item_;
   const Block<kThreads>& block_;
   Shared& shared_;
   const RowMemory<scalar_t> m_;

@@ -14,7 +14,7 @@ struct PathwiseGrids {
 
 template <class scalar_t, class Launcher>
 PathwiseGrids pathwise_grids(Launcher& launcher, const MvnCdfPathwiseArgs& a, int64_t rows) {
-  using Sample = MvnCdfPathwise<scalar_t>;
+  using Sample = MvnCdfPathwise<scalar_t, false>;
   using Pull = MvnCdfPathwisePull<scalar_t>;
   const auto blocks = [](int64_t resident, int64_t items, int64_t bytes) {
     const int64_t afford = (int64_t(1) << 30) / std::max<int64_t>(bytes, 1);
@@ -41,7 +41,7 @@ struct PathwiseWorkspace {
     o.take(plan.bytes, kAlignment);
     forced_sums = o.take(int64_t(sizeof(SampleSums)) * kShifts * rows, kAlignment);
     sums = o.take(8 * rows * kShifts * n * a.width, kAlignment);
-    scratch = o.take(grids.sample * MvnCdfPathwise<scalar_t>::scratch_bytes(n), kAlignment);
+    scratch = o.take(grids.sample * MvnCdfPathwise<scalar_t, false>::scratch_bytes(n), kAlignment);
     bars = o.take(a.wants_cov() ? 8 * grids.pull * n * a.plan.n_order : 0, kAlignment);
     bytes = o.end();
   }
@@ -51,7 +51,7 @@ struct PathwiseWorkspace {
     a.plan.forced_sums = reinterpret_cast<SampleSums*>(base + forced_sums);
     a.sums = reinterpret_cast<double*>(base + sums);
     a.scratch = base + scratch;
-    a.scratch_bytes = MvnCdfPathwise<scalar_t>::scratch_bytes(a.plan.n);
+    a.scratch_bytes = MvnCdfPathwise<scalar_t, false>::scratch_bytes(a.plan.n);
     a.bars = reinterpret_cast<double*>(base + bars);
   }
 };
@@ -59,13 +59,19 @@ struct PathwiseWorkspace {
 template <class scalar_t, int plan_threads, class Launcher>
 void launch_pathwise(Launcher& launcher, const MvnCdfPathwiseArgs& a, const PathwiseGrids& grids) {
   using Plan = MvnCdfPlan<scalar_t, plan_threads>;
-  using Sample = MvnCdfPathwise<scalar_t>;
+  using Sample = MvnCdfPathwise<scalar_t, false>;
   using Pull = MvnCdfPathwisePull<scalar_t>;
   const int64_t resident = launcher.template resident_blocks<Plan>(Plan::kSharedBytes);
   const auto blocks = unsigned(std::max<int64_t>(1, std::min(a.plan.rows, resident)));
   // One block more, which fills the generators.
   launcher.template launch<Plan>(blocks + 1, Plan::kSharedBytes, a.plan);
-  launcher.template launch<Sample>(unsigned(grids.sample), Sample::kSharedBytes, a);
+  if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
+    using Tilted = MvnCdfPathwise<scalar_t, true>;
+    if (a.plan.tilt)
+      launcher.template launch<Tilted>(unsigned(grids.sample), Tilted::kSharedBytes, a);
+  }
+  if (!a.plan.tilt)
+    launcher.template launch<Sample>(unsigned(grids.sample), Sample::kSharedBytes, a);
   launcher.template launch<Pull>(unsigned(grids.pull), Pull::kSharedBytes, a);
 }
 
