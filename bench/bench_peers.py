@@ -1,7 +1,7 @@
 """Time to error: CPU seconds per problem against true rms error, mvn_cdf beside every peer, one run.
 
-python -m bench peers [--n 9,49,99,199,499,999,1999,4095] [--budget 2] [--patience 12]
-                      [--references 9] [--peers scipy,mvtnorm,mvnxpb,crude] [--cache FOLDER]
+python -m bench peers [--n 9,49,99,199,499,999,1999,4095] [--budget 2] [--curve 2]
+                      [--patience 12] [--references 9] [--peers scipy,mvtnorm,mvnxpb,crude] [--cache FOLDER]
 python -m bench peers --join A.json,B.json
 
 One thread. A curve has a point for each setting: a number of points for a peer (bench/peers_cpu.py says
@@ -10,8 +10,9 @@ and with none; an absolute tolerance for mvn_cdf, which is a 99 % error. Problem
 by kind and by band of p; `--references` names the n whose trained classifiers take part (their sampled
 answers take minutes at first; at n = 9 half of one), `--cache` the folder of EfficientNet-Lite0's covariances.
 A peer answers the problems of one n in rounds with fresh seeds, bands in turn, until `--budget` CPU
-seconds are spent on a setting; a first problem that takes more than `--patience` is given up, and the
-peer has no answer at this n. A ratio compares times at equal true rms error over the same problems: mvn_cdf's curve is
+seconds are spent on a setting (with enough for `--seeds` rounds every row has that many answers and
+more); a first problem that takes more than `--patience` is given up, and the peer has no answer at
+this n. A ratio compares times at equal true rms error over the same problems: mvn_cdf's curve is
 interpolated in log-log, beyond its ends extended at N^-1/2 for the peer's sake and marked. Few answers
 make a rough rms error, and the column "answers" says how few; that of crude Monte Carlo is known.
 """
@@ -61,7 +62,7 @@ def groups_of(problems):
 def own_curve(problems, args):
     """mvn_cdf over tolerances on one group: milliseconds and errors [seeds, problems].
 
-    The next tolerance costs up to ten times as much and is left out once the budget is spent.
+    The next tolerance costs up to ten times as much and is left out once `--curve` is spent.
     """
     from mvnrob import mvn_cdf
 
@@ -90,7 +91,7 @@ def own_curve(problems, args):
                 "converged": float((result.status != 2).double().mean()),
             }
         )
-        if sum(seconds) > args.budget:
+        if sum(seconds) > args.curve:
             break
     return curve
 
@@ -297,7 +298,13 @@ def main():
     )
     p.add_argument("--seeds", type=int, default=4, help="fresh shifts behind each rms error")
     p.add_argument("--seed", type=int, default=0, help="of the problems")
-    p.add_argument("--budget", type=float, default=2.0, help="CPU seconds per n and setting")
+    p.add_argument(
+        "--budget", type=float, default=2.0, help="CPU seconds per n and a peer's setting"
+    )
+    p.add_argument(
+        "--curve", type=float, default=2.0,
+        help="CPU seconds per n, kind and band after which mvn_cdf's next tolerance is left out",
+    )  # fmt: skip
     p.add_argument("--patience", type=float, default=12.0, help="CPU seconds for one problem")
     p.add_argument("--join", help="instead of a run: these results, with commas, as one")
     p.add_argument("--peers", default=",".join(peer.name for peer in peers_cpu.PEERS))
