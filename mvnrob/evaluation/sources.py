@@ -342,7 +342,10 @@ def load_source(spec) -> Source:
                 f"DataLoader, got {type(spec).__name__}"
             )
         return Indexed(spec)
-    return _load_named(str(spec))
+    try:
+        return _load_named(str(spec))
+    except OSError as error:
+        raise ValueError(f"evaluate: data must be readable, got {spec}: {error}") from None
 
 
 def _tensor(x: Tensor | np.ndarray) -> Tensor:
