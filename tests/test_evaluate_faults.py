@@ -2,9 +2,11 @@
 
 import errno
 import fcntl
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 
 import mvnrob
 from mvnrob.cli import FINISHED, STOPPED, USAGE, WITH_GAPS, main
-from mvnrob.evaluation import Evaluation, LoadedModel, Source, load_model
+from mvnrob.evaluation import Evaluation, LoadedModel, Source, load_model, load_source
 from mvnrob.evaluation import manifest as manifest_module
 from mvnrob.evaluation.manifest import clear_temporaries, write_atomically
 from mvnrob.evaluation.results import OUT_OF_MEMORY, PARTS, RESULTS, UNREADABLE
@@ -346,3 +348,57 @@ def test_terminals_without_the_letters_of_a_class(tmp_path, encoding):
         assert f"{cat}-1" in says("report", one.folder.name)
         words = ["--model", "m.py:make", "--data", "猫.npz", "--sigma", "0.3"]
         assert f"{cat}-3" in says("evaluate", *words, "--out", "猫-3")
+
+
+# --- data sets ---------------------------------------------------------------------------------------
+
+
+def png() -> bytes:
+    sink = io.BytesIO()
+    pytest.importorskip("PIL.Image").new("RGB", (9, 9), (90, 200, 30)).save(sink, "png")
+    return sink.getvalue()
+
+
+def test_labels_from_editors_that_mark_their_files(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    labels = {"a.cls": mark + b"2\r\n", "b.cls": b"2\r", "c.json": mark + b'{"label": 2}\r\n'}
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, content in labels.items():
+            for entry, data in ((f"{name[0]}.png", png()), (name, content)):
+                member = tarfile.TarInfo(entry)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    source = load_source(str(tmp_path / "s.tar"))
+    assert [source.read(index).label for index in range(3)] == [2, 2, 2]
+
+
+def test_links_in_a_folder_of_pictures(tmp_path):
+    """One to the folder itself would give every picture twice; one to nothing is a gap."""
+    folder = tmp_path / "pictures"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.png").write_bytes(png())
+    (folder / "a" / "up").symlink_to("..")
+    (folder / "self").symlink_to("self")
+    assert len(load_source(str(folder))) == 2
+    (folder / "b" / "away.png").symlink_to("nowhere.png")
+    model = LoadedModel(lambda x: x.mean((2, 3)), "means", input_size=8, fingerprint="means")
+    rows = run(tmp_path / "out", model, str(folder)).table().to_pylist()
+    assert [(r["name"], r["status"]) for r in rows[1:]] == [
+        ("b/0.png", rows[0]["status"]), ("b/away.png", UNREADABLE)
+    ]  # fmt: skip
+    for target in (".", ".."):
+        (folder / "loop").symlink_to(target)
+        with pytest.raises(ValueError, match="data must not hold itself, got the link .*loop"):
+            load_source(str(folder))
+        (folder / "loop").unlink()
+
+
+def test_a_damaged_table_is_named(tmp_path, capfd):
+    done = run(tmp_path / "run")
+    (done.folder / RESULTS).write_bytes(table_bytes(done.folder)[:100])
+    assert main(["compare", str(done.folder), str(done.folder)]) == USAGE
+    said = capfd.readouterr().err
+    assert (
+        f"readable tables, got {done.folder / RESULTS}" in said and "delete it and resume" in said
+    )

@@ -72,7 +72,7 @@ def _write(path: Path, table) -> None:
 
 
 def _read(path: Path, columns: list[str] | None = None):
-    """A part's table, or some columns of it; a damaged one is named."""
+    """A part or a whole table, or some columns of it; a damaged one is named."""
     pa, parquet = arrow()
     try:
         return parquet.read_table(path, columns=columns, page_checksum_verification=True)
@@ -80,7 +80,7 @@ def _read(path: Path, columns: list[str] | None = None):
         raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
-            f"evaluate: out must hold readable parts, got {path} ({error}); delete it and resume"
+            f"evaluate: out must hold readable tables, got {path} ({error}); delete it and resume"
         ) from None
 
 
@@ -199,11 +199,11 @@ class Evaluation:
                 f"evaluate: out must hold a finished run, got {done} of {every} chunks in "
                 f"{self.folder}; go on with resume"
             )
-        return arrow()[1].read_table(self.folder / RESULTS)
+        return _read(self.folder / RESULTS)
 
     def timings(self):
         """Wall seconds per chunk and method, ``pyarrow.Table``; they vary from run to run."""
-        return arrow()[1].read_table(self.folder / TIMINGS)
+        return _read(self.folder / TIMINGS)
 
     def __repr__(self) -> str:
         done, every = self.progress()
