@@ -20,6 +20,7 @@ from mvnrob.evaluation import manifest as manifest_module
 from mvnrob.evaluation.manifest import clear_temporaries, write_atomically
 from mvnrob.evaluation.results import OUT_OF_MEMORY, PARTS, RESULTS, UNREADABLE
 from mvnrob.evaluation.sources import Example
+from mvnrob.report import report
 
 pytest.importorskip("pyarrow")
 
@@ -287,6 +288,28 @@ def test_resume_removes_what_killed_processes_left_and_nothing_else(tmp_path):
         assert all(path.read_bytes() == b"half" for path in others)
     run(done.folder, resume=True)
     assert not held.exists()
+
+
+def test_report_removes_what_killed_reports_left(tmp_path):
+    pytest.importorskip("jinja2")
+    done = run(tmp_path / "out")
+    (done.folder / "report").mkdir()
+    for name in ("index.html", "flips.png", "classes.csv", "scores.parquet"):
+        (done.folder / "report" / f".{name}.0123456789abcdef").write_bytes(b"half")
+    assert not [p for p in report(done).parent.iterdir() if p.name.startswith(".")]
+
+
+def test_a_failing_model_s_own_error_is_said(tmp_path):
+    model, calls = net(), [0]
+
+    def failing(x):
+        calls[0] += 1
+        if calls[0] > 12:
+            raise KeyError("colour")
+        return model(x)
+
+    with pytest.raises(RuntimeError, match=r"answer examples \d+ to \d+, got KeyError: 'colour'"):
+        run(tmp_path / "out", failing)
 
 
 def test_clearing_meets_writers(tmp_path, monkeypatch):

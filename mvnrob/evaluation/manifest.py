@@ -22,8 +22,8 @@ from .._load import simd_level
 
 FILE = "manifest.json"
 FORMAT = 1
-#: What a killed process may leave: names that :func:`_temporary` makes for files of a run.
-_TEMPORARY = re.compile(r"\.[^.]+\.(json|parquet)\.[0-9a-f]{16}")
+#: What a killed process may leave: names that :func:`_temporary` makes for files of a run or a report.
+_TEMPORARY = re.compile(r"\.[^.]+\.(csv|html|json|parquet|png)\.[0-9a-f]{16}")
 
 
 class OtherRun(ValueError):

@@ -400,10 +400,10 @@ class _Run:
                 try:
                     rows, timings = self._chunk(chunk, examples, ranks.rank)
                 except Exception as error:  # models raise what they like
-                    members = config.members(chunk)
+                    members, cause = config.members(chunk), error.__cause__ or error
                     raise Stopped(
                         f"evaluate: model must answer examples {members[0]} to {members[-1]}, got "
-                        f"{type(error).__name__}: {error}"
+                        f"{type(cause).__name__}: {cause}"
                     ) from error
                 parts.write(chunk, rows, timings)
                 first = (config.methods[0], config.sigmas[0])
@@ -449,7 +449,7 @@ class _Run:
         blank = torch.zeros_like(self._like)
         stacked = [blank if wrong else example.x for example, wrong in examples]
         stacked += [blank] * (config.chunk - len(stacked))
-        x = torch.stack(stacked).to(self.device)
+        x = self._twice(torch.stack(stacked).to, self.device)
         self._look_at(x[: len(examples)])
         logits, unfit = self._clean(x, members.start)
         self._look_at_logits(logits[: len(examples)])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from ..evaluation.manifest import write_atomically
+from ..evaluation.manifest import clear_temporaries, write_atomically
 from ..evaluation.results import Evaluation, arrow
 from ..evaluation.sources import Source
 from . import figures, pictures
@@ -57,6 +57,7 @@ def report(
     main = _main(parts)
     folder = Path(out) if out is not None else run.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(folder)
     names = run.manifest.get("class_names")
     classes = st.class_table(main, names)
     drawn = _draw(run, parts, main, classes, names)
