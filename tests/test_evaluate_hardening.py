@@ -241,7 +241,7 @@ def test_join_trusts_no_foreign_part_and_finishes_last(tmp_path, monkeypatch):
     kept = (one.folder / part).read_bytes()
     for content, text in (
         ((two.folder / part).read_bytes(), "parts of this run"),
-        (kept[:50], "readable parts"),
+        (kept[:50], "readable tables"),
     ):
         (one.folder / part).write_bytes(content)
         with pytest.raises(ValueError, match=text):
@@ -659,7 +659,7 @@ def test_a_flipped_bit_in_a_part_is_found_or_does_no_harm(tmp_path):
         try:
             run(tmp_path / "out", source=source, resume=True)
         except ValueError as error:
-            assert "out must hold readable parts, got" in str(error) and "delete it" in str(error)
+            assert "out must hold readable tables, got" in str(error) and "delete it" in str(error)
             found += 1
             part.write_bytes(whole)
             run(tmp_path / "out", source=source, resume=True)

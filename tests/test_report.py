@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import itertools
 import math
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import mvnrob
 from mvnrob.cli import FINISHED, USAGE, main
 from mvnrob.evaluation import Evaluation, LoadedModel
 from mvnrob.evaluation.selfcheck import Check, _recommend
-from mvnrob.report import report, score_frame
+from mvnrob.report import figures, report, score_frame
 from mvnrob.report import statistics as st
 
 pytest.importorskip("pyarrow")
@@ -273,3 +274,39 @@ def test_commands(run, tmp_path, capfd):
     checked = ["--examples", "5", "--draws", "200", "--method", "taylor"]
     assert main(["selfcheck", *line, *checked]) == FINISHED
     assert "5 examples, Monte Carlo with 200 draws" in capfd.readouterr().out
+
+
+LONG = [
+    "Staffordshire bullterrier, Staffordshire bull terrier",
+    "Staffordshire bullterrier, Staffordshire terrier of the American kind",
+    "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias",
+    "great white heron",
+    "x" * 90,
+    "",
+]
+
+
+@pytest.mark.parametrize("count", [6, 30])
+def test_long_class_names_stay_apart_and_inside_the_figures(monkeypatch, count):
+    drawn = []
+    monkeypatch.setattr(figures, "_png", lambda figure: drawn.append(figure) or b"")
+    names = (LONG * 5)[:count]
+    figures.flips(np.eye(count), names)
+    figures.classes(
+        [st.ClassRow(i, n, 3, None, 0.5, 0.4, 0.6, 0.1, "", 0.0) for i, n in enumerate(names)]
+    )
+    for figure in drawn:
+        figure.draw_without_rendering()
+        axis = figure.axes[0]
+        whole = figure.bbox
+        labels = axis.get_yticklabels()
+        assert len({label.get_text() for label in labels}) >= min(count, len(LONG))
+        assert labels[0].get_text().replace("\n", " ").split(" (")[0].endswith("bull terrier")
+        assert labels[3].get_text().startswith("great white heron")
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(whole.x0 <= box.x0 and whole.y0 <= box.y0 for box in boxes)
+        for above, below in itertools.pairwise(boxes):
+            assert below.y1 <= above.y0 + 1  # a pixel
+        assert axis.bbox.width > 0.4 * whole.width
+    bottoms = [label.get_window_extent() for label in drawn[0].axes[0].get_xticklabels()]
+    assert all(box.y0 >= 0 for box in bottoms)

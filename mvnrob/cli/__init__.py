@@ -18,6 +18,12 @@ def main(arguments: list[str] | None = None) -> int:
     usage, or a package is missing. 3: done, but some examples have no answer (under torchrun 0: it
     would stop the other ranks and call the run failed). 130: interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # a class or a file may have letters that these lack
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if arguments is None else arguments
+    evaluates = "evaluate" in words[:1]
+    resume = "; what was finished is kept, evaluate --resume goes on" if evaluates else ""
     try:
         click = require("click", "click", "evaluate")
         from .commands import group
@@ -27,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return USAGE
     except click.exceptions.Abort:
-        print("mvnrob: interrupted; evaluate --resume goes on", file=sys.stderr)
+        print(f"mvnrob: interrupted{resume}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # nobody reads any more: `mvnrob info | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,11 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return USAGE
     except RuntimeError as error:
-        print(f"{error}\nwhat was finished is kept, evaluate --resume goes on", file=sys.stderr)
+        print(f"{error}{resume}", file=sys.stderr)
         return STOPPED
     except OSError as error:
-        print(
-            f"mvnrob: {error}; what was finished is kept, evaluate --resume goes on",
-            file=sys.stderr,
-        )
+        print(f"mvnrob: {error}{resume}", file=sys.stderr)
         return STOPPED

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import platform
+import re
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -18,6 +22,8 @@ from .._load import simd_level
 
 FILE = "manifest.json"
 FORMAT = 1
+#: What a killed process may leave: names that :func:`_temporary` makes for files of a run or a report.
+_TEMPORARY = re.compile(r"\.[^.]+\.(csv|html|json|parquet|png)\.[0-9a-f]{16}")
 
 
 class OtherRun(ValueError):
@@ -82,42 +88,75 @@ def environment() -> dict[str, str]:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """The whole file or nothing, also after a power cut: temporary name, fsync, rename."""
-    temporary = _temporary(path, data)
-    try:
+    with _temporary(path, data) as temporary:
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def create_atomically(path: Path, data: bytes) -> bool:
     """As :func:`write_atomically`, unless ``path`` is there: then False, and it stays as it is."""
-    temporary = _temporary(path, data)
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        if path.exists():
+    with _temporary(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
             return False
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        except OSError:  # a file system without hard links
+            if path.exists():
+                return False
+            os.replace(temporary, path)
     return True
 
 
-def _temporary(path: Path, data: bytes) -> Path:
-    """The data on the disk under a name that nobody else has: process numbers repeat in containers."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+@contextlib.contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """The data on the disk under a name that nobody else has (process numbers repeat in containers),
+    locked while it is there."""
+    temporary, file = _locked(path)
     try:
-        with temporary.open("xb") as file:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+            yield temporary
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
-    return temporary
+
+
+def _locked(path: Path) -> tuple[Path, BinaryIO]:
+    """A new file beside ``path``, open and locked; another one where it was cleared before that."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        file = temporary.open("xb")
+        if _lock(file, otherwise=True) and os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()
+
+
+def _lock(file: BinaryIO, *, otherwise: bool) -> bool:
+    """Whether the file could be locked until it is closed; ``otherwise`` where its file system knows no
+    locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return otherwise
+    return True
+
+
+def probe(folder: Path) -> None:
+    """Raises an OSError where files cannot be written into the folder."""
+    with _temporary(folder / FILE, b""):
+        pass
+
+
+def clear_temporaries(*folders: Path) -> None:
+    """Removes the temporary files that killed processes left. One that a process holds, of another
+    host too, is locked and stays, as all do where the file system knows no locks."""
+    for path in (path for folder in folders for path in folder.iterdir()):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                if _lock(file, otherwise=False):
+                    path.unlink(missing_ok=True)
 
 
 class Manifest:

@@ -64,8 +64,9 @@ def load_model(
         spec: ``"digits"`` (trained on the spot, 4 seconds); ``"efficientnet-lite0"``, ``"ppocr-v6"``
             and ``"ppocr-v4"`` (one printed character, 18,710 and 6,625 classes): weights from a
             package, no download; ``"timm:NAME"``, ``"torchvision:NAME"``, ``"hf:NAME-OR-FOLDER"``
-            (Hugging Face image classification); a file ``*.pt2`` (``torch.export``) or ``*.pt``,
-            ``*.ts`` (TorchScript); ``"path.py:factory"``, whose function ``factory()`` returns an
+            (Hugging Face image classification); a file ``*.pt2`` (``torch.export``; one of a fixed batch
+            is given pieces of that size, padded where an input is alone) or ``*.pt``, ``*.ts``
+            (TorchScript); ``"path.py:factory"``, whose function ``factory()`` returns an
             ``nn.Module`` or a :class:`LoadedModel`; or a model itself.
         weights: a ``*.safetensors`` file, or a state dict that ``torch.load(weights_only=True)``
             reads, for ``timm:``, ``torchvision:`` and ``path.py:``; their pretrained ones otherwise.
@@ -318,7 +319,10 @@ def _exported(path: Path) -> LoadedModel:
         raise ValueError(f"evaluate: model must name a file, got {path}")
     if path.suffix == ".pt2":
         with _no_pickles():
-            model = torch.export.load(path).module()
+            program = torch.export.load(path)
+        model = program.module()
+        if (batches := _batches(program)) is not None:
+            model = _Rebatched(model, *batches)
         # What was exported is what runs; the flag, which eval() may not set here, says nothing.
         for part in model.modules():
             part.training = False
@@ -331,6 +335,39 @@ def _exported(path: Path) -> LoadedModel:
         model = torch.jit.load(path, map_location="cpu").eval()
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return LoadedModel(model, path.name, fingerprint=digest)
+
+
+def _batches(program) -> tuple[int, int] | None:
+    """The least and the largest batch that an exported program takes; None where it takes any."""
+    wanted = set(program.graph_signature.user_inputs)
+    values = [n.meta.get("val") for n in program.graph.nodes if n.name in wanted]
+    if len(values) != 1 or not isinstance(values[0], Tensor) or values[0].dim() == 0:
+        return None  # no classifier of one tensor: the first batch says what is wrong
+    size = values[0].shape[0]
+    if isinstance(size, int):
+        return size, size
+    # A least size above 1 is torch's own wariness of batches of one, which pass.
+    limits = program.range_constraints.get(size.node.expr)
+    most = None if limits is None else limits.upper
+    return (1, int(most)) if most is not None and most.is_Integer else None
+
+
+class _Rebatched(nn.Module):
+    """A program of fixed batches (``torch.export`` without ``dynamic_shapes``) for batches of any
+    size: pieces of the size that it takes, the last one padded with zeros."""
+
+    def __init__(self, program: nn.Module, least: int, most: int) -> None:
+        super().__init__()
+        self.program, self.least, self.most = program, least, most
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = []
+        for piece in x.split(self.most):
+            if (missing := self.least - len(piece)) > 0:
+                piece = torch.cat([piece, piece.new_zeros(missing, *piece.shape[1:])])
+            out = self.program(piece)
+            outs.append(getattr(out, "logits", out))
+        return torch.cat(outs)[: len(x)]
 
 
 def _is_saved_by_torch(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
-from .manifest import Config, Manifest, write_atomically
+from .manifest import Config, Manifest, clear_temporaries, probe, write_atomically
 from .models import EXTRA
 
 RESULTS, TIMINGS, PARTS = "results.parquet", "timings.parquet", "parts"
@@ -71,16 +71,16 @@ def _write(path: Path, table) -> None:
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
-def _read(path: Path):
-    """A part's table; a damaged one is named."""
+def _read(path: Path, columns: list[str] | None = None):
+    """A part or a whole table, or some columns of it; a damaged one is named."""
     pa, parquet = arrow()
     try:
-        return parquet.read_table(path, page_checksum_verification=True)
+        return parquet.read_table(path, columns=columns, page_checksum_verification=True)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
-            f"evaluate: out must hold readable parts, got {path} ({error}); delete it and resume"
+            f"evaluate: out must hold readable tables, got {path} ({error}); delete it and resume"
         ) from None
 
 
@@ -92,7 +92,11 @@ class Parts:
         self.parts = folder / PARTS
 
     def prepare(self) -> None:
+        """Makes the folders, and sees before anything long runs that they can be written."""
         self.parts.mkdir(parents=True, exist_ok=True)
+        clear_temporaries(self.folder, self.parts)
+        probe(self.folder)
+        probe(self.parts)
 
     def _path(self, chunk: int) -> Path:
         return self.parts / f"{chunk:08d}.parquet"
@@ -108,6 +112,22 @@ class Parts:
         timing = pa.Table.from_pylist(timings, schema=timing_schema())
         _write(self.parts / f"timing-{chunk:08d}.parquet", timing)
         _write(self._path(chunk), pa.Table.from_pylist(rows, schema=schema(self.config)))
+
+    def take_back(self) -> None:
+        """Makes a finished run an unfinished one, of whose chunks those are to be done again that have
+        inputs which could not be read or ran out of memory: both may be otherwise by now."""
+        if not (self.folder / RESULTS).is_file():
+            return
+        table = _read(self.folder / RESULTS, ["index", "status"]).to_pydict()
+        gaps = {
+            index // self.config.chunk
+            for index, status in zip(table["index"], table["status"], strict=True)
+            if status in (UNREADABLE, OUT_OF_MEMORY)
+        }
+        for chunk in gaps:
+            self._path(chunk).unlink(missing_ok=True)
+        if gaps:
+            (self.folder / RESULTS).unlink()
 
     def join(self) -> None:
         """The finished table and the timings from all parts: the same bytes from the same parts."""
@@ -179,11 +199,11 @@ class Evaluation:
                 f"evaluate: out must hold a finished run, got {done} of {every} chunks in "
                 f"{self.folder}; go on with resume"
             )
-        return arrow()[1].read_table(self.folder / RESULTS)
+        return _read(self.folder / RESULTS)
 
     def timings(self):
         """Wall seconds per chunk and method, ``pyarrow.Table``; they vary from run to run."""
-        return arrow()[1].read_table(self.folder / TIMINGS)
+        return _read(self.folder / TIMINGS)
 
     def __repr__(self) -> str:
         done, every = self.progress()

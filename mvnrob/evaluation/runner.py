@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import math
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._mvn_cdf import Status
-from ..network import Network
+from ..network import Network, first_line
 from ..robustness import DEFAULT_MAX_BYTES, METHODS, robustness
 from .images import to_tensor
 from .manifest import FILE, Config, Manifest, OtherRun
@@ -101,7 +102,8 @@ def evaluate(
             otherwise).
         max_bytes: budget of :func:`mvnrob.robustness`.
         workers: threads that read examples ahead.
-        resume: go on with what is in ``out``; a run of another configuration is refused.
+        resume: go on with what is in ``out``; a run of another configuration is refused. Of a finished
+            run, chunks with inputs that could not be read or ran out of memory are tried again.
         progress: show it on stderr. Without it warnings are still said there.
 
     Under ``torchrun`` the ranks share the chunks; the table is the same for any number of ranks,
@@ -115,9 +117,10 @@ def evaluate(
     Returns the :class:`Evaluation` of the folder, finished unless ``shard`` left chunks to others.
 
     Raises:
-        ValueError: a bad argument; ``out`` holds another run, or the same one without ``resume``.
+        ValueError: a bad argument; ``out`` cannot be made or written, or holds another run, or the same
+            one without ``resume``.
         Stopped: the model fails on examples, whose numbers the message says (a RuntimeError).
-        OSError: the folder cannot be written (a full disk): the parts stay, resume later.
+        OSError: a part cannot be written (a full disk): those before it stay, resume later.
         MissingExtra: a package that is needed is not installed.
     """
     ranks = Ranks.join()
@@ -148,7 +151,12 @@ def evaluate(
                 joins = resume or shard is not None
                 if (text := _open(folder, config, source, loaded, joins, parts)) is not None:
                     problem = OtherRun(text)
-            except (OSError, ValueError) as error:
+                elif resume:
+                    parts.take_back()
+            except OSError as error:
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                problem = error if full else _no_folder(out, error)
+            except ValueError as error:
                 problem = error
         if (problem := ranks.share(problem)) is not None:
             raise problem
@@ -203,6 +211,13 @@ def _open(
     return None
 
 
+def _no_folder(out: str | Path, error: OSError) -> ValueError:
+    return ValueError(
+        f"evaluate: out must be a folder that can be made, read and written, got {out} "
+        f"({error.strerror or error}: {error.filename or out})"
+    )
+
+
 def _is_foreign(path: Path) -> bool:
     """Whether it is not what a run leaves that is killed before its manifest is written."""
     if path.name == PARTS and path.is_dir():
@@ -219,6 +234,7 @@ class _Run:
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(device)
         self._like = first_readable(source, loaded)
+        self._classes = 0
         self._warned: set[str] = set()
         self._say: Callable[[str], None] = lambda text: None
 
@@ -310,24 +326,48 @@ class _Run:
         return self.config
 
     def _try_out(self) -> None:
-        """One batch through the network, so that a model that does not take such inputs is refused
-        before anything is written."""
-        x = self._like.expand(self.config.chunk, *self._like.shape).to(self.device)
+        """A chunk, and an input alone, which all methods pass, go through the network, so that a model
+        that does not take such batches is refused before anything is written."""
+        size = self.config.chunk
+        x = self._like.expand(size, *self._like.shape).to(self.device).contiguous()
         try:
-            self._logits(x.contiguous())
+            self._classes = self._twice(self._logits, x).shape[1]
+            size = 1
+            self._twice(self._logits, x[:1])
         except torch.OutOfMemoryError as error:
+            while size > 1 and not self._fits(x[: size // 2]):
+                size //= 2
+            fit = f"{size // 2} would" if size > 1 else "even one input would not"
             raise ValueError(
-                f"evaluate: chunk must fit into the memory, got {self.config.chunk}: "
-                f"{str(error).splitlines()[0]}"
+                f"evaluate: chunk must fit into the memory, got {len(x)} ({fit}): {first_line(error)}"
             ) from None
-        except (RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:
             text = str(error)
-            if text.startswith("evaluate: "):
+            if size == len(x) and text.startswith("evaluate: "):
                 raise
+            text = text.removeprefix("evaluate: ")
             raise ValueError(
-                f"evaluate: model must take {self._like.dtype} inputs {list(x.shape)}, got "
-                f"{type(error).__name__}: {text}"
+                f"evaluate: model must take batches of any size, got for {self._like.dtype} inputs "
+                f"{[size, *self._like.shape]} {type(error).__name__}: {text}"
             ) from error
+
+    def _fits(self, x: Tensor) -> bool:
+        try:
+            self._logits(x)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _twice(self, ask: Callable, *arguments):
+        """What ``ask`` returns. Out of memory, it is asked once more: another process may have had it
+        for a moment, and answers in smaller batches may differ in the last bits."""
+        try:
+            return ask(*arguments)
+        except torch.OutOfMemoryError:
+            pass  # what the traceback holds is free only behind this block
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return ask(*arguments)
 
     @staticmethod
     def _reads(method: str, option: str) -> bool:
@@ -359,11 +399,11 @@ class _Run:
                 ahead = self._read_ahead(pool, todo[at + 1]) if at + 1 < len(todo) else None
                 try:
                     rows, timings = self._chunk(chunk, examples, ranks.rank)
-                except (RuntimeError, TypeError, ValueError) as error:
-                    members = config.members(chunk)
+                except Exception as error:  # models raise what they like
+                    members, cause = config.members(chunk), error.__cause__ or error
                     raise Stopped(
                         f"evaluate: model must answer examples {members[0]} to {members[-1]}, got "
-                        f"{type(error).__name__}: {error}"
+                        f"{type(cause).__name__}: {cause}"
                     ) from error
                 parts.write(chunk, rows, timings)
                 first = (config.methods[0], config.sigmas[0])
@@ -409,9 +449,9 @@ class _Run:
         blank = torch.zeros_like(self._like)
         stacked = [blank if wrong else example.x for example, wrong in examples]
         stacked += [blank] * (config.chunk - len(stacked))
-        x = torch.stack(stacked).to(self.device)
+        x = self._twice(torch.stack(stacked).to, self.device)
         self._look_at(x[: len(examples)])
-        logits = self._logits(x)
+        logits, unfit = self._clean(x, members.start)
         self._look_at_logits(logits[: len(examples)])
         classes = logits.shape[1]
         predicted = logits.argmax(1)
@@ -435,6 +475,7 @@ class _Run:
         timings = []
         for method in config.methods:
             result, notes = self._answer(method, x, target, members.start)
+            notes |= unfit
             timings.append(
                 {
                     "chunk": chunk,
@@ -473,26 +514,42 @@ class _Run:
             network = Network("evaluate", self.loaded.model, self.loaded.preprocessing, x)
             return network(x.to(network.work_dtype)).double()
 
+    def _clean(self, x: Tensor, first: int) -> tuple[Tensor, dict[int, str]]:
+        """Logits ``[chunk, C]``; where the memory does not do even for one input at a time, NaN and a
+        note for each input that it does not do for."""
+        try:
+            return self._twice(self._logits, x), {}
+        except torch.OutOfMemoryError:
+            self._say(f"evaluate: out of memory at example {first}; going on one by one")
+        rows, notes = [], {}
+        for at in range(len(x)):
+            try:
+                rows.append(self._logits(x[at : at + 1]))
+            except torch.OutOfMemoryError as error:
+                notes[at] = first_line(error)
+                rows.append(x.new_full((1, self._classes), math.nan, dtype=torch.float64))
+        return torch.cat(rows), notes
+
     def _answer(
         self, method: str, x: Tensor, target: Tensor, first: int
     ) -> tuple[dict[str, Any], dict[int, str]]:
         """The method's answers ``[n_sigma, chunk]``; where the memory does not do even for one input
         at a time, a note for each input that it does not do for."""
+
+        def ask(part: slice) -> dict[str, Any]:
+            start = first + part.start
+            return _fields(self._ask(method, x[part], target[part], start, self.config.max_bytes))
+
         try:
-            return _fields(self._ask(method, x, target, first, self.config.max_bytes)), {}
+            return self._twice(ask, slice(0, len(x))), {}
         except torch.OutOfMemoryError:
             self._say(f"evaluate: out of memory at example {first}; going on one by one")
         parts, notes = [], {}
         for at in range(len(x)):
-            one = slice(at, at + 1)
             try:
-                parts.append(
-                    _fields(
-                        self._ask(method, x[one], target[one], first + at, self.config.max_bytes)
-                    )
-                )
+                parts.append(ask(slice(at, at + 1)))
             except torch.OutOfMemoryError as error:
-                notes[at] = str(error).splitlines()[0]
+                notes[at] = first_line(error)
                 parts.append(None)
         return _joined(parts, len(self.config.sigmas)), notes
 
@@ -692,7 +749,10 @@ def first_readable(source: Source, loaded: LoadedModel) -> Tensor:
 
 
 def _threads(out: str | Path) -> int:
-    manifest = Manifest.read(Path(out))
+    try:
+        manifest = Manifest.read(Path(out))
+    except OSError as error:
+        raise _no_folder(out, error) from None
     return torch.get_num_threads() if manifest is None else manifest.content["config"]["threads"]
 
 

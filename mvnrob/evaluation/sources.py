@@ -120,6 +120,9 @@ class Files(Source):
         self.name = str(folder)
         found: list[tuple[Path, int | None]] = []
         if folders:
+            own = folder.resolve()
+            if loops := [p for p in folders if own.is_relative_to(p.resolve())]:
+                raise ValueError(f"evaluate: data must not hold itself, got the link {loops[0]}")
             self.class_names = [printable(p.name) for p in folders]
             for label, part in enumerate(folders):
                 found += [(path, label) for path in _pictures(part.rglob("*"))]
@@ -132,7 +135,8 @@ class Files(Source):
         self.folder, self.found, self.has_labels = folder, found, bool(folders)
         digest = hashlib.sha256()
         for path, _ in found:
-            line = f"{path.relative_to(folder)} {path.stat().st_size}\n"
+            size = path.stat().st_size if path.is_file() else "gone"
+            line = f"{path.relative_to(folder)} {size}\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         self.fingerprint = digest.hexdigest()
 
@@ -150,7 +154,12 @@ class Files(Source):
 
 
 def _pictures(paths) -> list[Path]:
-    return sorted(p for p in paths if p.suffix.lower() in SUFFIXES and p.is_file())
+    """Also links to files that are away: those cannot be read, which shall be seen."""
+    return sorted(
+        p
+        for p in paths
+        if p.suffix.lower() in SUFFIXES and (p.is_file() or (p.is_symlink() and not p.exists()))
+    )
 
 
 def _opened(data: bytes):
@@ -218,7 +227,7 @@ class Shards(Source):
             if (found := self._labels.get((shard, key))) is not None:
                 ending, offset, size = found
                 file.seek(offset)
-                text = file.read(size).decode()
+                text = file.read(size).decode("utf-8-sig")  # editors put a mark before it
                 value = json.loads(text) if ending == "json" else text.strip()
                 if isinstance(value, dict):
                     value = value.get("label", value.get("cls"))
@@ -342,7 +351,10 @@ def load_source(spec) -> Source:
                 f"DataLoader, got {type(spec).__name__}"
             )
         return Indexed(spec)
-    return _load_named(str(spec))
+    try:
+        return _load_named(str(spec))
+    except OSError as error:
+        raise ValueError(f"evaluate: data must be readable, got {spec}: {error}") from None
 
 
 def _tensor(x: Tensor | np.ndarray) -> Tensor:

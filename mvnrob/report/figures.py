@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from itertools import cycle
 
@@ -53,6 +54,20 @@ def _named(labels) -> None:
         label.set_parse_math(False)  # a class may be called $x$
 
 
+def _shortened(name: str, most: int = 36) -> str:
+    """The name, or its beginning and end: names of neighbouring classes often begin alike."""
+    half = most // 2
+    return name if len(name) <= most else f"{name[:half].rstrip()} … {name[-half:].lstrip()}"
+
+
+def _two_lines(name: str, width: int = 22) -> str:
+    """The same in two lines, cut between words."""
+    lines = textwrap.wrap(name, width)
+    if len(lines) > 2:
+        lines[1:] = ["… " + textwrap.wrap(name[::-1], width - 2)[0][::-1]]
+    return "\n".join(lines)
+
+
 def distribution(parts: list[st.Answers], method: str) -> bytes:
     """Share of examples with a p of at most x, one line per sigma."""
     figure = _figure()
@@ -97,7 +112,7 @@ def classes(rows: list[st.ClassRow], most: int = 30) -> bytes:
     mean = np.array([row.mean for row in rows])
     spread = np.array([[row.mean - row.low, row.high - row.mean] for row in rows]).T
     axis.errorbar(mean, at, xerr=spread, fmt="o", ms=4, color=COLOURS[0], ecolor="0.6", capsize=2)
-    axis.set_yticks(at, [f"{row.name[:28]} ({row.count})" for row in rows], fontsize=8)
+    axis.set_yticks(at, [f"{_shortened(row.name)} ({row.count})" for row in rows], fontsize=8)
     _named(axis.get_yticklabels())
     axis.invert_yaxis()
     axis.set(xlabel="mean p, 99 % interval", xlim=(-0.02, 1.02))
@@ -107,13 +122,15 @@ def classes(rows: list[st.ClassRow], most: int = 30) -> bytes:
 
 def flips(matrix: np.ndarray, names: list[str]) -> bytes:
     """Where noise sends each class: shares of its lost probability."""
-    size = 1.8 + 0.38 * len(names)
+    labels = [_two_lines(name) for name in names]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    size = 0.8 + 0.38 * len(names) + 0.07 * longest
     figure = _figure(size + 0.8, size)
     axis = figure.subplots()
     image = axis.imshow(np.ma.masked_equal(matrix, 0), cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(names))
-    axis.set_xticks(ticks, [n[:14] for n in names], rotation=90, fontsize=8)
-    axis.set_yticks(ticks, [n[:14] for n in names], fontsize=8)
+    axis.set_xticks(ticks, labels, rotation=90, fontsize=8)
+    axis.set_yticks(ticks, labels, fontsize=8)
     _named((*axis.get_xticklabels(), *axis.get_yticklabels()))
     axis.set(xlabel="flips to", ylabel="from")
     figure.colorbar(image, ax=axis, shrink=0.8)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .._extras import require
-from ..evaluation.manifest import write_atomically
+from ..evaluation.manifest import clear_temporaries, write_atomically
 from ..evaluation.results import Evaluation, arrow
 from ..evaluation.sources import Source
 from . import figures, pictures
@@ -57,6 +57,7 @@ def report(
     main = _main(parts)
     folder = Path(out) if out is not None else run.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    clear_temporaries(folder)
     names = run.manifest.get("class_names")
     classes = st.class_table(main, names)
     drawn = _draw(run, parts, main, classes, names)
@@ -90,6 +91,7 @@ def report(
         half={"count": len(known), "of": len(half), "median": float(np.median(known))}
         if len(known)
         else None,
+        n_classes=_count(main, names),
         figures={name: _inline(data) for name, data in drawn.items()},
         vulnerable=_gallery(main, names, origin, half, worst=True),
         canonical=_gallery(main, names, origin, half, worst=False),
@@ -115,14 +117,18 @@ def _draw(run, parts, main, classes, names) -> dict[str, bytes]:
     }
     if len(run.config.sigmas) > 1:
         drawn["sigma"] = figures.sigma_curve(parts, run.config.methods)
-    count = 1 + max(int(main["target"].max()), int(main["runner_up"].max()))
-    count = max(count, len(names or ()))
+    count = _count(main, names)
     if count <= _MOST_CLASSES:
         shown = [st.name_of(c, names) for c in range(count)]
         drawn["flips"] = figures.flips(st.flip_matrix(main, count), shown)
     if "mc" in run.config.methods and main.method != "mc":
         drawn["monte-carlo"] = figures.against_monte_carlo(parts, main.method)
     return drawn
+
+
+def _count(main: st.Answers, names: list[str] | None) -> int:
+    """Classes of the model, as far as names or answers show."""
+    return max(1 + int(max(main["target"].max(), main["runner_up"].max())), len(names or ()))
 
 
 def _inline(data: bytes) -> str:
