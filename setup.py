@@ -41,6 +41,7 @@ FLOAT_FLAGS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 
 SIMD_SOURCES = [
     "csrc/cpu/mvn_cdf_simd.cpp",
+    "csrc/cpu/mvn_cdf_factor_simd.cpp",
     "csrc/cpu/jac_cov_simd.cpp",
     "csrc/cpu/mendell_elston_simd.cpp",
     "csrc/cpu/mvn_cdf_pathwise_simd.cpp",

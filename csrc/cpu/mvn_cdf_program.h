@@ -101,8 +101,6 @@ struct SimdTable {
                     int64_t m);
   // p[i] = Phi(x[i])
   void (*ndtr)(const double* x, double* p, int64_t n);
-  // p[i] = Phi(upper[i]) - Phi(lower[i])
-  void (*interval)(const double* lower, const double* upper, double* p, int64_t n);
   // Over m variables given their common factor y: 1 - prod P_i, and sum ln P_i (plan/one_factor.h)
   double (*one_factor_fails)(const double* upper, const double* lower, const double* slope,
                              double y, int64_t m);

@@ -244,14 +244,6 @@ void eliminate(double* __restrict column, const double* __restrict L, int64_t ld
   }
 }
 
-void interval_array(const double* lower, const double* upper, double* p, int64_t n) {
-  using V = Vec<double>;
-  int64_t i = 0;
-  for (; i + kWidth<double> <= n; i += kWidth<double>)
-    plan::interval_probability<V>(V::load(lower + i), V::load(upper + i)).store(p + i);
-  for (; i < n; ++i) p[i] = plan::interval_probability<double>(lower[i], upper[i]);
-}
-
 void ndtr_array(const double* x, double* p, int64_t n) {
   using V = Vec<double>;
   int64_t i = 0;
@@ -313,9 +305,8 @@ double one_factor_log(const double* upper, const double* lower, const double* sl
 
 extern const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table);
 const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table) = {
-    MVNROB_ISA::kBlockRows,           MVNROB_ISA::sample<float>,  MVNROB_ISA::sample<double>,
-    MVNROB_ISA::sample<double, true>, MVNROB_ISA::sample_union,   MVNROB_ISA::eliminate,
-    MVNROB_ISA::ndtr_array,           MVNROB_ISA::interval_array, MVNROB_ISA::one_factor_fails,
-    MVNROB_ISA::one_factor_log};
+    MVNROB_ISA::kBlockRows,           MVNROB_ISA::sample<float>,    MVNROB_ISA::sample<double>,
+    MVNROB_ISA::sample<double, true>, MVNROB_ISA::sample_union,     MVNROB_ISA::eliminate,
+    MVNROB_ISA::ndtr_array,           MVNROB_ISA::one_factor_fails, MVNROB_ISA::one_factor_log};
 
 }  // namespace mvnrob

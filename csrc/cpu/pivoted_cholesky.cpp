@@ -35,16 +35,22 @@ class PivotedCholesky {
                 scalar_t* residual) {
     const bool failed = status == Status::nan || status == Status::indefinite;
     const scalar_t rest = failed ? std::numeric_limits<scalar_t>::quiet_NaN() : scalar_t(0);
-    std::fill(factor, factor + n * columns, rest);
     std::fill(residual, residual + n, rest);
     const int64_t variables = failed ? 0 : int64_t(problem_.variable.size());
     const int64_t rank = variables ? factor_.pivots() : 0;
     is_pivot_.assign(n, false);
+    if (variables < n) std::fill(factor, factor + n * columns, rest);
     for (int64_t p = 0; p < variables; ++p) {
       const int64_t v = factor_.position_[p], i = problem_.variable[v];
       const double sd = 1 / problem_.inverse_sd[v];
-      for (int64_t l = 0; l < std::min(p + 1, rank); ++l)
-        factor[i * columns + l] = scalar_t(factor_.entry(p, l) * sd);
+      scalar_t* row = factor + i * columns;
+      const int64_t end = std::min(p + 1, rank);
+      for (int64_t l = 0; l < end; l += kStripe) {
+        const double* entry = factor_.entries(p, l);
+        for (int64_t k = l; k < std::min(l + kStripe, end); ++k, entry += kTileRows)
+          row[k] = scalar_t(*entry * sd);
+      }
+      std::fill(row + end, row + columns, rest);
       if (p < rank) {
         order[p] = i;
         is_pivot_[i] = true;

@@ -52,12 +52,12 @@ MVNROB_HD_FN IntervalProbability interval(double a, double b) {
 }
 
 // What orders the variables given those already chosen: the smallest goes first. Without lower
-// limits the limit itself will do, because Phi is monotone.
-MVNROB_HD_FN double priority(double upper, double lower, double mean, double variance,
-                             bool rectangular) {
-  const double scale = 1 / ::sqrt(variance);
-  const double b = (upper - mean) * scale;
-  return rectangular ? interval_probability<double>((lower - mean) * scale, b) : b;
+// limits the limit itself will do, because Phi is monotone. T is double or a pack of them.
+template <class T>
+MVNROB_HD T priority(T upper, T lower, T mean, T variance, bool rectangular) {
+  const T scale = T(1.0) / math::sqrt(variance);
+  const T b = (upper - mean) * scale;
+  return rectangular ? interval_probability<T>((lower - mean) * scale, b) : b;
 }
 
 // What a row with no variance left says of its pivot: limits divided by its coefficient there,
@@ -98,8 +98,15 @@ MVNROB_HD bool is_zero_rest(double product, double error, double sum_of_errors) 
   return ::fabs(product) <= error * sum_of_errors;
 }
 
-MVNROB_HD bool is_zero_variance(double variance, double error) { return variance <= error; }
-MVNROB_HD bool is_valid_variance(double variance, double error) { return variance > -10 * error; }
+// T is double or a pack of them.
+template <class T>
+MVNROB_HD auto is_zero_variance(T variance, T error) {
+  return variance <= error;
+}
+template <class T>
+MVNROB_HD auto is_valid_variance(T variance, T error) {
+  return variance > T(-10.0) * error;
+}
 
 // Whether a variable of zero variance, in a matrix of this largest one, may have that covariance
 // with one of `variance`: what a pivot of the latter would leave of the former.
