@@ -15,11 +15,11 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "complement, "
       "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
       "Tensor log_prob, Tensor log_error)");
-  // grad [B] times the derivatives of prob, and grad_log times those of log_prob, to upper and
-  // lower [B, n] and, where wants_cov, to cov (shaped like it); what is not wanted is empty.
-  // mvnrob/_mvn_cdf_grad.py, by calls of mvn_cdf and mvn_cdf_pathwise.
+  // grad [B] times the derivatives of prob, and grad_log times those of log_prob (at least one of
+  // the two is given), to upper and lower [B, n] and, where wants_cov, to cov (shaped like it);
+  // what is not wanted is empty. mvnrob/_mvn_cdf_grad.py, by calls of mvn_cdf and mvn_cdf_pathwise.
   m.def(
-      "mvn_cdf_backward(Tensor grad, Tensor grad_log, Tensor upper, Tensor cov, Tensor? lower, "
+      "mvn_cdf_backward(Tensor? grad, Tensor? grad_log, Tensor upper, Tensor cov, Tensor? lower, "
       "Tensor seed, Tensor prob, Tensor complement, Tensor log_prob, Tensor n_points, "
       "Tensor n_pivots, float abs_tol, float rel_tol, int max_points, str method, "
       "str compute_dtype, str points, bool wants_cov, bool factored=False) "

@@ -235,13 +235,13 @@ def mvn_cdf(
     Up to four variables slopes are closed forms (entries of cov off the diagonal: up to five). For
     more, slopes whose density is below a tenth of the tolerance, divided by the number of variables,
     are zero: ask for ``rel_tol`` in the tails. Cost: to limits and mean at most about three times the
-    value (a pathwise point costs 1.5 to 2 of the value's) beside a few milliseconds that a call takes
-    whatever its rows, which is most of it for a few rows of 20 variables and less; to cov about three
-    times the value where samples know every entry, and otherwise a call for each pair that they do not,
-    hundreds of times the value for nearly singular covariances of a hundred variables. What is computed
-    is what requires grad: ``torch.autograd.grad(p, upper)`` pays for cov too where cov does, since torch
-    does not say which inputs are wanted; detach it there. The backward depends on row and seed as the
-    value does; on CUDA it waits for the device.
+    value (a pathwise point costs 1.5 to 2 of the value's) beside about a millisecond (two to four with
+    cov) that a call takes whatever its rows, which is most of it for a few rows of 20 variables and less;
+    to cov about three times the value where samples know every entry, and otherwise a call for each pair
+    that they do not, hundreds of times the value for nearly singular covariances of a hundred variables.
+    What is computed is what requires grad: ``torch.autograd.grad(p, upper)`` pays for cov too where cov
+    does, since torch does not say which inputs are wanted; detach it there. The backward depends on row
+    and seed as the value does; on CUDA it waits for the device.
 
     Edges of the gradients: NaN rows have NaN ones, where the row's cotangent is not zero. Infinite
     limits, variables of zero variance (steps) and limits that contain nothing have zero. At a singular

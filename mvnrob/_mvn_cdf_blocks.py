@@ -13,6 +13,8 @@ from . import _load  # noqa: F401  (the schema)
 
 #: So small that nothing is screened for it; the first look of what is not exact.
 _NO_TOLERANCE, _FEWEST = 1e-300, 512
+_BYTES = 64 * 2**20
+_BYTES_PER_ENTRY = 16  # of a matrix: its numbers, masks
 
 
 class Parts(NamedTuple):
@@ -21,6 +23,17 @@ class Parts(NamedTuple):
     row: Tensor  # [m] of the batch
     index: Tensor  # [m, w] variables of it; 0 where filled
     filled: Tensor  # [m, w]
+
+    def problem(
+        self, upper: Tensor, cov: Tensor, lower: Tensor | None, seed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """What the op takes for them."""
+        return (
+            self.limits(upper, math.inf),
+            self.matrices(cov),
+            None if lower is None else self.limits(lower, -math.inf),
+            seed[self.row],
+        )
 
     def limits(self, t: Tensor, empty: float) -> Tensor:
         return torch.where(self.filled, empty, t[self.row[:, None], self.index])
@@ -41,68 +54,67 @@ class Parts(NamedTuple):
 
 
 def parts_of(block: Tensor) -> Iterator[Parts]:
-    """All blocks that ``[B, n]`` numbers from 0, those of about one size together."""
-    of_width: dict[int, list] = {}
-    for row in (block >= 0).any(1).nonzero()[:, 0].tolist():
-        for name in block[row].unique().tolist():
-            if name < 0:
-                continue
-            index = (block[row] == name).nonzero()[:, 0]
-            width = min(1 << (len(index) - 1).bit_length(), block.shape[1])
-            of_width.setdefault(width, []).append((row, index))
-    for width, found in of_width.items():
-        index = torch.zeros(len(found), width, dtype=torch.int64, device=block.device)
+    """All blocks that ``[B, n]`` numbers from 0, those of about one size together; each one's variables
+    in ascending order."""
+    n = block.shape[1]
+    row, variable = (block >= 0).nonzero(as_tuple=True)
+    _, of, size = (row * (n + 1) + block[row, variable]).unique(
+        return_inverse=True, return_counts=True
+    )
+    order = of.argsort(stable=True)
+    row, variable, of = row[order], variable[order], of[order]
+    first = size.cumsum(0) - size
+    place = torch.arange(len(of), device=of.device) - first[of]
+    width = torch.exp2(size.double().log2().ceil()).long().clamp_max(n)
+    for wide in width.unique().tolist():
+        found = (width == wide).nonzero()[:, 0]
+        mine = (width == wide)[of]
+        index = torch.zeros(len(found), wide, dtype=torch.int64, device=block.device)
         filled = torch.ones_like(index, dtype=torch.bool)
-        for k, (_, i) in enumerate(found):
-            index[k, : len(i)] = i
-            filled[k, : len(i)] = False
-        yield Parts(torch.tensor([row for row, _ in found], device=block.device), index, filled)
+        at = torch.searchsorted(found, of[mine]), place[mine]
+        index[at], filled[at] = variable[mine], False
+        yield Parts(row[first[found]], index, filled)
 
 
 def blocks_of_split_rows(
     upper: Tensor, cov: Tensor, lower: Tensor | None, seed: Tensor, live: Tensor, rows: Tensor
 ) -> Tensor:
     """``[B, n]`` int64: in such of the ``rows`` ``[B]`` where some blocks alone have exact answers and
-    others have not, 1, 2, ... for the ``live`` variables ``[B, n]`` of each that has, and 0 for those
-    of all others together; -1 elsewhere.
+    others have not, a positive number for the ``live`` variables ``[B, n]`` of each that has, and 0 for
+    those of all others together; -1 elsewhere.
 
     Blocks are the connected components of the entries of ``cov`` that are not zero. Cost: ``O(n^2)``
-    a row, and for one of several blocks a call of ``mvn_cdf`` for all of them.
+    a row, and for rows of several blocks a call of ``mvn_cdf`` for all blocks of about one size.
     """
-    out = torch.full_like(live, -1, dtype=torch.int64)
-    for row in rows.nonzero()[:, 0].tolist():
-        some = live[row].nonzero()[:, 0]
-        joined = cov[row][some[:, None], some] != 0
-        if len(some) == 0 or bool(joined[0].all()):
-            continue  # one block
-        block = _components(joined)
-        names = block.unique()
-        if len(names) == 1:
-            continue
-        mine = torch.zeros(len(names), live.shape[1], dtype=torch.bool, device=live.device)
-        mine[:, some] = block == names[:, None]
+    n = live.shape[1]
+    block = torch.full_like(live, -1, dtype=torch.int64)
+    for some in rows.nonzero()[:, 0].split(max(1, _BYTES // (_BYTES_PER_ENTRY * n * n))):
+        component = _components((cov[some] != 0) & live[some, :, None] & live[some, None, :])
+        component.masked_fill_(~live[some], -1)
+        apart = (component != component.amax(1, keepdim=True)) & live[some]
+        block[some] = component.masked_fill_(~apart.any(1)[:, None], -1)
+    exact = torch.zeros_like(live)
+    for parts in parts_of(block):
         _, _, _, _, n_points, *_ = torch.ops.mvnrob.mvn_cdf(
-            torch.where(mine, upper[row], math.inf),
-            cov[row].expand(len(names), *cov[row].shape),
-            None if lower is None else torch.where(mine, lower[row], -math.inf),
-            seed[row].expand(len(names)).contiguous(),
+            *parts.problem(upper, cov, lower, seed),
             _NO_TOLERANCE, 0.0, _FEWEST, "auto", "float64", "lattice", False,
         )  # fmt: skip
-        exact = n_points == 0
-        if bool(exact.any()) and not bool(exact.all()):
-            number = torch.where(exact, exact.cumsum(0), 0)
-            out[row, some] = (mine[:, some] * number[:, None]).sum(0)
-    return out
+        # A block's number is its first variable.
+        exact[parts.row, parts.index[:, 0]] = n_points == 0
+    taken = block >= 0
+    exact = exact.gather(1, block.clamp_min(0)) & taken
+    split = exact.any(1) & (taken & ~exact).any(1)
+    return torch.where(exact, block + 1, 0).masked_fill_(~(taken & split[:, None]), -1)
 
 
 def _components(joined: Tensor) -> Tensor:
-    """Of a graph ``[m, m]``: for each of its nodes the smallest number in its component."""
-    m = len(joined)
-    number = torch.arange(m, device=joined.device)
+    """Of graphs ``[B, m, m]``: for each node the smallest number in its component ``[B, m]``."""
+    m = joined.shape[1]
+    number = torch.arange(m, device=joined.device).expand(len(joined), m)
     joined = joined | joined.mT | torch.eye(m, dtype=torch.bool, device=joined.device)
     while True:
-        lowest = torch.where(joined, number, m).amin(1)
-        lowest = lowest[lowest]
+        lowest = torch.where(joined, number[:, None, :], m).amin(2)
+        lowest = lowest.gather(1, lowest)
         if bool((lowest == number).all()):
             return number
         number = lowest

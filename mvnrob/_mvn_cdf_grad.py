@@ -40,7 +40,10 @@ and a subgradient to a factor of cov: P falls like |change of the factor|, symme
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -59,6 +62,8 @@ _FEWEST = 512
 _FEWEST_OF_TAIL = 8 * _FEWEST
 #: Up to so many variables that matter the conditional problems have closed forms: none is skipped.
 _EXACT = 4
+#: Problems of so many variables have closed forms to all digits that may be asked for: no points.
+_CLOSED = 2
 #: A row that was not sampled has conditional problems that are not either, as a rule; where rounding
 #: keeps their form from being recognised they take what their tolerance asks for.
 #: Conditional probabilities are the most accurate: they are taken while they cost at most _AFFORDABLE
@@ -77,37 +82,50 @@ class _Rows(NamedTuple):
     matrix: Tensor  # as given: cov [B, n, n], or where factored a factor [B, n, r]
     factored: bool
     dead: Tensor  # [B, n] variables without a limit or a variance
+    all_live: bool  # there are none of them, as far as is known
     scale: Tensor  # [B, n] 1 / standard deviation, 0 for the dead
-    limits: Tensor  # [B, 2, n]: upper, lower
+    limits: Tensor  # [B, 1 or 2, n]: upper, and lower where there are any
     seed: Tensor
     entry_error: float  # of R, by rounding, as in csrc/plan/variable.h
-    log_unit: Tensor  # [B] slopes are in units of its exponential
-    fewest: Tensor  # [B] points that a conditional probability may take at least
+    log_unit: Tensor | None  # [B] slopes are in units of its exponential; none: of one
+    fewest: Tensor | None  # [B] points that a conditional probability may take; none: _FEWEST
     exact: Tensor  # [B] independent blocks of one factor, which conditional problems are again
     options: tuple  # abs_tol, rel_tol
     rest: tuple  # method, compute_dtype, points
+
+    @property
+    def open(self) -> Tensor:
+        """[B, n] variables that have a density between their limits."""
+        if self.limits.shape[1] == 1:
+            return ~self.dead
+        return (self.limits[:, 1] <= self.limits[:, 0]) & ~self.dead
 
     def problems(self, rows: Tensor) -> Tensor:
         """What the op takes for these rows, a copy: R, or the factor's rows of length one."""
         return self.unit_rows(rows) if self.factored else self.correlations(rows)
 
-    def unit_rows(self, rows: Tensor) -> Tensor:
+    def unit_rows(self, rows: Tensor | slice) -> Tensor:
         """The factor's rows of length one ``[b, n, r]``, a copy: zero for the dead."""
-        u = self.matrix[rows].double().mul_(self.scale[rows][:, :, None])
+        u = self.matrix[rows] * self.scale[rows][:, :, None]
         return u.masked_fill_(self.dead[rows][:, :, None], 0.0)
 
-    def correlations(self, rows: Tensor, some: slice = slice(None)) -> Tensor:
+    def correlations(self, rows: Tensor | slice, some: slice = slice(None)) -> Tensor:
         """R of these rows ``[b, i, n]``, i some of its variables; a copy: zero beside the dead,
         whatever cov has there."""
-        scale, dead = self.scale[rows], self.dead[rows]
         if self.factored:
             u = self.unit_rows(rows)
             r = u[:, some] @ u.mT
         else:
-            r = self.matrix[rows, some].double()
-            r.mul_(scale[:, some, None]).mul_(scale[:, None, :])
-            r.masked_fill_(dead[:, some, None] | dead[:, None, :], 0.0)
-        r.diagonal(some.start or 0, dim1=1, dim2=2).copy_((~dead[:, some]).double())
+            scale = self.scale[rows]
+            r = self.matrix[rows, some] * scale[:, some, None]
+            r *= scale[:, None, :]
+        diagonal = r.diagonal(some.start or 0, dim1=1, dim2=2)
+        if self.all_live:
+            diagonal.fill_(1.0)
+            return r
+        dead = self.dead[rows]
+        r.masked_fill_(dead[:, some, None] | dead[:, None, :], 0.0)
+        diagonal.copy_(~dead[:, some])
         return r
 
 
@@ -124,14 +142,24 @@ class _Units(NamedTuple):
         """Those of the rows that the mask [B] marks."""
         return self.where(rows[self.row])
 
-    def where(self, mask: Tensor) -> _Units:
-        return _Units(*(t[mask] for t in self))
+    def where(self, which: Tensor | slice) -> _Units:
+        if isinstance(which, Tensor) and which.dtype == torch.bool:
+            which = which.nonzero()[:, 0]
+        return _Units(*(t[which] for t in self))
 
     @staticmethod
     def join(parts: list[_Units]) -> _Units:
+        if len(parts) == 1:
+            return parts[0]
         return _Units(*(torch.cat(p) for p in zip(*parts, strict=True)))
 
 
+@functools.lru_cache(maxsize=16)
+def _bounds(max_points: int, device: torch.device) -> Tensor:
+    return torch.tensor(_levels(max_points), dtype=torch.float64, device=device)
+
+
+@functools.lru_cache(maxsize=16)
 def _levels(max_points: int) -> list[int]:
     """Numbers of points that calls ask for; rows with the same one go together."""
     levels = [_FEWEST]
@@ -144,64 +172,86 @@ def _levels(max_points: int) -> list[int]:
     return levels
 
 
-def _given(rows: _Rows, r: Tensor, limits: Tensor, index: Tensor, side: Tensor) -> Tensor:
-    """Conditions in place on X_index at its limit; returns the share of that variable (ties)."""
+def _given(rows: _Rows, r: Tensor, limits: Tensor, index: Tensor, side: Tensor) -> Tensor | None:
+    """Conditions in place on X_index at its limit; returns the share of that variable, if there are
+    ties."""
     unit, entry_error = torch.arange(len(r), device=r.device), rows.entry_error
+    mine = r[unit, index]
     # Zero is as in the forward: a few entries' rounding, and once more by the pivot.
     if rows.factored:
         before = r.square().sum(2)
-        variance, zero = before[unit, index], 128 * entry_error**2
-        q = r[unit, index] / variance.sqrt()[:, None]
+        variance, zero = before[unit, index][:, None], 128 * entry_error**2
+        q = mine / variance.sqrt()
         c = torch.linalg.vecdot(r, q[:, None, :])
         r.addcmul_(c[:, :, None], q[:, None, :], value=-1)
         after = r.square().sum(2)
     else:
-        variance, zero = r[unit, index, index], 16 * entry_error
-        c = r[unit, index] / variance.sqrt()[:, None]
+        variance, zero = mine.gather(1, index[:, None]), 16 * entry_error
+        c = mine / variance.sqrt()
         after = r.diagonal(dim1=1, dim2=2)
         before = after.clone()
         r.addcmul_(c[:, :, None], c[:, None, :], value=-1)
-    value = limits[unit, side, index] / variance.sqrt()
-    zero = (zero / variance)[:, None]
+    shift = (c * (limits[unit, side, index][:, None] / variance.sqrt()))[:, None, :]
+    zero = zero / variance
     gone = after <= zero
     multiple = gone & (before > zero)
-    multiple[unit, index] = False
-    shift = (c * value[:, None])[:, None, :]
-    size = limits.abs() + shift.abs()
-    limits.sub_(shift)
-    tie = (limits.abs() <= 8 * entry_error * size) & limits.isfinite() & multiple[:, None, :]
-    tie = tie.any(1)
+    multiple.scatter_(1, index[:, None], False)
+    unlimited = list(zip(limits.unbind(1), (math.inf, -math.inf), strict=False))
+    share = None
+    if bool(multiple.any()):
+        size = limits.abs() + shift.abs()
+        limits.sub_(shift)
+        tie = (limits.abs() <= 8 * entry_error * size) & limits.isfinite() & multiple[:, None, :]
+        tie = tie.any(1)
+        share = 1 / (1 + tie.sum(1).double())
+        for limit, infinite in unlimited:
+            limit.masked_fill_(tie, infinite)
+    else:
+        limits.sub_(shift)
+    for limit, infinite in unlimited:
+        limit.scatter_(1, index[:, None], infinite)
     r.masked_fill_(gone[:, :, None], 0.0)
     if not rows.factored:
         r.masked_fill_(gone[:, None, :], 0.0)
-    tied = tie.sum(1)
-    tie[unit, index] = True
-    limits[:, 0].masked_fill_(tie, math.inf)
-    limits[:, 1].masked_fill_(tie, -math.inf)
-    return 1 / (1 + tied.double())
+    return share
 
 
 def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) -> Tensor:
     """density * Q / exp(log_unit) of each unit; `budget` [B] is what a row's may cost together."""
-    out = torch.zeros_like(units.log_density)
-    if out.numel() == 0:
-        return out
-    counts = torch.bincount(units.row, minlength=len(budget))
-    levels = _levels(max_points)
-    each = torch.maximum(budget / counts.clamp_min(1), rows.fewest)
-    each = each.clamp(_FEWEST, max(max_points, _FEWEST))
-    bounds = torch.tensor(levels, dtype=torch.float64, device=each.device)
-    level = torch.bucketize(each.double(), bounds, right=True)[units.row] - 1
-    level = 2 * level + rows.exact[units.row]
-    chunk = _chunk(rows.matrix[0].numel())
-    for number in level.unique().tolist():
-        picks = (level == number).nonzero()[:, 0]
-        # What has its form to float32's rounding has it in float32 alone.
-        dtype = rows.matrix.dtype if number % 2 else torch.float64
-        for part in picks.split(chunk):
-            piece = _Units(*(t[part] for t in units))
-            out[part] = _probabilities(rows, piece, levels[number // 2], dtype)
+    if len(units.row) == 0:
+        return torch.zeros_like(units.log_density)
+    pieces = list(_pieces(rows, units, budget, max_points))
+    if len(pieces) == 1:
+        return _probabilities(rows, units, *pieces[0][1:])
+    out = torch.empty_like(units.log_density)
+    for some, *how in pieces:
+        out[some] = _probabilities(rows, units.where(some), *how)
     return out
+
+
+def _pieces(
+    rows: _Rows, units: _Units, budget: Tensor, max_points: int
+) -> Iterator[tuple[Tensor | slice, int, torch.dtype]]:
+    """The units that are computed together: which, the most points of each, and their dtype."""
+    size, chunk = len(units.row), _chunk(rows.matrix[0].numel())
+    if rows.dead.shape[1] - units.index.shape[1] <= _CLOSED and rows.rest[0] != "sov":
+        for first in range(0, size, chunk):
+            yield slice(first, first + chunk), max_points, torch.float64
+        return
+    levels = _levels(max_points)
+    # A row's share of its budget; that of a row without units is not looked at.
+    each = budget / torch.bincount(units.row, minlength=len(budget))
+    if rows.fewest is not None:
+        each = torch.maximum(each, rows.fewest)
+    each = each.clamp(_FEWEST, max(max_points, _FEWEST)).double()
+    level = torch.bucketize(each, _bounds(max_points, each.device), right=True) - 1
+    level = (2 * level + rows.exact)[units.row]
+    least, most = (int(t) for t in level.aminmax())
+    for number in [least] if least == most else level.unique().tolist():
+        # What has its form to float32's rounding has it in float32 alone.
+        how = levels[number // 2], rows.matrix.dtype if number % 2 else torch.float64
+        for some in (level == number).nonzero()[:, 0].split(chunk):
+            yield some, *how
 
 
 def _near_one(rows: _Rows, units: _Units, budget: Tensor, max_points: int) -> Tensor:
@@ -223,8 +273,8 @@ def _near_one(rows: _Rows, units: _Units, budget: Tensor, max_points: int) -> Te
             among = _among(rows, few, order[mine, :size])._replace(options=(enough, 0.0))
             alone = few._replace(row=at, index=torch.zeros_like(few.index))
             out[part[mine]] = _conditional(among, alone, each[few.row], max_points)
-    unit = (units.log_density - rows.log_unit[units.row]).exp()
-    again = (out < 0.5 * unit).nonzero()[:, 0]
+    log_unit = 0.0 if rows.log_unit is None else rows.log_unit[units.row]
+    again = (out < 0.5 * (units.log_density - log_unit).exp()).nonzero()[:, 0]
     if len(again):
         out[again] = _conditional(rows, _Units(*(t[again] for t in units)), budget, max_points)
     return out
@@ -247,8 +297,10 @@ def _that_matter(rows: _Rows, units: _Units, dropped: float) -> tuple[Tensor, Te
     left = 1 - r * r
     spread = left.clamp_min(0).sqrt()
     value = rows.limits[row, units.side[:, 0], i][:, None]
-    upper, lower = ((rows.limits[row, side] - r * value) / spread for side in (0, 1))
-    fails = torch.special.ndtr(-upper) + torch.special.ndtr(lower)
+    upper, *lower = ((limit - r * value) / spread for limit in rows.limits[row].unbind(1))
+    fails = torch.special.ndtr(-upper)
+    for t in lower:
+        fails += torch.special.ndtr(t)
     # Multiples of it, and what is not a number, stay.
     fails = torch.where(left > 32 * rows.entry_error, fails, 2.0).nan_to_num(2.0)
     fails.masked_fill_(dead, 0.0)
@@ -272,10 +324,10 @@ def _among(rows: _Rows, units: _Units, kept: Tensor) -> _Rows:
         matrix=matrix,
         dead=rows.dead[at, kept],
         scale=rows.scale[at, kept],
-        limits=rows.limits[row].gather(2, kept[:, None].expand(-1, 2, -1)),
+        limits=rows.limits[row].gather(2, kept[:, None].expand(-1, rows.limits.shape[1], -1)),
         seed=rows.seed[row],
-        log_unit=rows.log_unit[row],
-        fewest=rows.fewest[row],
+        log_unit=None if rows.log_unit is None else rows.log_unit[row],
+        fewest=None if rows.fewest is None else rows.fewest[row],
         exact=rows.exact[row],
     )
 
@@ -288,30 +340,22 @@ def _chunk(entries: int) -> int:
 def _probabilities(rows: _Rows, units: _Units, max_points: int, dtype: torch.dtype) -> Tensor:
     r = rows.problems(units.row)
     limits = rows.limits[units.row]
-    share = torch.ones_like(units.log_density)
+    shares = []
     for index, side in zip(units.index.unbind(1), units.side.unbind(1), strict=True):
-        share = share * _given(rows, r, limits, index, side)
+        shares.append(_given(rows, r, limits, index, side))
     # Steps of the golden ratio: the streams of a row and the seeds of a batch do not meet.
     seed = rows.seed[units.row] + (units.stream + 1) * -0x61C8864680B583EB
-    r, limits = r.to(dtype), limits.to(dtype)
-    upper, lower = limits.unbind(1)
-    lower = lower.contiguous() if bool((lower != -math.inf).any()) else None
+    r = r.to(dtype)
+    upper, *lower = (t.contiguous() for t in limits.to(dtype).unbind(1))
+    lower = lower[0] if lower and bool((lower[0] != -math.inf).any()) else None
 
-    def call(keep):
-        return torch.ops.mvnrob.mvn_cdf(
-            upper[keep].contiguous(),
-            r[keep],
-            None if lower is None else lower[keep].contiguous(),
-            seed[keep],
-            *rows.options,
-            max_points,
-            *rows.rest,
-            rows.factored,
+    def call(*problem):
+        out = torch.ops.mvnrob.mvn_cdf(
+            *problem, *rows.options, max_points, *rows.rest, rows.factored
         )
+        return out[0].double(), out[7].double(), out[3]
 
-    every = slice(None)
-    prob, _, _, status, *_, log_prob, _ = call(every)
-    prob, log_prob = prob.double(), log_prob.double()
+    prob, log_prob, status = call(upper, r, lower, seed)
     # A small conditional variance is rounding of the matrix made large. The forward takes what
     # float32's rounding explains as singular, so here as much is added to the diagonal.
     bad = (status == _INDEFINITE).nonzero()[:, 0]
@@ -319,39 +363,44 @@ def _probabilities(rows: _Rows, units: _Units, max_points: int, dtype: torch.dty
         diagonal = r.diagonal(dim1=1, dim2=2)
         jitter = 4 * r.shape[-1] * torch.finfo(torch.float32).eps
         r.diagonal(dim1=1, dim2=2).add_((diagonal != 0) * jitter)
-        again = call(bad)
-        prob = prob.index_copy(0, bad, again[0].double())
-        log_prob = log_prob.index_copy(0, bad, again[7].double())
-    # Relative to p where its logarithm is asked for, in logarithms: no factor need be a number.
-    unit = rows.log_unit[units.row]
-    relative = (units.log_density + log_prob - unit).exp()
-    value = torch.where(unit == 0, units.log_density.exp() * prob, relative)
-    return value * share
+        again = call(upper[bad], r[bad], None if lower is None else lower[bad], seed[bad])
+        prob = prob.index_copy(0, bad, again[0])
+        log_prob = log_prob.index_copy(0, bad, again[1])
+    value = units.log_density.exp() * prob
+    if rows.log_unit is not None:
+        # Relative to p where its logarithm is asked for, in logarithms: no factor need be a number.
+        unit = rows.log_unit[units.row]
+        relative = (units.log_density + log_prob - unit).exp()
+        value = torch.where(unit == 0, value, relative)
+    for share in shares:
+        if share is not None:
+            value = value * share
+    return value
 
 
 def _log_phi(x: Tensor) -> Tensor:
     return -0.5 * x * x - 0.5 * math.log(2 * math.pi)
 
 
-def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor, sides: int) -> _Units:
+def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor | float) -> _Units:
+    """``log_least`` ``[B, 1]``: densities that matter are larger; those at infinity are zero."""
     n = rows.dead.shape[-1]
     parts = []
-    open_ = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead & wanted[:, None]
-    for side in range(sides):
-        z = rows.limits[:, side]
+    open_ = rows.open & wanted[:, None]
+    for side, z in enumerate(rows.limits.unbind(1)):
         density = _log_phi(z)
-        row, i = (open_ & z.isfinite() & (density > log_least[:, None])).nonzero(as_tuple=True)
+        row, i = (open_ & (density > log_least)).nonzero(as_tuple=True)
+        index = i[:, None]
         parts.append(
-            _Units(
-                row, i[:, None], torch.full_like(i, side)[:, None], density[row, i], side * n + i
-            )
+            _Units(row, index, torch.full_like(index, side), density[row, i], side * n + i)
         )
     return _Units.join(parts)
 
 
-def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
+def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor | float) -> _Units:
     n = rows.dead.shape[-1]
-    usable = (rows.limits[:, 1] <= rows.limits[:, 0]) & ~rows.dead
+    sides = range(rows.limits.shape[1])
+    usable = rows.open
     parts = []
     height = min(n, _chunk(n))  # variables of a piece of R
     for some in wanted.nonzero()[:, 0].split(_chunk(n * n)):
@@ -363,17 +412,16 @@ def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor) -> _Units:
             # |R_ij| = 1 to rounding: no density, or an infinite one where the limits meet.
             pair &= left > 32 * rows.entry_error
             spread = torch.where(pair, left, 1.0).sqrt()
-            for corner in range(4):
-                a = rows.limits[some, corner // 2, here, None]
-                b = rows.limits[some, corner % 2, None, :]
-                finite = pair & a.isfinite() & b.isfinite()
-                a, b = a.nan_to_num(0, 0, 0), b.nan_to_num(0, 0, 0)
+            least = log_least if isinstance(log_least, float) else log_least[some, :, None]
+            for of_i, of_j in itertools.product(sides, sides):
+                a = rows.limits[some, of_i, here, None]
+                b = rows.limits[some, of_j, None, :]
+                # At infinity it is zero, or not a number: neither is larger.
                 density = _log_phi(a) + _log_phi((b - r * a) / spread) - spread.log()
-                matters = finite & (density > log_least[some, None, None])
-                row, i, j = matters.nonzero(as_tuple=True)
-                side = torch.tensor([corner // 2, corner % 2], device=i.device).expand(len(i), 2)
+                row, i, j = (pair & (density > least)).nonzero(as_tuple=True)
+                side = torch.tensor([of_i, of_j], device=i.device).expand(len(i), 2)
                 weight, i = density[row, i, j], i + first
-                stream = (2 + corner * n + i) * n + j
+                stream = (2 + (2 * of_i + of_j) * n + i) * n + j
                 parts.append(_Units(some[row], torch.stack([i, j], 1), side, weight, stream))
     return _Units.join(parts)
 
@@ -387,22 +435,34 @@ def _too_dear(rows: _Rows, units: _Units, n_points: Tensor) -> Tensor:
     return cost > _AFFORDABLE * n_points
 
 
+def _signed(units: _Units, values: Tensor, sides: int) -> Tensor:
+    """Negative for each lower limit among its conditions."""
+    if sides == 1:
+        return values
+    return torch.where(units.side.sum(1) % 2 == 0, values, -values)
+
+
 def _of_pairs(rows: _Rows, pairs: _Units, values: Tensor) -> Tensor:
     """H [B, n, n] from its corners."""
     batch, n = rows.dead.shape
+    sides = rows.limits.shape[1]
     h = torch.zeros(batch, n, n, dtype=torch.float64, device=values.device)
-    for corner in range(4):  # one at a time: within one, no entry comes twice
-        mine = (2 * pairs.side[:, 0] + pairs.side[:, 1] == corner).nonzero()[:, 0]
-        sign = 1 if corner in (0, 3) else -1
-        at = (pairs.row[mine], *pairs.index[mine].unbind(1))
-        h[at] += sign * values[mine]
-    h += h.mT.clone()
-    return h
+    values = _signed(pairs, values, sides)
+    for mine in _corners(pairs, sides):  # one at a time: within one, no entry comes twice
+        h[(pairs.row[mine], *pairs.index[mine].unbind(1))] += values[mine]
+    return h.add_(h.mT.clone())
+
+
+def _corners(pairs: _Units, sides: int) -> list[Tensor | slice]:
+    if sides == 1:
+        return [slice(None)]
+    corner = 2 * pairs.side[:, 0] + pairs.side[:, 1]
+    return [(corner == k).nonzero()[:, 0] for k in range(4)]
 
 
 def _backward_op(
-    grad: Tensor,
-    grad_log: Tensor,
+    grad: Tensor | None,
+    grad_log: Tensor | None,
     upper: Tensor,
     cov: Tensor,
     lower: Tensor | None,
@@ -429,13 +489,17 @@ def _backward_op(
     )
     flags = options, wants_cov, factored
     batch, n = upper.shape
-    # Only samples are differentiated whole where the value was not sampled whole; near 1 with digits of
-    # 1 - p, conditional probabilities are taken.
-    rows = (n_points > 0) & (n_pivots > _EXACT) & (prob > 0) & ((grad != 0) | (grad_log != 0))
-    rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _SMALL)
-    if factored or method != "auto" or not bool(rows.any()):
+    # Only samples are differentiated whole where the value was not sampled whole; without a zero a
+    # covariance is one block.
+    if factored or method != "auto" or n <= _EXACT or _has_no_zero(cov):
         return _backward_rows(*whole, *flags)
-    live = (cov.diagonal(dim1=1, dim2=2) > 0) & (upper.isfinite() | _is_finite(lower, upper))
+    rows = (n_points > 0) & (n_pivots > _EXACT) & (prob > 0) & _moves(grad, grad_log)
+    # Near 1 with digits of 1 - p, conditional probabilities are taken.
+    rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _SMALL)
+    if not bool(rows.any()):
+        return _backward_rows(*whole, *flags)
+    limited = _finite(upper) if lower is None else _finite(upper) | _finite(lower)
+    live = (cov.diagonal(dim1=1, dim2=2) > 0) & limited
     block = blocks_of_split_rows(upper, cov, lower, seed, live, rows)
     split = (block >= 0).any(1)
     if not bool(split.any()):
@@ -452,25 +516,24 @@ def _backward_op(
     # A factor's cotangent is that of the product times the others.
     found, log_total = [], torch.zeros_like(prob, dtype=torch.float64)
     for parts in parts_of(block):
-        problem = (
-            parts.limits(upper, math.inf),
-            parts.matrices(cov),
-            None if lower is None else parts.limits(lower, -math.inf),
-            seed[parts.row],
-        )
+        problem = parts.problem(upper, cov, lower, seed)
         r = torch.ops.mvnrob.mvn_cdf(*problem, *options, factored)
         log_total.index_add_(0, parts.row, r[7].double())
         found.append((parts, problem, (r[0], r[1], r[7], r[4], r[6])))
     for parts, problem, values in found:
         others = (log_total[parts.row] - values[2].double()).exp()
-        cotangent = (grad[parts.row].double() * others).to(grad.dtype), grad_log[parts.row]
+        cotangent = (
+            None if grad is None else (grad[parts.row].double() * others).to(grad.dtype),
+            None if grad_log is None else grad_log[parts.row],
+        )
         slopes = _backward_rows(cotangent, problem, values, *flags)
         for total, part in zip(totals, slopes, strict=True):
             if part.numel():
                 parts.add(total, part)
     if wants_cov:
         # d2p / dx_i dx_j, x limits of different blocks, is p times both slopes of log p.
-        weight = grad.double() * log_total.exp() + grad_log
+        weight = torch.zeros_like(log_total) if grad is None else grad.double() * log_total.exp()
+        weight = weight if grad_log is None else weight + grad_log
         for row in split.nonzero()[:, 0].split(_chunk(n * n)):
             moves = to_upper[row].double() + to_lower[row]
             apart = block[row][:, :, None] != block[row][:, None, :]
@@ -480,8 +543,26 @@ def _backward_op(
     return to_upper, upper.new_empty(0) if lower is None else to_lower, to_cov
 
 
-def _is_finite(lower: Tensor | None, upper: Tensor) -> Tensor:
-    return torch.zeros_like(upper, dtype=torch.bool) if lower is None else lower.isfinite()
+def _finite(t: Tensor) -> Tensor:
+    """torch.isfinite in two operations; it takes four."""
+    return t.abs() < math.inf
+
+
+def _has_no_zero(cov: Tensor) -> bool:
+    cov = cov[:1] if cov.stride(0) == 0 else cov
+    return int(cov.count_nonzero()) == cov.numel()
+
+
+def _contain(limits: Tensor) -> Tensor:
+    """[B] rows whose limits [B, 1 or 2, n] contain something."""
+    low = -math.inf if limits.shape[1] == 1 else limits[:, 1]
+    return (low < limits[:, 0]).all(1)
+
+
+def _moves(*cotangents: Tensor | None) -> Tensor:
+    """[B] rows that one of them, at least one of which there is, is not zero for."""
+    given = [t != 0 for t in cotangents if t is not None]
+    return given[0] if len(given) == 1 else given[0] | given[1]
 
 
 def _backward_rows(
@@ -501,79 +582,96 @@ def _backward_rows(
             nothing if lower is None else torch.zeros_like(upper),
             upper.new_zeros(cov.shape) if wants_cov else nothing,
         )
-    grad, grad_log, log_prob = grad.double(), grad_log.double(), log_prob.double()
-    low = torch.full_like(upper, -math.inf) if lower is None else lower
-    limits = torch.stack([upper, low], 1).double()
+    log_prob = log_prob.double()
+    limits = upper[:, None] if lower is None else torch.stack([upper, lower], 1)
+    limits = limits.double()
     if factored:
         shared = cov[:1] if cov.stride(0) == 0 else cov
         variance = shared.double().square().sum(2).expand(batch, n)
     else:
         variance = cov.diagonal(dim1=1, dim2=2).double()
-    dead = ~(variance > 0) | ~limits.isfinite().any(1)
-    scale = torch.where(dead, 0.0, 1 / variance.sqrt())
+    finite = _finite(upper) if lower is None else _finite(upper) | _finite(lower)
+    dead = ~((variance > 0) & finite)
+    sd = variance.sqrt().masked_fill_(dead, 0.0)
+    inverse = 1 / sd
+    scale = inverse.masked_fill(dead, 0.0)
     # A step has its limit in its own units; only its sign matters.
-    limits = torch.where(dead[:, None], limits, limits * scale[:, None])
+    limits = limits * inverse.masked_fill_(dead, 1.0)[:, None]
     entry_error = (4 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
     # Slopes are in units of p where its logarithm moves the loss.
-    log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
-    nan = prob.isnan()
-    small = torch.minimum(prob, complement).double()
-    digits = (rel_tol * small >= abs_tol) & (rel_tol > 0)
-    fewest = torch.where(digits, _FEWEST_OF_TAIL, _FEWEST)
-    exact = (n_points == 0) & (n_pivots > 3)
-    integrated = (n_points > 0) & (n_pivots > 0) & ~nan
-    rows = _Rows(
-        cov, factored, dead, scale, limits, seed, entry_error, log_unit, fewest, exact,
-        (abs_tol, rel_tol), (method, compute_dtype, points),
-    )  # fmt: skip
-    factor = torch.where(grad == 0, 0.0, grad * log_unit.exp()) + grad_log
-
-    moves = (grad != 0) | (grad_log != 0)
+    log_unit, factor = None, 0.0 if grad is None else grad.double()
+    if grad_log is not None:
+        grad_log = grad_log.double()
+        log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
+        if grad is not None:
+            factor = torch.where(factor == 0, 0.0, factor * log_unit.exp())
+        factor = factor + grad_log
+    nan, moves = prob.isnan(), _moves(grad, grad_log)
     # Where p is not told from zero it has no slopes of its logarithm.
-    wanted = moves & ~nan & (log_unit > -math.inf)
-    # In logarithms, since p may have underflowed where its logarithm has not.
-    log_small = torch.where(prob <= complement, log_prob, small.log())
-    log_tolerance = torch.maximum(
-        log_small + math.log(rel_tol) if rel_tol > 0 else torch.full_like(log_small, -math.inf),
-        torch.full_like(log_small, math.log(abs_tol) if abs_tol > 0 else -math.inf),
-    )
-    live = (~dead).sum(1)
-    # What is skipped cannot move any sum over the variables by more than a tenth of the tolerance.
-    log_least = math.log(0.1) + log_tolerance - live.clamp_min(1).log()
+    wanted = moves & ~nan
+    if log_unit is not None:
+        wanted &= log_unit > -math.inf
+    fewest = digits = None
+    log_tolerance = math.log(abs_tol) if abs_tol > 0 else -math.inf
+    if rel_tol > 0:
+        small = torch.minimum(prob, complement).double()
+        digits = rel_tol * small >= abs_tol
+        fewest = torch.where(digits, _FEWEST_OF_TAIL, _FEWEST)
+        # In logarithms, since p may have underflowed where its logarithm has not.
+        log_small = torch.where(prob <= complement, log_prob, small.log())
+        log_tolerance = (log_small + math.log(rel_tol)).clamp_min(log_tolerance)
+    exact = (n_points == 0) & (n_pivots > 3)
+    rows = _Rows(
+        cov, factored, dead, not bool(dead.any()), scale, limits, seed, entry_error, log_unit, fewest,
+        exact, (abs_tol, rel_tol), (method, compute_dtype, points),
+    )  # fmt: skip
+    live = n - dead.sum(1) if n > _EXACT else None
+
+    def least(all_matter: int) -> Tensor | float:
+        """Up to ``all_matter`` variables none is skipped; what is cannot move any sum over the
+        variables by more than a tenth of the tolerance."""
+        if n <= all_matter:
+            return -math.inf
+        log_least = math.log(0.1) + log_tolerance - live.double().log()
+        return log_least.masked_fill_(live <= all_matter, -math.inf)[:, None]
+
     budget = torch.where(exact, torch.iinfo(torch.int64).max, COST * n_points)
 
-    sides = 1 if lower is None else 2
-    units = _limit_units(rows, wanted, torch.where(live <= _EXACT, -math.inf, log_least), sides)
+    units = _limit_units(rows, wanted, least(_EXACT))
+    pairs = h = bad = by_path = cov_by_path = near_one = tilted = None
+    if wants_cov:
+        pairs = _pair_units(rows, wanted, least(_EXACT + 1))
     sampled = compute_dtype
     if sampled == "auto":
         sampled = "float32" if abs_tol >= 1e-5 else "float64"
-    near_one = integrated & digits & (complement < _SMALL)
-    # Digits of a small p: its samples were tilted, or would have been had they not sufficed.
-    tilted = integrated & digits & (prob < _SMALL)
-    tilted &= sampled == "float64" and method == "auto"
-    by_samples = integrated & wanted & (live > _EXACT) & ~near_one & (tilted | (prob > 0))
-    by_path = by_samples & (tilted | _too_dear(rows, units, n_points))
-    cov_by_path = torch.zeros_like(by_path)
-    if wants_cov:
-        pairs = _pair_units(rows, wanted, torch.where(live <= _EXACT + 1, -math.inf, log_least))
+    if digits is not None or n > _EXACT:
+        integrated = (n_points > 0) & (n_pivots > 0) & ~nan
+    if digits is not None:
+        near_one = integrated & digits & (complement < _SMALL)
+        if sampled == "float64" and method == "auto":
+            # Digits of a small p: its samples were tilted, or would have been had they not sufficed.
+            tilted = integrated & digits & (prob < _SMALL)
+    if n > _EXACT:
+        by_samples = integrated & wanted & (live > _EXACT)
+        by_samples &= prob > 0 if tilted is None else tilted | (prob > 0)
+        if near_one is not None:
+            by_samples &= ~near_one
+        dear = _too_dear(rows, units, n_points)
+        by_path = by_samples & (dear if tilted is None else tilted | dear)
         # The samples' slopes to matrices are built for covariances, not for factors.
-        if not factored:
+        if wants_cov and not factored:
             cov_by_path = by_samples & _too_dear(rows, pairs, n_points)
 
-    takes_part = torch.zeros_like(dead)
-    takes_part[units.row, units.index[:, 0]] = True
-    sd = torch.where(dead, 0.0, variance.sqrt())
     slopes = torch.zeros_like(limits)
-    h = bad = None
-    # Slopes of tilted samples are relative to p.
-    unit = torch.where(tilted, log_unit - log_prob, log_unit).exp()[:, None]
-
-    def sample(mask: Tensor, of_cov: bool, of_tilted: bool) -> None:
-        nonlocal h, bad
-        picks = (mask & (tilted == of_tilted)).nonzero()[:, 0]
+    if by_path is not None:
+        takes_part = torch.zeros_like(dead)
+        takes_part[units.row, units.index[:, 0]] = True
+    for of_cov, of_tilted, mask in _sampled_together(by_path, cov_by_path, tilted):
+        picks = mask.nonzero()[:, 0]
         if len(picks) == 0:
-            return
-        pick = (lambda t: t) if len(picks) == batch else (lambda t: t[picks])
+            continue
+        # All rows together need no copy.
+        pick = (lambda t: t) if len(picks) == batch else (lambda t, at=picks: t[at])
         how = _mvn_cdf_pathwise.Samples(
             *(pick(t) for t in (seed, takes_part, n_points, n_pivots, sd)),
             0.0 if of_tilted else abs_tol, rel_tol, sampled, points, factored, of_cov, of_tilted,
@@ -581,44 +679,51 @@ def _backward_rows(
         out = _mvn_cdf_pathwise.slopes(
             (pick(upper), None if lower is None else pick(lower)), pick(cov), how
         )
-        # Unless no sample met the rectangle, or nothing could be factored.
-        by_path[picks] &= out.error.isfinite().all(1)
-        mine = by_path[picks].nonzero()[:, 0]
-        at = picks[mine]
-        for side, to_limit in enumerate((out.upper, out.lower)):
-            slopes[at, side] = to_limit[mine] * sd[at] / unit[at]
+        log_scale = None if log_unit is None else pick(log_unit)
+        if of_tilted:  # their slopes are relative to p
+            log_scale = (0.0 if log_scale is None else log_scale) - pick(log_prob)
+        unit = None if log_scale is None else log_scale.exp()[:, None]
+        for side, to_limit in enumerate((out.upper, out.lower)[: limits.shape[1]]):
+            slope = to_limit * how.standard_deviation
+            slopes[picks, side] = slope if unit is None else slope / unit
+        # Where no sample met the rectangle, or nothing could be factored.
+        known = _finite(out.error)
+        if not bool(known.all()):
+            lost = picks[~known.all(1)]
+            by_path[lost], slopes[lost] = False, 0.0
         if of_cov:
             if h is None:
                 h = torch.zeros(batch, n, n, dtype=torch.float64, device=upper.device)
                 bad = torch.zeros(batch, n, n, dtype=torch.bool, device=upper.device)
-            h[picks], bad[picks] = _pathwise_pairs(rows, picks, out, how)
-
-    for of_tilted in (False, True):
-        sample(by_path & ~cov_by_path, False, of_tilted)
-        if wants_cov:
-            sample(cov_by_path, True, of_tilted)
-    by_formula = units.of(~by_path)
-    values = torch.empty_like(by_formula.log_density)
-    near = near_one[by_formula.row]
-    for mine, of in ((near, _near_one), (~near, _conditional)):
-        values[mine] = of(rows, by_formula.where(mine), budget, max_points)
-    side = by_formula.side[:, 0]
-    signed = torch.where(side == 0, values, -values)
-    slopes[by_formula.row, side, by_formula.index[:, 0]] = signed
-    # Undefined where p is not told from zero although its limits contain something.
-    unknown = (log_unit == -math.inf) & (limits[:, 1] < limits[:, 0]).all(1)
+            of_pairs, bad[picks] = _pathwise_pairs(rows, picks, out, how)
+            h[picks] = of_pairs if unit is None else of_pairs / unit[:, :, None]
+    by_formula = units
+    if by_path is not None and bool(by_path.any()):
+        by_formula = units.of(~by_path)
+    if near_one is None or not bool(near_one.any()):
+        values = _conditional(rows, by_formula, budget, max_points)
+    else:
+        values = torch.empty_like(by_formula.log_density)
+        near = near_one[by_formula.row]
+        for mine, of in ((near, _near_one), (~near, _conditional)):
+            values[mine] = of(rows, by_formula.where(mine), budget, max_points)
+    at = by_formula.row, by_formula.side[:, 0], by_formula.index[:, 0]
+    slopes[at] = _signed(by_formula, values, limits.shape[1])
     # NaN rows have NaN gradients, but where nothing depends on them.
-    factor = torch.where((nan & moves) | unknown, math.nan, factor)[:, None]
+    undefined = nan & moves
+    if log_unit is not None:
+        # And where p is not told from zero although its limits contain something.
+        undefined |= (log_unit == -math.inf) & _contain(limits)
+    factor = factor.masked_fill(undefined, math.nan)[:, None]
     to_limits = (slopes * scale[:, None] * factor[:, None]).to(dtype)
     to_upper = to_limits[:, 0].contiguous()
     to_lower = nothing if lower is None else to_limits[:, 1].contiguous()
     if not wants_cov:
         return to_upper, to_lower, nothing
 
-    scaled = torch.where(limits.isfinite(), limits, 0.0).mul_(slopes).sum(1)
+    scaled = torch.where(_finite(limits), limits, 0.0).mul_(slopes).sum(1)
     if factored:
-        values = _conditional(rows, pairs, budget, max_points)
-        values = torch.where(pairs.side[:, 0] == pairs.side[:, 1], values, -values)
+        values = _signed(pairs, _conditional(rows, pairs, budget, max_points), limits.shape[1])
         return to_upper, to_lower, _to_factor(rows, pairs, values, scaled, factor).to(dtype)
     if bad is not None:
         by_entry = pairs.row, *pairs.index.unbind(1)
@@ -627,22 +732,42 @@ def _backward_rows(
     if h is None:
         h = plackett
     else:
-        h = torch.where(cov_by_path[:, None, None] & ~bad, h / unit[:, :, None], plackett)
+        h = torch.where(cov_by_path[:, None, None] & ~bad, h, plackett)
     return to_upper, to_lower, _to_cov(rows, h, scaled, factor).to(dtype)
+
+
+def _sampled_together(
+    by_path: Tensor | None, cov_by_path: Tensor | None, tilted: Tensor | None
+) -> Iterator[tuple[bool, bool, Tensor]]:
+    """Groups of rows whose slopes are sampled alike: to cov too, tilted, the rows [B]."""
+    if by_path is None:
+        return
+    groups = [(False, by_path)]
+    if cov_by_path is not None:
+        groups = [(False, by_path & ~cov_by_path), (True, cov_by_path)]
+    for of_cov, mask in groups:
+        if tilted is None:
+            yield of_cov, False, mask
+        else:
+            yield of_cov, False, mask & ~tilted
+            yield of_cov, True, mask & tilted
 
 
 def _to_cov(rows: _Rows, h: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
     """The gradient to cov, in place of H, which has the pairs; ``scaled``: the limits' slopes times
     the limits."""
     batch, n = scaled.shape
-    for some in torch.arange(batch, device=scaled.device).split(_chunk(n * n)):
+    half, chunk = 0.5 * factor[:, :, None], _chunk(n * n)
+    for first in range(0, batch, chunk):
+        some = slice(first, first + chunk)
         part, s = h[some], rows.scale[some]
         # Zero where nothing was computed, also beside a NaN.
         products = torch.where(part == 0, 0.0, part * rows.correlations(some))
         sums = scaled[some] + products.sum(-1)
         part.diagonal(dim1=1, dim2=2).copy_(-sums)
         # The product of the scales first: symmetric to the bit.
-        h[some] = part * (s[:, :, None] * s[:, None, :]) * (0.5 * factor[some, :, None])
+        part *= s[:, :, None] * s[:, None, :]
+        part *= half[some]
     return h
 
 
@@ -716,7 +841,7 @@ def _(info, in_dims, *args):
             x = x.reshape(size * x.shape[1], *x.shape[2:])
         joined.append(x)
     out = torch.ops.mvnrob.mvn_cdf_backward(*joined)
-    shape = (size, joined[0].shape[0] // size)
+    shape = (size, joined[2].shape[0] // size)
     # An empty output stands for none.
     return tuple(t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, shape) for t in out), 0
 
@@ -731,6 +856,8 @@ def _save(ctx, inputs, output) -> None:
     upper, cov, lower, seed, *options = inputs
     prob, complement, error, status, n_points, n_active, n_pivots, log_prob, log_error = output
     ctx.mark_non_differentiable(error, status, n_points, n_active, n_pivots, log_error)
+    # Which outputs the loss depends on decides what is computed.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots)
     ctx.options = options
 
@@ -739,9 +866,14 @@ def _backward(ctx, grad_prob, grad_complement, *grads):
     upper, cov, lower, *rest = ctx.saved_tensors
     *options, factored = ctx.options
     wants_upper, wants_cov, wants_lower = ctx.needs_input_grad[:3]
+    grad, grad_log = grad_prob, grads[5]
+    if grad_complement is not None:
+        grad = -grad_complement if grad is None else grad - grad_complement
+    if grad is None and grad_log is None:
+        return (None,) * 11
     to_upper, to_lower, to_cov = _call_backward(
-        grad_prob - grad_complement,
-        grads[5],
+        grad,
+        grad_log,
         upper,
         cov,
         lower,

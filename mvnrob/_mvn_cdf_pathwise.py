@@ -10,6 +10,7 @@ S_s that of their derivatives, sum S_s / sum V_s, whose error is the spread of S
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Slopes(NamedTuple):
     """Of some rows, float64, in the input's units."""
 
     upper: Tensor  # [m, n]
-    lower: Tensor  # [m, n]
+    lower: Tensor | None  # [m, n] where there are lower limits
     error: Tensor  # [m, n] 99 % bound on each of them, in units of the standard deviations
     cov: Tensor | None  # [m, n, n] symmetric, half to each of a pair of entries
     cov_error: Tensor | None  # [m, n, n] 99 % bound on each entry
@@ -93,13 +94,14 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
             upper[rows], matrix[rows], None if lower is None else lower[rows], how.seed[rows],
             order[rows], first, points,
         )  # fmt: skip
-        tilt = torch.full(order[rows].shape, math.nan, dtype=torch.float64, device=device)
+        tilt = None
+        if tilted:
+            tilt = torch.full(order[rows].shape, math.nan, dtype=torch.float64, device=device)
 
         def op(weight, wants_cov):
             return torch.ops.mvnrob.mvn_cdf_pathwise(
-                *given, weight, how.compute_dtype, wants_cov, how.points, how.factored,
-                tilt if tilted else None,
-            )  # fmt: skip
+                *given, weight, how.compute_dtype, wants_cov, how.points, how.factored, tilt
+            )
 
         weight = torch.ones(len(points), _SHIFTS, dtype=torch.float64, device=device)
         if wants_cov and tilted:
@@ -107,59 +109,63 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
             weight = points[:, None] / op(weight, False)[0]
         return op(weight, wants_cov)
 
-    points = (most // 4 // _TILE * _TILE).clamp_min(_TILE)
+    points = (most // (4 * _TILE) * _TILE).clamp_min_(_TILE)
     every = slice(None)
     value, to_upper, to_lower, to_cov, variance, found, _ = call(
         every, torch.zeros_like(points), points
     )
 
     def means():
-        """Slopes to the limits, and their 99 % bounds in units of the standard deviations."""
-        of_shift = value if tilted else points[:, None].double()
-        each = of_shift.mean(1)[:, None]
-        out, bounds = [], []
-        for t in (to_upper, to_lower):
-            mean = t.mean(1) / each
-            rest = t - mean[:, None] * of_shift[:, :, None] if tilted else t
-            bounds.append(rest.std(1) / each * (T_99 / _SHIFTS**0.5))
-            out.append(mean)
-        return (*out, torch.maximum(*bounds) * sd)
+        """Slopes to the limits of each side, and 99 % bounds: on them, in units of the standard
+        deviations, and on those to cov."""
+        each = 1 / (value.mean(1) if tilted else points.double())[:, None]
+        of_side, bounds = [], []
+        for t in (to_upper,) if lower is None else (to_upper, to_lower):
+            spread, mean = torch.std_mean(t, 1)
+            if tilted:
+                spread = (t - (mean * each)[:, None] * value[:, :, None]).std(1)
+            of_side.append(mean * each)
+            bounds.append(spread)
+        of_limits = functools.reduce(torch.maximum, bounds) * (each * sd * (T_99 / _SHIFTS**0.5))
+        if not wants_cov:
+            return of_side, of_limits, None
+        return of_side, of_limits, variance.sqrt() * (T_99 / (_SHIFTS * points))[:, None, None]
 
-    def errors():
-        """Bounds on slopes to limits and to cov, and the worst in units of what is asked for."""
-        high, low, of_limits = means()
+    def worst(of_side, of_limits, of_cov):
+        """The largest bound in units of what is asked for."""
 
         def asked(largest):
             return (how.rel_tol * largest).clamp_min(max(how.abs_tol, 1e-300))
 
-        largest = torch.maximum(high.abs(), low.abs()) * sd
-        worst = of_limits.amax(1) / asked(largest.amax(1))
+        largest = functools.reduce(torch.maximum, (t.abs() for t in of_side)) * sd
+        out = of_limits.amax(1) / asked(largest.amax(1))
         if not wants_cov:
-            return high, low, of_limits, None, worst
-        each = sd[:, :, None] * sd[:, None, :] / (_SHIFTS * points)[:, None, None]
-        of_cov = variance.sqrt() * (T_99 / (_SHIFTS * points))[:, None, None]
-        of_pairs = variance.sqrt() * T_99 * each
+            return out
+        each = sd[:, :, None] * sd[:, None, :]
+        of_pairs = of_cov * each
         of_pairs[found < variables] = 0  # not used
-        worst_pair = of_pairs.amax((1, 2)) / asked((to_cov.abs() * each).amax((1, 2)))
-        return high, low, of_limits, of_cov, torch.maximum(worst, worst_pair)
+        largest = to_cov.abs() * (each / (_SHIFTS * points)[:, None, None])
+        return torch.maximum(out, of_pairs.amax((1, 2)) / asked(largest.amax((1, 2))))
 
-    worst = errors()[-1]
-    ratio = worst.nan_to_num(1e9, 1e9, 1e9).clamp(1, 1e9) ** (1 / 0.7)
+    known = means()
+    error = worst(*known)
+    ratio = error.nan_to_num(1e9, 1e9, 1e9).clamp(1, 1e9) ** (1 / 0.7)
     wanted = torch.minimum((points * ratio / _TILE).ceil() * _TILE, most.double()).long()
-    more = ((worst > 1) & (wanted > points)).nonzero()[:, 0]
+    more = ((error > 1) & (wanted > points)).nonzero()[:, 0]
     if len(more):
-        extra = (wanted - points)[more]
-        out = call(more, points[more], extra)
-        points = points.index_add(0, more, extra)
-        for total, part in zip((value, to_upper, to_lower), out, strict=False):
-            total[more] += part
-        if wants_cov:
-            to_cov[more] += out[3]
-            variance[more] += out[4]
-    high, low, of_limits, of_cov, _ = errors()
+        first = points[more]
+        extra = wanted[more] - first
+        out = call(more, first, extra)
+        points.index_add_(0, more, extra)
+        totals = [value, to_upper, to_lower, to_cov, variance]
+        for total, part in zip(totals, out, strict=False):
+            if total.numel():  # what is not wanted is empty
+                total.index_add_(0, more, part)
+        known = means()
+    of_side, of_limits, of_cov = known
     return Slopes(
-        high,
-        low,
+        of_side[0],
+        None if lower is None else of_side[1],
         of_limits,
         to_cov / (_SHIFTS * points).double()[:, None, None] if wants_cov else None,
         of_cov,

@@ -8,7 +8,7 @@ import torch
 from honesty import REJECT_BELOW, p_value
 from test_one_factor import product_form
 
-from mvnrob import Status, mvn_cdf, mvn_log_cdf
+from mvnrob import Status, _mvn_cdf_blocks, mvn_cdf, mvn_log_cdf
 
 INF = math.inf
 
@@ -399,3 +399,37 @@ def test_rows_of_a_batch_are_differentiated_alone():
             alone = grads(slice(b, b + 1))
             assert all(torch.equal(t[b], a[0]) for t, a in zip(together, alone, strict=True))
         assert together[0][3].isnan().all()
+
+
+def test_blocks_of_many_rows():
+    """Against a search row by row: connected components of live variables, in ascending order."""
+    rng = np.random.default_rng(3)
+    batch, n = 60, 11
+    # Some chains are linked in one of two mirrored entries alone, of which only one is read.
+    links = np.triu(rng.random((batch, n, n)) < rng.choice([0.02, 0.1, 0.3], (batch, 1, 1)), 1)
+    order = np.stack([rng.permutation(n) for _ in range(batch)])
+    links = np.take_along_axis(np.take_along_axis(links, order[:, :, None], 1), order[:, None], 2)
+    live = rng.random((batch, n)) < 0.8
+    joined = torch.from_numpy(links & live[:, :, None] & live[:, None, :])
+    component = _mvn_cdf_blocks._components(joined)
+    block = component.masked_fill(~torch.from_numpy(live), -1)
+    expected, sizes = set(), set()
+    for b in range(batch):
+        left = set(np.flatnonzero(live[b]).tolist())
+        while left:
+            found, new = set(), {min(left)}
+            while new:
+                found |= new
+                new = {j for i in new for j in left if links[b, i, j] or links[b, j, i]} - found
+            assert set(component[b, sorted(found)].tolist()) == {min(found)}
+            expected.add((b, tuple(sorted(found))))
+            sizes.add(len(found))
+            left -= found
+    assert len(sizes) >= 5
+    got = []
+    for parts in _mvn_cdf_blocks.parts_of(block):
+        assert parts.index.shape[1] in (1, 2, 4, 8, n)
+        for row, index, filled in zip(*parts, strict=True):
+            got.append((int(row), tuple(index[~filled].tolist())))
+            assert 2 * len(got[-1][1]) > parts.index.shape[1] or parts.index.shape[1] == n
+    assert sorted(got) == sorted(expected)

@@ -611,3 +611,69 @@ def test_training_moves_the_probability():
         reached.append(float(p.detach()))
     # Rows of the factor can all become one: Phi(2 / 3) = .75 is where that leads.
     assert reached[-1] > reached[0] + 0.3 and reached[-1] < 0.7475 + 1e-3
+
+
+@pytest.mark.parametrize("n", [3, 7, 12])
+@pytest.mark.parametrize("with_lower", [False, True])
+def test_outputs_that_the_loss_leaves_out(n, with_lower):
+    """Without a cotangent an output counts as with one of zero, and cotangents add up."""
+    upper, cov = random_problem(n, n, batch=(3,))
+    given = leaves(*((upper, cov, upper - 3.0) if with_lower else (upper, cov)))
+
+    def of(loss):
+        r = mvn_cdf(*given[:2], lower=given[2] if with_lower else None, return_info=True)
+        return torch.autograd.grad(loss(r).sum(), given)
+
+    prob, log_prob = of(lambda r: r.prob), of(lambda r: r.log_prob)
+    for t in zip(log_prob, of(lambda r: r.log_prob + 0 * r.prob - 0 * r.complement), strict=True):
+        assert torch.equal(*t)
+    # The rest to rounding: slopes of p are taken as p times those of its logarithm, or as such.
+    for loss, a, b in (
+        (lambda r: r.prob + 0 * r.log_prob, 1, 0),
+        (lambda r: -r.complement, 1, 0),
+        (lambda r: 2 * r.prob - 3 * r.complement, 5, 0),
+        (lambda r: 2 * r.log_prob - 3 * r.complement, 3, 2),
+    ):
+        for got, x, y in zip(of(loss), prob, log_prob, strict=True):
+            assert (got - (a * x + b * y)).abs().max() <= 1e-12
+            assert (got != 0).any()
+
+
+def operations(upper, cov, wants_cov):
+    """How many operations a backward call takes."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from mvnrob import _mvn_cdf_grad
+
+    class Count(TorchDispatchMode):
+        number = 0
+
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            self.number += 1
+            return op(*args, **(kwargs or {}))
+
+    options = (1e-3, 0.0, 2**20, "auto", "auto", "lattice")
+    seed = torch.zeros(len(upper), dtype=torch.int64)
+    prob, complement, _, _, n_points, _, n_pivots, log_prob, _ = torch.ops.mvnrob.mvn_cdf(
+        upper, cov, None, seed, *options
+    )
+    values = prob, complement, log_prob, n_points, n_pivots
+    grad = torch.ones_like(prob)
+    with Count() as count:
+        _mvn_cdf_grad._backward_op(grad, None, upper, cov, None, seed, *values, *options, wants_cov)
+    return count.number
+
+
+def test_few_operations_whatever_the_rows():
+    """They are most of what a call of small problems takes; the bounds leave a tenth to spare."""
+    for n in (2, 3):  # closed forms
+        for rows in (1, 8, 64):
+            upper, cov = random_problem(n, 0, batch=(rows,))
+            assert operations(upper, cov, False) <= 140
+            assert operations(upper, cov, True) <= 340
+    # Sampled ones take both ways and a second look; some rows are of blocks.
+    upper, cov = random_problem(6, 0, batch=(64,))
+    assert operations(upper, cov, False) <= 320
+    cov[::2, :2, 2:], cov[::2, 2:, :2] = 0.0, 0.0
+    few = operations(upper[:8], cov[:8], False)
+    assert operations(upper, cov, False) <= 1.5 * few
