@@ -61,7 +61,7 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
 
     Squares must fit the dtype that multiplies: for float32 and bfloat16 Jacobians keep ``||u_i||``
     between about 1e-15 and 1e18, by a common factor on J and logits (which changes nothing but
-    ``norms``) or by passing float64. Below, entries of less than about 1e-23 count as zero; above,
+    ``norms``) or by passing float64; for float64 between about 1e-150 and 1e150. Below, entries of less than about 1e-23 count as zero; above,
     norms are infinite. :func:`mvnrob.robustness` sees to it.
 
     Cost: ``B C^2 D`` flops (half the square; upper tiles only), a float64 ``[B, C, C]`` in memory

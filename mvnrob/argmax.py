@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from .chunks import run
-from .estimators.argmax import argmax_shares
+from .estimators.argmax import Shares, argmax_shares
 from .jacobian import check_inputs, working_copy
-from .network import Cost, Network, check_bounds
+from .network import Cost, Meter, Network, check_bounds
 from .noise import Noise
 from .options import check_int, check_number
 from .robustness import DEFAULT_MAX_BYTES, linear_settings, sigma_levels
@@ -90,7 +90,10 @@ def argmax_probabilities(
     NaN and status ``NAN_INPUT`` for that input. No error covers the network's departure from the
     linear model.
 
-    Cost: passes as for ``robustness(method="taylor")``; then one integral per class and sigma.
+    An empty batch gives empty results; the number of classes is the model's at an input of zeros.
+
+    Cost: passes as for ``robustness(method="taylor")``; then one integral per class and sigma. For each
+    pair of kept classes 112 bytes.
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`mvnrob.robustness`.
@@ -113,18 +116,20 @@ def argmax_probabilities(
             jvp_mode=jvp_mode, check=check,
         )  # fmt: skip
         if len(x) == 0:
-            raise ValueError(f"{op}: x must hold at least one input, got {list(x.shape)}")
-        shares, target, cost = run(
-            network,
-            inputs,
-            noise,
-            settings,
-            "taylor",
-            lambda chunk: argmax_shares(chunk, min_prob),
-            lambda clean: clean.argmax(1),
-            first_index,
-            head,
-        )
+            shares = Shares.empty(len(noise.sigmas), network.count_classes(inputs), inputs)
+            target, cost = shares.status[0], Meter(0, x.device).cost()
+        else:
+            shares, target, cost = run(
+                network,
+                inputs,
+                noise,
+                settings,
+                "argmax",
+                lambda chunk: argmax_shares(chunk, min_prob),
+                lambda classes: None,
+                first_index,
+                head,
+            )
     values = {name: v if noise.many else v[0] for name, v in vars(shares).items()}
     return ArgmaxResult(**values, target=target, sigma=sigma_levels(sigma), cost=cost)
 

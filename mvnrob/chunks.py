@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -10,16 +11,25 @@ from torch import Tensor, nn
 
 from ._checks import warn_caller
 from .estimators.chunk import Chunk, Settings
+from .estimators.linear import pair_bytes
+from .estimators.logit_moments import moment_bytes
 from .head import read_head
-from .network import Cost, Meter, Network
+from .linearised import LEAST_BYTES
+from .network import Cost, Meter, Network, memory_of_one
 from .noise import Noise
 
 #: Methods that linearise the network.
 LINEAR = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")
+#: The same and ``argmax_probabilities``.
+LINEARISED = (*LINEAR, "argmax")
+#: Those of them that take an integral, for which rivals are screened.
+_SCREENED = ("taylor", "mmse", "argmax")
 #: Forward passes gain nothing from larger batches than this many bytes or copies (cache).
 _FORWARD_BYTES, _FORWARD_COPIES = 2**27, 64
 #: The same for forward mode, in bytes of autograd's graph (EfficientNet-Lite0: four copies).
 _TANGENT_BYTES = 2**28
+#: Arrays of one number a class that an input holds where rivals are ranked and sketched.
+_RANKED = 48
 
 
 class _Joinable(Protocol):
@@ -39,78 +49,92 @@ def run(
     settings: Settings,
     method: str,
     estimate: Callable[[Chunk], Answer],
-    choose: Callable[[Tensor], Tensor],
+    labels: Callable[[int], Tensor | None],
     first_index: int,
     head: nn.Module | str | None,
 ) -> tuple[Answer, Tensor, Cost]:
     """``estimate`` of all inputs, at least one, in chunks; their targets; the cost.
 
-    ``choose`` takes the clean logits ``[B, C]`` to the targets ``[B]``. ``method`` decides on what a
-    chunk needs in memory. Running out of it halves the chunk.
+    ``labels`` takes the number of classes to the targets ``[B]``, or to None for the predictions.
+    ``method`` decides on what a chunk needs in memory. Running out of it halves the chunk.
     """
     batch, device = len(x), x.device
     meter = Meter(batch, device)
-    with meter.clock("network"):
+    with meter.clock("network"), memory_of_one(network.op):
         graph = network.graph_bytes(x[:1])
         passes = 1
-        if method in LINEAR:
+        if method in LINEARISED:
             network.head = read_head(network.op, head, network, x[:1])
             passes += 2 * (network.head is not None)
     meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), passes)
-    clean = _clean_logits(network, meter, x, graph, settings.max_bytes)
-    chosen = choose(clean)
-    step, copies = _chunk_sizes(method, network.classes, x, noise, settings, graph)
-    parts, start = [], 0
+    given = labels(network.classes)
+    step, copies = _chunk_sizes(network.op, method, network.classes, x, noise, settings, graph)
+    parts, targets, start = [], [], 0
     while start < batch:
         numbers = torch.arange(start, min(start + step, batch), device=device)
-        chunk = Chunk(
-            network=network,
-            meter=meter,
-            noise=noise,
-            settings=settings,
-            x=x[numbers],
-            inputs=numbers,
-            index=numbers + first_index,
-            target=chosen[numbers],
-            clean=clean[numbers],
-            copies=copies,
-            tangents=_tangents(copies, graph, device),
-        )
+        network.largest_pass = 0
         try:
-            part = estimate(chunk)
+            with memory_of_one(network.op) if step == copies == 1 else contextlib.nullcontext():
+                clean = _clean_logits(network, meter, x, numbers, copies)
+                chunk = Chunk(
+                    network=network,
+                    meter=meter,
+                    noise=noise,
+                    settings=settings,
+                    x=x[numbers],
+                    inputs=numbers,
+                    index=numbers + first_index,
+                    target=clean.argmax(1) if given is None else given[numbers],
+                    clean=clean,
+                    copies=copies,
+                    tangents=_tangents(copies, graph, device),
+                )
+                part = estimate(chunk)
         except torch.OutOfMemoryError:
-            if step == 1 and copies == 1:
+            if step == copies == 1:
                 raise
-            step, copies = max(1, step // 2), max(1, copies // 2)
+            # halves of what was tried, which may be less than what was allowed
+            tried = min(copies, network.largest_pass)
+            step, copies = max(1, len(numbers) // 2), max(1, tried // 2)
             warn_caller(f"{network.op}: out of memory; going on with {step} inputs at a time")
             continue
-        parts.append(part.with_nan_rows(chunk.clean.isnan().any(1)))
+        parts.append(part.with_nan_rows(clean.isnan().any(1)))
+        targets.append(chunk.target)
         start += len(numbers)
-    return parts[0].join(parts, 1), chosen, meter.cost()
+    return parts[0].join(parts, 1), torch.cat(targets), meter.cost()
 
 
 def _chunk_sizes(
-    method: str, classes: int, x: Tensor, noise: Noise, settings: Settings, graph: int
+    op: str, method: str, classes: int, x: Tensor, noise: Noise, settings: Settings, graph: int
 ) -> tuple[int, int]:
     """Inputs per chunk, and noisy copies per forward pass, from the byte budget."""
-    budget = settings.max_bytes
-    # a copy: autograd's graph or the activations, and its noise (hash words and uniforms, float64)
-    copy = graph + 32 * max(noise.dim, x[0].numel())
+    budget, sigmas = settings.max_bytes, len(noise.sigmas)
+    # a copy: autograd's graph or the activations, its noise (hash words and uniforms, float64), and
+    # its logits as they are compared
+    copy = graph + 32 * max(noise.dim, x[0].numel()) + 48 * classes
+    # an input beside its passes: its own copy, and float64 or int64 for every class
+    arrays = {"mc": 3 + sigmas, "softmax": 4 + 4 * sigmas}
+    held = x[0].nbytes + 8 * classes * arrays.get(method, _RANKED)
     if method in ("mc", "softmax", "logit_moments"):
-        copies = max(1, min(budget // copy, max(_FORWARD_COPIES, _FORWARD_BYTES // copy)))
+        copies = max(1, min(budget // (2 * copy), max(_FORWARD_COPIES, _FORWARD_BYTES // copy)))
         if method == "logit_moments":
-            moments = 8 * (settings.n_samples * classes + 4 * classes**2)
-            return max(1, min(len(x), budget // moments)), copies
-        return len(x), copies
+            moments = moment_bytes(settings.n_samples, classes)
+            if moments > max(budget, LEAST_BYTES):
+                raise ValueError(
+                    f"{op}: max_bytes must hold the margins of {settings.n_samples} copies, {moments} "
+                    f"bytes for one input, got {budget}"
+                )
+            held += moments
+        return max(1, min(len(x), (budget - copies * copy) // held)), copies
     groups, versions = 1, 1
     if method.startswith("mmse"):
         groups = 8
         versions = 9
-    sketched = method in ("taylor", "mmse") and settings.screen in ("sketch", "auto")
+    sketched = method in _SCREENED and settings.screen in ("sketch", "auto")
     rows = min(classes, 64) if sketched else classes
-    gram = 16 * versions * rows**2 if method in ("taylor", "mmse") else 0
+    gram = pair_bytes(versions, method) * rows**2 if method in _SCREENED else 0
     # rows twice: as they come, and gathered for the Gram
-    point = 2 * groups * rows * noise.dim * x.element_size() + gram + copy
+    point = 2 * groups * rows * noise.dim * x.element_size() + gram + copy + held
     if sketched:
         point += 4 * 8 * 8 * noise.dim  # directions, float64
     step = 1 if settings.jacobian == "loop" else max(1, min(len(x), budget // point))
@@ -122,9 +146,11 @@ def _tangents(copies: int, graph: int, device: torch.device) -> int:
     return copies if device.type != "cpu" else max(1, min(copies, _TANGENT_BYTES // graph))
 
 
-def _clean_logits(network: Network, meter: Meter, x: Tensor, graph: int, max_bytes: int) -> Tensor:
-    step = max(1, min(max_bytes // graph, max(_FORWARD_COPIES, _FORWARD_BYTES // graph)))
+def _clean_logits(
+    network: Network, meter: Meter, x: Tensor, numbers: Tensor, copies: int
+) -> Tensor:
     with torch.no_grad(), meter.clock("network"):
-        logits = torch.cat([network(part).double() for part in x.split(step)])
-    meter.passes("forward", torch.arange(len(x), device=x.device), 1)
+        parts = numbers.split(max(1, min(copies, _FORWARD_COPIES)))
+        logits = torch.cat([network(x[part]).double() for part in parts])
+    meter.passes("forward", numbers, 1)
     return logits

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from ._jac_cov import jac_cov_accumulate
 from .head import Head
-from .linearised import Linearised, column_parts, column_ranges, mean_rows
+from .linearised import (
+    Linearised,
+    check_range,
+    column_parts,
+    column_ranges,
+    mean_rows,
+    pulled_rows,
+)
+from .noise import PROBES, row_keys, standard_normal
 
 #: Numbers of dW in memory at a time when the norms of all classes are computed.
-_DIFFERENCES = 2**24
+_DIFFERENCES = 2**22
 
 
 class Features:
@@ -25,7 +34,8 @@ class Features:
 
     Raises:
         HeadMismatch: W h(x) + b differs from the logits at one of the inputs, or W times the
-            derivative of h from that of the logits.
+            derivative of h from that of the logits (without forward mode, the gradients of the two
+            along a random cotangent).
     """
 
     def __init__(self, problem: Linearised, head: Head) -> None:
@@ -44,16 +54,32 @@ class Features:
         except (NotImplementedError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
+            self._compare_gradients()
             return  # without forward mode every feature counts as live
         finally:
             network.with_logits = False
         product = network.compare_derivatives(products)
         self.map.take_probe(direction, product)
-        problem.logits.take_probe(direction, product.double() @ head.weight.T)
+        problem.logits.take_probe(direction, head.products(product)[0])
         moves = product != 0
         most = int(moves.sum(1).max())
         order = moves.to(torch.int8).argsort(dim=1, descending=True, stable=True)
         self.live = order[:, : max(1, most)]
+
+    def _compare_gradients(self) -> None:
+        """Without forward mode: one random cotangent, through the whole network and the features."""
+        head, network = self.head, self.map.network
+        classes, width = head.weight.shape
+        keys = row_keys(0, PROBES, self.map.inputs)
+        cotangent = standard_normal(keys, 1, 1, classes, torch.float64)[:, 0]
+        pair = cotangent.new_zeros(len(cotangent), 2, width + classes)
+        pair[:, 0, :width], pair[:, 1, width:] = head.pull(cotangent), cotangent
+        network.with_logits = True
+        try:
+            through, whole = self.map.vjp(pair).unbind(1)
+        finally:
+            network.with_logits = False
+        network.compare_gradients(whole, through)
 
     def subset(self, rows: Tensor) -> Features:
         part = object.__new__(Features)
@@ -70,23 +96,22 @@ class Features:
 class Factorised:
     """What ``k`` backward passes of the features give: everything about all C margins.
 
-    ``gram`` [L, b, k, k] float64: H H^T by e over the live features, once per weighting of the
-    groups; ``weight`` [b, C, k]: the head's columns of these features. Products are float64
-    throughout: differences of W's rows can cancel the large common part of H.
+    ``gram`` [L, b, k, k] float64: H H^T by e over the ``live`` features [b, k], once per weighting of
+    the groups. Products are float64 throughout: differences of W's rows can cancel the large common
+    part of H. W itself is read from the module, for some classes at a time.
     """
 
     def __init__(self, problem: Linearised, features: Features) -> None:
-        live, noise = features.live, problem.noise
-        self.target = problem.target
-        self.weight = features.head.weight.T[live].mT  # [b, C, k]
-        b, count = live.shape
+        noise = problem.noise
+        self.problem, self.weight, self.live = problem, features.head.weight, features.live
+        b, count = self.live.shape
         versions = len(problem.weights)
         sums = problem.values.new_zeros(versions, b, 1 + count, 1 + count)
         place = torch.zeros_like(problem.target)
         if count <= problem.row_budget:
-            pieces = [noise.pull(features.map.rows(live))]
+            pieces = iter([pulled_rows(features.map, noise, self.live)])
         else:
-            pieces = column_ranges(features.map, noise, live, problem.row_budget)
+            pieces = column_ranges(features.map, noise, self.live, problem.row_budget)
         for rows in pieces:
             for version, weight in enumerate(problem.weights):
                 for part in column_parts(mean_rows(rows, weight)):
@@ -95,25 +120,30 @@ class Factorised:
                     block[:, 1:] = part
                     jac_cov_accumulate(sums[version], block, place)
         self.gram = sums[:, :, 1:, 1:]
+        if self.weight.dtype == torch.float64:
+            largest = self.gram.diagonal(dim1=2, dim2=3).amax((0, 2)).sqrt()
+            check_range(largest * self.weight.abs().amax())
 
     @property
     def features(self) -> int:
-        return self.weight.shape[2]
+        return self.live.shape[1]
 
     def _differences(self, classes: Tensor) -> Tensor:
-        """Rows W_t - W_i of ``classes`` [b, m]: ``[b, m, k]``."""
-        batch = torch.arange(len(classes), device=classes.device)[:, None]
-        own = self.weight[batch, self.target[:, None]]
-        return own - self.weight[batch, classes]
+        """Rows W_t - W_i of ``classes`` [b, m]: ``[b, m, k]`` float64."""
+        live = self.live[:, None]
+        own = self.weight[self.problem.target[:, None, None], live].double()
+        return own - self.weight[classes[:, :, None], live]
 
     def norms(self) -> Tensor:
         """||u_i|| of all classes ``[L, b, C]``."""
-        b, classes, count = self.weight.shape
-        every = torch.arange(classes, device=self.weight.device).expand(b, -1)
+        b, count = self.live.shape
+        every = torch.arange(len(self.weight), device=self.live.device).expand(b, -1)
+        each = 32 + 16 * len(self.gram)  # bytes for a number of dW
+        at_once = min(_DIFFERENCES, self.problem.row_bytes // each) // (b * count)
         out = []
-        for part in every.split(max(1, _DIFFERENCES // (b * count)), dim=1):
+        for part in every.split(max(1, at_once), dim=1):
             d = self._differences(part)
-            out.append(((d @ self.gram) * d).sum(-1))
+            out.append((d @ self.gram).mul_(d).sum(-1))
         return torch.cat(out, 2).clamp_min(0).sqrt()
 
     def rows(self, classes: Tensor) -> Tensor:
@@ -122,8 +152,11 @@ class Factorised:
         dW V sqrt(lambda) with H H^T = V diag(lambda) V^T: k numbers a class in place of m. Zero for
         the target, which also fills unused places.
         """
+        m = classes.shape[1]
+        needed = factor_bytes(len(self.gram)) * m * self.features
+        self.problem.check_fits(needed, f"the factor of the {m} classes that matter")
         values, vectors = torch.linalg.eigh(self.gram)
-        root = vectors * values.clamp_min(0).sqrt()[..., None, :]
+        root = vectors.mul_(values.clamp_min_(0).sqrt_()[..., None, :])
         return self._differences(classes) @ root
 
     def scatter(self, classes: Tensor) -> Tensor:
@@ -133,12 +166,25 @@ class Factorised:
         return ((out + out.mT) / 2).contiguous()
 
 
-def factorised(problem: Linearised, features: Features) -> list[tuple[Tensor, Factorised]]:
-    """The inputs in pieces whose features' rows fit in the budget: (numbers, their factor)."""
-    count = features.live.shape[1]
-    at_once = max(1, problem.rows_at_once // count)
+def gram_bytes(problem: Linearised, count: int) -> int:
+    """Peak for the products of one input's ``count`` features: H H^T, its eigenvectors with what
+    LAPACK works on, and the columns of H that are converted at a time."""
+    columns = 3 * 8 * min(1024, problem.noise.dim) * (1 + count)
+    return 8 * (len(problem.weights) + 6) * (1 + count) ** 2 + columns
+
+
+def factor_bytes(versions: int) -> int:
+    """For each number of a factor [m, k]: those of all versions, and copies of one in the integral."""
+    return 8 * versions + 40
+
+
+def factorised(problem: Linearised, features: Features) -> Iterator[tuple[Tensor, Factorised]]:
+    """The inputs in pieces that fit in the budget: (numbers, their factor)."""
+    count, classes = features.live.shape[1], problem.values.shape[2]
+    each = gram_bytes(problem, count) + problem.pair_bytes * min(count, classes) ** 2
+    if classes > count:
+        each += factor_bytes(len(problem.weights)) * classes * count
+    at_once = min(problem.rows_at_once // count, problem.inputs_at_once(each))
     every = torch.arange(len(problem.target), device=problem.target.device)
-    parts = []
-    for rows in every.split(at_once):
-        parts.append((rows, Factorised(problem.subset(rows), features.subset(rows))))
-    return parts
+    for rows in every.split(max(1, at_once)):
+        yield rows, Factorised(problem.subset(rows), features.subset(rows))

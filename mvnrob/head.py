@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .network import Network, owning_module
+from .network import Network, owning_module, safe_norm
 
+#: Weights converted to float64 at a time.
+_CONVERTED = 2**20
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -25,7 +27,7 @@ class HeadMismatch(Exception):
 
 @dataclass(frozen=True)
 class Head:
-    """``logits = features @ weight.T + bias``: weight ``[C, w]``, bias ``[C]``, float64.
+    """``logits = features @ weight.T + bias``: weight ``[C, w]``, the module's own; bias ``[C]`` float64.
 
     ``named``: the user gave it, so that a mismatch is an error.
     """
@@ -40,8 +42,20 @@ class Head:
     def width(self) -> int:
         return self.weight.shape[1]
 
-    def logits(self, features: Tensor) -> Tensor:
-        return features.double() @ self.weight.T + self.bias
+    def pull(self, cotangent: Tensor) -> Tensor:
+        """``cotangent @ weight`` ``[b, w]`` for ``[b, C]``, float64, in parts like the products."""
+        size = max(1, _CONVERTED // self.width)
+        parts = zip(cotangent.double().split(size, 1), self.weight.split(size), strict=True)
+        return sum(c @ w.double() for c, w in parts)
+
+    def products(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """For features ``[b, w]``: ``features @ weight.T`` and the sums of its terms' sizes, each
+        ``[b, C]`` float64. The weights are converted in parts."""
+        features = features.double()
+        sizes = features.abs()
+        parts = self.weight.split(max(1, _CONVERTED // self.width))
+        product = torch.cat([features @ part.double().T for part in parts], 1)
+        return product, torch.cat([sizes @ part.double().abs().T for part in parts], 1)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -60,8 +74,12 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def _as_head(module: nn.Module, name: str, named: bool) -> Head:
-    weight = module.weight.detach().flatten(1).double()
-    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach().double()
+    weight = module.weight.detach().flatten(1)
+    bias = (
+        weight.new_zeros(len(weight)).double()
+        if module.bias is None
+        else module.bias.detach().double()
+    )
     return Head(module, name, weight, bias, named)
 
 
@@ -203,8 +221,8 @@ class FeatureNetwork:
         """Of derivatives ``[b, w + C]`` along one direction, with the logits: those of the features
         ``[b, w]``. W must take them to those of the logits."""
         features, logits = products.split([self.head.width, products.shape[1] - self.head.width], 1)
-        gap = (features.double() @ self.head.weight.T - logits).abs()
-        size = features.double().abs() @ self.head.weight.abs().T
+        product, size = self.head.products(features)
+        gap = (product - logits).abs()
         wrong = ~(gap <= self.rounding() * size) & logits.isfinite()
         if wrong.any():
             row, at = wrong.nonzero()[0].tolist()
@@ -214,11 +232,24 @@ class FeatureNetwork:
             )
         return features
 
+    def compare_gradients(self, whole: Tensor, factorised: Tensor) -> None:
+        """Of gradients ``[b, D]`` of c . logits and of (W^T c) . features: they must be equal."""
+        gap, size = safe_norm(whole - factorised), safe_norm(whole)
+        size = torch.maximum(size, safe_norm(factorised))
+        wrong = ~(gap <= self.rounding() * size) & whole.isfinite().all(1)
+        if wrong.any():
+            row = int(wrong.nonzero()[0, 0])
+            raise HeadMismatch(
+                f"a difference of {gap[row].item():.2g} between the gradients of the logits and of the "
+                f"output of {self.head.name!r} along one cotangent, of size {size[row].item():.2g}"
+            )
+
     def _compare(self, features: Tensor, logits: Tensor) -> None:
         """The two may differ by rounding: 1e-3 of the terms' sizes in float32 (TF32 included)."""
         head = self.head
-        gap = (head.logits(features) - logits).abs()
-        size = features.double().abs() @ head.weight.abs().T + head.bias.abs()
+        product, size = head.products(features)
+        gap = (product + head.bias - logits).abs()
+        size += head.bias.abs()
         wrong = ~(gap <= self.rounding() * size) & logits.isfinite()
         if wrong.any():
             row, at = wrong.nonzero()[0].tolist()

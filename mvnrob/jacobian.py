@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._checks import warn_caller
 from .head import FeatureNetwork, Head
-from .network import Meter, Network, first_line
+from .network import Meter, Network, first_line, memory_of_one, safe_norm
 from .noise import PROBES, row_keys, standard_normal
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
@@ -66,6 +66,8 @@ class LogitMap:
         self._copies, self._tangents = max(1, max_copies), max(1, max_tangents)
         self._method, self._jvp_mode, self._check = method, jvp_mode, check
         self._probe: tuple[Tensor, Tensor] | None = None
+        #: factors [b] on all derivatives, or None (:meth:`mvnrob.linearised.Linearised.rescaled`)
+        self.scale: Tensor | None = None
 
     def subset(self, rows: Tensor) -> LogitMap:
         """The same map at some of the inputs, with what is known of them."""
@@ -85,7 +87,16 @@ class LogitMap:
         )
         if self._probe is not None:
             part._probe = self._probe[0][rows], self._probe[1][rows]
+        if self.scale is not None:
+            part.scale = self.scale[rows]
         return part
+
+    def scaled(self, scale: Tensor) -> LogitMap:
+        """The same map with derivatives times ``scale`` [b]."""
+        whole = self.subset(torch.arange(len(self.x), device=self.x.device))
+        whole.forget_probe()
+        whole.scale = scale
+        return whole
 
     def through(self, head: Head) -> LogitMap:
         """The map of the head's features, over the same inputs and noise."""
@@ -157,17 +168,44 @@ class LogitMap:
             for group, first, count, weight in self._blocks():
                 leaf = self.x.clone().requires_grad_()
                 logits = self._logits(leaf, first, count)
-                if not logits.requires_grad:
-                    raise ValueError(
-                        f"{self.network.op}: model must be differentiable in its input, got logits "
-                        "without a gradient (methods 'mc' and 'logit_moments' need none)"
-                    )
+                self._check_differentiable(logits)
                 for at, gradient in self._backward(logits, leaf, classes):
-                    out[:, at, group] += gradient * weight
+                    out[:, at, group] += self._in_scale(gradient) * weight
         self.meter.passes("forward", self.inputs, self.samples)
         self.meter.passes("vjp", self.inputs, k * self.samples)
         self._check_rows(classes, out)
         return whole
+
+    def _check_differentiable(self, logits: Tensor) -> None:
+        if not logits.requires_grad:
+            raise ValueError(
+                f"{self.network.op}: model must be differentiable in its input, got logits "
+                "without a gradient (methods 'mc' and 'logit_moments' need none)"
+            )
+
+    def _in_scale(self, derivatives: Tensor) -> Tensor:
+        if self.scale is None:
+            return derivatives
+        shape = (-1, *[1] * (derivatives.dim() - 1))
+        return derivatives * self.scale.to(derivatives).reshape(shape)
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """Of the mean over all samples, for cotangents ``[b, m, C]``: ``[b, m, D]``."""
+        b, m, _ = cotangents.shape
+        out = self.x.new_zeros(b, m, self.features)
+        with torch.enable_grad(), self.meter.clock("network"):
+            for _, first, count, _ in self._blocks():
+                leaf = self.x.clone().requires_grad_()
+                logits = self._logits(leaf, first, count)
+                self._check_differentiable(logits)
+                for at, cotangent in enumerate(cotangents.to(logits).unbind(1)):
+                    (gradient,) = torch.autograd.grad(
+                        logits, leaf, cotangent, retain_graph=at < m - 1
+                    )
+                    out[:, at] += gradient.flatten(1)
+        self.meter.passes("forward", self.inputs, self.samples)
+        self.meter.passes("vjp", self.inputs, m * self.samples)
+        return self._in_scale(out) / self.samples
 
     def _backward(
         self, logits: Tensor, leaf: Tensor, classes: Tensor
@@ -206,7 +244,7 @@ class LogitMap:
                 part = torch.cat(parts, 1).double()
                 total = part if total is None else total + part
         self.meter.passes("jvp", self.inputs, m * self.samples)
-        return total / self.samples
+        return self._in_scale(total) / self.samples
 
     def _jvp_forward(self, along: Tensor, first: int, count: int) -> Tensor:
         """``[b, m, C]`` for ``along`` [b, m, *shape].
@@ -299,8 +337,7 @@ class LogitMap:
         # in parts: their squares are float64
         for part in rows.split(max(1, _CHECKED // rows[:, 0].numel()), dim=1):
             reverse.append(torch.einsum("bkgd,bd->bkg", part, direction[:, 0]) @ shares)
-            norms = torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64)
-            size = torch.maximum(size, norms.amax((1, 2)))
+            size = torch.maximum(size, safe_norm(part).amax((1, 2)))
         reverse = torch.cat(reverse, 1)
         gap = (reverse - product.gather(1, classes)).abs().amax(1)
         wrong = gap > self.network.rounding() * size
@@ -388,10 +425,10 @@ def jacobian(
     x = working_copy(x, network.work_dtype)
     batch, features = x.shape[0], x[0:1].numel()
     if batch == 0:
-        if classes is None:
-            raise ValueError("jacobian: classes must be given for an empty batch")
-        return x.new_zeros(0, classes.shape[1], features)
-    graph = network.graph_bytes(x[:1])
+        rows = network.count_classes(x) if classes is None else classes.shape[1]
+        return x.new_zeros(0, rows, features)
+    with memory_of_one(op):
+        graph = network.graph_bytes(x[:1])
     if classes is None:
         classes = torch.arange(network.classes, device=x.device).expand(batch, -1)
     elif classes.dim() != 2 or classes.shape[0] != batch or classes.dtype != torch.int64:
@@ -407,7 +444,8 @@ def jacobian(
     step = 1 if method == "loop" else max(1, min(batch, (max_bytes - needed) // (2 * graph)))
     meter = Meter(batch, x.device)
     out = x.new_empty(batch, classes.shape[1], features)
-    for start in range(0, batch, step):
+    start = 0
+    while start < batch:
         inputs = torch.arange(start, min(start + step, batch), device=x.device)
         part = LogitMap(
             network,
@@ -420,7 +458,16 @@ def jacobian(
             jvp_mode="forward",
             check=check,
         )
-        out[inputs] = part.rows(classes[inputs])[:, :, 0]
+        try:
+            with memory_of_one(op) if step == 1 else contextlib.nullcontext():
+                out[inputs] = part.rows(classes[inputs])[:, :, 0]
+        except torch.OutOfMemoryError:
+            if step == 1:
+                raise
+            step = max(1, len(inputs) // 2)
+            warn_caller(f"{op}: out of memory; going on with {step} inputs at a time")
+            continue
+        start += len(inputs)
     return out
 
 

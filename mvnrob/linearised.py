@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ._jac_cov import jac_cov_accumulate, jac_cov_norms
 from .jacobian import LogitMap
-from .noise import Noise
+from .noise import PROBES, Noise, row_keys, standard_normal
+
+Answer = TypeVar("Answer")
 
 #: Numbers converted to float64 at a time.
 _CONVERTED = 2**22
+#: Bytes that are always taken for granted: less is no reason to refuse a problem.
+LEAST_BYTES = 2**24
+#: Largest entries of an input's float64 rows whose squares, and those of numbers 1e-14 times as large,
+#: are numbers.
+_SQUARABLE = (1e-140, 1e140)
+
+
+class OutOfRange(Exception):
+    """Squares of float64 derivatives would over- or underflow: see :meth:`Linearised.rescaled`."""
 
 
 @dataclass
@@ -23,8 +35,9 @@ class Linearised:
 
     ``values`` [b, G, C] float64: the logits' group means; ``weights`` [L, G]: the mean over all
     samples, and the jackknife's means that leave a group out; ``target`` int64 [b]; ``keys`` int64
-    [b]: of the random directions; ``row_bytes``: half the byte budget, for rows of this chunk;
-    ``double``: whether products of float32 rows are float64, for differences between the sums.
+    [b]: of the random directions; ``max_bytes``: the byte budget; ``pair_bytes``: what a pair of surviving
+    classes takes of it; ``double``: whether products of float32 rows are float64, for differences
+    between the sums.
     """
 
     logits: LogitMap
@@ -33,8 +46,32 @@ class Linearised:
     values: Tensor
     weights: Tensor
     keys: Tensor
-    row_bytes: int
+    max_bytes: int
+    pair_bytes: int
     double: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        """Half the byte budget, less what the covariances of all classes would take, is for rows; at
+        least a quarter."""
+        covariances = self.pair_bytes * self.values.shape[2] ** 2
+        return max(self.max_bytes // 4, (self.max_bytes - covariances) // 2)
+
+    def inputs_at_once(self, bytes_each: int) -> int:
+        """Inputs whose sums fit in the budget beside the rows."""
+        return max(1, self.max_bytes // 2 // max(1, bytes_each))
+
+    def check_pairs(self, count: int) -> None:
+        what = f"the covariances of the {count} classes that matter"
+        self.check_fits(self.pair_bytes * count**2, what)
+
+    def check_fits(self, needed: int, what: str) -> None:
+        """An error where one input needs more than the budget."""
+        if needed > max(self.max_bytes, LEAST_BYTES):
+            raise ValueError(
+                f"{self.logits.network.op}: max_bytes must hold {what}, {needed} bytes for one input, "
+                f"got {self.max_bytes}; a larger abs_tol or a smaller sigma keeps fewer classes"
+            )
 
     @property
     def rows_at_once(self) -> int:
@@ -57,10 +94,11 @@ class Linearised:
     def rows(self, classes: Tensor, known: Tensor | None = None) -> Tensor:
         """Gradients by e of ``classes`` [b, k]: ``[b, k, G, r]``, behind the ``known`` [b, m, G, r]."""
         if known is None:
-            return self.noise.pull(self.logits.rows(classes))
+            return pulled_rows(self.logits, self.noise, classes)
         if not self.noise.plain:
-            return torch.cat([known, self.noise.pull(self.logits.rows(classes))], 1)
-        rows = self.logits.rows(classes, spare=known.shape[1])  # no second copy of the rows
+            return torch.cat([known, pulled_rows(self.logits, self.noise, classes)], 1)
+        # no second copy of the rows
+        rows = pulled_rows(self.logits, self.noise, classes, spare=known.shape[1])
         rows[:, : known.shape[1]] = known
         return rows
 
@@ -72,6 +110,48 @@ class Linearised:
             values=self.values[rows],
             keys=self.keys[rows],
         )
+
+    def rescaled(self) -> Linearised:
+        """Logits and derivatives of each input times a power of two, which changes neither z nor R,
+        such that a gradient along a random cotangent has entries of size one."""
+        classes = self.values.shape[2]
+        keys = row_keys(0, PROBES, self.logits.inputs)
+        cotangent = standard_normal(keys, 1, 1, classes, torch.float64) / classes
+        size = self.noise.pull(self.logits.vjp(cotangent)).abs().amax((1, 2))
+        largest = self.values.nan_to_num(0.0, 0.0, 0.0).abs().amax((1, 2))
+        wanted = -torch.frexp(torch.where(size.isfinite(), size, 1.0).double()).exponent
+        room = 1000 - torch.frexp(largest).exponent  # margins stay finite
+        scale = torch.exp2(torch.minimum(wanted, room).clamp(-1000, 1000).double())
+        logits = self.logits.scaled(scale)
+        return replace(self, logits=logits, values=self.values * scale[:, None, None])
+
+
+def in_range(problem: Linearised, solve: Callable[[Linearised], Answer]) -> Answer:
+    """``solve`` of the problem, rescaled if its derivatives turn out to need that."""
+    try:
+        return solve(problem)
+    except OutOfRange:
+        return solve(problem.rescaled())
+
+
+def pulled_rows(logits: LogitMap, noise: Noise, classes: Tensor, spare: int = 0) -> Tensor:
+    """Gradients by e of ``classes`` [b, k] behind ``spare`` rows of zeros: ``[b, spare + k, G, r]``.
+
+    Raises:
+        OutOfRange: an input's float64 rows cannot be squared, and nothing has been rescaled yet.
+    """
+    rows = noise.pull(logits.rows(classes, spare=spare))
+    if rows.dtype == torch.float64 and logits.scale is None and rows.numel():
+        size = torch.linalg.vector_norm(rows, math.inf, dim=-1).amax((1, 2))
+        check_range(size)
+    return rows
+
+
+def check_range(size: Tensor) -> None:
+    """Of the largest entries of inputs' rows."""
+    low, high = _SQUARABLE
+    if ((size > high) | ((size > 0) & (size < low))).any():
+        raise OutOfRange
 
 
 def margin(own: Tensor, rivals: Tensor, earlier: Tensor) -> Tensor:
@@ -190,6 +270,6 @@ def column_ranges(
         piece = logits.x.new_empty(b, count, groups, stop - start)
         for first in range(0, count, at_once):
             part = classes[:, first : first + at_once]
-            piece[:, first : first + at_once] = noise.pull(logits.rows(part))[..., start:stop]
+            piece[:, first : first + at_once] = pulled_rows(logits, noise, part)[..., start:stop]
         yield piece
         del piece  # before the next one comes

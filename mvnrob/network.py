@@ -65,8 +65,28 @@ class Meter:
         )
 
 
+def safe_norm(rows: Tensor) -> Tensor:
+    """Norms over the last dimension, float64, also where squares over- or underflow."""
+    if rows.dtype != torch.float64:  # without a float64 copy
+        return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
+    size = torch.linalg.vector_norm(rows, math.inf, dim=-1, keepdim=True)
+    unit = rows / torch.where(size > 0, size, 1.0)
+    return size[..., 0] * torch.linalg.vector_norm(unit, dim=-1)
+
+
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def memory_of_one(op: str) -> Iterator[None]:
+    """Running out of memory with a single input, where nothing is left to split, says so."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"{op}: memory must hold the passes of a single input, got {first_line(error)}"
+        ) from error
 
 
 def owning_module(model: Callable) -> nn.Module | None:
@@ -114,6 +134,8 @@ class Network:
         self.head = None
         #: whether forward mode takes many tangents of one point at once (``torch.func.vmap``)
         self.batch_tangents = True
+        #: most inputs in one pass since it was last set to 0
+        self.largest_pass = 0
         self._half_inside = dtype in _HALF
         self._single_inside = self.work_dtype == torch.float32
 
@@ -125,6 +147,7 @@ class Network:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits ``[b, C]`` in float32 (float64 from a float64 model); keeps the autograd graph."""
+        self.largest_pass = max(self.largest_pass, x.shape[0])
         if self._mean is not None:
             x = (x - self._mean.to(x)) / self._std.to(x)
         # its own memory: a model may work in place on what it is given
@@ -191,6 +214,12 @@ class Network:
             self.classes = shape[1]
         if shape[1] != self.classes:
             raise ValueError(f"{want} the same for every input, got {shape[1]} and {self.classes}")
+
+    def count_classes(self, x: Tensor) -> int:
+        """Of a model that is given no inputs: by its answer at zeros of the shape of ``x`` [0, ...]."""
+        with torch.no_grad():
+            self(x.new_zeros(1, *x.shape[1:]))
+        return self.classes
 
     def graph_bytes(self, x: Tensor) -> int:
         """Bytes that autograd keeps per input for one backward pass, measured on ``x [1, ...]``.

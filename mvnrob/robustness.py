@@ -169,7 +169,7 @@ def robustness(
             one place on pooled features: a module or its dotted name in the model; ``"off"``: none.
             By default it is looked for in modules (not in compiled ones), and found where its output
             is the logits. Its product is compared with the logits at every input, and its derivative along one
-            direction with theirs. A named head that
+            direction with theirs (without forward mode, one gradient with theirs). A named head that
             does not give them is refused; one that was found is given up with a warning.
         noise_factor: A with noise = sigma A e, e ~ N(0, I_r): a tensor ``[D, r]`` over the flattened
             input, or a linear callable ``[m, *shape] -> [m, *shape]`` (a blur), r = D.
@@ -179,10 +179,12 @@ def robustness(
         seed: of all random numbers. An input's noise depends on the seed and its number alone.
         first_index: number of the first input, so that a data set in batches draws what it would
             draw in one call.
-        max_bytes: budget for Jacobian rows, covariances and autograd's graph; bounds the inputs,
-            samples and classes handled at once. A single input's graph is not split, nor its
-            covariances (48 bytes for each pair of classes in the integral). Rows that do not fit are
-            computed again for each range of columns.
+        max_bytes: budget for Jacobian rows, covariances, counts and autograd's graph; bounds the
+            inputs, samples and classes handled at once. Rows that do not fit are computed again for
+            each range of columns. A single input's graph is not split, nor its covariances (48 bytes
+            for each pair of classes in the integral, 144 for ``mmse``) or the margins of
+            ``logit_moments`` (64 bytes for each copy and class): where these need more than the
+            budget, and more than 16 MiB, a ValueError says how much.
         jacobian: ``"batch"`` (default), ``"loop"``, ``"vmap"``: see :func:`mvnrob.jacobian.jacobian`.
         jvp_mode: ``"forward"`` (default; attention by torch's plain kernel, the fused ones have no
             forward mode), or ``"double_backward"`` where forward mode is missing (some 20 backward
@@ -194,19 +196,21 @@ def robustness(
     means that sampling is what is uncertain. Inputs that end with ``abs_tol`` unmet or with
     ``INDEFINITE`` are counted in one warning each.
 
-    Edges: sigma = 0 gives 1 where the target is the argmax (ties count as kept), else 0; a rival
+    Edges: a common factor on all logits changes nothing (float64: up to some 1e280 either way, by
+    another try with rescaled derivatives); sigma = 0 gives 1 where the target is the argmax (ties count as kept), else 0; a rival
     with the target's gradient never changes its margin; NaN logits give NaN with status
     ``NAN_INPUT`` for that input alone; an empty batch gives empty results.
 
     Cost, in passes per input: 1 forward for the target; ``taylor`` at most C backward, whatever the
     number of sigmas (screened at the largest); fewer with a head or where few rivals matter; ``mmse``
     n times that per sigma; ``mc`` and ``logit_moments`` n forward per sigma; one forward-mode
-    product for the check. Memory: below
-    ``max_bytes``, results aside.
+    product for the check. Memory: below ``max_bytes``, results and a copy of x aside.
 
     Raises:
         TypeError, ValueError: a bad argument, an option that the method does not read, a module in
-            train mode, inputs outside ``bounds``.
+            train mode, inputs outside ``bounds``, a ``max_bytes`` that one input's sums exceed.
+        torch.OutOfMemoryError: memory does not hold the passes of a single input; with more inputs
+            or copies in a pass, their number is halved, with a warning.
         RuntimeError: ``check="raise"`` and derivatives that disagree.
     """
     op = "robustness"
@@ -250,7 +254,7 @@ def robustness(
                 settings,
                 method,
                 ESTIMATORS[method],
-                lambda clean: _read_target(op, target, clean),
+                lambda classes: _read_labels(op, target, len(x), classes, x.device),
                 first_index,
                 head,
             )
@@ -382,11 +386,11 @@ def _check_target(op: str, target, batch: int) -> None:
         raise TypeError(f"{op}: target must be {_TARGETS}, got {type(target).__name__}")
 
 
-def _read_target(op: str, target, clean: Tensor) -> Tensor:
-    batch, classes = clean.shape
+def _read_labels(op: str, target, batch: int, classes: int, device: torch.device) -> Tensor | None:
+    """Labels ``[B]``, or None for the predictions."""
     if target is None or isinstance(target, str):
-        return clean.argmax(1)
-    labels = torch.as_tensor(target, device=clean.device).long().expand(batch).clone()
+        return None
+    labels = torch.as_tensor(target, device=device).long().expand(batch).clone()
     if batch and not (0 <= int(labels.min()) and int(labels.max()) < classes):
         bad = labels[(labels < 0) | (labels >= classes)][0].item()
         raise ValueError(f"{op}: target must lie in [0, {classes}), got {bad}")

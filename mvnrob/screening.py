@@ -11,15 +11,16 @@ products (:mod:`mvnrob.sketch`). ``"auto"`` takes the one that it expects to cos
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ._checks import warn_caller
-from .factorised import Features, factorised
+from .factorised import Factorised, Features, factorised, gram_bytes
 from .head import HeadMismatch
-from .linearised import Linearised, exact_norms, scatter_sums
+from .linearised import LEAST_BYTES, Linearised, exact_norms, scatter_sums
 
 SCREENS = ("auto", "exact", "sketch", "none")
 
@@ -118,10 +119,11 @@ def packed(order: Tensor, keep: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
 def find_features(problem: Linearised) -> Features | None:
     """The last layer's features, where the network has such a layer and many classes.
 
-    Which features move takes a forward-mode product: with few classes all rows cost no more.
+    Which features move takes a forward-mode product: with few classes all rows cost no more. Rescaled
+    derivatives are taken whole: their sizes may lie in W or in H.
     """
     head = problem.logits.network.head
-    if head is None or problem.values.shape[2] <= FEW_CLASSES:
+    if head is None or problem.values.shape[2] <= FEW_CLASSES or problem.logits.scale is not None:
         return None
     try:
         return Features(problem, head)
@@ -131,11 +133,14 @@ def find_features(problem: Linearised) -> Features | None:
 
 
 def cheaper(problem: Linearised, features: Features | None) -> bool:
-    """Whether the features' rows take fewer backward passes than the logits'."""
+    """Whether the features' rows take fewer backward passes than the logits', and their products fit."""
     if features is None:
         return False
     # one input's budget: inputs pass in pieces that fit
-    return features.passes(problem.rows_at_once) < problem.values.shape[2]
+    passes = features.passes(problem.rows_at_once)
+    allowed = max(problem.max_bytes // 2, LEAST_BYTES)
+    fits = gram_bytes(problem, features.live.shape[1]) <= allowed
+    return fits and passes < problem.values.shape[2]
 
 
 def mismatch(problem: Linearised, error: HeadMismatch) -> None:
@@ -157,19 +162,24 @@ def screen_exact(
     share: float,
     all_classes: bool = False,
     features: Features | None = None,
-) -> list[Screened]:
+) -> Iterator[Screened]:
     """Norms of all rivals, then covariances of those that matter at the largest sigma.
 
     ``all_classes``: every class survives. Through the last layer's ``features`` (found here unless
     given) where that is cheaper.
     """
+    left = torch.arange(len(problem.target), device=problem.target.device)
     features = features or find_features(problem)
     if cheaper(problem, features):
         try:
-            return _screen_factorised(problem, features, allowed, share, all_classes)
+            for rows, factor in factorised(problem, features):
+                yield _survivors_of_factor(rows, factor, allowed, share, all_classes)
+                del factor  # before the next one comes
+                left = left[len(rows) :]
         except HeadMismatch as error:
             mismatch(problem, error)
-    return [_screen_rows(problem, allowed, share, all_classes)]
+    if len(left):
+        yield from _screen_rows(problem, left, allowed, share, all_classes)
 
 
 def all_norms(problem: Linearised, order: Tensor) -> Tensor:
@@ -177,14 +187,15 @@ def all_norms(problem: Linearised, order: Tensor) -> Tensor:
     features = find_features(problem)
     if cheaper(problem, features):
         try:
-            return torch.cat([part.norms() for _, part in factorised(problem, features)], 1)
+            parts = (part.norms() for _, part in factorised(problem, features))
+            return torch.cat(list(parts), 1)
         except HeadMismatch as error:
             mismatch(problem, error)
     return exact_norms(problem, order, hold=False)[0]
 
 
 def _kept(
-    problem: Linearised, norms: Tensor, order: Tensor, allowed: float, all_classes: bool
+    problem: Linearised, norms: Tensor | None, order: Tensor, allowed: float, all_classes: bool
 ) -> Tensor:
     if all_classes:
         return torch.ones_like(order, dtype=torch.bool)
@@ -192,52 +203,85 @@ def _kept(
     return keep_largest(ranked, allowed, LEAST_KEPT)
 
 
-def _screen_factorised(
-    problem: Linearised, features: Features, allowed: float, share: float, all_classes: bool
-) -> list[Screened]:
-    parts = []
-    for rows, factor in factorised(problem, features):
-        part = problem.subset(rows)
-        order = rival_order(part.margins, part.target)
-        norms = factor.norms()[0]
-        keep = _kept(part, norms, order, allowed, all_classes)
-        chosen, _ = packed(order, keep, part.target)
-        dropped = dropped_mass(part.margins, norms, order, keep, problem.noise.sigmas)
-        scatter = rows_of_factor = None
-        if chosen.shape[1] > factor.features:
-            rows_of_factor = factor.rows(chosen)
-        else:
-            scatter = factor.scatter(chosen)
-        screened = (~keep).sum(1)
-        parts.append(Screened(rows, chosen, scatter, dropped, screened, share, rows_of_factor))
-    return parts
+def _survivors_of_factor(
+    rows: Tensor, factor: Factorised, allowed: float, share: float, all_classes: bool
+) -> Screened:
+    part = factor.problem
+    order = rival_order(part.margins, part.target)
+    norms = factor.norms()[0]
+    keep = _kept(part, norms, order, allowed, all_classes)
+    chosen, _ = packed(order, keep, part.target)
+    dropped = dropped_mass(part.margins, norms, order, keep, part.noise.sigmas)
+    scatter = rows_of_factor = None
+    if chosen.shape[1] > factor.features:
+        rows_of_factor = factor.rows(chosen)
+    else:
+        part.check_pairs(chosen.shape[1])
+        scatter = factor.scatter(chosen)
+    return Screened(rows, chosen, scatter, dropped, (~keep).sum(1), share, rows_of_factor)
 
 
-def _screen_rows(problem: Linearised, allowed: float, share: float, all_classes: bool) -> Screened:
-    target = problem.target
-    order = rival_order(problem.margins, target)
-    everyone = torch.arange(len(target), device=target.device)
-    classes = 1 + order.shape[1]
-    if all_classes:
-        chosen = torch.cat([target[:, None], order], 1)
-        rows = problem.rows(chosen) if classes <= problem.row_budget else None
-        nothing = problem.values.new_zeros(len(problem.noise.sigmas), len(target))
-        scatter = scatter_sums(problem, chosen, rows)
-        return Screened(everyone, chosen, scatter, nothing, torch.zeros_like(target), share)
-    norms, held = exact_norms(problem, order, hold=True)
-    keep = _kept(problem, norms[0], order, allowed, False)
-    dropped = dropped_mass(problem.margins, norms[0], order, keep, problem.noise.sigmas)
-    chosen, place = packed(order, keep, target)
+def _screen_rows(
+    problem: Linearised, left: Tensor, allowed: float, share: float, all_classes: bool
+) -> Iterator[Screened]:
+    """By rows of all classes, for the inputs ``left``."""
+    problem = problem.subset(left)
+    order = rival_order(problem.margins, problem.target)
+    norms = held = None
+    if not all_classes:
+        norms, held = exact_norms(problem, order, hold=True)
+        norms = norms[0]
+    keep = _kept(problem, norms, order, allowed, all_classes)
+    for rows in alike(problem, keep.sum(1), torch.ones_like(left, dtype=torch.bool)):
+        part = _survivors(problem, rows, order, norms, keep, held, share)
+        part.inputs = left[rows]
+        yield part
+        del part  # before the next one comes
+
+
+def _survivors(
+    problem: Linearised,
+    inputs: Tensor,
+    order: Tensor,
+    norms: Tensor | None,
+    keep: Tensor,
+    held: Tensor | None,
+    share: float,
+) -> Screened:
+    """The covariances of the kept rivals of some ``inputs``; ``held``: first rows of all inputs."""
+    part, order, keep = problem.subset(inputs), order[inputs], keep[inputs]
+    chosen, place = packed(order, keep, part.target)
+    part.check_pairs(chosen.shape[1])
     rows = None
-    if chosen.shape[1] <= problem.row_budget:
+    if chosen.shape[1] <= part.row_budget:
         # position 0 of the held rows is the target's, which also fills unused places
-        if int(place.max()) < held.shape[1]:
-            rows = held if _is_prefix(place, held) else held[everyone[:, None], place]
+        if held is None or int(place.max()) >= held.shape[1]:
+            rows = part.rows(chosen)
+        elif len(inputs) == len(held) and _is_prefix(place, held):
+            rows = held
         else:
-            del held
-            rows = problem.rows(chosen)
-    scatter = scatter_sums(problem, chosen, rows)
-    return Screened(everyone, chosen, scatter, dropped, (~keep).sum(1), share)
+            rows = held[inputs[:, None], place]
+    scatter = scatter_sums(part, chosen, rows)
+    dropped = part.values.new_zeros(len(part.noise.sigmas), len(inputs))
+    if norms is not None:
+        dropped = dropped_mass(part.margins, norms[inputs], order, keep, part.noise.sigmas)
+    return Screened(inputs, chosen, scatter, dropped, (~keep).sum(1), share)
+
+
+def alike(problem: Linearised, counts: Tensor, wanted: Tensor) -> list[Tensor]:
+    """The wanted inputs in groups whose ``counts`` of rivals differ by less than a factor of two, so
+    that padding costs no more than the rows do, and whose rows and covariances fit in the budget."""
+    groups: dict[int, list[int]] = {}
+    for number, count in enumerate(counts.tolist()):
+        if wanted[number]:
+            groups.setdefault(count.bit_length(), []).append(number)
+    out = []
+    for _, numbers in sorted(groups.items()):
+        rows = torch.tensor(numbers, dtype=torch.int64, device=counts.device)
+        most = 1 + max(counts[rows].tolist())
+        pairs = problem.inputs_at_once(problem.pair_bytes * most**2)
+        out += rows.split(max(1, min(problem.rows_at_once // most, pairs)))
+    return out
 
 
 def _is_prefix(place: Tensor, held: Tensor) -> bool:

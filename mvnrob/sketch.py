@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from .screening import (
     EXACT_SHARE,
     SKETCH_SHARE,
     Screened,
+    alike,
     cheaper,
     dropped_mass,
     find_features,
@@ -42,7 +45,7 @@ _DIRECTIONS_AT_ONCE = 8
 JVP_IN_VJPS = 2.5
 
 
-def screen_auto(problem: Linearised, abs_tol: float) -> list[Screened]:
+def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
     """All rows, the features' rows or a sketch, by the backward passes that each is expected to
     take (a forward-mode product counts as ``JVP_IN_VJPS``).
 
@@ -53,26 +56,24 @@ def screen_auto(problem: Linearised, abs_tol: float) -> list[Screened]:
     classes = problem.values.shape[2]
     least = NEAR_ROWS + JVP_IN_VJPS * (DEFLATED + SKETCH_SIZES[0])
     exact = {"allowed": EXACT_SHARE * abs_tol, "share": EXACT_SHARE}
-    if classes <= least:  # no sketch costs less
-        return screen_exact(problem, **exact)
-    features = find_features(problem)
-    direct = features.passes(problem.rows_at_once) if cheaper(problem, features) else classes
-    if direct <= least:
-        return screen_exact(problem, features=features, **exact)
-    try:
-        sketched, left = _sketch(problem, SKETCH_SHARE * abs_tol, direct)
-    except _NoForwardMode:
-        return screen_exact(problem, features=features, **exact)
+    features, left = None, torch.arange(len(problem.target), device=problem.target.device)
+    if classes > least:  # fewer cost no more than a sketch
+        features = find_features(problem)
+        direct = features.passes(problem.rows_at_once) if cheaper(problem, features) else classes
+        if direct > least:
+            # without forward mode all are left
+            with contextlib.suppress(_NoForwardMode):
+                sketched, left = _sketch(problem, SKETCH_SHARE * abs_tol, direct)
+                yield from sketched
     if len(left):
         some = None if features is None else features.subset(left)
-        parts = screen_exact(problem.subset(left), features=some, **exact)
-        for part in parts:
+        for part in screen_exact(problem.subset(left), features=some, **exact):
             part.inputs = left[part.inputs]
-        sketched += parts
-    return sketched
+            yield part
+            del part  # before the next one comes
 
 
-def screen_sketch(problem: Linearised, *, allowed: float) -> list[Screened]:
+def screen_sketch(problem: Linearised, *, allowed: float) -> Iterator[Screened]:
     """Bounds from a sketch and rows of those that may matter, whatever that costs."""
     try:
         parts, _ = _sketch(problem, allowed, math.inf)
@@ -88,7 +89,9 @@ class _NoForwardMode(Exception):
     pass
 
 
-def _sketch(problem: Linearised, allowed: float, direct: float) -> tuple[list[Screened], Tensor]:
+def _sketch(
+    problem: Linearised, allowed: float, direct: float
+) -> tuple[Iterator[Screened], Tensor]:
     r"""Survivors by bounds on the norms, and the numbers of inputs that ``direct`` rows serve better.
 
     The target's and the nearest rivals' rows (``NEAR_ROWS`` in all) are computed. Products along the
@@ -165,10 +168,10 @@ def _sketch(problem: Linearised, allowed: float, direct: float) -> tuple[list[Sc
         left[rows[lost]] = True
         active[rows] = (kept.sum(1) - likely > price) & ~lost
 
-    parts = []
-    for rows in _alike(keep.sum(1), ~left, problem.rows_at_once):
+    def covariances(rows: Tensor) -> Screened:
         part = problem.subset(rows)
         chosen, _ = packed(order[rows], keep[rows], target[rows])
+        part.check_pairs(chosen.shape[1])
         held = None
         if chosen.shape[1] <= part.row_budget:
             held = near_rows[rows]
@@ -179,8 +182,9 @@ def _sketch(problem: Linearised, allowed: float, direct: float) -> tuple[list[Sc
             margins[rows], most[rows], order[rows], keep[rows], problem.noise.sigmas
         )
         n_screened = (~keep[rows]).sum(1)
-        parts.append(Screened(rows, chosen, scatter, dropped, n_screened, SKETCH_SHARE))
-    return parts, left.nonzero()[:, 0]
+        return Screened(rows, chosen, scatter, dropped, n_screened, SKETCH_SHARE)
+
+    return map(covariances, alike(problem, keep.sum(1), ~left)), left.nonzero()[:, 0]
 
 
 def _leading(vectors: Tensor, count: int) -> Tensor:
@@ -207,20 +211,6 @@ def _stretches(rivals: int, size: int) -> Tensor:
             for count, share in _risks(rivals)
         ]
     )
-
-
-def _alike(counts: Tensor, wanted: Tensor, rows_at_once: int) -> list[Tensor]:
-    """The wanted inputs in groups whose counts differ by less than a factor of two, so that padding
-    costs no more than the rows do, and whose rows fit in the budget."""
-    groups: dict[int, list[int]] = {}
-    for number, count in enumerate(counts.tolist()):
-        if wanted[number]:
-            groups.setdefault(count.bit_length(), []).append(number)
-    out = []
-    for kind, numbers in sorted(groups.items()):
-        rows = torch.tensor(numbers, dtype=torch.int64, device=counts.device)
-        out += rows.split(max(1, rows_at_once // 2**kind))
-    return out
 
 
 def _margin_products(problem: Linearised, e: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def taylor_probability(
 
     A row of equal gradients (u_i = 0) never changes its margin: the rival counts as never or always
     ahead, and gives no gradient; nor does one whose logit is infinite (a class masked by -inf). NaN
-    logits give NaN. p may underflow to 0, with a gradient of 0: as a term of log p, clamp it first.
+    logits give NaN. A common factor on all logits changes nothing. p may underflow to 0, with a gradient of 0: as a term of log p, clamp it first.
 
     Cost: one forward pass and as many backward passes as rivals, of which a graph is kept, so memory
     grows with them; the gradient of ``"taylor"`` to R costs a call for each pair of rivals that matters,
@@ -98,7 +98,7 @@ def taylor_probability(
             if row is None:
                 raise ValueError(f"{op}: model must be differentiable in its input, got none")
             rows.append(row.flatten(1))
-        u = torch.stack(rows, 1)
+        u, g = _rescaled(torch.stack(rows, 1), g)
         squares = u.square().sum(-1)
         # sqrt has no derivative at zero: where u is zero, its norm is kept out of the graph, and so are
         # infinite margins, whose slopes would be 0 / 0
@@ -118,6 +118,20 @@ def taylor_probability(
         if method == "taylor_mendell_elston":
             return mvn_cdf(z, corr, method="mendell_elston")
         return mvn_cdf(z, corr, abs_tol=abs_tol, seed=seed)
+
+
+def _rescaled(u: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """Each rival's gradient ``[B, m, D]`` and margin ``[B, m]`` times one power of two, which changes
+    neither z nor R: squares of the gradients then neither over- nor underflow."""
+    if u.numel() == 0:
+        return u, g
+    size = torch.linalg.vector_norm(u.detach(), math.inf, dim=-1)
+    # in two steps: the inverse of the least numbers is not a number of the dtype
+    exponent = -torch.frexp(torch.where(size.isfinite(), size, 1.0)).exponent
+    for part in (exponent // 2, exponent - exponent // 2):
+        factor = torch.exp2(part.to(u.dtype))
+        u, g = u * factor[..., None], g * factor
+    return u, g
 
 
 def _check(op: str, model, x, sigma, target, method, rivals, slope) -> None:

@@ -174,10 +174,22 @@ def test_shapes_and_repr():
     assert repr(many).startswith("ArgmaxResult(prob: 1x3x4, largest error ")
 
 
+@pytest.mark.parametrize("sigma", [0.3, [0.3, 0.4]])
+def test_no_inputs(sigma):
+    """A loader's last batch may be empty: shapes and dtypes are those of any batch."""
+    model = linear_model(4, 6)
+    some = argmax_probabilities(model, inputs(3, 6), sigma)
+    none = argmax_probabilities(model, inputs(0, 6), sigma)
+    for name in ("prob", "error", "rest", "rest_error", "status", "target"):
+        full, empty = getattr(some, name), getattr(none, name)
+        assert empty.dtype == full.dtype
+        assert empty.shape == tuple(0 if size == 3 else size for size in full.shape)
+    assert len(none.cost.vjp) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        ({"x": torch.zeros(0, 6).double()}, ValueError, "x must hold at least one input"),
         ({"min_prob": 1.0}, ValueError, r"min_prob must be a number in \[0, 1\), got 1.0"),
         ({"min_prob": "a"}, TypeError, r"min_prob must be a number in \[0, 1\), got 'a'"),
         ({"abs_tol": 0.0}, ValueError, "abs_tol must be a positive number, got 0.0"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvnrob import Status, mvn_cdf
+from mvnrob import Status, argmax_probabilities, mvn_cdf
 from mvnrob.jacobian import LogitMap, jacobian
 from mvnrob.network import Meter, Network
 from mvnrob.robustness import METHODS, RobustnessResult, robustness
@@ -222,6 +222,45 @@ def test_scale_of_the_logits_does_not_matter_in_float32(method, scale):
     assert ((scaled.upper - plain.upper).abs() <= 2e-3).all()
 
 
+@pytest.mark.parametrize("classes", [6, 40])
+@pytest.mark.parametrize("scale", [1e-280, 1e-200, 1e-160, 1e160, 1e200, 1e280])
+def test_scale_of_the_logits_does_not_matter_in_float64(scale, classes):
+    """Squares of such gradients are no numbers: p was 1 with error 0, or NaN."""
+    model, x = nn.Linear(12, classes).double().eval().requires_grad_(False), inputs(3, 12)
+    scaled = copy.deepcopy(model)
+    for value in scaled.parameters():
+        value *= scale
+    x = 3 * x
+    for method in (*LINEAR_METHODS, "logit_moments"):
+        for screen in ("auto", "exact", "sketch", "none") if method == "taylor" else (None,):
+            call = functools.partial(robustness, sigma=[0.5, 1.0], method=method, screen=screen)
+            plain, far = call(model, x), call(scaled, x)
+            assert (plain.prob > 0.005).any() and (plain.prob < 0.9).any()
+            gap = (far.prob - plain.prob).abs()
+            assert (gap <= 1e-9 + 2e-3 * (method != "taylor_mvs")).all(), (method, screen, gap)
+            assert (far.error.nan_to_num(1.0) <= 1e-9 + plain.error.nan_to_num(1.0) + 2e-3).all()
+            assert torch.equal(plain.runner_up, far.runner_up)
+    shares, far = (argmax_probabilities(m, x, 0.5, min_prob=0.0) for m in (model, scaled))
+    assert ((shares.prob - far.prob).abs() <= shares.error + far.error).all()
+    torch.testing.assert_close(far.prob.sum(1), torch.ones(3).double(), rtol=0, atol=5e-3)
+
+
+def test_one_input_of_a_batch_beyond_the_squares():
+    """An activation that makes one input's logits and gradients 1e200 times the others'."""
+    weight, bias, _ = linear_model(40, 12)
+    x = inputs(4, 12)
+    size = torch.tensor([1.0, 1e200, 1.0, 1e-200], dtype=torch.float64)
+
+    def model(v):
+        place = (v.detach()[:, None] - x).abs().sum(2).argmin(1)
+        return (v @ weight.T + bias) * size[place, None]
+
+    plain = robustness(lambda v: v @ weight.T + bias, x, 0.3, screen="exact")
+    mixed = robustness(model, x, 0.3, screen="exact", check="raise")
+    assert ((plain.prob - mixed.prob).abs() <= plain.error + mixed.error).all()
+    assert (plain.prob < 0.99).all() and (mixed.error <= 1e-3).all()
+
+
 def test_runner_up_is_where_monte_carlo_flips():
     _, _, model = linear_model(6, 10)
     x = inputs(40, 10)
@@ -334,7 +373,8 @@ def test_byte_budget_and_batch_split_do_not_change_results(method):
     call = functools.partial(robustness, model, sigma=[0.2, 0.9], method=method, seed=5, **options)
     whole = call(x)
     # matrix products of different batches differ by rounding; the noise does not differ at all
-    tolerance = 0.0 if method == "mc" else 1e-9
+    # (limits of counts: the last bit, by the length of the vector that NumPy works on)
+    tolerance = 1e-15 if method == "mc" else 1e-9
     for max_bytes in (1, 10_000):
         same(whole, call(x, max_bytes=max_bytes), tolerance)
     first, second = call(x[:2]), call(x[2:], first_index=2)
@@ -418,37 +458,89 @@ def test_double_backward_is_forward_mode():
         torch.testing.assert_close(product, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_out_of_memory_halves_the_chunk():
-    plain = mlp(8, 5)
+class Scarce(nn.Module):
+    """A network that runs out of memory in a pass of more than ``most`` inputs.
 
-    def small(x):  # room for passes without a graph, and for four inputs with one
-        if torch.is_grad_enabled() and len(x) > 4:
-            raise torch.OutOfMemoryError("pretend")
-        return plain(x)
+    ``where``: in the forward passes that keep a graph, in those that do not, or in backward passes.
+    """
 
+    def __init__(self, where, most, first=0):
+        super().__init__()
+        self.net, self.where, self.most = mlp(8, 5), where, most
+        self.passes, self.first = [], first
+
+    def forward(self, x):
+        kind = "graph" if torch.is_grad_enabled() else "forward"
+        self.spend(kind, len(x))
+        if x.requires_grad:
+            x.register_hook(lambda gradient: self.spend("backward", len(gradient)))
+        return self.net(x)
+
+    def spend(self, kind, count):
+        if kind != self.where:
+            return
+        self.passes.append(count)
+        if count > self.most and len(self.passes) > self.first:
+            raise torch.OutOfMemoryError(f"pretend {kind}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("where", ["graph", "forward", "backward"])
+@pytest.mark.parametrize("most", [1, 4])
+def test_out_of_memory_halves_the_chunk(method, where, most):
     x = inputs(13, 8)
-    whole = robustness(plain, x, 0.5, method="mmse")
-    with pytest.warns(RuntimeWarning, match="out of memory; going on with"):
-        halved = robustness(small, x, 0.5, method="mmse")
+    call = functools.partial(robustness, x=x, sigma=[0.5, 0.7], method=method)
+    options = {"n_samples": 40} if method in ("mc", "mmse", "mmse_mvs", "logit_moments") else {}
+    whole = call(mlp(8, 5), **options)
+    scarce = Scarce(where, most).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        halved = call(scarce, **options)
+    # products of other batches differ in their last bits, as they do under a byte budget
     same(whole, halved, 1e-9)
+    for name in ("status", "target", "runner_up", "n_screened"):
+        assert torch.equal(getattr(whole, name), getattr(halved, name))
+    tried = [count for count in scarce.passes if count > most]
+    needs = where == "forward" or method in LINEAR_METHODS
+    assert bool(tried) == needs
+    assert len(caught) == len(tried) and {w.filename for w in caught} <= {__file__}
+    assert all("out of memory; going on with" in str(w.message) for w in caught)
+    # each try is smaller than the last, and what fits is used from then on
+    assert tried == sorted(tried, reverse=True) and len(set(tried)) == len(tried)
+    if needs:
+        assert most // 2 < max(count for count in scarce.passes if count <= most)
 
 
-def test_out_of_memory_of_a_single_copy_is_raised():
-    plain = mlp(8, 5)
-    passes = []
+@pytest.mark.parametrize("where", ["graph", "forward", "backward"])
+@pytest.mark.parametrize("first", [0, 1])
+def test_out_of_memory_of_a_single_input_is_one_error(where, first):
+    """At once, or after some passes that fitted."""
+    scarce = Scarce(where, 0, first).eval()
+    message = "^robustness: memory must hold the passes of a single input, got pretend " + where
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(torch.OutOfMemoryError, match=message) as caught:
+            robustness(scarce, inputs(2, 8), 0.5)
+    assert str(caught.value.__cause__) == f"pretend {where}"
 
-    def failing(x):
-        if torch.is_grad_enabled():
-            passes.append(len(x))
-            if len(passes) > 1:  # the first one measures autograd's graph
-                raise torch.OutOfMemoryError("pretend")
-        return plain(x)
 
-    with (
-        pytest.warns(RuntimeWarning, match="going on with 1 inputs"),
-        pytest.raises(torch.OutOfMemoryError, match="pretend"),
-    ):
-        robustness(failing, inputs(2, 8), 0.5)
+def test_out_of_memory_of_argmax_probabilities_and_jacobian():
+    x, plain = inputs(13, 8), mlp(8, 5)
+    for where in ("graph", "backward"):
+        with pytest.warns(RuntimeWarning, match="argmax_probabilities: out of memory; going on"):
+            shares = argmax_probabilities(Scarce(where, 4).eval(), x, 0.5)
+        expected = argmax_probabilities(plain, x, 0.5)
+        torch.testing.assert_close(shares.prob, expected.prob, rtol=0, atol=1e-9)
+        with pytest.warns(RuntimeWarning, match="jacobian: out of memory; going on with [63] inp"):
+            rows = jacobian(Scarce(where, 4).eval(), x)
+        torch.testing.assert_close(rows, jacobian(plain, x), rtol=0, atol=1e-14)
+        with (
+            pytest.warns(RuntimeWarning, match="going on with 1 inputs"),
+            pytest.raises(
+                torch.OutOfMemoryError, match="^jacobian: memory must hold the passes of"
+            ),
+        ):
+            jacobian(Scarce(where, 0, 1).eval(), x)
 
 
 # --- statuses ---------------------------------------------------------------------------------

@@ -83,7 +83,8 @@ def problem_of(model, x, sigma, seed=0):
         values=logits[:, None].double(),
         weights=torch.ones(1, 1, dtype=torch.float64),
         keys=row_keys(seed, DIRECTIONS, numbers),
-        row_bytes=2**30,
+        max_bytes=2**31,
+        pair_bytes=48,
     )
 
 
@@ -291,7 +292,8 @@ def test_head_is_found_where_its_output_is_the_logits(model, shape, name):
     assert (head.name if head else None) == name
     if head is not None:
         features = FeatureNetwork(network, head)(x)
-        torch.testing.assert_close(head.logits(features), network(x).double())
+        logits = head.products(features)[0] + head.bias
+        torch.testing.assert_close(logits, network(x).double())
 
 
 @pytest.mark.parametrize("model", ["relu", "conv"])
@@ -419,6 +421,67 @@ def test_a_head_with_another_derivative_is_given_up_loudly():
     torch.testing.assert_close(result.prob, expected.prob, rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match="head must give the logits, got .* derivatives"):
         robustness(model, x, 0.5, screen="exact", head="net.5")
+
+
+class NoForwardMode(torch.autograd.Function):
+    """The identity, in reverse mode alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Bypassed(nn.Module):
+    """Logits that are the last layer's to the bit, with gradients that are not; no forward mode."""
+
+    def __init__(self, way, dtype):
+        super().__init__()
+        self.net, self.way = relu_net(dtype=dtype), way
+
+    def forward(self, x):
+        x = NoForwardMode.apply(x)
+        logits = self.net(x)
+        if self.way == "one logit moves on its own":
+            own = x[:, :1] * torch.nn.functional.one_hot(torch.tensor(3), 80).to(x)
+            return logits + (own - own.detach())
+        if self.way == "features detached":  # what moves is another path
+            other = 1e-3 * (x @ torch.linspace(-1, 1, 30 * 80).to(x).reshape(30, 80))
+            return logits.detach() + (other - other.detach())
+        return logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("way", ["one logit moves on its own", "features detached"])
+@pytest.mark.parametrize("method", ["taylor", "taylor_mvs", "mmse"])
+def test_a_head_with_another_gradient_is_given_up_loudly_without_forward_mode(dtype, way, method):
+    """Where forward mode cannot tell, one backward pass along a random cotangent does."""
+    model, x = Bypassed(way, dtype).eval(), inputs(3, 30, dtype=dtype)
+    options = {"method": method, "check": "off"}
+    options |= {"n_samples": 4} if method == "mmse" else {}
+    options |= {} if method == "taylor_mvs" else {"screen": "exact"}
+    expected = robustness(model, x, 0.5, head="off", **options)
+    with pytest.warns(RuntimeWarning, match="not used.* between the gradients of the logits"):
+        result = robustness(model, x, 0.5, **options)
+    torch.testing.assert_close(result.prob, expected.prob, rtol=0, atol=1e-6)
+    with pytest.raises(
+        ValueError, match="^robustness: head must give the logits, got .* gradients"
+    ):
+        robustness(model, x, 0.5, head="net.5", **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_without_forward_mode_is_used(dtype):
+    model, x = Bypassed("not at all", dtype).eval(), inputs(3, 30, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        result = robustness(model, x, 0.5, screen="exact", head="net.5", check="off")
+    plain = robustness(model.net, x, 0.5, screen="exact", head="off")
+    torch.testing.assert_close(result.prob, plain.prob, rtol=0, atol=1e-5)
+    assert (result.cost.vjp == 40 + 2).all(), "the features' rows, and the two that are compared"
 
 
 def test_named_head_of_a_callable():

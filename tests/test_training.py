@@ -164,6 +164,42 @@ def test_mvs_far_from_the_label():
     assert float(single[~normal].abs().max()) < 1e-30
 
 
+@pytest.mark.parametrize("method", ["taylor", "taylor_mvs", "taylor_mendell_elston"])
+@pytest.mark.parametrize("dtype, most", [(torch.float32, 30), (torch.float64, 250)])
+def test_scale_of_the_logits_does_not_matter(method, dtype, most):
+    """Squares of such gradients are no numbers of the dtype."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 6, generator=generator, dtype=dtype)
+    x = torch.randn(3, 6, generator=generator, dtype=dtype)
+
+    def answer(scale):
+        model = torch.nn.Linear(6, 6, bias=False, dtype=dtype)
+        model.weight.data = weight * scale
+        p = taylor_probability(model, x, 0.5, method=method)
+        (slope,) = torch.autograd.grad(p.sum(), model.weight)
+        return p.detach(), slope * scale
+
+    plain, slope = answer(1.0)
+    assert float(plain.min()) < 0.6 and float(slope.norm()) > 0.3
+    for exponent in (-most, -25, 25, most):
+        p, scaled_slope = answer(10.0**exponent)
+        # the scaled weights are rounded
+        torch.testing.assert_close(p, plain, atol=1e-6, rtol=0)
+        torch.testing.assert_close(scaled_slope, slope, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["taylor", "taylor_mvs", "taylor_mendell_elston"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_inputs(method, dtype):
+    """Empty, with a graph: a loss summed over it gives zero gradients."""
+    model = smooth_model(dtype, classes=40)
+    for options in ({}, {"rivals": 2}, {"target": torch.zeros(0, dtype=torch.int64)}):
+        p = taylor_probability(model, inputs(0, dtype), 0.3, method=method, **options)
+        assert p.shape == (0,) and p.dtype == dtype
+        for slope in torch.autograd.grad(p.sum(), list(model.parameters()), allow_unused=True):
+            assert slope is None or not bool(slope.any())
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_attention_has_second_derivatives(training):
     """The fused kernels that torch takes by itself have none."""

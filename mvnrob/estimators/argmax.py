@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from .._jac_cov import jac_cov_finalize
 from .._mvn_cdf import Status, mvn_cdf
+from ..linearised import Linearised, in_range
 from ..screening import Screened
 from .chunk import Chunk, statuses_not_warnings
 from .linear import linearised, screen
@@ -57,11 +58,17 @@ def argmax_shares(chunk: Chunk, min_prob: float) -> Shares:
     mass. The covariance of class c's margins follows from the target's: u^c_i = u_i - u_c.
     """
     values = chunk.clean[:, None]
-    problem = linearised(chunk, chunk.noise, chunk.linear_map(), values, double=True)
-    out = Shares.empty(len(chunk.noise.sigmas), values.shape[2], chunk.clean[:, 0])
-    for screened in screen(problem, chunk.settings.screen, chunk.settings.abs_tol):
-        _fill(out, chunk, screened, min_prob)
-    return out
+
+    def solve(problem: Linearised) -> Shares:
+        out = Shares.empty(len(chunk.noise.sigmas), values.shape[2], chunk.clean[:, 0])
+        scaled = replace(chunk, clean=problem.values[:, 0])
+        for screened in screen(problem, chunk.settings.screen, chunk.settings.abs_tol):
+            _fill(out, scaled, screened, min_prob)
+            del screened  # before the next one comes
+        return out
+
+    problem = linearised(chunk, chunk.noise, chunk.linear_map(), values, method="argmax")
+    return in_range(problem, solve)
 
 
 def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> None:

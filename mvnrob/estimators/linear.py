@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from .._jac_cov import jac_cov_finalize
 from .._mvn_cdf import mvn_cdf
 from ..jacobian import LogitMap
-from ..linearised import Linearised, margins_of
+from ..linearised import Linearised, in_range, margins_of
 from ..noise import DIRECTIONS, Noise, row_keys
 from ..screening import EXACT_SHARE, SKETCH_SHARE, Screened, screen_exact, standardised
 from ..sketch import screen_auto, screen_sketch
 from .chunk import LEVEL, Chunk, Estimate, clamped, statuses_not_warnings
 from .jackknife import group_weights, sampling_error
 
-#: Bytes for each pair of classes that enter the integral: their sums, correlations, and copies of
-#: these in the CDF.
-COVARIANCE_BYTES = 48
+
+def pair_bytes(versions: int, method: str = "taylor") -> int:
+    """Bytes for each pair of classes that enter the integral: the sums of all versions beside rows (half
+    the budget), or beside one version's correlations and copies of these in the CDF; for ``argmax_probabilities`` norms and margins of all pairs
+    (measured: tests/test_memory.py)."""
+    return max(40 + 8 * versions, 16 * versions) + (64 if method == "argmax" else 0)
 
 
 def linearised(
-    chunk: Chunk, noise: Noise, logits: LogitMap, values: Tensor, *, double: bool = False
+    chunk: Chunk, noise: Noise, logits: LogitMap, values: Tensor, *, method: str = "taylor"
 ) -> Linearised:
-    """The chunk's linear model, ready for screening.
-
-    Half the byte budget is for rows, less what the covariances of all classes would take; at least a
-    quarter.
-    """
-    budget = chunk.settings.max_bytes
-    covariances = COVARIANCE_BYTES * values.shape[2] ** 2
+    """The chunk's linear model, ready for screening."""
+    weights = group_weights(logits.groups, values.device)
     return Linearised(
         logits=logits,
         noise=noise,
         target=chunk.target,
         values=values,
-        weights=group_weights(logits.groups, values.device),
+        weights=weights,
         keys=row_keys(chunk.settings.seed, DIRECTIONS, chunk.index),
-        row_bytes=max(budget // 4, (budget - covariances) // 2),
-        double=double,
+        max_bytes=chunk.settings.max_bytes,
+        pair_bytes=pair_bytes(len(weights), method),
+        double=method == "argmax",
     )
 
 
@@ -49,15 +50,20 @@ def linear_estimate(
 
     ``sampled``: the values and rows are means over random noise, so ``error`` includes theirs.
     """
-    problem = linearised(chunk, noise, logits, values)
-    parts = screen(problem, chunk.settings.screen, chunk.settings.abs_tol)
-    estimates = [_integrate(chunk, problem, screened, sampled) for screened in parts]
-    order = torch.cat([screened.inputs for screened in parts]).argsort()
-    return Estimate.join(estimates, 1).at(order)
+
+    def solve(problem: Linearised) -> Estimate:
+        inputs, estimates = [], []
+        for screened in screen(problem, chunk.settings.screen, chunk.settings.abs_tol):
+            inputs.append(screened.inputs)
+            estimates.append(_integrate(chunk, problem, screened, sampled))
+            del screened  # before the next one comes
+        return Estimate.join(estimates, 1).at(torch.cat(inputs).argsort())
+
+    return in_range(linearised(chunk, noise, logits, values), solve)
 
 
-def screen(problem: Linearised, way: str, abs_tol: float) -> list[Screened]:
-    """The classes that matter, in as many parts as ways were taken."""
+def screen(problem: Linearised, way: str, abs_tol: float) -> Iterator[Screened]:
+    """The classes that matter, in as many parts as ways are taken and as fit in the budget."""
     if way == "none":
         return screen_exact(problem, allowed=0.0, share=0.0, all_classes=True)
     if way == "exact":

@@ -20,7 +20,8 @@ def logit_moments(chunk: Chunk) -> Estimate:
 
     Needs no derivative, so it serves black boxes and models with very many classes, and it contains
     the curvature's share of the margins' variance, which ``taylor`` and ``mmse`` drop. Exact for
-    linear models as n grows. The covariance is singular when n <= C - 1; that is allowed.
+    linear models as n grows. The covariance is singular when n <= C - 1; that is allowed, and it is
+    then kept as its factor of n columns.
 
     ``error`` covers the integral and the sampling error of the moments, by the jackknife over at
     most 8 groups of copies; not the distance of the margins from a normal law. The jackknife sees
@@ -41,13 +42,17 @@ def _one_sigma(chunk: Chunk, noise) -> Estimate:
     infos, scores = [], None
     for version in range(len(weights)):
         chosen = margins if version == 0 else margins[:, group_of != version - 1]
-        mean, cov = moments(chosen, pairs)
+        mean, factor = moments(chosen, pairs)
+        if factor.shape[2] < factor.shape[1]:
+            law = {"factor": factor}
+        else:
+            law = {"cov": factor @ factor.mT}
         with chunk.meter.clock("cdf"), statuses_not_warnings():
             infos.append(
-                mvn_cdf(mean, cov, abs_tol=s.abs_tol, seed=chunk.cdf_seeds(), return_info=True)
+                mvn_cdf(mean, **law, abs_tol=s.abs_tol, seed=chunk.cdf_seeds(), return_info=True)
             )
         if version == 0:
-            deviation = cov.diagonal(dim1=1, dim2=2).sqrt()
+            deviation = torch.linalg.vector_norm(factor, dim=2)
             step = torch.where(mean < 0, -torch.inf, torch.inf)
             scores = torch.where(deviation == 0, step, mean / deviation)
     whole = infos[0]
@@ -66,8 +71,15 @@ def _one_sigma(chunk: Chunk, noise) -> Estimate:
     )
 
 
+def moment_bytes(n_samples: int, classes: int) -> int:
+    """Peak for one input: the copies' margins and what becomes of them, and the covariance, where it is
+    not kept as a factor, with its copies in the CDF (measured: tests/test_memory.py)."""
+    return 64 * n_samples * classes + (0 if n_samples < classes - 1 else 48 * classes**2)
+
+
 def moments(margins: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
-    """Mean ``[b, m]`` and unbiased covariance ``[b, m, m]`` of samples ``[b, n, m]``.
+    """Mean ``[b, m]`` of samples ``[b, n, m]``, and a factor F ``[b, m, n]`` of their unbiased
+    covariance F F^T.
 
     Antithetic pairs split the margins into an even part (the pair's mean) and an odd part (half its
     difference), which are uncorrelated; the odd part has mean zero, so its covariance loses no
@@ -81,12 +93,12 @@ def moments(margins: Tensor, pairs: bool) -> tuple[Tensor, Tensor]:
     margins = margins.masked_fill(always[:, None], 0.0)
     centre = margins.mean(1, keepdim=True)
     if not pairs:
-        centred = margins - centre
-        return mean, centred.mT @ centred / max(1, margins.shape[1] - 1)
+        return mean, (margins - centre).mT / math.sqrt(max(1, margins.shape[1] - 1))
     first, second = margins[:, 0::2], margins[:, 1::2]
-    odd, even = 0.5 * (first - second), 0.5 * (first + second) - centre
     count = first.shape[1]
-    return mean, odd.mT @ odd / count + even.mT @ even / max(1, count - 1)
+    odd = (first - second).mT / (2 * math.sqrt(count))
+    even = ((first + second).mT / 2 - centre.mT) / math.sqrt(max(1, count - 1))
+    return mean, torch.cat([odd, even], 2)
 
 
 def _margins(chunk: Chunk, noise, order: Tensor) -> Tensor:
@@ -98,11 +110,17 @@ def _margins(chunk: Chunk, noise, order: Tensor) -> Tensor:
         count = min(at_once, n - first)
         copies = chunk.x[:, None] + chunk.perturbations(noise, first, count)
         with torch.no_grad(), chunk.meter.clock("network"):
-            logits = chunk.network(copies.flatten(0, 1)).double().unflatten(0, (batch, count))
+            parts = copies.flatten(0, 1).split(max(1, chunk.copies))
+            logits = torch.cat([chunk.network(part).double() for part in parts])
+        logits = logits.unflatten(0, (batch, count))
         own = logits.gather(2, chunk.target[:, None, None].expand(-1, count, 1))
         rivals = logits.gather(2, order[:, None].expand(-1, count, -1))
         out[:, first : first + count] = margin(
             own, rivals, chunk.target[:, None, None] < order[:, None]
         )
     chunk.meter.passes("forward", chunk.inputs, n)
-    return out
+    # one power of two for an input's margins, which changes no probability: their squares are numbers
+    size = torch.where(out.isfinite(), out, 0.0).abs_().amax((1, 2))
+    return out.mul_(
+        torch.exp2(-torch.frexp(size).exponent.clamp(-1000, 1000).double())[:, None, None]
+    )

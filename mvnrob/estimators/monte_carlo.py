@@ -111,7 +111,6 @@ def _count(
         stays = (own >= best).unflatten(0, (-1, count))  # a tie is kept: P(0 <= 0) = 1
         kept[number, active] += stays.sum(1)
         drawn[number, active] += count
-        tally = torch.zeros_like(flips[number, active])
-        tally.scatter_add_(1, winner.unflatten(0, (-1, count)), (~stays).long())
-        flips[number, active] += tally
+        where = (active.repeat_interleave(count), winner)
+        flips[number].index_put_(where, (~stays).long().flatten(), accumulate=True)
         broken[number, active] |= logits.isnan().any(1).unflatten(0, (-1, count)).any(1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._mvn_cdf import Status
 from ..jacobian import LogitMap
-from ..linearised import margins_of
+from ..linearised import Linearised, in_range, margins_of
 from ..noise import Noise
 from ..screening import all_norms, rival_order, standardised
 from .chunk import LEVEL, Chunk, Estimate
@@ -72,6 +72,11 @@ def _mvs_estimate(
     linearisation.
     """
     problem = linearised(chunk, noise, logits, values)
+    return in_range(problem, lambda problem: _sigmoids(chunk, problem, sampled))
+
+
+def _sigmoids(chunk: Chunk, problem: Linearised, sampled: bool) -> Estimate:
+    noise, values = problem.noise, problem.values
     order = rival_order(problem.margins, chunk.target)
     norms = all_norms(problem, order)
     weights = problem.weights
@@ -91,7 +96,7 @@ def _mvs_estimate(
             runner_up = torch.stack([nearest(z_sigma, order, chunk) for z_sigma in z])
     prob, complement, lower, upper = parts
     if sampled:
-        spread = sampling_error(torch.stack(probs), logits.groups, LEVEL)
+        spread = sampling_error(torch.stack(probs), problem.logits.groups, LEVEL)
         lower = (lower - spread).clamp(0, 1)
         upper = (upper + spread).clamp(0, 1)
     return Estimate(
