@@ -59,10 +59,10 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
     ``z = +inf``, or ``-inf`` for a negative margin (P(0 <= 0) = 1), and a row of the unit matrix.
     A NaN makes ``z_i`` NaN. C = 1 gives n = 0.
 
-    Squares must fit the dtype that multiplies: for float32 and bfloat16 Jacobians keep ``||u_i||``
-    between about 1e-15 and 1e18, by a common factor on J and logits (which changes nothing but
-    ``norms``) or by passing float64; for float64 between about 1e-150 and 1e150. Below, entries of less than about 1e-23 count as zero; above,
-    norms are infinite. :func:`mvnrob.robustness` sees to it.
+    Squares must fit the dtype that multiplies: keep ``||u_i||`` between about 1e-15 and 1e18 for
+    float32 and bfloat16 Jacobians (where entries below about 1e-23 count as zero), and between 1e-150
+    and 1e150 for float64, by a common factor on J and logits, which changes nothing but ``norms``.
+    Above, norms are infinite. :func:`mvnrob.robustness` sees to it.
 
     Cost: ``B C^2 D`` flops (half the square; upper tiles only), a float64 ``[B, C, C]`` in memory
     (on CUDA some 64 MB more). A problem's answer is the same to the bit for every batch and number

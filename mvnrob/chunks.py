@@ -15,7 +15,7 @@ from .estimators.linear import pair_bytes
 from .estimators.logit_moments import moment_bytes
 from .head import read_head
 from .linearised import LEAST_BYTES
-from .network import Cost, Meter, Network, memory_of_one
+from .network import Cost, Meter, Network, TooLarge, memory_of_one
 from .noise import Noise
 
 #: Methods that linearise the network.
@@ -120,7 +120,7 @@ def _chunk_sizes(
         if method == "logit_moments":
             moments = moment_bytes(settings.n_samples, classes)
             if moments > max(budget, LEAST_BYTES):
-                raise ValueError(
+                raise TooLarge(
                     f"{op}: max_bytes must hold the margins of {settings.n_samples} copies, {moments} "
                     f"bytes for one input, got {budget}"
                 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._jac_cov import jac_cov_accumulate, jac_cov_norms
 from .jacobian import LogitMap
+from .network import TooLarge
 from .noise import PROBES, Noise, row_keys, standard_normal
 
 Answer = TypeVar("Answer")
@@ -68,7 +69,7 @@ class Linearised:
     def check_fits(self, needed: int, what: str) -> None:
         """An error where one input needs more than the budget."""
         if needed > max(self.max_bytes, LEAST_BYTES):
-            raise ValueError(
+            raise TooLarge(
                 f"{self.logits.network.op}: max_bytes must hold {what}, {needed} bytes for one input, "
                 f"got {self.max_bytes}; a larger abs_tol or a smaller sigma keeps fewer classes"
             )

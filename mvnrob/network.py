@@ -78,6 +78,10 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+class TooLarge(ValueError):
+    """A single input needs more than the byte budget."""
+
+
 @contextlib.contextmanager
 def memory_of_one(op: str) -> Iterator[None]:
     """Running out of memory with a single input, where nothing is left to split, says so."""

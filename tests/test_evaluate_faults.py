@@ -143,6 +143,28 @@ def test_a_chunk_that_never_fits_says_which_would(tmp_path):
     assert run(tmp_path / "out", hungry(1, np.inf, 3), chunk=3).is_complete
 
 
+def test_inputs_that_exceed_the_byte_budget_are_recorded(tmp_path):
+    """Near zero all 700 classes matter, and their covariance alone takes 24 MB; far out few do."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(FEATURES, 700).eval()
+    x, y = data()
+    x = x * torch.where(torch.arange(COUNT) % 5 == 0, 0.01, 100.0)[:, None]
+    options = {
+        "method": ["taylor", "mc"],
+        "options": {"taylor": {"head": "off"}, "mc": {"n_samples": 50}},
+        "max_bytes": 2**20,
+    }
+    model = LoadedModel(model, "wide", fingerprint="wide")
+    rows = run(tmp_path / "out", model, (x, y), **options).table().to_pylist()
+    gone = [row for row in rows if row["status"] == OUT_OF_MEMORY]
+    assert [(row["index"], row["method"]) for row in gone] == [
+        (i, "taylor") for i in range(0, COUNT, 5)
+    ]
+    assert all("max_bytes must hold" in row["note"] for row in gone)
+    assert all(np.isfinite(row["prob"]) for row in rows if row not in gone)
+
+
 @pytest.mark.parametrize("target", ["prediction", "label"])
 def test_memory_that_is_gone_is_recorded_and_tried_again(tmp_path, capfd, target):
     (tmp_path / "m.py").write_text(HUNGRY_FILE)

@@ -19,10 +19,10 @@ from .jackknife import group_weights, sampling_error
 
 
 def pair_bytes(versions: int, method: str = "taylor") -> int:
-    """Bytes for each pair of classes that enter the integral: the sums of all versions beside rows (half
-    the budget), or beside one version's correlations and copies of these in the CDF; for ``argmax_probabilities`` norms and margins of all pairs
-    (measured: tests/test_memory.py)."""
-    return max(40 + 8 * versions, 16 * versions) + (64 if method == "argmax" else 0)
+    """Bytes for each pair of classes that enter the integral: the sums of all versions beside rows
+    (half the budget), or beside one version's correlations and copies of these in the CDF; for
+    ``argmax_probabilities`` norms and margins of all pairs as well (measured: tests/test_memory.py)."""
+    return max(40 + 8 * versions, 16 * versions) + (32 if method == "argmax" else 0)
 
 
 def linearised(

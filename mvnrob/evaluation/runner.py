@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .._mvn_cdf import Status
-from ..network import Network, first_line
+from ..network import Network, TooLarge, first_line
 from ..robustness import DEFAULT_MAX_BYTES, METHODS, robustness
 from .images import to_tensor
 from .manifest import FILE, Config, Manifest, OtherRun
@@ -542,13 +542,14 @@ class _Run:
 
         try:
             return self._twice(ask, slice(0, len(x))), {}
-        except torch.OutOfMemoryError:
-            self._say(f"evaluate: out of memory at example {first}; going on one by one")
+        except (torch.OutOfMemoryError, TooLarge) as error:
+            what = "max_bytes exceeded" if isinstance(error, TooLarge) else "out of memory"
+        self._say(f"evaluate: {what} at example {first}; going on one by one")
         parts, notes = [], {}
         for at in range(len(x)):
             try:
                 parts.append(ask(slice(at, at + 1)))
-            except torch.OutOfMemoryError as error:
+            except (torch.OutOfMemoryError, TooLarge) as error:
                 notes[at] = first_line(error)
                 parts.append(None)
         return _joined(parts, len(self.config.sigmas)), notes
