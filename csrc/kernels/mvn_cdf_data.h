@@ -20,8 +20,8 @@ namespace mvnrob::kernels {
 constexpr int kMaxSmallPivots = 32;  // up to here a warp works alone
 
 // Rows of a register block of the program. A small program has blocks of 8 only. A blocked one has
-// outer blocks of 64 (32 in float64), whose part of earlier pivots is one matrix product, and in
-// them inner ones of 16.
+// outer blocks of 64 (32 in float64 without tensor cores), whose part of earlier pivots is one
+// matrix product, and in them inner ones of 16.
 constexpr int kSmallRows = 8;
 constexpr int kInnerRows = 16;
 template <class scalar_t>
@@ -40,9 +40,20 @@ constexpr int kStreamsPerBlock = kBlockedThreads / kTileSamples;
 constexpr int kTensorPivots = 96;
 constexpr int kTensorStreams = 4;  // of a block
 static_assert(kShifts % kTensorStreams == 0, "no block has fewer");
+// And float64 samples (mvn_cdf_sample_tensor_double.h), a stream in two warps, by the same measure
+// (bench/results/cuda_predicted_tensor_double.md).
+constexpr int kTensorDoublePivots = 192;
 template <class scalar_t>
 MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots) {
-  return sizeof(scalar_t) == 4 && !a.scalar_panels && pivots >= kTensorPivots;
+  if (a.scalar_panels) return false;
+  return sizeof(scalar_t) == 4 ? pivots >= kTensorPivots
+                               : a.double_tensor && pivots >= kTensorDoublePivots;
+}
+
+// Items of the tensor sampler that so many streams of a row are.
+template <class scalar_t>
+MVNROB_HD int64_t tensor_items(int64_t streams) {
+  return sizeof(scalar_t) == 4 ? streams / kTensorStreams : streams / kStreamsPerBlock;
 }
 
 enum ProgramFlag : int32_t {
@@ -65,8 +76,8 @@ struct ProgramBlock {
   int32_t base, known;
 };
 
-// An outer block: coefficients of the pivots before it, column by column, or as mvn_cdf_halves.h
-// says.
+// An outer block: coefficients of the pivots before it, column by column, or as mvn_cdf_halves.h or
+// mvn_cdf_fragments.h says.
 struct OuterBlock {
   int64_t coef;
   int32_t known;
@@ -76,7 +87,7 @@ struct Program {
   int32_t pivots;
   int32_t events;                         // of the union
   double whole_mass;                      // and theirs together
-  int32_t sampled_blocks, sampled_outer;  // of kSmallRows or kInnerRows rows; of kOuterRows
+  int32_t sampled_blocks, sampled_outer;  // of kSmallRows or kInnerRows rows; of 64 or 32
   int32_t completion_rows;                // padded to whole blocks
   int64_t completion_coef;
   // What to sample now: `tiles` times 64 points of each shift from point `first`, in chunks.
