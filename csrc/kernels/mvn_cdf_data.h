@@ -40,16 +40,21 @@ constexpr int kStreamsPerBlock = kBlockedThreads / kTileSamples;
 constexpr int kTensorPivots = 96;
 constexpr int kTensorStreams = 4;  // of a block
 static_assert(kShifts % kTensorStreams == 0, "no block has fewer");
-// And float64 samples (mvn_cdf_sample_tensor_double.h), a stream in two warps, by the same measure
+// And float64 samples on devices with the cores for it, a stream in two warps
+// (mvn_cdf_sample_tensor_double.h), if each pivot's products are also large enough: its y goes into
+// half of the pivots and all rows that complete. By the same measure
 // (bench/results/cuda_predicted_tensor_double.md).
-constexpr int kTensorDoublePivots = 192;
+constexpr int kTensorDoubleRows = 128;
 template <class scalar_t>
-MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots) {
-  if (a.scalar_panels) return false;
-  return sizeof(scalar_t) == 4 ? pivots >= kTensorPivots
-                               : a.double_tensor && pivots >= kTensorDoublePivots;
+MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots, int completed) {
+  if (a.scalar_panels || pivots < kTensorPivots) return false;
+  return sizeof(scalar_t) == 4 || (a.double_tensor && pivots / 2 + completed >= kTensorDoubleRows);
 }
-
+// Whether some plan of the rows may be.
+template <class scalar_t>
+MVNROB_HD bool may_be_tensor(const MvnCdfArgs& a) {
+  return a.rank() >= kTensorPivots && is_tensor<scalar_t>(a, kTensorPivots, a.n - kTensorPivots);
+}
 // Items of the tensor sampler that so many streams of a row are.
 template <class scalar_t>
 MVNROB_HD int64_t tensor_items(int64_t streams) {
@@ -95,6 +100,7 @@ struct Program {
   int32_t tiles, chunk_tiles, chunks;
   // independent ones
   int32_t blocks;
+  bool tensor;  // for the tensor sampler
 };
 
 // State of a row between launches.

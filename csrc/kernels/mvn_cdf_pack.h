@@ -98,6 +98,7 @@ class Packer {
       }
       Program& p = s_.program;
       p.pivots = pivots_;
+      p.tensor = tensor();
       p.sampled_blocks = blocks;
       p.sampled_outer = outers;
       p.completion_rows = int(round_up(s_.live, completion_unit()));
@@ -113,7 +114,7 @@ class Packer {
   static MVNROB_DEVICE int64_t tensor_size(int known) {
     return sizeof(scalar_t) == 4 ? panel_size(known) : fragments::panel_size(known);
   }
-  MVNROB_DEVICE bool tensor() const { return is_tensor<scalar_t>(a_, pivots_); }
+  MVNROB_DEVICE bool tensor() const { return is_tensor<scalar_t>(a_, pivots_, s_.live); }
   MVNROB_DEVICE int outer_rows() const { return tensor() ? kPanelRows : kOuterRows<scalar_t>; }
   MVNROB_DEVICE int completion_unit() const {
     return rows_ == kInnerRows ? outer_rows() : kSmallRows;

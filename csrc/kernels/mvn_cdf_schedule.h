@@ -92,15 +92,9 @@ template <class scalar_t>
 using MvnCdfTensor =
     std::conditional_t<sizeof(scalar_t) == 4, MvnCdfSampleTensor, MvnCdfSampleTensorDouble>;
 
-// Whether a row may come to have the pivots for the tensor sampler.
-template <class scalar_t>
-bool may_take_tensor(const MvnCdfArgs& a) {
-  return is_tensor<scalar_t>(a, a.rank());
-}
 template <class scalar_t>
 int64_t tensor_history(const MvnCdfArgs& a) {
-  return may_take_tensor<scalar_t>(a) ? int64_t(MvnCdfTensor<scalar_t>::history_bytes(a.rank()))
-                                      : 0;
+  return may_be_tensor<scalar_t>(a) ? int64_t(MvnCdfTensor<scalar_t>::history_bytes(a.rank())) : 0;
 }
 
 // Blocks of the samplers that keep a history.
@@ -125,7 +119,7 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
         blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
                streams / kStreamsPerBlock, blocked_history<scalar_t>(a.n), int64_t(1) << 30);
   using Tensor = MvnCdfTensor<scalar_t>;
-  if (may_take_tensor<scalar_t>(a))
+  if (may_be_tensor<scalar_t>(a))
     grids.tensor =
         blocks(launcher.template resident_blocks<Tensor>(Tensor::kSharedBytes),
                tensor_items<scalar_t>(streams), tensor_history<scalar_t>(a), int64_t(1) << 30);
@@ -218,7 +212,7 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     launcher.template launch<Small>(small_blocks, small_bytes, a);
     if (a.n > kMaxSmallPivots)
       launcher.template launch<Blocked>(unsigned(grids.blocked), Blocked::kSharedBytes, a);
-    if (may_take_tensor<scalar_t>(a))
+    if (may_be_tensor<scalar_t>(a))
       launcher.template launch<Tensor>(unsigned(grids.tensor), Tensor::kSharedBytes, a);
     if (may_unite(a)) launcher.template launch<Union>(unsigned(grids.united), 0, a);
   }

@@ -4,8 +4,8 @@
 //
 // The unit adds the 16 products of an entry and its sum in wider arithmetic and cuts the result off
 // to float32, or does worse than the exact sum that is cut off here by a few bits of the last
-// place. In float64 it multiplies and adds in the order of the columns, rounding each time; which
-// order the unit takes, no manual says.
+// place. In float64 it multiplies and adds, rounding each time, in an order that no manual gives;
+// here the last column goes first, which no loop over pivots does.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -114,7 +114,7 @@ inline void multiply_matrices(double (&sum)[4], const double (&a)[4], const doub
   }
   for (int r = 0; r < 2; ++r)
     for (int c = 0; c < 2; ++c)
-      for (int k = 0; k < 8; ++k)
+      for (int k = 7; k >= 0; --k)
         sum[2 * r + c] = std::fma(left[r][k], right[k][c], sum[2 * r + c]);
 }
 
