@@ -43,6 +43,7 @@ SUBCOMMANDS = {
     "cuda_floor": "cuda_floor",
     "cuda_floor_jac_cov": "cuda_floor_jac_cov",
     "cuda_floor_tensor": "cuda_floor_tensor",
+    "cuda_floor_tensor_double": "cuda_floor_tensor_double",
     "cuda_profile": "cuda_profile",
     "cuda_small": "cuda_small",
     "page": "page",

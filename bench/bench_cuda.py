@@ -9,7 +9,7 @@ Tables, in this order; FILE has each row as soon as it is there:
   problems.
 - latency: batches of 1, 10 and 100: GPU time, wall time, and replay of a CUDA graph.
 - sov: every variable sampled, N points fixed: share of the counted floor (bench/cuda_floor.py,
-  bench/cuda_floor_tensor.py).
+  bench/cuda_floor_tensor.py, bench/cuda_floor_tensor_double.py).
 - slopes: every variable sampled, the same points: the derivatives of the samples (mvn_cdf_pathwise)
   to limits, or to limits and covariance, beside their sums (mvn_cdf_sums).
 - bvn: bvn_cdf.
@@ -39,6 +39,7 @@ from bench import (
     cuda_environment,
     cuda_floor,
     cuda_floor_tensor,
+    cuda_floor_tensor_double,
     cuda_timing,
     harness,
     peers,
@@ -416,6 +417,12 @@ def sov_row(bench, group, dtype, what):
         count = torch.cuda.get_device_properties(device).multi_processor_count
         if name == "float32" and n >= cuda_floor_tensor.tensor_pivots():
             floor = cuda_floor_tensor.problems_per_s(n, points, count, 1e6 * clock)
+        elif (
+            name == "float64"
+            and torch.cuda.get_device_capability() == cuda_floor_tensor_double.CAPABILITY
+            and cuda_floor_tensor_double.takes(n, 0)
+        ):
+            floor = cuda_floor_tensor_double.problems_per_s(n, points, count, 1e6 * clock)
         else:
             floor = cuda_floor.problems_per_s(n, points, name, count, 1e6 * clock)
         row |= {"floor_per_s": floor, "share": row["problems_per_s"] / floor}

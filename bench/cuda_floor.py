@@ -8,8 +8,9 @@ compiler; a count is of one warp and one trip of a loop, on the way that rows wi
 take. A sampler's work is laid out over its loops as csrc/kernels does it, padding included. A unit
 that is asked for x instructions is busy for x times CYCLES of a scheduler's cycles; the busiest unit
 is the limiter and its cycles are the floor. No latency, launch, planning or memory traffic is in it,
-so everything here is a prediction. Devices with another number of units need other CYCLES. What float32
-rows of many pivots take instead of MvnCdfSampleBlocked is reckoned in bench/cuda_floor_tensor.py.
+so everything here is a prediction. Devices with another number of units need other CYCLES. What rows of
+many pivots take instead of MvnCdfSampleBlocked is reckoned in bench/cuda_floor_tensor.py and
+bench/cuda_floor_tensor_double.py.
 """
 
 import argparse
@@ -69,24 +70,29 @@ def line_of(path, text):
 def count(arch="sm_90"):
     """{dtype: {sampler: {loop: units}}} of the kernels as they are compiled now."""
     graphs = sass.disassemble(arch, sass.SOURCES[:2])
-    out = {}
-    for which, (dtype, scalar) in enumerate(DTYPES.items()):
-        out[dtype] = {}
-        for sampler, loops in LOOPS.items():
-            graph = graphs[f"{BODIES[sampler]}<{scalar}>"]
-            file = f"mvn_cdf_sample_{sampler}.h"
-            out[dtype][sampler] = found = {}
-            for name, (text, divisor, mufu) in loops.items():
-                at = f"{file}:{line_of(f'csrc/kernels/{file}', text)} "
-                # Where samples may be tilted the loop comes twice; tilted draws take more MUFU.
-                trips = (
-                    graph.trip(x, mufu and mufu[which])
-                    for x in graph.loops
-                    if sass.place(graph, x).startswith(at)
-                )
-                trip = sass.summary(next(t for t in trips if t is not None))
-                found[name] = units(trip, trip.get(divisor, divisor))
-    return out
+    return {
+        dtype: {sampler: count_loops(graphs, sampler, dtype) for sampler in LOOPS}
+        for dtype in DTYPES
+    }
+
+
+def count_loops(graphs, sampler, dtype):
+    """{loop: units} of one sampler."""
+    graph = graphs[f"{BODIES[sampler]}<{DTYPES[dtype]}>"]
+    which = list(DTYPES).index(dtype)
+    file = f"mvn_cdf_sample_{sampler}.h"
+    found = {}
+    for name, (text, divisor, mufu) in LOOPS[sampler].items():
+        at = f"{file}:{line_of(f'csrc/kernels/{file}', text)} "
+        # Where samples may be tilted the loop comes twice; tilted draws take more MUFU.
+        trips = (
+            graph.trip(x, mufu and mufu[which])
+            for x in graph.loops
+            if sass.place(graph, x).startswith(at)
+        )
+        trip = sass.summary(next(t for t in trips if t is not None))
+        found[name] = units(trip, trip.get(divisor, divisor))
+    return found
 
 
 def work(pivots, completed, dtype):

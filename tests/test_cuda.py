@@ -280,6 +280,30 @@ def test_sums_of_the_tensor_sampler(cuda, all_threads, n, pivots, n_points):
         assert torch.equal(ours, again)
 
 
+@pytest.mark.parametrize(
+    "n, pivots, n_points",
+    [(176, 96, 64), (193, 103, 1024), (257, 257, 128), (200, 160, 4288), (600, 130, 64),
+     (1000, 1000, 128)],
+)  # fmt: skip
+def test_sums_of_the_float64_tensor_sampler(cuda, all_threads, n, pivots, n_points):
+    """The same in float64, which differs by rounding alone; devices without the cores for it take
+    these rows to the other sampler."""
+    for batch in (1, 67):
+        upper, cov = random_problem(n, n + batch, batch=(batch,))
+        generators = [torch.Generator().manual_seed(b) for b in range(batch)]
+        order = torch.stack([torch.randperm(n, generator=g)[:pivots] for g in generators])
+        lower = -upper - 1 if batch == 1 else None
+        arguments = (upper, cov, lower, torch.arange(batch), order, n_points)
+        call = torch.ops.mvnrob.mvn_cdf_sums
+        ours = call(*put(arguments, cuda), "float64").cpu()
+        few = slice(0, 3)  # the CPU is slow
+        some = tuple(x[few] if isinstance(x, torch.Tensor) else x for x in arguments)
+        plan = ([f"random {b}" for b in range(batch)], upper, lower, cov, order)
+        wrong = disagreements(plan, ours[few], call(*some, "float64"), n_points, "float64")
+        assert not wrong, "\n".join(wrong[:20])
+        assert torch.equal(ours, call(*put(arguments, cuda), "float64").cpu())
+
+
 MAX_POINTS = 8 * 2**13
 
 
@@ -401,9 +425,10 @@ def test_batch_composition_does_not_matter(cuda, n, dtype):
     assert not torch.equal(other.prob[2], whole.prob[2]) or n <= 3  # closed forms have no seed
 
 
-def test_batch_composition_of_the_tensor_sampler(cuda):
-    upper, cov = put(random_problem(150, 3, batch=(40,)), cuda)
-    options = {"abs_tol": 1e-3, "method": "sov"}
+@pytest.mark.parametrize("n, dtype", [(150, torch.float32), (260, torch.float64)])
+def test_batch_composition_of_the_tensor_samplers(cuda, n, dtype):
+    upper, cov = put(random_problem(n, 3, batch=(40,)), cuda)
+    options = {"abs_tol": 1e-3, "method": "sov", "compute_dtype": dtype}
     seed = torch.arange(40, device=cuda)
     whole = info(upper, cov, seed=seed, **options)
     assert (whole.n_pivots >= 96).all()

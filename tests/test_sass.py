@@ -8,7 +8,7 @@ import pytest
 
 # Last: an installed mvnrob goes before the source tree, which has no native module.
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from bench import cuda_floor, cuda_floor_tensor, sass
+from bench import cuda_floor, cuda_floor_tensor, cuda_floor_tensor_double, sass
 
 # A loop with a branch (one way with a reciprocal) around a loop of two multiply-adds.
 LISTING = """
@@ -79,3 +79,27 @@ def test_floor_of_the_tensor_sampler():
     assert alone["issue"] == pytest.approx(
         66 * cuda_floor_tensor.seconds(999, 512, counts)["issue"]
     )
+
+
+def test_floor_of_the_float64_tensor_sampler():
+    """The same, and the floor is the higher one wherever a row is given to this sampler."""
+    stored = json.loads(cuda_floor_tensor_double.RESULTS.read_text())
+    counts, scalar = stored["counts"], stored["scalar"]
+    assert counts["product"]["tensor"] == cuda_floor_tensor_double.DMMA == 64 * 32 * 8 // 1024
+    for n in (256, 300, 999):
+        times, slabs = cuda_floor_tensor_double.work(n, 0)
+        done = 64 * 8 * slabs + times["panel"] * 16
+        assert n * (n - 16) / 2 <= done <= n * (n + 80) / 2
+        per_s = cuda_floor_tensor_double.problems_per_s(n, 10_000, 132, 1.98e9)
+        assert per_s < 132 * 4 * 32 * 1.98e9 / (64 * 8 * slabs * 10_000)
+    points = cuda_floor_tensor_double.BLOCK_POINTS
+    clock = 132 * 1.98e9
+    for pivots in (96, 128, 200, 256, 999):
+        for completed in (0, 1, 80, 128, 500):
+            if not cuda_floor_tensor_double.takes(pivots, completed):
+                continue
+            busy = cuda_floor_tensor_double.seconds(pivots, points, counts, completed)
+            before = cuda_floor_tensor_double.scalar_cycles(pivots, completed, scalar)
+            assert clock * max(busy.values()) < before, (pivots, completed)
+    assert not cuda_floor_tensor_double.takes(95, 500)
+    assert not cuda_floor_tensor_double.takes(128, 63)

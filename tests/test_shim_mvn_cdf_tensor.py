@@ -1,8 +1,10 @@
-"""The tensor sampler of mvn_cdf (csrc/kernels/mvn_cdf_sample_tensor.h), run on the CPU by csrc/shim:
-the same sums as the CPU backend's scalar path, and no bias of its own against float64.
+"""The tensor samplers of mvn_cdf (csrc/kernels/mvn_cdf_sample_tensor.h and _tensor_double.h), run on
+the CPU by csrc/shim: the same sums as the CPU backend's scalar path, and in float32 no bias of its
+own against float64.
 
-Its plans need 96 pivots or more. Ragged sizes are those round a slab of 16 pivots, an outer block of
-64 rows and a tile of 64 points.
+Their plans need 96 pivots or more, and in float64 as many rows to each pivot as make the products
+worth it. Ragged sizes are those round a slab of 16 or 8 pivots, an outer block of 64 rows and a tile
+of 64 points.
 """
 
 import sys
@@ -52,19 +54,92 @@ def test_sums_agree_with_the_scalar_path(shim, n, pivots, rectangular):
     compare_sums(shim, *plan, "float32")
 
 
-def test_sums_agree_at_a_thousand_variables(shim):
-    compare_sums(shim, *forced(1, 1000, 144, rows=1), "float32", n_points=64)
+@pytest.mark.parametrize("rectangular", [False, True])
+@pytest.mark.parametrize(
+    "n, pivots",
+    [(176, 96), (177, 97), (193, 103), (199, 112), (255, 200), (256, 256), (257, 257), (263, 263),
+     (333, 100), (401, 321)],
+)  # fmt: skip
+def test_sums_agree_with_the_scalar_path_in_float64(shim, n, pivots, rectangular):
+    """The same, beside sums that differ in their last bits: by another sampler."""
+    plan = forced(n + pivots, n, pivots, rectangular=rectangular)
+    compare_sums(shim, *plan, "float64")
+    assert takes_tensor(shim, plan)
 
 
+def takes_tensor(shim, plan):
+    """Whether the float64 samples of a plan differ by what sampler a device has for them."""
+    upper, cov, lower, order = plan
+    with_, without = (
+        shim.mvn_cdf_sums(
+            upper, cov, lower, np.arange(len(upper)), order, 64, "float64", "lattice",
+            double_tensor=double_tensor,
+        )
+        for double_tensor in (True, False)
+    )  # fmt: skip
+    assert with_ == pytest.approx(without, rel=1e-11)
+    return with_.tobytes() != without.tobytes()
+
+
+def test_which_float64_rows_take_tensor_cores(shim):
+    """96 pivots, and half of them and the rows that complete make 128."""
+    for n, pivots, takes in ((175, 96, False), (176, 96, True), (300, 95, False), (254, 254, False),
+                             (256, 256, True)):  # fmt: skip
+        assert takes_tensor(shim, forced(n, n, pivots, rows=1)) == takes, (n, pivots)
+
+
+def test_which_devices_have_float64_tensor_cores(shim):
+    """A100, H100 and H200; not those of 8.x for graphics, Blackwell, nor what is not known."""
+    known = [(major, minor) for major in range(7, 14) for minor in range(10)]
+    assert [c for c in known if shim.multiplies_doubles(*c)] == [(8, 0), (9, 0)]
+
+
+DTYPES = ("float32", "float64")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_agree_at_a_thousand_variables(shim, dtype):
+    compare_sums(shim, *forced(1, 1000, 144, rows=1), dtype, n_points=64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n, pivots, copies", [(330, 110, 3), (500, 98, 5), (300, 145, 2)])
-def test_groups(shim, n, pivots, copies):
+def test_groups(shim, n, pivots, copies, dtype):
     """Outer blocks of 64 rows close few pivots: slabs that two blocks fill. Groups of 1 to 5 rows
-    bound a pivot from both sides; some span two outer blocks."""
-    compare_sums(shim, *forced(n, n, pivots, copies=copies), "float32")
+    bound a pivot from both sides; some span two outer blocks. Float64 plans have rows that complete
+    as well, for enough of the products."""
+    plan = forced(n, n, pivots, copies=copies)
+    if dtype == "float64":
+        plan = beside(plan, forced(n + 1, 140, 0))
+        assert takes_tensor(shim, plan)
+    compare_sums(shim, *plan, dtype)
 
 
-def test_the_last_pivots_exhaust_the_others(shim):
-    compare_sums(shim, *forced(3, 260, 120, rank=120), "float32")
+def beside(plan, other):
+    """The variables of both; the other's, correlated with the first, complete."""
+    (upper, cov, _, order), (more, extra, _, _) = plan, other
+    rows, n, m = len(upper), upper.shape[1], more.shape[1]
+    # The first m of the first's variables, which are there again with something of their own.
+    joint = np.empty((rows, n + m, n + m))
+    joint[:, :n, :n] = cov
+    joint[:, n:, :n] = cov[:, :m]
+    joint[:, :n, n:] = cov[:, :, :m]
+    joint[:, n:, n:] = cov[:, :m, :m] + extra
+    sd = np.sqrt(np.diagonal(joint, axis1=1, axis2=2))[:, n:]
+    return np.concatenate([upper, 3 * sd], 1), joint, None, order
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_last_pivots_exhaust_the_others(shim, dtype):
+    compare_sums(shim, *forced(3, 260, 120, rank=120), dtype)
+
+
+@pytest.mark.parametrize("points", ["lattice", "richtmyer", "sobol"])
+def test_any_points_and_chunks_in_float64(shim, points):
+    """33 tiles: 17 chunks, the last of one tile."""
+    plan = forced(5, 200, 99, rows=1)
+    assert takes_tensor(shim, plan)
+    compare_sums(shim, *plan, "float64", 64 * 67 if points == "lattice" else 64, points)
 
 
 @pytest.mark.parametrize("points", ["lattice", "richtmyer", "sobol"])
@@ -74,28 +149,30 @@ def test_any_points_and_chunks(shim, n_points, points):
     compare_sums(shim, *forced(5, 99, 99, rows=1), "float32", n_points, points)
 
 
-def test_large_coefficients(shim):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_coefficients(shim, dtype):
     """Pivots with a hundredth of a standard deviation left: rows of coefficients beyond 100, beside
     others below 1. What float32 loses there the scalar path loses too."""
-    upper, cov, lower, order = forced(7, 130, 130)
-    near = np.arange(1, 130, 3)
+    upper, cov, lower, order = forced(7, n := 130 if dtype == "float32" else 260, n)
+    near = np.arange(1, n, 3)
     sd = np.sqrt(np.diagonal(cov, axis1=1, axis2=2))
-    mix = np.eye(130)
+    mix = np.eye(n)
     mix[near, near] = 1e-2
     mix[near, near - 1] = 1
     cov = mix @ cov @ mix.T
     upper = np.sqrt(np.diagonal(cov, axis1=1, axis2=2)) * (upper / sd)
-    order = np.stack([np.arange(130)] * 2)
-    compare_sums(shim, upper, cov, lower, order, "float32")
+    order = np.stack([np.arange(n)] * 2)
+    compare_sums(shim, upper, cov, lower, order, dtype)
 
 
-def test_samples_that_fail_early(shim):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_samples_that_fail_early(shim, dtype):
     """y far beyond what float16 holds, from limits that nobody meets: zeros, not NaN."""
-    upper, cov, _, order = forced(8, 128, 128)
+    upper, cov, _, order = forced(8, n := 128 if dtype == "float32" else 256, n)
     for row, limit in enumerate((-1e3, -1e7)):
         upper[row, order[row, 40]] = limit
-    compare_sums(shim, upper, cov, None, order, "float32")
-    sums = shim.mvn_cdf_sums(upper, cov, None, np.arange(2), order, 64, "float32", "lattice")
+    compare_sums(shim, upper, cov, None, order, dtype)
+    sums = shim.mvn_cdf_sums(upper, cov, None, np.arange(2), order, 64, dtype, "lattice")
     assert (sums[..., 0] == 0).all() and sums[..., 1] == pytest.approx(64, rel=1e-6)
 
 
@@ -125,10 +202,11 @@ def whole_rows(n=130, rows=3):
     return torch.from_numpy(upper), torch.from_numpy(cov)
 
 
-def test_whole_calls(shim):
-    upper, cov = whole_rows()
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whole_calls(shim, dtype):
+    upper, cov = whole_rows(130 if dtype == "float32" else 260)
     for options in ({}, {"lower": -upper}):
-        options |= {"method": "sov", "abs_tol": 0.03}
+        options |= {"method": "sov", "abs_tol": 0.03, "compute_dtype": dtype}
         kernels, cpu = (
             by_kernels(shim, upper, cov, **options),
             by_cpu(upper, cov, **options),
@@ -137,9 +215,22 @@ def test_whole_calls(shim):
         assert (kernels.n_pivots >= 96).all() and (kernels.status == Status.CONVERGED).all()
 
 
-def test_same_bits_for_any_grid_and_company(shim):
-    upper, cov = whole_rows()
-    options = {"method": "sov", "abs_tol": 0.03}
+def test_tilted_samples(shim):
+    """Small p, which only tilted float64 samples reach."""
+    upper, cov = whole_rows(256, rows=2)
+    upper = -0.8 * cov.diagonal(dim1=1, dim2=2).sqrt() * torch.linspace(0.8, 1.2, 256).double()
+    options = {"abs_tol": 0.0, "rel_tol": 0.2}
+    kernels, cpu = by_kernels(shim, upper, cov, **options), by_cpu(upper, cov, **options)
+    assert (kernels.n_pivots == 256).all() and (kernels.log_prob < -100).all()
+    assert kernels.n_points == pytest.approx(cpu.n_points.numpy())
+    assert kernels.log_prob == pytest.approx(cpu.log_prob.numpy(), abs=1e-8)
+    assert kernels.log_error == pytest.approx(cpu.log_error.numpy(), rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_same_bits_for_any_grid_and_company(shim, dtype):
+    upper, cov = whole_rows(130 if dtype == "float32" else 260)
+    options = {"method": "sov", "abs_tol": 0.03, "compute_dtype": dtype}
     expected = by_kernels(shim, upper, cov, **options).bits()
     for tile_rows, resident in ((1, 1), (2, 5)):
         other = by_kernels(shim, upper, cov, **options, tile_rows=tile_rows, resident=resident)

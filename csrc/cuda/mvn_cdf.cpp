@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "checks.h"
+#include "cuda/errors.h"
 #include "cuda/row_tiles.h"
 #include "cuda/stream.h"
 #include "mvn_cdf_options.h"
@@ -38,8 +39,10 @@ void run(const char* op, const MvnCdfArgs& a, const cuda::Rows& in) {
       });
 }
 
-void run(const char* op, const MvnCdfArgs& a, const cuda::Rows& in) {
+void run(const char* op, MvnCdfArgs a, const cuda::Rows& in) {
   if (a.rows == 0) return;
+  cuda::check(op, cuda::find_double_tensor(in.device(), a.double_tensor),
+              "tell its compute capability");
   if (a.options.samples_float32())
     run<float>(op, a, in);
   else

@@ -14,6 +14,10 @@ struct MvnCdfSizes {
   int64_t bytes;
 };
 
+// Whether float64 samples may take their products from the device's tensor cores
+// (kernels/tensor.h).
+cudaError_t find_double_tensor(int device, bool& found);
+
 // scalar_t is the type of the samples. `a` has its input, output and options; `memory` is
 // sizes.bytes of device memory, aligned to 256.
 template <class scalar_t>

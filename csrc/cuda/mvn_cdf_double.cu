@@ -2,6 +2,15 @@
 
 namespace mvnrob::cuda {
 
+cudaError_t find_double_tensor(int device, bool& found) {
+  int major = 0, minor = 0;
+  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+  found = error == cudaSuccess && kernels::multiplies_doubles(major, minor);
+  return error;
+}
+
 template MvnCdfSizes mvn_cdf_sizes<double>(const kernels::MvnCdfArgs&, int);
 template cudaError_t launch_mvn_cdf<double>(const kernels::MvnCdfArgs&, const MvnCdfSizes&, void*,
                                             int, cudaStream_t);

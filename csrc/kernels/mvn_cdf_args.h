@@ -75,6 +75,7 @@ struct MvnCdfArgs {
   int64_t forced_points;
   SampleSums* forced_sums;
   bool scalar_panels;  // of any number of pivots, for mvn_cdf_pathwise
+  bool double_tensor;  // whether the device has float64 tensor cores worth the name (tensor.h)
 
   RowLayout layout;
   unsigned char* memory;  // rows * layout.bytes

@@ -20,8 +20,8 @@ namespace mvnrob::kernels {
 constexpr int kMaxSmallPivots = 32;  // up to here a warp works alone
 
 // Rows of a register block of the program. A small program has blocks of 8 only. A blocked one has
-// outer blocks of 64 (32 in float64), whose part of earlier pivots is one matrix product, and in
-// them inner ones of 16.
+// outer blocks of 64 (32 in float64 without tensor cores), whose part of earlier pivots is one
+// matrix product, and in them inner ones of 16.
 constexpr int kSmallRows = 8;
 constexpr int kInnerRows = 16;
 template <class scalar_t>
@@ -40,9 +40,25 @@ constexpr int kStreamsPerBlock = kBlockedThreads / kTileSamples;
 constexpr int kTensorPivots = 96;
 constexpr int kTensorStreams = 4;  // of a block
 static_assert(kShifts % kTensorStreams == 0, "no block has fewer");
+// And float64 samples on devices with the cores for it, a stream in two warps
+// (mvn_cdf_sample_tensor_double.h), if each pivot's products are also large enough: its y goes into
+// half of the pivots and all rows that complete. By the same measure
+// (bench/results/cuda_predicted_tensor_double.md).
+constexpr int kTensorDoubleRows = 128;
 template <class scalar_t>
-MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots) {
-  return sizeof(scalar_t) == 4 && !a.scalar_panels && pivots >= kTensorPivots;
+MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots, int completed) {
+  if (a.scalar_panels || pivots < kTensorPivots) return false;
+  return sizeof(scalar_t) == 4 || (a.double_tensor && pivots / 2 + completed >= kTensorDoubleRows);
+}
+// Whether some plan of the rows may be.
+template <class scalar_t>
+MVNROB_HD bool may_be_tensor(const MvnCdfArgs& a) {
+  return a.rank() >= kTensorPivots && is_tensor<scalar_t>(a, kTensorPivots, a.n - kTensorPivots);
+}
+// Items of the tensor sampler that so many streams of a row are.
+template <class scalar_t>
+MVNROB_HD int64_t tensor_items(int64_t streams) {
+  return sizeof(scalar_t) == 4 ? streams / kTensorStreams : streams / kStreamsPerBlock;
 }
 
 enum ProgramFlag : int32_t {
@@ -65,8 +81,8 @@ struct ProgramBlock {
   int32_t base, known;
 };
 
-// An outer block: coefficients of the pivots before it, column by column, or as mvn_cdf_halves.h
-// says.
+// An outer block: coefficients of the pivots before it, column by column, or as mvn_cdf_halves.h or
+// mvn_cdf_fragments.h says.
 struct OuterBlock {
   int64_t coef;
   int32_t known;
@@ -76,7 +92,7 @@ struct Program {
   int32_t pivots;
   int32_t events;                         // of the union
   double whole_mass;                      // and theirs together
-  int32_t sampled_blocks, sampled_outer;  // of kSmallRows or kInnerRows rows; of kOuterRows
+  int32_t sampled_blocks, sampled_outer;  // of kSmallRows or kInnerRows rows; of 64 or 32
   int32_t completion_rows;                // padded to whole blocks
   int64_t completion_coef;
   // What to sample now: `tiles` times 64 points of each shift from point `first`, in chunks.
@@ -84,6 +100,7 @@ struct Program {
   int32_t tiles, chunk_tiles, chunks;
   // independent ones
   int32_t blocks;
+  bool tensor;  // for the tensor sampler
 };
 
 // State of a row between launches.

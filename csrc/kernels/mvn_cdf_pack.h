@@ -3,6 +3,7 @@
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
+#include "kernels/mvn_cdf_fragments.h"
 #include "kernels/mvn_cdf_halves.h"
 #include "math/lattice.h"
 
@@ -85,7 +86,7 @@ class Packer {
         const int known = known_at(first);
         int base = 0;
         if (outer) {
-          const int outer_first = first / kOuterRows<scalar_t> * kOuterRows<scalar_t>;
+          const int outer_first = first / outer_rows() * outer_rows();
           base = known_at(outer_first);
           if (first == outer_first) {
             m_.outer()[outers++] = {coef, base};
@@ -97,6 +98,7 @@ class Packer {
       }
       Program& p = s_.program;
       p.pivots = pivots_;
+      p.tensor = tensor();
       p.sampled_blocks = blocks;
       p.sampled_outer = outers;
       p.completion_rows = int(round_up(s_.live, completion_unit()));
@@ -107,11 +109,15 @@ class Packer {
 
   // Numbers of the panel of an outer block, or of as many rows that complete.
   MVNROB_DEVICE int64_t outer_size(int known) const {
-    return tensor() ? panel_size(known) : int64_t(known) * kOuterRows<scalar_t>;
+    return tensor() ? tensor_size(known) : int64_t(known) * kOuterRows<scalar_t>;
   }
-  MVNROB_DEVICE bool tensor() const { return is_tensor<scalar_t>(a_, pivots_); }
+  static MVNROB_DEVICE int64_t tensor_size(int known) {
+    return sizeof(scalar_t) == 4 ? panel_size(known) : fragments::panel_size(known);
+  }
+  MVNROB_DEVICE bool tensor() const { return is_tensor<scalar_t>(a_, pivots_, s_.live); }
+  MVNROB_DEVICE int outer_rows() const { return tensor() ? kPanelRows : kOuterRows<scalar_t>; }
   MVNROB_DEVICE int completion_unit() const {
-    return rows_ == kInnerRows ? kOuterRows<scalar_t> : kSmallRows;
+    return rows_ == kInnerRows ? outer_rows() : kSmallRows;
   }
   MVNROB_DEVICE int padded_sampled() const { return int(round_up(sampled_, rows_)); }
 
@@ -147,9 +153,9 @@ class Packer {
     const Program& p = s_.program;
     for (int o = 0; o < p.sampled_outer; ++o) {
       const OuterBlock outer = m_.outer()[o];
-      const int first = o * kOuterRows<scalar_t>;
+      const int first = o * outer_rows();
       if (tensor())
-        fill_halves(
+        fill_tensor(
             outer.coef, outer.known, [&](int r) { return divisor(first + r); },
             [&](int r, int l) { return coefficient(first + r, l); });
       else
@@ -174,7 +180,27 @@ class Packer {
       panel[e] = coefficient(first + e % rows, base + e / rows);
   }
 
-  // A panel as mvn_cdf_halves.h has it, by its rows' divisors and coefficients.
+  // A panel for the tensor sampler, by its rows' divisors and coefficients.
+  template <class Divisor, class Coefficient>
+  MVNROB_DEVICE void fill_tensor(int64_t coef, int known, const Divisor& divisor,
+                                 const Coefficient& coefficient) {
+    if constexpr (sizeof(scalar_t) == 4)
+      fill_halves(coef, known, divisor, coefficient);
+    else
+      fill_fragments(coef, known, coefficient);
+  }
+
+  // As mvn_cdf_fragments.h has it.
+  template <class Coefficient>
+  MVNROB_DEVICE_FN void fill_fragments(int64_t coef, int known, const Coefficient& coefficient) {
+    scalar_t* panel = m_.coef() + coef;
+    for (int e = block_.thread(); e < fragments::panel_size(known); e += threads) {
+      const int r = e % kPanelRows, l = e / kPanelRows;
+      panel[fragments::panel_place(r, l)] = l < known ? scalar_t(coefficient(r, l)) : scalar_t(0);
+    }
+  }
+
+  // As mvn_cdf_halves.h has it.
   template <class Divisor, class Coefficient>
   MVNROB_DEVICE_FN void fill_halves(int64_t coef, int known, const Divisor& divisor,
                                     const Coefficient& coefficient) {
@@ -219,17 +245,17 @@ class Packer {
       scalar_t* panel = coefs + int64_t(r / unit) * unit * pivots_ + r % unit;
       for (int l = 0; l < pivots_; ++l) panel[int64_t(l) * unit] = 0;
     }
-    if (tensor()) fill_completion_halves();
+    if (tensor()) fill_completion_tensor();
   }
 
-  MVNROB_DEVICE_FN void fill_completion_halves() {
+  MVNROB_DEVICE_FN void fill_completion_tensor() {
     block_.sync();
     const int32_t* live = m_.row_of() + sampled_;
     for (int first = 0; first < s_.live; first += kPanelRows) {
       const auto sd = [&](int r) {
         return first + r < s_.live ? ::sqrt(m_.variance()[live[first + r]]) : 1.0;
       };
-      fill_halves(s_.program.completion_coef + first / kPanelRows * panel_size(pivots_), pivots_,
+      fill_tensor(s_.program.completion_coef + first / kPanelRows * tensor_size(pivots_), pivots_,
                   sd, [&](int r, int l) {
                     return first + r < s_.live ? -entry(live[first + r], l) / sd(r) : 0.0;
                   });

@@ -179,8 +179,8 @@ struct MvnCdfPlan {
       enter(now.united, a_.united, streams);
     else if (p.pivots <= kMaxSmallPivots)
       enter(now.small, a_.small, streams);
-    else if (is_tensor<scalar_t>(a_, p.pivots))
-      enter(now.tensor, a_.tensor, streams / kTensorStreams);
+    else if (p.tensor)
+      enter(now.tensor, a_.tensor, tensor_items<scalar_t>(streams));
     else
       enter(now.blocked, a_.blocked, (streams + kStreamsPerBlock - 1) / kStreamsPerBlock);
   }

@@ -1,4 +1,4 @@
-// The sampler of mvn_cdf for more than 32 pivots, in float32 for fewer than kTensorPivots:
+// The sampler of mvn_cdf for more than 32 pivots, if the row is not for tensor cores (is_tensor):
 // two-level blocking, a thread for each point.
 //
 // Mapping: a block of 128 threads takes two streams of one row and walks through the program in

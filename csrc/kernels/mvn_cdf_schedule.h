@@ -7,12 +7,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/mvn_cdf_closed_form.h"
 #include "kernels/mvn_cdf_plan.h"
 #include "kernels/mvn_cdf_sample_blocked.h"
 #include "kernels/mvn_cdf_sample_small.h"
 #include "kernels/mvn_cdf_sample_tensor.h"
+#include "kernels/mvn_cdf_sample_tensor_double.h"
 #include "kernels/mvn_cdf_union.h"
 #include "math/points.h"
 
@@ -86,14 +88,13 @@ int64_t union_history(int32_t n) {
   return int64_t(MvnCdfSampleUnion<scalar_t>::history_bytes(n));
 }
 
-// Whether a row may come to have the pivots for the tensor sampler.
 template <class scalar_t>
-bool may_take_tensor(const MvnCdfArgs& a) {
-  return is_tensor<scalar_t>(a, a.rank());
-}
+using MvnCdfTensor =
+    std::conditional_t<sizeof(scalar_t) == 4, MvnCdfSampleTensor, MvnCdfSampleTensorDouble>;
+
 template <class scalar_t>
 int64_t tensor_history(const MvnCdfArgs& a) {
-  return may_take_tensor<scalar_t>(a) ? int64_t(MvnCdfSampleTensor::history_bytes(a.rank())) : 0;
+  return may_be_tensor<scalar_t>(a) ? int64_t(MvnCdfTensor<scalar_t>::history_bytes(a.rank())) : 0;
 }
 
 // Blocks of the samplers that keep a history.
@@ -117,13 +118,11 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
     grids.blocked =
         blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
                streams / kStreamsPerBlock, blocked_history<scalar_t>(a.n), int64_t(1) << 30);
-  if constexpr (sizeof(scalar_t) == 4) {
-    using Tensor = MvnCdfSampleTensor;
-    if (may_take_tensor<scalar_t>(a))
-      grids.tensor =
-          blocks(launcher.template resident_blocks<Tensor>(Tensor::kSharedBytes),
-                 streams / kTensorStreams, tensor_history<scalar_t>(a), int64_t(1) << 30);
-  }
+  using Tensor = MvnCdfTensor<scalar_t>;
+  if (may_be_tensor<scalar_t>(a))
+    grids.tensor =
+        blocks(launcher.template resident_blocks<Tensor>(Tensor::kSharedBytes),
+               tensor_items<scalar_t>(streams), tensor_history<scalar_t>(a), int64_t(1) << 30);
   if (may_unite(a))
     grids.united = blocks(launcher.template resident_blocks<Union>(0), streams / Union::kWarps,
                           union_history<scalar_t>(a.n), int64_t(1) << 26);
@@ -182,6 +181,7 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
   using OneFactor = MvnCdfOneFactor<scalar_t>;
   using Small = MvnCdfSampleSmall<scalar_t>;
   using Blocked = MvnCdfSampleBlocked<scalar_t>;
+  using Tensor = MvnCdfTensor<scalar_t>;
   using Union = MvnCdfSampleUnion<scalar_t>;
   const auto blocks = [&](int64_t wanted, int64_t resident) {
     return unsigned(std::max<int64_t>(1, std::min(wanted, resident)));
@@ -212,11 +212,8 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     launcher.template launch<Small>(small_blocks, small_bytes, a);
     if (a.n > kMaxSmallPivots)
       launcher.template launch<Blocked>(unsigned(grids.blocked), Blocked::kSharedBytes, a);
-    if constexpr (sizeof(scalar_t) == 4) {
-      if (may_take_tensor<scalar_t>(a))
-        launcher.template launch<MvnCdfSampleTensor>(unsigned(grids.tensor),
-                                                     MvnCdfSampleTensor::kSharedBytes, a);
-    }
+    if (may_be_tensor<scalar_t>(a))
+      launcher.template launch<Tensor>(unsigned(grids.tensor), Tensor::kSharedBytes, a);
     if (may_unite(a)) launcher.template launch<Union>(unsigned(grids.united), 0, a);
   }
 }

@@ -1,9 +1,11 @@
 // Tensor-core instructions for a C++ compiler: ldmatrix, mma.m16n8k16 of float16 with float32 sums,
-// and the conversions that go with them. Of a whole warp, with the fragments of the PTX manual.
+// mma.m16n8k8 of float64, and the conversions that go with them. Of a whole warp, with the
+// fragments of the PTX manual.
 //
 // The unit adds the 16 products of an entry and its sum in wider arithmetic and cuts the result off
 // to float32, or does worse than the exact sum that is cut off here by a few bits of the last
-// place.
+// place. In float64 it multiplies and adds, rounding each time, in an order that no manual gives;
+// here the last column goes first, which no loop over pivots does.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -84,6 +86,36 @@ inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uin
       for (int k = 0; k < 16; ++k) x += left[r][k] * right[c][k];
       sum[2 * r + c] = cut_off(x);
     }
+}
+
+inline void multiply_matrices(double (&sum)[4], const double (&a)[4], const double (&b)[2],
+                              const Caller& caller) {
+  const unsigned g = lane() / 4, t = lane() % 4;
+  const auto exchange = [&](double x) {
+    uint64_t bits;
+    std::memcpy(&bits, &x, 8);
+    return Exchange(0xffffffffu, bits, "multiply_matrices", caller);
+  };
+  const auto value = [](uint64_t bits) {
+    double x;
+    std::memcpy(&x, &bits, 8);
+    return x;
+  };
+  double left[2][8], right[8][2];  // rows g and g + 8; columns 2 t and 2 t + 1
+  for (unsigned half = 0; half < 2; ++half) {
+    for (unsigned m = 0; m < 2; ++m) {
+      const Exchange words = exchange(a[2 * half + m]);
+      for (unsigned l = 0; l < 4; ++l) left[m][4 * half + l] = value(words.from(4 * g + l));
+    }
+    const Exchange words = exchange(b[half]);
+    for (unsigned c = 0; c < 2; ++c)
+      for (unsigned l = 0; l < 4; ++l)
+        right[4 * half + l][c] = value(words.from(4 * (2 * t + c) + l));
+  }
+  for (int r = 0; r < 2; ++r)
+    for (int c = 0; c < 2; ++c)
+      for (int k = 7; k >= 0; --k)
+        sum[2 * r + c] = std::fma(left[r][k], right[k][c], sum[2 * r + c]);
 }
 
 }  // namespace mvnrob::shim

@@ -63,8 +63,9 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   const std::optional<Array<T>>& lower, const Array<int64_t>& seed, double abs_tol,
                   double rel_tol, int64_t max_points, const std::string& method,
                   const std::string& compute_dtype, const std::string& points, int64_t tile_rows,
-                  int64_t resident, bool factored) {
+                  int64_t resident, bool factored, bool double_tensor) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
+  a.double_tensor = double_tensor;
   a.options = {abs_tol,
                rel_tol,
                max_points,
@@ -94,8 +95,9 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
                            const std::optional<Array<T>>& lower, const Array<int64_t>& seed,
                            const Array<int64_t>& order, int64_t n_points,
                            const std::string& compute_dtype, const std::string& points,
-                           int64_t tile_rows, int64_t resident, bool factored) {
+                           int64_t tile_rows, int64_t resident, bool factored, bool double_tensor) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
+  a.double_tensor = double_tensor;
   a.options = {
       0, 0, n_points, mvnrob::Method::automatic, compute_type(compute_dtype), point_set(points)};
   a.order = order.data();
@@ -229,11 +231,12 @@ void define(py::module_& m) {
   m.def("mvn_cdf", &mvn_cdf<T>, py::arg("upper"), py::arg("cov"), py::arg("lower").none(true),
         py::arg("seed"), py::arg("abs_tol"), py::arg("rel_tol"), py::arg("max_points"),
         py::arg("method"), py::arg("compute_dtype"), py::arg("points"),
-        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("factored") = false);
+        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("factored") = false,
+        py::arg("double_tensor") = true);
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
         py::arg("compute_dtype"), py::arg("points"), py::arg("tile_rows") = 1 << 20,
-        py::arg("resident") = 3, py::arg("factored") = false);
+        py::arg("resident") = 3, py::arg("factored") = false, py::arg("double_tensor") = true);
   m.def("mendell_elston", &mendell_elston<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("resident") = 3);
   m.def("mendell_elston_backward", &mendell_elston_backward<T>, py::arg("grad"), py::arg("upper"),
@@ -254,5 +257,6 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   define<float>(m);
   define<double>(m);
   m.def("bvn_cdf", &bvn_cdf);
+  m.def("multiplies_doubles", &mvnrob::kernels::multiplies_doubles);
   m.def("set_order", [](uint64_t seed) { mvnrob::shim::set_order(seed); });
 }

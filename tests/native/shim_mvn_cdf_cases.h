@@ -119,10 +119,11 @@ inline void check_blocked() {
   Orthants{1, 40, 1, true, mvnrob::PointSet::sobol}.check<double, float>(0.02, 1, 2);
 }
 
-// The products of a forced plan of all pivots on the tensor cores' stand-in; with `completed` rows
-// beyond, which complete. Every sample of every shift must be a probability, and the mean the
-// orthant's.
-inline void check_tensor_plan(int64_t pivots, int64_t completed) {
+// The products of a forced plan of all pivots on the tensor cores' stand-in, with samples of type
+// S; with `completed` rows beyond, which complete. Every sample of every shift must be a
+// probability, and the mean the orthant's.
+template <class S>
+void check_tensor_plan(int64_t pivots, int64_t completed) {
   const int64_t n = pivots + completed;
   Call<double> call(1, n);
   for (int64_t i = 0; i < n; ++i)
@@ -134,13 +135,16 @@ inline void check_tensor_plan(int64_t pivots, int64_t completed) {
                        0,
                        128,
                        mvnrob::Method::automatic,
-                       mvnrob::ComputeType::float32,
+                       sizeof(S) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64,
                        mvnrob::PointSet::lattice};
+  call.args.double_tensor = true;
+  if (!mvnrob::kernels::is_tensor<S>(call.args, int(pivots), int(completed)))
+    throw std::runtime_error("no plan for the tensor sampler");
   call.args.order = order.data();
   call.args.n_order = int32_t(pivots);
   call.args.forced_points = 128;
   call.args.forced_sums = sums;
-  mvnrob::shim::run_mvn_cdf<float>(call.args, 1, 2);
+  mvnrob::shim::run_mvn_cdf<S>(call.args, 1, 2);
   double mean = 0;
   for (const mvnrob::SampleSums& one : sums) {
     if (!(std::abs(one.value + one.complement - 128) <= 1e-3))
@@ -152,8 +156,13 @@ inline void check_tensor_plan(int64_t pivots, int64_t completed) {
 }
 
 inline void check_tensor() {
-  check_tensor_plan(130, 0);
-  check_tensor_plan(97, 40);
+  check_tensor_plan<float>(130, 0);
+  check_tensor_plan<float>(97, 40);
+}
+
+inline void check_tensor_double() {
+  check_tensor_plan<double>(193, 33);
+  check_tensor_plan<double>(97, 81);
 }
 
 // More variables than are all sampled: some complete, and the plan deepens.
@@ -408,6 +417,7 @@ const MvnCdfCase kMvnCdfCases[] = {
     {"mvn_cdf_factors", check_factors},
     {"mvn_cdf_pathwise", check_pathwise},
     {"mvn_cdf_tensor", check_tensor},
+    {"mvn_cdf_tensor_double", check_tensor_double},
     {"mvn_cdf_one_factor", check_one_factors},
     {"mvn_cdf_separated", check_all_separated},
     {"mvn_cdf_multiples", check_all_multiples},
