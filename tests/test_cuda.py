@@ -111,11 +111,12 @@ def test_reason_on_this_machine():
 # What the two may differ by when order and points are the same: another association of the same
 # sums, fused multiply-adds, and CUDA's exp2, log2 and reciprocals (2 ulp). Two instruction sets of
 # the CPU backend (no FMA against AVX-512) differ over these plans by at most 8e-6 of a sum in
-# float32 and 1.3e-12 in float64, where narrow intervals of rank 3 magnify rounding, and by 1e-6 and
-# 1e-14 elsewhere. CUDA's units add about 4e-7 a step, of one sign at worst: 2e-5 covers 50 steps
-# that matter. A wrong term, point or index moves a sum by far more. The second figure is for each
-# sample: float32 knows a narrow interval to an ulp of its limits only.
-AGREEMENT = {"float32": (2e-5, 2e-7), "float64": (1e-11, 1e-15)}
+# float32 and the kernels on their stand-in by 2.4e-11 in float64, where narrow intervals of rank 3
+# magnify rounding, and both by 1e-6 and 1e-14 elsewhere. CUDA's units add about 4e-7 a step, of one
+# sign at worst: 2e-5 covers 50 steps that matter. A wrong term, point or index moves a sum by far
+# more. The second figure is for each sample: float32 knows a narrow interval to an ulp of its limits
+# only.
+AGREEMENT = {"float32": (2e-5, 2e-7), "float64": (5e-11, 1e-15)}
 SUMS = ("value", "complement", "below", "above", "square")
 
 
