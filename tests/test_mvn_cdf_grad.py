@@ -554,6 +554,12 @@ def test_torch_func():
     assert torch.equal(jacobian.sum(1), plain[0])
 
 
+def test_nothing_is_mapped():
+    upper, cov = random_problem(5, 1, batch=(3,))
+    slopes = torch.func.vmap(torch.func.grad(mvn_cdf, (0, 1)))(upper[:0], cov[:0])
+    assert [list(t.shape) for t in slopes] == [[0, 5], [0, 5, 5]]
+
+
 @pytest.mark.parametrize("method", ["auto", "mendell_elston"])
 @pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
 def test_forward_mode_is_refused_clearly(method, transform):
