@@ -198,9 +198,10 @@ def robustness(
     ``INDEFINITE`` are counted in one warning each.
 
     Edges: a common factor on all logits changes nothing (float64: up to some 1e280 either way, by
-    another try with rescaled derivatives); sigma = 0 gives 1 where the target is the argmax (ties count as kept), else 0; a rival
-    with the target's gradient never changes its margin; NaN logits give NaN with status
-    ``NAN_INPUT`` for that input alone; an empty batch gives empty results.
+    another try with rescaled derivatives; so may classes of one input have slopes 1e-260 times those
+    of others, less count as none); sigma = 0 gives 1 where the target is the argmax (ties count as
+    kept), else 0; a rival with the target's gradient never changes its margin; NaN logits give NaN
+    with status ``NAN_INPUT`` for that input alone; an empty batch gives empty results.
 
     Cost, in passes per input: 1 forward for the target; ``taylor`` at most C backward, whatever the
     number of sigmas (screened at the largest); fewer with a head or where few rivals matter; ``mmse``
