@@ -309,7 +309,7 @@ def _that_matter(rows: _Rows, units: _Units, dropped: float) -> tuple[Tensor, Te
     rest = fails.flip(1).cumsum(1).flip(1)  # of this variable and those after it
     count = (rest > dropped).sum(1)
     power = torch.exp2((count - 0.5).log2().ceil()).long()
-    return order, power.clamp_max(n)
+    return order, power.clamp(1, n)
 
 
 def _among(rows: _Rows, units: _Units, kept: Tensor) -> _Rows:
