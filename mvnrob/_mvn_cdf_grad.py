@@ -309,7 +309,7 @@ def _that_matter(rows: _Rows, units: _Units, dropped: float) -> tuple[Tensor, Te
     rest = fails.flip(1).cumsum(1).flip(1)  # of this variable and those after it
     count = (rest > dropped).sum(1)
     power = torch.exp2((count - 0.5).log2().ceil()).long()
-    return order, power.clamp_max(n)
+    return order, power.clamp(1, n)
 
 
 def _among(rows: _Rows, units: _Units, kept: Tensor) -> _Rows:
@@ -834,14 +834,15 @@ def _(
 def _(info, in_dims, *args):
     """The mapped dimension joins the rows, each of which has its own seed."""
     size = info.batch_size
-    joined = []
+    joined, rows = [], 0
     for x, dim in zip(args, in_dims, strict=True):
         if isinstance(x, Tensor):
             x = x[None].expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-            x = x.reshape(size * x.shape[1], *x.shape[2:])
+            rows = x.shape[1]
+            x = x.reshape(size * rows, *x.shape[2:])
         joined.append(x)
     out = torch.ops.mvnrob.mvn_cdf_backward(*joined)
-    shape = (size, joined[2].shape[0] // size)
+    shape = (size, rows)
     # An empty output stands for none.
     return tuple(t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, shape) for t in out), 0
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .chunks import run
 from .estimators.argmax import Shares, argmax_shares
 from .jacobian import check_inputs, working_copy
-from .network import Cost, Meter, Network, check_bounds
+from .network import Cost, Meter, Network, check_bounds, without_autocast
 from .noise import Noise
 from .options import check_int, check_number
 from .robustness import DEFAULT_MAX_BYTES, linear_settings, sigma_levels
@@ -108,7 +108,7 @@ def argmax_probabilities(
         raise ValueError(f"{op}: min_prob must be a number in [0, 1), got {min_prob}")
     network = Network(op, model, preprocessing, x)
     check_bounds(op, x, bounds)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), without_autocast(x.device):
         inputs = working_copy(x, network.work_dtype)
         noise = Noise(op, sigma, noise_factor, inputs)
         settings = linear_settings(

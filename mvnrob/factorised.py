@@ -122,7 +122,7 @@ class Factorised:
         self.gram = sums[:, :, 1:, 1:]
         if self.weight.dtype == torch.float64:
             largest = self.gram.diagonal(dim1=2, dim2=3).amax((0, 2)).sqrt()
-            check_range(largest * self.weight.abs().amax())
+            check_range(largest[:, None] * self.weight.abs().amax(1))
 
     @property
     def features(self) -> int:

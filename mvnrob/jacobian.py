@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._checks import warn_caller
 from .head import FeatureNetwork, Head
-from .network import Meter, Network, first_line, memory_of_one, safe_norm
+from .network import Meter, Network, first_line, memory_of_one, safe_norm, without_autocast
 from .noise import PROBES, row_keys, standard_normal
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
@@ -459,7 +459,8 @@ def jacobian(
             check=check,
         )
         try:
-            with memory_of_one(op) if step == 1 else contextlib.nullcontext():
+            one = memory_of_one(op) if step == 1 else contextlib.nullcontext()
+            with one, without_autocast(x.device):
                 out[inputs] = part.rows(classes[inputs])[:, :, 0]
         except torch.OutOfMemoryError:
             if step == 1:

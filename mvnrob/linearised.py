@@ -21,9 +21,10 @@ Answer = TypeVar("Answer")
 _CONVERTED = 2**22
 #: Bytes that are always taken for granted: less is no reason to refuse a problem.
 LEAST_BYTES = 2**24
-#: Largest entries of an input's float64 rows whose squares, and those of numbers 1e-14 times as large,
-#: are numbers.
+#: Largest entries of float64 rows whose squares, and those of numbers 1e-14 times as large, are numbers.
 _SQUARABLE = (1e-140, 1e140)
+#: Binary exponent of rescaled rows: rows of other classes may be 1e-260 times as large.
+_RESCALED = 400
 
 
 class OutOfRange(Exception):
@@ -114,17 +115,21 @@ class Linearised:
 
     def rescaled(self) -> Linearised:
         """Logits and derivatives of each input times a power of two, which changes neither z nor R,
-        such that a gradient along a random cotangent has entries of size one."""
+        such that a gradient along a random cotangent has entries of about 1e120: so have the classes
+        of the steepest logits, and the squares of the others' are numbers too.
+
+        The target's logit becomes zero: what overflows then is decided whatever the noise is.
+        """
         classes = self.values.shape[2]
         keys = row_keys(0, PROBES, self.logits.inputs)
         cotangent = standard_normal(keys, 1, 1, classes, torch.float64) / classes
         size = self.noise.pull(self.logits.vjp(cotangent)).abs().amax((1, 2))
-        largest = self.values.nan_to_num(0.0, 0.0, 0.0).abs().amax((1, 2))
-        wanted = -torch.frexp(torch.where(size.isfinite(), size, 1.0).double()).exponent
-        room = 1000 - torch.frexp(largest).exponent  # margins stay finite
-        scale = torch.exp2(torch.minimum(wanted, room).clamp(-1000, 1000).double())
+        exponent = torch.frexp(torch.where(size.isfinite(), size, 1.0).double()).exponent
+        scale = torch.exp2((_RESCALED - exponent).clamp(-1000, 1000).double())
+        own = self.values.gather(2, self.target[:, None, None].expand(-1, self.values.shape[1], 1))
+        values = self.values - torch.where(own.isfinite(), own, 0.0)
         logits = self.logits.scaled(scale)
-        return replace(self, logits=logits, values=self.values * scale[:, None, None])
+        return replace(self, logits=logits, values=values * scale[:, None, None])
 
 
 def in_range(problem: Linearised, solve: Callable[[Linearised], Answer]) -> Answer:
@@ -139,17 +144,16 @@ def pulled_rows(logits: LogitMap, noise: Noise, classes: Tensor, spare: int = 0)
     """Gradients by e of ``classes`` [b, k] behind ``spare`` rows of zeros: ``[b, spare + k, G, r]``.
 
     Raises:
-        OutOfRange: an input's float64 rows cannot be squared, and nothing has been rescaled yet.
+        OutOfRange: some float64 row cannot be squared, and nothing has been rescaled yet.
     """
     rows = noise.pull(logits.rows(classes, spare=spare))
     if rows.dtype == torch.float64 and logits.scale is None and rows.numel():
-        size = torch.linalg.vector_norm(rows, math.inf, dim=-1).amax((1, 2))
-        check_range(size)
+        check_range(torch.linalg.vector_norm(rows, math.inf, dim=-1))
     return rows
 
 
 def check_range(size: Tensor) -> None:
-    """Of the largest entries of inputs' rows."""
+    """Of the largest entries of rows."""
     low, high = _SQUARABLE
     if ((size > high) | ((size > 0) & (size < low))).any():
         raise OutOfRange

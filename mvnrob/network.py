@@ -93,6 +93,25 @@ def memory_of_one(op: str) -> Iterator[None]:
         ) from error
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
+    """Products of noise, gradients and covariances keep their dtype, whatever autocast says."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _present_autocast(device: str) -> Callable[[], contextlib.AbstractContextManager]:
+    """What brings the autocast of now back within :func:`without_autocast`, for the model."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext
+    return functools.partial(
+        torch.autocast,
+        device,
+        torch.get_autocast_dtype(device),
+        cache_enabled=torch.is_autocast_cache_enabled(),
+    )
+
+
 def owning_module(model: Callable) -> nn.Module | None:
     """The module behind a callable, where Python shows it: bound methods and functools.partial."""
     while isinstance(model, functools.partial):
@@ -132,6 +151,7 @@ class Network:
         self._entry_dtype = dtype
         self.work_dtype = torch.float32 if dtype in _HALF else dtype
         self._shape, self._device = list(x.shape), x.device
+        self._autocast = _present_autocast(x.device.type)
         self._mean, self._std = _read_preprocessing(op, preprocessing, self._shape)
         self.classes: int | None = None
         #: the last linear layer (:class:`mvnrob.head.Head`) once it is found or named
@@ -156,7 +176,8 @@ class Network:
             x = (x - self._mean.to(x)) / self._std.to(x)
         # its own memory: a model may work in place on what it is given
         x = x.to(self._entry_dtype, copy=self._mean is None)
-        out = self.model(x) if self.classes is not None else self._first_pass(x)
+        with self._autocast():
+            out = self.model(x) if self.classes is not None else self._first_pass(x)
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])
         if out.dtype in _HALF:

@@ -22,7 +22,7 @@ from .jacobian import (
     check_inputs,
     working_copy,
 )
-from .network import Cost, Meter, Network, check_bounds
+from .network import Cost, Meter, Network, check_bounds, without_autocast
 from .noise import Noise
 from .options import check_int, check_number
 from .screening import SCREENS
@@ -122,9 +122,10 @@ def robustness(
     Args:
         model: ``[B, *shape] -> [B, C]`` logits, C >= 2: an ``nn.Module`` in eval mode, or a callable;
             an output object with ``.logits`` is accepted. Rows must be independent of each other.
-            Half precision outputs are computed with in float32. Train mode is refused where it can
-            be seen: in a module, its bound methods and ``functools.partial`` of them. A lambda or
-            function that calls a module is not searched; call ``model.eval()`` yourself.
+            Half precision outputs are computed with in float32; autocast around the call reaches the
+            model alone. Train mode is refused where it can be seen: in a module, its bound methods and
+            ``functools.partial`` of them. A lambda or function that calls a module is not searched;
+            call ``model.eval()`` yourself.
         x: inputs ``[B, *shape]``, a dense floating point tensor of the dtype and on the device that
             the model takes: images, tables, any shape.
         sigma: standard deviation of the Gaussian noise in the units of x. A number; a list or
@@ -197,9 +198,10 @@ def robustness(
     ``INDEFINITE`` are counted in one warning each.
 
     Edges: a common factor on all logits changes nothing (float64: up to some 1e280 either way, by
-    another try with rescaled derivatives); sigma = 0 gives 1 where the target is the argmax (ties count as kept), else 0; a rival
-    with the target's gradient never changes its margin; NaN logits give NaN with status
-    ``NAN_INPUT`` for that input alone; an empty batch gives empty results.
+    another try with rescaled derivatives; so may classes of one input have slopes 1e-260 times those
+    of others, less count as none); sigma = 0 gives 1 where the target is the argmax (ties count as
+    kept), else 0; a rival with the target's gradient never changes its margin; NaN logits give NaN
+    with status ``NAN_INPUT`` for that input alone; an empty batch gives empty results.
 
     Cost, in passes per input: 1 forward for the target; ``taylor`` at most C backward, whatever the
     number of sigmas (screened at the largest); fewer with a head or where few rivals matter; ``mmse``
@@ -238,7 +240,7 @@ def robustness(
     network = Network(op, model, preprocessing, x)
     target = _plain_target(op, target)
     check_bounds(op, x, bounds)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), without_autocast(x.device):
         inputs = working_copy(x, network.work_dtype)
         noise = Noise(op, sigma, noise_factor, inputs)
         settings = _settings(op, method, given, noise, seed, max_bytes)

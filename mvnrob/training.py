@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._mvn_cdf import mvn_cdf
 from .jacobian import plain_attention
-from .network import owning_module
+from .network import owning_module, without_autocast
 from .options import check_number
 
 METHODS = ("taylor", "taylor_mvs", "taylor_mendell_elston")
@@ -56,7 +56,9 @@ def taylor_probability(
 
     A row of equal gradients (u_i = 0) never changes its margin: the rival counts as never or always
     ahead, and gives no gradient; nor does one whose logit is infinite (a class masked by -inf). NaN
-    logits give NaN. A common factor on all logits changes nothing. p may underflow to 0, with a gradient of 0: as a term of log p, clamp it first.
+    logits give NaN. A common factor on all logits changes nothing, while the slopes of p to the logits
+    are numbers of their dtype (logits of 1e-37 and more in float32). p may underflow to 0, with a gradient of 0: as
+    a term of log p, clamp it first. Autocast reaches the model alone.
 
     Cost: one forward pass and as many backward passes as rivals, of which a graph is kept, so memory
     grows with them; the gradient of ``"taylor"`` to R costs a call for each pair of rivals that matters,
@@ -70,11 +72,11 @@ def taylor_probability(
     """
     op = "taylor_probability"
     _check(op, model, x, sigma, target, method, rivals, slope)
-    with torch.enable_grad():
-        leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
-        with plain_attention():
-            logits = model(leaf)
-        logits = getattr(logits, "logits", logits)
+    leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
+    with torch.enable_grad(), plain_attention():
+        logits = model(leaf)
+    logits = getattr(logits, "logits", logits)
+    with torch.enable_grad(), without_autocast(x.device):
         if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:
             raise ValueError(
                 f"{op}: model must return logits [{len(x)}, C], got {list(logits.shape)}"
@@ -86,6 +88,8 @@ def taylor_probability(
             raise ValueError(
                 f"{op}: target must lie in [0, {classes}), got {low if low < 0 else high}"
             )
+        # half precision stays within the model
+        logits = logits.to(torch.promote_types(logits.dtype, x.dtype))
         margins = logits.gather(1, chosen[:, None]) - logits
         order = margins.detach().scatter(1, chosen[:, None], math.inf).argsort(dim=1, stable=True)
         count = classes - 1 if rivals is None else min(rivals, classes - 1)
@@ -97,7 +101,7 @@ def taylor_probability(
             ) if column.requires_grad else (None,)  # fmt: skip
             if row is None:
                 raise ValueError(f"{op}: model must be differentiable in its input, got none")
-            rows.append(row.flatten(1))
+            rows.append(row.flatten(1).to(logits.dtype))
         u, g = _rescaled(torch.stack(rows, 1), g)
         squares = u.square().sum(-1)
         # sqrt has no derivative at zero: where u is zero, its norm is kept out of the graph, and so are

@@ -189,6 +189,23 @@ def test_autocast_models(name, dtype):
     assert ((full.prob - half.prob).abs() <= 0.03 + full.error + half.error).all()
 
 
+@pytest.mark.parametrize("method", ["taylor", "mmse", "taylor_mvs", "mc", "logit_moments"])
+def test_autocast_around_a_call(method):
+    """It reaches the model alone: the answer is that of a model which casts by itself."""
+    net, x = built(Attention).float(), inputs(4, 9, 16, dtype=torch.float32)
+    factor = torch.randn(x[0].numel(), 7, generator=torch.Generator().manual_seed(2))
+    options = {"n_samples": 64} if method == "mc" else {}
+    call = lambda model: robustness(
+        model, x, 0.3, method=method, noise_factor=factor, **options
+    ).prob  # fmt: skip
+    wanted = call(Autocast(net, torch.bfloat16).eval())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(call(net), wanted)
+        rows = jacobian(net, x)
+        assert torch.is_autocast_enabled("cpu")
+    assert torch.equal(rows, jacobian(Autocast(net, torch.bfloat16).eval(), x))
+
+
 def test_mmse_keeps_no_jacobian_of_a_copy(monkeypatch):
     """Rows are running sums: as many numbers for 4 copies as for 32, beyond 8 groups none more."""
     net, x = built(Convolutional).double(), inputs(1, 2, 8, 8)

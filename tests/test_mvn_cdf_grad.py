@@ -554,6 +554,29 @@ def test_torch_func():
     assert torch.equal(jacobian.sum(1), plain[0])
 
 
+@pytest.mark.parametrize("n", [5, 20])
+@pytest.mark.parametrize("limit", [3.0, 4.0, 6.0])
+def test_no_other_variable_matters(n, limit):
+    """Near 1, digits of 1 - p: given a variable, that any other fails is within the tolerance."""
+    cov = torch.eye(n, dtype=torch.float64)
+    for gap, r in ((1, 0.05), (2, 0.02)):
+        beside = torch.full((n - gap,), r, dtype=torch.float64)
+        cov += torch.diag_embed(beside, gap) + torch.diag_embed(beside, -gap)
+    upper = (limit + 0.01 * torch.arange(n)).double()
+    (u,) = leaves(upper)
+    result = mvn_cdf(u, cov, rel_tol=0.5, abs_tol=0.0, return_info=True)
+    (slope,) = torch.autograd.grad(result.complement, u)
+    # the density times the probability that the others hold, each more than (n - 1) Phi(-limit) below 1
+    density = (-0.5 * upper.square()).exp() / math.sqrt(2 * math.pi)
+    assert ((-slope <= density * (1 + 1e-12)) & (-slope >= 0.9 * density)).all()
+
+
+def test_nothing_is_mapped():
+    upper, cov = random_problem(5, 1, batch=(3,))
+    slopes = torch.func.vmap(torch.func.grad(mvn_cdf, (0, 1)))(upper[:0], cov[:0])
+    assert [list(t.shape) for t in slopes] == [[0, 5], [0, 5, 5]]
+
+
 @pytest.mark.parametrize("method", ["auto", "mendell_elston"])
 @pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
 def test_forward_mode_is_refused_clearly(method, transform):

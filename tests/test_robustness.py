@@ -226,7 +226,10 @@ def test_scale_of_the_logits_does_not_matter_in_float32(method, scale):
 @pytest.mark.parametrize("scale", [1e-280, 1e-200, 1e-160, 1e160, 1e200, 1e280])
 def test_scale_of_the_logits_does_not_matter_in_float64(scale, classes):
     """Squares of such gradients are no numbers: p was 1 with error 0, or NaN."""
+    weight, bias, _ = linear_model(classes, 12)
     model, x = nn.Linear(12, classes).double().eval().requires_grad_(False), inputs(3, 12)
+    model.weight.copy_(0.3 * weight)
+    model.bias.copy_(0.3 * bias)
     scaled = copy.deepcopy(model)
     for value in scaled.parameters():
         value *= scale
@@ -259,6 +262,33 @@ def test_one_input_of_a_batch_beyond_the_squares():
     mixed = robustness(model, x, 0.3, screen="exact", check="raise")
     assert ((plain.prob - mixed.prob).abs() <= plain.error + mixed.error).all()
     assert (plain.prob < 0.99).all() and (mixed.error <= 1e-3).all()
+
+
+@pytest.mark.parametrize("method", ["taylor", "mmse"])
+@pytest.mark.parametrize("steepest", [1.0, 1e-100, 1e50])
+def test_slopes_of_very_different_size_in_one_input(method, steepest):
+    """Two logits whose slopes are 1e-200, beside one far steeper that is out of reach: p was that of
+    no rival, with an error of 1e-15."""
+    x = torch.tensor([[0.3, 0.1, -4.0]], dtype=torch.float64)
+    sizes = torch.tensor([1e-200, 1e-200, steepest], dtype=torch.float64)
+    p = float(torch.special.ndtr(torch.tensor(0.2 / 0.5**0.5, dtype=torch.float64)))
+    for screen in ("auto", "exact", "sketch", "none"):
+        got = robustness(lambda v: v * sizes, x, 0.5, method=method, screen=screen)
+        assert abs(float(got.prob) - p) < 1e-9
+    shares = argmax_probabilities(lambda v: v * sizes, x, 0.5).prob[0]
+    assert (shares - shares.new_tensor([p, 1 - p, 0.0])).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("width", [3, 40])
+@pytest.mark.parametrize("mask", [-1e200, -1e300, -1.7e308])
+def test_masks_beside_tiny_logits(mask, width):
+    """A finite number for a class that does not count: it does not say how the others are rescaled."""
+    _, _, model = linear_model(width, 12)
+    x, masked = inputs(3, 12), torch.full((3, 2), mask, dtype=torch.float64)
+    plain = robustness(model, x, 0.3)
+    got = robustness(lambda v: torch.cat([1e-200 * model(v), masked[: len(v)]], 1), x, 0.3)
+    assert ((got.prob - plain.prob).abs() <= got.error + plain.error).all()
+    assert (plain.prob < 0.999).all()
 
 
 def test_runner_up_is_where_monte_carlo_flips():

@@ -280,3 +280,33 @@ def test_training_raises_p_on_digits():
     after, kept = measure()
     assert after > before + 0.03  # measured: .76 to .83; 360 x 300 draws have a noise of .001
     assert kept > accuracy - 0.02
+
+
+@pytest.mark.parametrize("method", ["taylor", "taylor_mvs", "taylor_mendell_elston"])
+def test_autocast_reaches_the_model_alone(method):
+    """What the covariances are made of keeps its dtype: as if the model cast by itself."""
+    model, x = smooth_model(torch.float32), inputs(dtype=torch.float32)
+
+    def inside(v):
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(v)
+
+    wanted = taylor_probability(inside, x, 0.4, method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = taylor_probability(model, x, 0.4, method=method)
+    assert got.dtype == torch.float32 and torch.equal(got, wanted)
+    weights = list(model.parameters())
+    slopes, wanted = (torch.autograd.grad(p.sum(), weights) for p in (got, wanted))
+    assert all(map(torch.equal, slopes, wanted))
+
+
+def test_logits_of_another_dtype():
+    """Differences of half precision logits are not rounded to it again."""
+    model, x = smooth_model(), inputs(dtype=torch.float32)
+    wanted = taylor_probability(model, x.double(), 0.4).detach()
+    double = taylor_probability(lambda v: model(v.double()), x, 0.4).detach()
+    torch.testing.assert_close(double, wanted, atol=1e-6, rtol=0)
+    # 100.5 - 0.30078125 is 100 in bfloat16, where both are numbers
+    half = lambda v: torch.cat([v + 100.5, 0 * v + 0.30078125], 1).bfloat16()
+    p = taylor_probability(half, torch.zeros(1, 1), 100.0).detach()
+    torch.testing.assert_close(p, torch.special.ndtr(torch.tensor([1.0019921875])))
