@@ -57,8 +57,8 @@ def taylor_probability(
     A row of equal gradients (u_i = 0) never changes its margin: the rival counts as never or always
     ahead, and gives no gradient; nor does one whose logit is infinite (a class masked by -inf). NaN
     logits give NaN. A common factor on all logits changes nothing, while the slopes of p to the logits
-    are numbers of their dtype (logits of 1e-37 and more in float32). p may underflow to 0, with a gradient of 0: as
-    a term of log p, clamp it first. Autocast reaches the model alone.
+    are numbers of their dtype (logits of 1e-37 and more in float32). p may underflow to 0, with a
+    gradient of 0: as a term of log p, clamp it first. Autocast reaches the model alone.
 
     Cost: one forward pass and as many backward passes as rivals, of which a graph is kept, so memory
     grows with them; the gradient of ``"taylor"`` to R costs a call for each pair of rivals that matters,
