@@ -19,7 +19,6 @@ make a rough rms error, and the column "answers" says how few; that of crude Mon
 
 import json
 import math
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -269,16 +268,10 @@ def rows_of(n, peers, args):
 
 
 def join(paths, out):
-    """One result of several runs, by n; the environment is the first one's, with every command.
-
-    Where the parts were written is no part of the commands.
-    """
+    """One result of several runs, by n; the environment is the first one's, with every command."""
     parts = [json.loads(path.read_text()) for path in paths]
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["n"])
     report = parts[0]["environment"]
-    for part in parts:
-        environment = part["environment"]
-        environment["command"] = re.sub(r" --out[ =]\S+", "", environment["command"])
     report["command"] = "; ".join(part["environment"]["command"] for part in parts)
     report["runs"] = [
         {k: v for k, v in part["environment"].items() if k != "runs"} for part in parts

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -46,10 +47,11 @@ def commit():
 
 
 def command():
-    """The line that makes this result again."""
+    """The line that makes this result again, wherever it is written."""
     name = Path(sys.argv[0]).stem
     module = f"bench {subcommand}" if subcommand else f"bench.{name}"
-    return " ".join(["python", "-m", module, *sys.argv[1:]])
+    line = " ".join(["python", "-m", module, *sys.argv[1:]])
+    return re.sub(r" --out[ =]\S+", "", line)
 
 
 def yardstick(seconds=0.1):
