@@ -169,6 +169,9 @@ def off_the_form(problem, single):
     cov, sd = problem.cov.copy(), np.sqrt(np.diag(problem.cov))
     if problem.n < 4 or getattr(problem, "singular", False) or not np.all(sd > 0):
         return cov, 0.0
+    # Problems of tails do not say it: at a correlation of 1 a shift by d moves P like sqrt(d).
+    if np.linalg.eigvalsh(cov / np.outer(sd, sd))[0] < 1e-6:
+        return cov, 0.0
     mean = 0.0 if problem.mean is None else problem.mean
     upper = (problem.upper - mean) / sd
     lower = np.full(problem.n, -np.inf) if problem.lower is None else (problem.lower - mean) / sd
