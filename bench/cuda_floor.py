@@ -15,10 +15,9 @@ bench/cuda_floor_tensor_double.py.
 
 import argparse
 import json
-import time
 from pathlib import Path
 
-from bench import cuda_environment, sass
+from bench import cuda_prediction, sass
 
 RESULTS = Path(__file__).parent / "results" / "cuda_predicted.json"
 SCHEDULERS, LANES = 4, 32
@@ -176,21 +175,8 @@ def main():
         d: {s: {p: {u: round(x, 3) for u, x in c.items()} for p, c in v.items()} for s, v in k.items()}
         for d, k in counts.items()
     }  # fmt: skip
-    about = {
-        "status": "predicted from counted instructions, nothing measured",
-        "device": "H200: 132 multiprocessors at 1.98 GHz",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": cuda_environment.commit(),
-        "nvcc": cuda_environment.nvcc_version(),
-        "command": "python -m bench.cuda_floor",
-    }
     rows = predictions(rounded)
-    RESULTS.write_text(json.dumps({**about, "counts": rounded, "rows": rows}, indent=1) + "\n")
     lines = [
-        "# mvn_cdf on one H200: predicted, not measured",
-        "",
-        *(f"- {name}: {value}" for name, value in about.items()),
-        "",
         f"Problems/s; expected is {EXPECTED_SHARE:.0%} of the floor. All points, all shifts together.",
         "",
         "| kernel | n | pivots | points | floor | expected | limiter | next busiest |",
@@ -202,8 +188,9 @@ def main():
             f"| {r['kernel']} | {r['n']} | {r['pivots']} | {r['points']} | {r['floor_per_s']:.2g} | "
             f"{r['expected_per_s']:.2g} | {r['limiter']} | {second} {r['busy'][second]:.0%} |"
         )
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    cuda_prediction.write(
+        RESULTS, "mvn_cdf", "cuda_floor", {"counts": rounded, "rows": rows}, lines
+    )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ passes over J and the full square at 52 TFLOP/s.
 """
 
 import argparse
-import json
-import time
 from pathlib import Path
 
-from bench import cuda_environment, sass
+from bench import cuda_prediction, sass
 from bench.cuda_floor import CYCLES, EXPECTED_SHARE, H200, SCHEDULERS
 
 RESULTS = Path(__file__).parent / "results" / "cuda_predicted_jac_cov.json"
@@ -130,20 +128,7 @@ def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     graphs = {d: sass.disassemble("sm_90", [source]) for d, source in SOURCES.items()}
     rows = [predict(*case, graphs) for case in CASES]
-    about = {
-        "status": "predicted from counted instructions, nothing measured",
-        "device": "H200: 132 multiprocessors at 1.98 GHz",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": cuda_environment.commit(),
-        "nvcc": cuda_environment.nvcc_version(),
-        "command": "python -m bench.cuda_floor_jac_cov",
-    }
-    RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     lines = [
-        "# jac_cov on one H200: predicted, not measured",
-        "",
-        *(f"- {name}: {value}" for name, value in about.items()),
-        "",
         f"Problems/s; expected is {EXPECTED_SHARE:.0%} of the floor. The peer, reckoned, is PyTorch's",
         "difference, norm, quotient and bmm.",
         "",
@@ -157,8 +142,7 @@ def main():
             f"{r['expected_per_s']:.2g} | {r['limiter']} | {second} {r['busy'][second]:.0%} | "
             f"{r['peer_per_s']:.2g} |"
         )
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    cuda_prediction.write(RESULTS, "jac_cov", "cuda_floor_jac_cov", {"rows": rows}, lines)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ many multiprocessors as blocks. No latency, launch or planning is in it: predict
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 
-from bench import cuda_environment, cuda_floor, sass
+from bench import cuda_floor, cuda_prediction, sass
 from bench.cuda_floor import CYCLES, EXPECTED_SHARE, H200, SCHEDULERS, line_of
 
 RESULTS = Path(__file__).parent / "results" / "cuda_predicted_tensor.json"
@@ -192,21 +191,8 @@ def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     counts = count()
     rows = predictions(counts)
-    about = {
-        "status": "predicted from counted instructions, nothing measured",
-        "device": "H200: 132 multiprocessors at 1.98 GHz",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": cuda_environment.commit(),
-        "nvcc": cuda_environment.nvcc_version(),
-        "command": "python -m bench.cuda_floor_tensor",
-    }
-    RESULTS.write_text(json.dumps({**about, "counts": counts, "rows": rows}, indent=1) + "\n")
     product = counts["product"]
     lines = [
-        "# mvn_cdf's tensor sampler on one H200: predicted, not measured",
-        "",
-        *(f"- {name}: {value}" for name, value in about.items()),
-        "",
         f"Problems/s in float32, all pivots unless n says more; expected is {EXPECTED_SHARE:.0%} of the",
         "floor. `scalar` is the floor of the sampler without tensor cores. A problem alone has 40 or",
         "132 of the multiprocessors; its factor, which one block makes, is not in it. A slab of 16",
@@ -226,8 +212,8 @@ def main():
             f"{next_busiest} | {r['hmma_flop']:.2g} | "
             f"{r['y_bytes']:.2g} | {r['L_bytes']:.2g} | {scalar} |"
         )
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    data = {"counts": counts, "rows": rows}
+    cuda_prediction.write(RESULTS, "mvn_cdf's tensor sampler", "cuda_floor_tensor", data, lines)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,18 @@ python -m bench.cuda_floor_tensor_double     counts anew (nvcc and nvdisasm, no 
                                              bench/results/cuda_predicted_tensor_double.json and .md
 
 As in bench/cuda_floor_tensor.py; a warp and one trip of a loop serve 32 points, and the scalar
-sampler's counts are of the same build. The rates of float64
-products are those of H100's data sheet: 67 TFLOP/s by tensor cores, 34 by multiply-adds. Whether both
-share a pipe is not in it; counters of earlier architectures have them on one, so the floor lets them
-take turns (`fp64 + tensor`). `apart` is what it would be if they did not. Nothing is measured:
-predictions, all of them.
+sampler's counts are of the same build. The rates of float64 products are those of H100's data sheet:
+67 TFLOP/s by tensor cores, 34 by multiply-adds. Whether both share a pipe is not in it, so the floor
+lets them take turns (`fp64 + tensor`); `apart` is what it would be if they did not. Nothing is
+measured: predictions, all of them.
 """
 
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 
-from bench import cuda_environment, cuda_floor, cuda_floor_tensor, sass
+from bench import cuda_floor, cuda_floor_tensor, cuda_prediction, sass
 from bench.cuda_floor import CYCLES, EXPECTED_SHARE, H200, SCHEDULERS, line_of
 from bench.cuda_floor_tensor import DRAM, INNER, L2, L2_BYTES, RESIDENT, wavefronts
 
@@ -171,23 +169,8 @@ def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     counts, scalar = count()
     rows = predictions(counts, scalar)
-    about = {
-        "status": "predicted from counted instructions, nothing measured",
-        "device": "H200: 132 multiprocessors at 1.98 GHz",
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": cuda_environment.commit(),
-        "nvcc": cuda_environment.nvcc_version(),
-        "command": "python -m bench.cuda_floor_tensor_double",
-    }
-    RESULTS.write_text(
-        json.dumps({**about, "counts": counts, "scalar": scalar, "rows": rows}, indent=1) + "\n"
-    )
     product = counts["product"]
     lines = [
-        "# mvn_cdf's float64 tensor sampler on one H200: predicted, not measured",
-        "",
-        *(f"- {name}: {value}" for name, value in about.items()),
-        "",
         f"Problems/s in float64, all pivots unless n says more; expected is {EXPECTED_SHARE:.0%} of the",
         "floor. `cycles` are those of a multiprocessor for 128 points: of this sampler, of it if float64",
         "multiply-adds and tensor cores did not take turns, and of the sampler without tensor cores;",
@@ -207,8 +190,10 @@ def main():
             f"{next_busiest} | {r['cycles']} | "
             f"{r['cycles_apart']} | {r['cycles_scalar']} | {r['gain']} |"
         )
-    RESULTS.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    data = {"counts": counts, "scalar": scalar, "rows": rows}
+    cuda_prediction.write(
+        RESULTS, "mvn_cdf's float64 tensor sampler", "cuda_floor_tensor_double", data, lines
+    )
 
 
 if __name__ == "__main__":

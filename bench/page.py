@@ -23,7 +23,8 @@ HEAD = """# Benchmarks
 Made by `python -m bench page` from the files in `bench/results/`; do not edit. Each section names its
 file, the command that makes it again, the machine, the date and the commit. Times are CPU times of one
 thread unless a column says otherwise. "99 %" errors are what the library states, "rms" errors are true
-ones. Compare a run of your own with the committed one by
+ones. What a GPU is predicted to do, from counted instructions, stands at the end: nothing of it is
+measured. Compare a run of your own with the committed one by
 
     python -m bench SUBCOMMAND ... --out /tmp/mine --compare bench/results/NAME.json
 
@@ -68,8 +69,8 @@ def where(name, result):
     )
 
 
-def text_of(results):
-    """docs/benchmarks.md from {name: result}."""
+def text_of(results, predictions):
+    """docs/benchmarks.md from {name: result} and the Markdown of what is predicted for a GPU."""
     parts = [HEAD]
     for section in sections.SECTIONS:
         result = results.get(section.name)
@@ -82,7 +83,7 @@ def text_of(results):
         if section.draw:
             parts.append(f"![{section.title}](figures/{section.name}.png)\n")
         parts.append(where(section.name, result))
-    return "\n".join(parts)
+    return "\n".join([*parts, *(f"#{text}" for text in predictions)])
 
 
 def fill(text, blocks):
@@ -139,6 +140,11 @@ def all_results(folder):
     return {name: result for name, result in found.items() if result is not None}
 
 
+def all_predictions(folder):
+    """As bench/cuda_prediction.py wrote them."""
+    return [path.read_text() for path in sorted(folder.glob("cuda_predicted*.md"))]
+
+
 def main():
     p = argparse.ArgumentParser(prog="python -m bench page", description=__doc__.splitlines()[0])
     p.add_argument("--results", type=Path, default=harness.RESULTS)
@@ -155,7 +161,7 @@ def main():
         elif not path.exists() or digest_of_figure(path) != result["digest"]:
             draw(section, result, path)
             print(f"# drawn: figures/{path.name}")
-    (args.docs / "benchmarks.md").write_text(text_of(results))
+    (args.docs / "benchmarks.md").write_text(text_of(results, all_predictions(args.results)))
     choosing = args.docs / "choosing.md"
     if choosing.exists():
         choosing.write_text(fill(choosing.read_text(), choosing_blocks(results)))

@@ -75,12 +75,8 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _as_head(module: nn.Module, name: str, named: bool) -> Head:
     weight = module.weight.detach().flatten(1)
-    bias = (
-        weight.new_zeros(len(weight)).double()
-        if module.bias is None
-        else module.bias.detach().double()
-    )
-    return Head(module, name, weight, bias, named)
+    bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
+    return Head(module, name, weight, bias.double(), named)
 
 
 def read_head(op: str, given, network: Network, x: Tensor) -> Head | None:
