@@ -6,10 +6,10 @@ import time
 from bench import cuda_environment
 
 
-def write(path, kernel, command, data, lines):
+def write(path, kernel, command, data, lines, counted="instructions"):
     """``data`` to the .json file ``path``, ``lines`` of Markdown beside it, both with their origin."""
     about = {
-        "status": "predicted from counted instructions, nothing measured",
+        "status": f"predicted from counted {counted}, nothing measured",
         "device": "H200: 132 multiprocessors at 1.98 GHz",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": cuda_environment.commit(),

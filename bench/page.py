@@ -23,8 +23,8 @@ HEAD = """# Benchmarks
 Made by `python -m bench page` from the files in `bench/results/`; do not edit. Each section names its
 file, the command that makes it again, the machine, the date and the commit. Times are CPU times of one
 thread unless a column says otherwise. "99 %" errors are what the library states, "rms" errors are true
-ones. What a GPU is predicted to do, from counted instructions, stands at the end: nothing of it is
-measured. Compare a run of your own with the committed one by
+ones. What a GPU is predicted to do, from counted instructions and launches, stands at the end: nothing
+of it is measured. Compare a run of your own with the committed one by
 
     python -m bench SUBCOMMAND ... --out /tmp/mine --compare bench/results/NAME.json
 

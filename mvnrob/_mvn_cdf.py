@@ -135,7 +135,9 @@ def mvn_cdf(
 
     Batch dimensions broadcast. A covariance shared by the batch is not copied.
 
-    On CUDA tensors the call returns without waiting for the device and can be captured into a graph.
+    On CUDA tensors the call returns without waiting for the device. Captured into a graph
+    (torch.cuda.graph), it repeats its rounds on the device until every row is done, with a fifth of the
+    launches, which is what a call with few rows takes its time for.
     It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
     otherwise they agree within the sum of their errors. No warning is raised there, since that would
     wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status

@@ -16,7 +16,7 @@ import numpy as np
 import problems
 import pytest
 import torch
-from test_cuda import AGREEMENT, pivot_order, standard_form
+from test_cuda import AGREEMENT, mixed_batch, pivot_order, standard_form
 from test_exact_errors import equal
 from test_mvn_cdf import EDGES, equicorrelated, random_problem
 from test_mvn_cdf_factor import factor_problem
@@ -56,13 +56,14 @@ class Result:
 def by_kernels(
     shim, upper, cov, lower=None, *, abs_tol=1e-3, rel_tol=0.0, seed=None, method="auto",
     compute_dtype="auto", points="lattice", max_points=MAX_POINTS, tile_rows=1 << 20, resident=3,
-    factored=False,
+    factored=False, captured=False,
 ):  # fmt: skip
     seed = np.arange(len(upper)) if seed is None else np.asarray(seed)
     return Result(
         shim.mvn_cdf(
             array(upper), array(cov), array(lower), seed, abs_tol, rel_tol, max_points, method,
             compute_dtype, points, tile_rows=tile_rows, resident=resident, factored=factored,
+            captured=captured,
         )
     )  # fmt: skip
 
@@ -572,6 +573,25 @@ def test_same_bits_in_any_order_of_threads(shim, mixed, order):
         assert by_kernels(shim, *mixed).bits() == expected
     finally:
         shim.set_order(0)
+
+
+@pytest.mark.parametrize("options", [{}, {"rel_tol": 1e-2, "abs_tol": 0.0}, {"method": "sov"}])
+@pytest.mark.parametrize("n", [2, 9, 40, 70, 130])
+def test_a_captured_loop_stops_by_itself(shim, n, options):
+    """A graph repeats the launches of a round until no row is left: the same answers, from fewer
+    launches than the host makes, which does not look. One row comes to its last points."""
+    upper, cov, seed = mixed_batch(n)
+    results, launches = [], []
+    for captured in (False, True):
+        before = shim.launches()
+        results.append(by_kernels(shim, upper, cov, seed=seed, captured=captured, **options))
+        launches.append(shim.launches() - before)
+    assert results[0].bits() == results[1].bits()
+    assert n == 2 or launches[1] < launches[0]
+    hard = by_kernels(shim, upper, cov, abs_tol=1e-9, max_points=8 * 2**8, captured=True)
+    assert n == 2 or Status.MAX_POINTS in hard.status
+    if not options:
+        assert hard.bits() == by_kernels(shim, upper, cov, abs_tol=1e-9, max_points=8 * 2**8).bits()
 
 
 def test_strided_and_expanded_input(shim):

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/graph_loop.h"
+
 namespace mvnrob::cuda {
 
 template <class Body>
@@ -23,8 +25,35 @@ class Launcher {
   template <class Body>
   void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
     if (error_ != cudaSuccess) return;
+    if (loop_) {
+      const auto function = reinterpret_cast<const void*>(&kernel<Body>);
+      keep(loop_->add(function, blocks, Body::kThreads, shared_bytes, &args));
+      return;
+    }
     kernel<Body><<<blocks, Body::kThreads, shared_bytes, stream_>>>(args);
     keep(cudaGetLastError());
+  }
+
+  // Whether the stream is being captured into a graph, whose loop the driver knows to run.
+  bool repeats() {
+    int driver = 0;
+    cudaGraph_t graph = nullptr;
+    const cudaGraphNode_t* before = nullptr;
+    size_t count = 0;
+    if (error_ == cudaSuccess) keep(GraphLoop::find(stream_, &graph, &before, &count));
+    if (graph == nullptr) return false;
+    keep(cudaDriverGetVersion(&driver));
+    return driver >= 12040;
+  }
+
+  // Calls launches(loop) once: the graph repeats them.
+  template <class Launches>
+  void repeat(const Launches& launches) {
+    GraphLoop loop;
+    if (error_ == cudaSuccess) keep(loop.open(stream_));
+    loop_ = &loop;
+    launches(uint64_t(loop.handle()));
+    loop_ = nullptr;
   }
 
   void clear(void* pointer, size_t bytes) {
@@ -54,6 +83,7 @@ class Launcher {
 
   int device_;
   cudaStream_t stream_;
+  GraphLoop* loop_ = nullptr;  // where launches go instead of to the stream
   cudaError_t error_ = cudaSuccess;
 };
 

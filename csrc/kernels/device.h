@@ -53,6 +53,15 @@ MVNROB_DEVICE int64_t anew(int64_t x) {
   return x;
 }
 
+// Whether the loop of a captured graph, by its handle, goes on after the present pass.
+MVNROB_DEVICE void set_loop(uint64_t loop, bool goes_on) {
+#if defined(__CUDACC__)
+  cudaGraphSetConditional(loop, goes_on);
+#else
+  shim::set_loop(loop, goes_on);
+#endif
+}
+
 // 16 bytes from global to shared memory, in the background; both ends aligned to 16. Zeros, and no
 // look at global memory, where there is nothing to copy.
 MVNROB_DEVICE void copy_async16(void* shared, const void* global, bool there = true) {

@@ -90,8 +90,14 @@ struct MvnCdfArgs {
   WorkEntry* blocked;
   WorkEntry* tensor;
   WorkEntry* united;
-  int32_t round;
-  bool last_round;
+  // A round is the launch's, counted by the host, or where a captured graph repeats the launches,
+  // that many after the passes of its loop, which the device counts (elsewhere there are none).
+  int32_t* passes;
+  int32_t launch_round;
+  int32_t last_round;
+  uint64_t loop;  // the graph's handle of it
+
+  MVNROB_HD int32_t round() const { return *passes + launch_round; }
 
   // Whether the row's plan names its variables.
   MVNROB_HD bool names_pivots(int64_t row) const { return order && order[row * n_order] >= 0; }

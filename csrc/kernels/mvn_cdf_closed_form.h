@@ -43,7 +43,7 @@ struct MvnCdfClosedForm {
   static constexpr size_t kSharedBytes = 0;
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
-    const int64_t rows = a.counters[a.round].closed;
+    const int64_t rows = a.counters[a.round()].closed;
     for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < rows;
          i += int64_t(gridDim.x) * blockDim.x)
       integrate(a, a.closed[i]);

@@ -237,7 +237,7 @@ struct MvnCdfOneFactor {
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
     const Team block(*dynamic_shared<typename Team::Shared>());
-    const int64_t rows = a.counters[a.round].factored;
+    const int64_t rows = a.counters[a.round()].factored;
     for (int64_t i = blockIdx.x; i < rows; i += gridDim.x) integrate(a, a.factored[i], block);
   }
 

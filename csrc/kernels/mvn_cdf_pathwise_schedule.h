@@ -81,12 +81,12 @@ void run_pathwise_tile(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseG
                        unsigned char* memory) {
   PathwiseWorkspace<scalar_t>(a, a.plan.rows, grids).place(a, memory);
   a.plan.quantiles = plan::quantiles();
-  a.plan.round = 0;
-  a.plan.last_round = false;
+  a.plan.launch_round = 0;
+  a.plan.last_round = 1;
   a.plan.scalar_panels = true;
   a.plan.forced_points = kTileSamples;  // any: the planning kernel does not come to look at them
   const size_t rows = size_t(a.plan.rows), n = size_t(a.plan.n);
-  launcher.clear(a.plan.counters, sizeof(RoundCounters) * size_t(max_rounds(a.plan) + 2));
+  launcher.clear(a.plan.counters, size_t(counter_bytes(a.plan)));
   launcher.clear(a.plan.forced_sums, sizeof(SampleSums) * kShifts * rows);
   // Variables that take no part have no slopes, and the contrasts of cov are added up.
   for (double* p : {a.upper, a.lower}) launcher.clear(p, sizeof(double) * kShifts * rows * n);

@@ -33,15 +33,16 @@ struct MvnCdfPlan {
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<threads> block(shared.block);
-    const bool first = a.round == 0;
+    const int32_t round = a.round();
+    const bool first = round == 0;
     if (first && blockIdx.x == gridDim.x - 1) {  // a block of the first launch beyond the rows'
       fill_generators(a, block);
       return;
     }
     const unsigned blocks = first ? gridDim.x - 1 : gridDim.x;
-    const int64_t rows = first ? a.rows : int64_t(a.counters[a.round].active);
+    const int64_t rows = first ? a.rows : int64_t(a.counters[round].active);
     for (int64_t i = blockIdx.x; i < rows; i += blocks) {
-      const int64_t row = first ? i : a.active[a.round & 1][i];
+      const int64_t row = first ? i : a.active[round & 1][i];
       MvnCdfPlan(a, row, block, shared).advance(first);
       block.sync();
     }
@@ -143,8 +144,9 @@ struct MvnCdfPlan {
   // One thread: hands the row on to the samplers or the closed form, or writes its result.
   MVNROB_DEVICE_FN void leave() {
     Step step = s_.plan.step;
-    if (a_.last_round && step != Step::done) {  // out of rounds: keeps status max_points
-      if (step == Step::sample)                 // these will not be taken
+    const int32_t round = a_.round();
+    if (round == a_.last_round && step != Step::done) {  // out of rounds: keeps status max_points
+      if (step == Step::sample)                          // these will not be taken
         s_.plan.n_points -= kShifts * (s_.plan.next - s_.plan.points);
       step = Step::done;
     }
@@ -155,7 +157,7 @@ struct MvnCdfPlan {
         write(plan::result(s_.plan));
       return;
     }
-    RoundCounters& now = a_.counters[a_.round];
+    RoundCounters& now = a_.counters[round];
     if (step == Step::closed_form) {
       a_.closed[atomicAdd(&now.closed, 1u)] = row_;
     } else if (step == Step::one_factor) {
@@ -164,8 +166,8 @@ struct MvnCdfPlan {
       schedule(now);
     }
     *a_.template at<RowState>(row_, a_.layout.state) = s_;
-    RoundCounters& next = a_.counters[a_.round + 1];
-    a_.active[(a_.round + 1) & 1][atomicAdd(&next.active, 1u)] = row_;
+    RoundCounters& next = a_.counters[round + 1];
+    a_.active[(round + 1) & 1][atomicAdd(&next.active, 1u)] = row_;
   }
 
   MVNROB_DEVICE void schedule(RoundCounters& now) {

@@ -57,7 +57,7 @@ struct MvnCdfSampleBlocked {
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
     for (;;) {
-      RoundCounters& counters = a.counters[a.round];
+      RoundCounters& counters = a.counters[a.round()];
       if (threadIdx.x == 0) shared.item = atomicAdd(&counters.blocked_next, 1ull);
       __syncthreads();
       const uint64_t item = shared.item;

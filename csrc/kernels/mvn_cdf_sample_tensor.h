@@ -88,7 +88,7 @@ struct MvnCdfSampleTensor {
                                                            blockIdx.x * a.tensor_history) +
                                   (place.warp * (kTileSamples / 8) * kWarp + place.lane);
     for (;;) {
-      RoundCounters& counters = a.counters[a.round];
+      RoundCounters& counters = a.counters[a.round()];
       if (threadIdx.x == 0) shared.item = atomicAdd(&counters.tensor_next, 1ull);
       __syncthreads();
       const uint64_t item = shared.item;

@@ -1,8 +1,10 @@
 // The host's part of mvn_cdf on a device: how memory is laid out and which kernels run in which
 // order. Nothing here waits for the device, so a call can be captured into a graph.
 //
-// Launcher gives: launch<Body>(blocks, shared_bytes, args); clear(pointer, bytes); and
-// resident_blocks<Body>(shared_bytes), how many blocks the device holds at once.
+// Launcher gives: launch<Body>(blocks, shared_bytes, args); clear(pointer, bytes);
+// resident_blocks<Body>(shared_bytes), how many blocks the device holds at once; and repeats(),
+// whether repeat(launches) can let the device itself repeat what launches(loop) launches for as
+// long as set_loop(loop, true) is the last word (device.h).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -10,6 +12,7 @@
 #include <type_traits>
 
 #include "kernels/mvn_cdf_closed_form.h"
+#include "kernels/mvn_cdf_next_pass.h"
 #include "kernels/mvn_cdf_plan.h"
 #include "kernels/mvn_cdf_sample_blocked.h"
 #include "kernels/mvn_cdf_sample_small.h"
@@ -69,6 +72,11 @@ inline int32_t max_rounds(const MvnCdfArgs& a) {
   // Four variables of the rest at least, and one beside them.
   if (a.n > 4 && a.options.method == Method::automatic) rounds += a.options.rel_tol > 0 ? 2 : 1;
   return rounds;
+}
+
+// The counters of every round, and after them that of a graph's passes.
+inline int64_t counter_bytes(const MvnCdfArgs& a) {
+  return int64_t(sizeof(RoundCounters)) * (max_rounds(a) + 2) + int64_t(sizeof(int64_t));
 }
 
 // Whether a row may come to sample the union: two and three variables where their closed form may
@@ -138,7 +146,7 @@ struct Workspace {
   Workspace(const MvnCdfArgs& a, int64_t rows, const Grids& grids) {
     Offsets o;
     constexpr int64_t kAlignment = 256;
-    counters = o.take(int64_t(sizeof(RoundCounters)) * (max_rounds(a) + 2), kAlignment);
+    counters = o.take(counter_bytes(a), kAlignment);
     generators = o.take(4 * (int64_t(a.n) + 1) * math::words_of(a.options.points), kAlignment);
     for (int64_t& p : active) p = o.take(8 * rows, kAlignment);
     closed = o.take(8 * rows, kAlignment);
@@ -158,6 +166,7 @@ struct Workspace {
   void place(MvnCdfArgs& a, unsigned char* base) const {
     a.layout = row_layout<scalar_t>(a);
     a.counters = reinterpret_cast<RoundCounters*>(base + counters);
+    a.passes = reinterpret_cast<int32_t*>(a.counters + max_rounds(a) + 2);
     a.generators = reinterpret_cast<uint32_t*>(base + generators);
     for (int i = 0; i < 2; ++i) a.active[i] = reinterpret_cast<int64_t*>(base + active[i]);
     a.closed = reinterpret_cast<int64_t*>(base + closed);
@@ -195,16 +204,13 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
       blocks(a.rows, launcher.template resident_blocks<OneFactor>(OneFactor::kSharedBytes));
   const unsigned small_blocks = blocks(a.rows * kShifts * max_chunks(a.n) / Small::kWarps,
                                        launcher.template resident_blocks<Small>(small_bytes));
-  const int32_t rounds = max_rounds(a);
-  launcher.clear(a.counters, sizeof(RoundCounters) * size_t(rounds + 2));
-  for (a.round = 0; a.round <= rounds; ++a.round) {
-    a.last_round = a.round == rounds;
-    // The first launch has one block more, which fills the generators.
-    launcher.template launch<Plan>(plan_blocks + (a.round == 0), Plan::kSharedBytes, a);
-    if (a.last_round) break;
-    // A row meets its closed forms when it is screened: at first, or judged again, which deepening
-    // may find out later, or screened again.
-    const bool screens = a.round < 2 || a.options.rel_tol > 0 || a.n > plan::kFullBelow;
+  const auto advance = [&](int32_t round, unsigned more = 0) {
+    a.launch_round = round;
+    launcher.template launch<Plan>(plan_blocks + more, Plan::kSharedBytes, a);
+  };
+  // `screens`: whether rows may have been screened in this round, where they meet closed forms.
+  const auto integrate = [&](int32_t round, bool screens) {
+    a.launch_round = round;
     if (screens && a.options.method != Method::sov && !a.order) {
       launcher.template launch<ClosedForm>(closed_blocks, 0, a);
       if (a.n > 3) launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);
@@ -215,6 +221,24 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     if (may_be_tensor<scalar_t>(a))
       launcher.template launch<Tensor>(unsigned(grids.tensor), Tensor::kSharedBytes, a);
     if (may_unite(a)) launcher.template launch<Union>(unsigned(grids.united), 0, a);
+  };
+  a.last_round = max_rounds(a);
+  launcher.clear(a.counters, size_t(counter_bytes(a)));
+  advance(0, 1);  // with a block more, which fills the generators
+  if (a.last_round > 1 && launcher.repeats()) {
+    launcher.repeat([&](uint64_t loop) {
+      a.loop = loop;
+      integrate(0, true);
+      advance(1);
+      launcher.template launch<MvnCdfNextPass>(1, 0, a);
+    });
+    return;
+  }
+  for (int32_t round = 0; round < a.last_round; ++round) {
+    // Rows are screened at first, or judged again, which deepening may find out later, or screened
+    // again.
+    integrate(round, round < 2 || a.options.rel_tol > 0 || a.n > plan::kFullBelow);
+    advance(round + 1);
   }
 }
 

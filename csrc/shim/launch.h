@@ -63,8 +63,15 @@ class SharedMemory {
   unsigned char* data_ = nullptr;
 };
 
+// How many launches there have been.
+inline int64_t& launches() {
+  static int64_t count = 0;
+  return count;
+}
+
 // What every launch does, whatever its body.
 inline void launch_grid(Grid grid, Scheduler::Body body, const void* args) {
+  ++launches();
   if (grid.blocks == 0) throw std::invalid_argument("launch: blocks must be positive, got 0");
   if (grid.shared_bytes > kMaxSharedBytes) {
     throw std::invalid_argument("launch: shared_bytes must be at most " +
@@ -108,6 +115,17 @@ struct Launcher {
   void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
     shim::launch<Body>(blocks, shared_bytes, args);
   }
+
+  // A graph's loop: its launches are made once, the device repeats them with the same arguments.
+  bool is_captured = false;
+  bool repeats() const { return is_captured; }
+  template <class Launches>
+  void repeat(const Launches& launches) {
+    for (bool goes_on = true; goes_on;) launches(reinterpret_cast<uint64_t>(&goes_on));
+  }
 };
+
+// What a kernel says of the loop that it is in.
+inline void set_loop(uint64_t loop, bool goes_on) { *reinterpret_cast<bool*>(loop) = goes_on; }
 
 }  // namespace mvnrob::shim

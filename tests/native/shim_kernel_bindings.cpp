@@ -39,11 +39,11 @@ MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
   return a;
 }
 
-void run(const MvnCdfArgs& a, int64_t tile_rows, int64_t resident) {
+void run(const MvnCdfArgs& a, int64_t tile_rows, int64_t resident, bool captured = false) {
   if (a.options.samples_float32())
-    mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident);
+    mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident, captured);
   else
-    mvnrob::shim::run_mvn_cdf<double>(a, tile_rows, resident);
+    mvnrob::shim::run_mvn_cdf<double>(a, tile_rows, resident, captured);
 }
 
 mvnrob::ComputeType compute_type(const std::string& name) {
@@ -63,7 +63,7 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   const std::optional<Array<T>>& lower, const Array<int64_t>& seed, double abs_tol,
                   double rel_tol, int64_t max_points, const std::string& method,
                   const std::string& compute_dtype, const std::string& points, int64_t tile_rows,
-                  int64_t resident, bool factored, bool double_tensor) {
+                  int64_t resident, bool factored, bool double_tensor, bool captured) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
   a.double_tensor = double_tensor;
   a.options = {abs_tol,
@@ -85,7 +85,7 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
   a.n_points = n_points.mutable_data();
   a.n_active = n_active.mutable_data();
   a.n_pivots = n_pivots.mutable_data();
-  run(a, tile_rows, resident);
+  run(a, tile_rows, resident, captured);
   return py::make_tuple(prob, complement, error, status, n_points, n_active, n_pivots, log_prob,
                         log_error);
 }
@@ -232,7 +232,7 @@ void define(py::module_& m) {
         py::arg("seed"), py::arg("abs_tol"), py::arg("rel_tol"), py::arg("max_points"),
         py::arg("method"), py::arg("compute_dtype"), py::arg("points"),
         py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("factored") = false,
-        py::arg("double_tensor") = true);
+        py::arg("double_tensor") = true, py::arg("captured") = false);
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
         py::arg("compute_dtype"), py::arg("points"), py::arg("tile_rows") = 1 << 20,
@@ -257,6 +257,7 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   define<float>(m);
   define<double>(m);
   m.def("bvn_cdf", &bvn_cdf);
+  m.def("launches", [] { return mvnrob::shim::launches(); });
   m.def("multiplies_doubles", &mvnrob::kernels::multiplies_doubles);
   m.def("set_order", [](uint64_t seed) { mvnrob::shim::set_order(seed); });
 }

@@ -29,10 +29,13 @@ void with_workspace(int64_t bytes, const Run& run) {
   run(reinterpret_cast<unsigned char*>((address + 255) / 256 * 256));
 }
 
-// All rows of `whole` (input, output and options set), `tile_rows` at a time.
+// All rows of `whole` (input, output and options set), `tile_rows` at a time; `captured`: the
+// rounds as a graph's loop.
 template <class scalar_t>
-void run_mvn_cdf(const kernels::MvnCdfArgs& whole, int64_t tile_rows, int64_t resident) {
+void run_mvn_cdf(const kernels::MvnCdfArgs& whole, int64_t tile_rows, int64_t resident,
+                 bool captured = false) {
   MvnCdfLauncher launcher;
+  launcher.is_captured = captured;
   launcher.resident = resident;
   for (int64_t first = 0; first < whole.rows; first += tile_rows) {
     const auto a = kernels::tile_of(whole, first, std::min(tile_rows, whole.rows - first));
