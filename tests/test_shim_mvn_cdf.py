@@ -315,13 +315,15 @@ def test_exact_blocks_beside_others(shim, rest):
     factor = torch.from_numpy(factor[:, order])
     cov = factor @ factor.mT
     assert ((cov == 0).sum((1, 2)) > 0).all()
+    rows = 2 if rest > 100 else 4  # those take long
+    factor, cov = factor[:rows], cov[:rows]
     for near, options in (
         (1.0, {}),
         (1.0, {"compute_dtype": "float64", "abs_tol": 1e-3}),
         (3.5, {"abs_tol": 0.0, "rel_tol": 2e-2}),
         (-1.0, {"abs_tol": 0.0, "rel_tol": 5e-2}),
     ):
-        upper = torch.from_numpy(near + rng.uniform(0, 1, (4, n)))
+        upper = torch.from_numpy(near + rng.uniform(0, 1, (4, n)))[:rows]
         for lower in (None, -upper.abs() - 1.5):
             for given in ({}, {"factored": True}):
                 matrix = factor if given else cov
@@ -389,9 +391,12 @@ def known(limit=200):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_known_answers(shim, dtype):
-    """The CPU's plans and numbers, and the truth within the stated error."""
+    """The CPU's plans and numbers, and the truth within the stated error; every other problem."""
     rows = same = misses = 0
     for group in known():
+        group = group[int(dtype == torch.float64) :: 2]
+        if not group:
+            continue
         mean = [np.zeros(p.n) if p.mean is None else p.mean for p in group]
         upper, cov, lower = (
             torch.from_numpy(np.stack(x)).to(dtype)
@@ -412,7 +417,7 @@ def test_known_answers(shim, dtype):
         if dtype == torch.float32:
             slack += [honesty.rounding_of_input(p) for p in group]
         misses += int((np.abs(kernels.prob - truth) > kernels.error + slack).sum())
-    assert rows >= 500
+    assert rows >= 250
     assert same >= 0.97 * rows
     assert misses <= 0.005 * rows
 
@@ -575,11 +580,13 @@ def test_same_bits_in_any_order_of_threads(shim, mixed, order):
         shim.set_order(0)
 
 
-@pytest.mark.parametrize("options", [{}, {"rel_tol": 1e-2, "abs_tol": 0.0}, {"method": "sov"}])
-@pytest.mark.parametrize("n", [2, 9, 40, 70, 130])
+@pytest.mark.parametrize(
+    "n, options",
+    [(2, {}), (9, {"rel_tol": 1e-2, "abs_tol": 0.0}), (40, {}), (70, {"method": "sov"}), (130, {})],
+)
 def test_a_captured_loop_stops_by_itself(shim, n, options):
     """A graph repeats the launches of a round until no row is left: the same answers, from fewer
-    launches than the host makes, which does not look. One row comes to its last points."""
+    launches than the host makes, which does not look."""
     upper, cov, seed = mixed_batch(n)
     results, launches = [], []
     for captured in (False, True):
@@ -588,10 +595,14 @@ def test_a_captured_loop_stops_by_itself(shim, n, options):
         launches.append(shim.launches() - before)
     assert results[0].bits() == results[1].bits()
     assert n == 2 or launches[1] < launches[0]
-    hard = by_kernels(shim, upper, cov, abs_tol=1e-9, max_points=8 * 2**8, captured=True)
-    assert n == 2 or Status.MAX_POINTS in hard.status
-    if not options:
-        assert hard.bits() == by_kernels(shim, upper, cov, abs_tol=1e-9, max_points=8 * 2**8).bits()
+
+
+def test_a_captured_loop_ends_with_the_last_round(shim):
+    upper, cov, _ = mixed_batch(40)
+    few = {"abs_tol": 1e-9, "max_points": 8 * 2**8}
+    hard = by_kernels(shim, upper, cov, captured=True, **few)
+    assert Status.MAX_POINTS in hard.status
+    assert hard.bits() == by_kernels(shim, upper, cov, **few).bits()
 
 
 def test_strided_and_expanded_input(shim):
