@@ -478,9 +478,10 @@ def results():
 
 def test_page_is_what_the_committed_results_make(results):
     """After a new result: python -m bench page."""
-    text = page.text_of(results, page.all_predictions(harness.RESULTS))
+    predictions = page.all_predictions(harness.RESULTS)
+    text = page.text_of(results, predictions)
     assert (page.DOCS / "benchmarks.md").read_text() == text
-    assert text.count(": predicted, not measured\n") == 4
+    assert text.count(": predicted, not measured\n") == len(predictions) > 0
 
 
 def test_choosing_holds_the_committed_tables(results):
