@@ -69,6 +69,9 @@ _CLOSED = 2
 #: Conditional probabilities are the most accurate: they are taken while they cost at most _AFFORDABLE
 #: times the value's points (a call's set-up counts _SETUP a variable).
 _AFFORDABLE = 0.5
+#: In so few directions the slopes of tilted samples jump in step at all shifts, whose spread then says
+#: nothing; the conditional problems have a direction less, and each its own error.
+_FEW_DIRECTIONS = 4
 #: Below it the smaller side has digits of its own: plan/row_plan.h tilts p, or unites 1 - p.
 _SMALL = 0.05
 _SETUP = 4
@@ -651,9 +654,14 @@ def _backward_rows(
         if sampled == "float64" and method == "auto":
             # Digits of a small p: its samples were tilted, or would have been had they not sufficed.
             tilted = integrated & digits & (prob < _SMALL)
+            flat = tilted & (n_pivots <= _FEW_DIRECTIONS)
+            tilted &= ~flat
     if n > _EXACT:
         by_samples = integrated & wanted & (live > _EXACT)
-        by_samples &= prob > 0 if tilted is None else tilted | (prob > 0)
+        if tilted is None:
+            by_samples &= prob > 0
+        else:
+            by_samples &= (tilted | (prob > 0)) & ~flat
         if near_one is not None:
             by_samples &= ~near_one
         dear = _too_dear(rows, units, n_points)

@@ -79,6 +79,45 @@ def test_error_covers_the_truth():
     assert p_value(misses, rows) > 0.01, (misses, rows)
 
 
+def parallel(count):
+    """Variables 1e-5 apart that all but the limits of two leave alone: an interval of one normal. And
+    one more for its logarithm; the factor has two columns."""
+    angle = 0.7 + 1e-5 * torch.tensor([0.0, 1.0, -0.7, 0.4, 0.8], dtype=torch.float64)
+    factor = torch.stack([angle.cos(), angle.sin()], 1)
+    upper = torch.tensor([1.44, 1.8, 2.05, 2.97, 2.3], dtype=torch.float64)
+    lower = torch.full((5,), -math.inf, dtype=torch.float64)
+    lower[1] = 1.378
+    return (
+        upper.expand(count, 5),
+        lower.expand(count, 5),
+        factor,
+        math.log(special.ndtr(1.44) - special.ndtr(1.378)),
+    )
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-10])
+def test_error_holds_where_tilted_samples_jump(noise):
+    """All shifts of the lattice count alike then: their spread is nothing, the error is not."""
+    upper, lower, factor, truth = parallel(300)
+    cov = factor @ factor.mT + noise * torch.eye(5).double()
+    result = mvn_log_cdf(upper, cov, lower=lower, seed=torch.arange(300), return_info=True)
+    misses = (result.log_prob - truth).abs() > result.log_error + 1e-9
+    assert (result.status == Status.CONVERGED).all()
+    assert int(misses.sum()) <= 3
+
+
+def test_slopes_of_few_directions_are_not_the_jumping_samples():
+    upper, lower, factor, log_prob = parallel(20)
+    limits = [upper.clone().requires_grad_(), lower.clone().requires_grad_()]
+    value = mvn_log_cdf(limits[0], factor=factor, lower=limits[1], seed=torch.arange(20))
+    for slope, at, limit, sign in zip(
+        torch.autograd.grad(value.sum(), limits), (0, 1), (1.44, 1.378), (1, -1), strict=True
+    ):
+        want = torch.zeros(5, dtype=torch.float64)
+        want[at] = sign * math.exp(-0.5 * limit**2 - log_prob) / math.sqrt(2 * math.pi)
+        assert (slope - want).abs().max() < 2e-3 * want.abs().max()
+
+
 def test_closed_forms_that_underflow():
     far = np.array([-30.0, -50.0, 2.0, -45.0])
     r = integrate(far, np.eye(4))

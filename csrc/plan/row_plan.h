@@ -107,6 +107,15 @@ MVNROB_HD double unseen(const RowPlan& plan, const Estimate& e) {
   return math::min(range, plan.mass - plan.largest);
 }
 
+// The same for tilted samples, in units of exp(log_unit): weights are about 1 at the most (without
+// a saddle point, where samples are plain, what the least probable variable lets them be). In few
+// directions, or where the others hang on few, they jump, and all shifts count alike.
+MVNROB_HD double unseen_weight(const RowPlan& plan, const Estimate& e, double unit) {
+  const double largest =
+      plan.has_saddle ? 1.0 : math::max(1 - plan.largest, 0x1p-53) / math::max(unit, 1e-300);
+  return unseen_points(e) * largest / (double(kShifts) * double(plan.points));
+}
+
 // float32 limits near a narrow interval are wrong by an ulp of the limits, so its error is
 // absolute; float64 keeps the digits of p and of 1 - p, neither of which is a difference.
 // Samples of the union are added up as 1 - p alone.
@@ -485,9 +494,7 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
                                                : HUGE_VAL;
     e.error += math::min(by_slopes, absolute == absolute ? absolute : 0.0);
   }
-  // A weight is about 1 at the most; few that carry the sum say little of those not met.
-  if (!(e.effective >= 50))
-    e.error = math::max(e.error, 12.4 / (double(kShifts) * double(plan.points)));
+  e.error = math::max(e.error, detail::unseen_weight(plan, e, unit));
   // What plain samples said holds for tilted ones too.
   if (unit > 0) {
     e.error = math::max(e.error, plan.plain_low / unit - e.value);
