@@ -6,6 +6,13 @@
 //              instruction sets.
 // MVNROB_HD    small function for host and device, always inlined (a call would spill packs).
 // MVNROB_HD_FN larger function for host and device, inlined at the compiler's discretion.
+// MVNROB_NUMBERS(Type, name)
+//              after `constexpr Type name`, a struct of float64 numbers: a copy of it for device
+//              code in constant memory, where a number takes at most one instruction and a literal
+//              two (bits 0 to 31 and 32 to 63). Without const, or the compiler would make literals
+//              of them again. Each translation unit has its own.
+// MVNROB_NUMBERS_OF(name)
+//              that copy in device code, `name` itself in host code.
 #pragma once
 
 #ifndef MVNROB_ISA
@@ -18,4 +25,15 @@
 #else
 #define MVNROB_HD inline __attribute__((always_inline))
 #define MVNROB_HD_FN inline
+#endif
+
+#if defined(__CUDACC__)
+#define MVNROB_NUMBERS(Type, name) static __constant__ Type name##_of_device = name;
+#else
+#define MVNROB_NUMBERS(Type, name)
+#endif
+#if defined(__CUDA_ARCH__)
+#define MVNROB_NUMBERS_OF(name) name##_of_device
+#else
+#define MVNROB_NUMBERS_OF(name) name
 #endif

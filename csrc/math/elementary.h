@@ -9,21 +9,38 @@
 namespace mvnrob::math {
 inline namespace MVNROB_ISA {
 
+// Float64 numbers of 64 bits. Others have 32 zeros at their end, and are literals of one part.
+struct DoubleNumbers {
+  double half_log2e, two_ln2, two_ln2_hi, two_ln2_lo, log_magic, tail_end, far;
+};
+constexpr DoubleNumbers kDoubleNumbers = {
+    0x1.71547652b82fep-1,   // half_log2e
+    0x1.62e42fefa39efp0,    // two_ln2
+    0x1.62e42fefa0000p0,    // two_ln2_hi: 36 bits
+    0x1.cf79abc9e3b3ap-39,  // two_ln2_lo
+    0x1.8p52 + 1024,        // log_magic
+    37.51,                  // tail_end
+    1e15,                   // far
+};
+MVNROB_NUMBERS(DoubleNumbers, kDoubleNumbers)
+
 template <class S>
 struct float_format;
 template <>
 struct float_format<float> {
   static constexpr int mantissa_bits = 23;
   static constexpr int bias = 127;
-  static constexpr float magic = 0x1.8p23f;  // adding it rounds to an integer
-  static constexpr float tiny = 0x1p-126f;   // smallest normal number
-  static constexpr float half_log2e = 0x1.715476p-1f;
-  static constexpr float two_ln2 = 0x1.62e43p0f;
-  static constexpr float two_ln2_hi = 0x1.62ep0f;  // 12 bits: k two_ln2_hi is exact, |k| < 2^12
-  static constexpr float two_ln2_lo = 0x1.0bfbe8p-14f;
-  static constexpr float tail_end = 12.93f;       // Phi(-x) is a normal number up to here
+  static constexpr float magic = 0x1.8p23f;       // adding it rounds to an integer
+  static constexpr float tiny = 0x1p-126f;        // smallest normal number
   static constexpr float square_end = 2 * 87.0f;  // exp(-x / 2) is a normal number up to here
-  static constexpr float far = 1e6f;  // the step functions cut |t| here: far^5 is finite
+  static MVNROB_HD float half_log2e() { return 0x1.715476p-1f; }
+  static MVNROB_HD float two_ln2() { return 0x1.62e43p0f; }
+  // 12 bits: k two_ln2_hi is exact, |k| < 2^12
+  static MVNROB_HD float two_ln2_hi() { return 0x1.62ep0f; }
+  static MVNROB_HD float two_ln2_lo() { return 0x1.0bfbe8p-14f; }
+  static MVNROB_HD float log_magic() { return magic + (bias + 1); }
+  static MVNROB_HD float tail_end() { return 12.93f; }  // Phi(-x) is a normal number up to here
+  static MVNROB_HD float far() { return 1e6f; }  // the step functions cut |t| here: far^5 is finite
 };
 template <>
 struct float_format<double> {
@@ -31,13 +48,14 @@ struct float_format<double> {
   static constexpr int bias = 1023;
   static constexpr double magic = 0x1.8p52;
   static constexpr double tiny = 0x1p-1022;
-  static constexpr double half_log2e = 0x1.71547652b82fep-1;
-  static constexpr double two_ln2 = 0x1.62e42fefa39efp0;
-  static constexpr double two_ln2_hi = 0x1.62e42fefa0000p0;  // 36 bits
-  static constexpr double two_ln2_lo = 0x1.cf79abc9e3b3ap-39;
-  static constexpr double tail_end = 37.51;
   static constexpr double square_end = 2 * 708.0;
-  static constexpr double far = 1e15;
+  static MVNROB_HD double half_log2e() { return MVNROB_NUMBERS_OF(kDoubleNumbers).half_log2e; }
+  static MVNROB_HD double two_ln2() { return MVNROB_NUMBERS_OF(kDoubleNumbers).two_ln2; }
+  static MVNROB_HD double two_ln2_hi() { return MVNROB_NUMBERS_OF(kDoubleNumbers).two_ln2_hi; }
+  static MVNROB_HD double two_ln2_lo() { return MVNROB_NUMBERS_OF(kDoubleNumbers).two_ln2_lo; }
+  static MVNROB_HD double log_magic() { return MVNROB_NUMBERS_OF(kDoubleNumbers).log_magic; }
+  static MVNROB_HD double tail_end() { return MVNROB_NUMBERS_OF(kDoubleNumbers).tail_end; }
+  static MVNROB_HD double far() { return MVNROB_NUMBERS_OF(kDoubleNumbers).far; }
 };
 
 // x^2 as an unevaluated sum hi + lo: exact with a fused multiply-add. Without one x is split by
@@ -101,9 +119,9 @@ MVNROB_HD T times_exp_half(T x, T hi, T lo) {
   using F = float_format<S>;
   using U = uint_bits_t<T>;
   using u = scalar_t<U>;
-  const T shifted = fma(hi, T(-F::half_log2e), T(F::magic));
+  const T shifted = fma(hi, T(-F::half_log2e()), T(F::magic));
   const T k = shifted - T(F::magic);  // -round(hi / (2 ln 2))
-  const T r = fma(k, T(F::two_ln2_lo), fma(k, T(F::two_ln2_hi), hi) + lo);
+  const T r = fma(k, T(F::two_ln2_lo()), fma(k, T(F::two_ln2_hi()), hi) + lo);
   const U power = (as_uint(shifted) + U(u(F::bias))) << F::mantissa_bits;
   return x * coefs::exp_half(r, S(0)) * as_real(power);
 }
@@ -122,8 +140,8 @@ MVNROB_HD T minus_two_log(T x, T plus) {
   const T f = as_real(mantissa) - T(S(1));
   // k as a real number: biased to stay positive, then placed under the magic number's bits.
   const U biased = (top + U(u(F::bias + 1) << F::mantissa_bits)) >> F::mantissa_bits;
-  const T k = as_real(biased | as_uint(T(F::magic))) - T(F::magic + S(F::bias + 1));
-  const T rest = fma(k, T(-F::two_ln2), plus);
+  const T k = as_real(biased | as_uint(T(F::magic))) - T(F::log_magic());
+  const T rest = fma(k, T(-F::two_ln2()), plus);
   if constexpr (sizeof(S) == 4) {
     return fma(coefs::log_poly(f, S(0)), f, rest);
   } else {

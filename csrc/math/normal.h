@@ -45,7 +45,7 @@ MVNROB_HD Tail<T> tail_at(T a, T m) {
   T hi, lo;
   square(a, hi, lo);
   const T tail = times_exp_half(m, hi, lo);
-  return {m, select(a > T(float_format<S>::tail_end), T(S(0)), tail), hi};
+  return {m, select(a > T(float_format<S>::tail_end()), T(S(0)), tail), hi};
 }
 
 // -|Phi^-1(p)| from l^2 = -2 ln p. The fit ends where p does in its format; `far` goes on by a
@@ -70,7 +70,7 @@ MVNROB_HD T ndtri_from_square(T square) {
 template <class T>
 MVNROB_HD void ndtr_pair(T x, T& p, T& q) {
   using S = scalar_t<T>;
-  const T a = min(T(float_format<S>::far), abs(x));
+  const T a = min(T(float_format<S>::far()), abs(x));
   const T small = detail::tail_at(a, detail::mills(a)).tail;
   const T large = T(S(1)) - small;
   const auto positive = x > T(S(0));
@@ -82,7 +82,7 @@ MVNROB_HD void ndtr_pair(T x, T& p, T& q) {
 template <class T>
 MVNROB_HD T ndtr(T x) {
   using S = scalar_t<T>;
-  const T a = min(T(float_format<S>::far), abs(x));
+  const T a = min(T(float_format<S>::far()), abs(x));
   // Not quotient(): the planning kernel has no registers for one Phi overlapping the next.
   const T mills = coefs::mills_num(a, S(0)) / coefs::mills_den(a, S(0));
   const T small = detail::tail_at(a, mills).tail;
@@ -112,7 +112,7 @@ MVNROB_HD T ndtri(T p) {
   const auto subnormal = least < T(F::tiny);
   const T square =
       minus_two_log(select(subnormal, max(T(F::tiny), least * T(lift)), least),
-                    select(subnormal, T(S(sizeof(S) == 4 ? 32 : 64) * F::two_ln2), zero));
+                    select(subnormal, T(S(sizeof(S) == 4 ? 32 : 64) * F::two_ln2()), zero));
   T x = -detail::ndtri_from_square(square);
   if constexpr (sizeof(S) == 8) {
     const T m = detail::mills(x);
@@ -136,7 +136,7 @@ MVNROB_HD T ndtri(T p) {
 template <class T>
 MVNROB_HD void step_upper(T t, T w, T wc, T& e, T& ec, T& y) {
   using S = scalar_t<T>;
-  const T a = min(T(float_format<S>::far), abs(t));
+  const T a = min(T(float_format<S>::far()), abs(t));
   const detail::Tail<T> at = detail::tail_at(a, detail::mills(a));
   const T large = T(S(1)) - at.tail;
   const auto positive = t > T(S(0));
@@ -162,7 +162,7 @@ struct IntervalParts {
   MVNROB_HD IntervalParts(T a, T b) {
     using S = scalar_t<T>;
     using F = float_format<S>;
-    const T zero(S(0)), far(F::far);
+    const T zero(S(0)), far(F::far());
     // Operand order lets a NaN in either limit through.
     const T lower = max(-far, min(far, min(b, a)));
     const T upper = max(-far, min(far, max(a, b)));
@@ -171,7 +171,7 @@ struct IntervalParts {
     const T b_signed = select(reflect, -lower, upper);
     const T b_abs = abs(b_signed);
     straddles = b_signed > zero;
-    gone = b_abs > T(F::tail_end);
+    gone = b_abs > T(F::tail_end());
     square(b_abs, hi, lo);
     mb = mills(b_abs);
     const T drop = (a_abs - b_abs) * (a_abs + b_abs);
@@ -225,7 +225,7 @@ template <class T>
 MVNROB_HD T minus_two_log_interval(T a, T b) {
   using S = scalar_t<T>;
   using F = float_format<S>;
-  const T zero(S(0)), one(S(1)), far(F::far);
+  const T zero(S(0)), one(S(1)), far(F::far());
   const detail::IntervalParts<T> parts(a, b);
   const auto straddles = parts.straddles;
   const T tails = select(parts.gone, zero, times_exp_half(parts.mb + parts.ma, parts.hi, parts.lo));

@@ -11,9 +11,11 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "config.h"
 
@@ -592,6 +594,26 @@ MVNROB_HD T monic(T x, S c0) {
 template <class T, class S, class... Rest>
 MVNROB_HD T monic(T x, S c0, Rest... rest) {
   return fma(monic(x, rest...), x, T(c0));
+}
+
+// Both from an array of coefficients.
+namespace detail {
+template <class T, class S, std::size_t n, std::size_t... i>
+MVNROB_HD T poly_of(T x, const S (&c)[n], std::index_sequence<i...>) {
+  return math::poly(x, c[i]...);
+}
+template <class T, class S, std::size_t n, std::size_t... i>
+MVNROB_HD T monic_of(T x, const S (&c)[n], std::index_sequence<i...>) {
+  return math::monic(x, c[i]...);
+}
+}  // namespace detail
+template <class T, class S, std::size_t n>
+MVNROB_HD T poly(T x, const S (&c)[n]) {
+  return detail::poly_of(x, c, std::make_index_sequence<n>());
+}
+template <class T, class S, std::size_t n>
+MVNROB_HD T monic(T x, const S (&c)[n]) {
+  return detail::monic_of(x, c, std::make_index_sequence<n>());
 }
 
 }  // namespace MVNROB_ISA

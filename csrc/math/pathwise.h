@@ -25,8 +25,8 @@ MVNROB_HD void limit_slopes(T t, T share, T e, T y, T& rho, T& gamma) {
   using S = scalar_t<T>;
   using F = float_format<S>;
   const T zero(S(0)), tiny(F::tiny), most(F::square_end);
-  const auto nothing = (abs(t) > T(F::tail_end)) | (e < tiny);
-  const T at = max(-T(F::tail_end), min(T(F::tail_end), t));
+  const auto nothing = (abs(t) > T(F::tail_end())) | (e < tiny);
+  const T at = max(-T(F::tail_end()), min(T(F::tail_end()), t));
   const T density = times_exp_half(T(S(0.3989422804014327)), at * at, zero);
   const T drop = max(-most, min(most, (at - y) * (at + y)));
   rho = select(nothing, zero, quotient(density, max(e, tiny)));
@@ -39,7 +39,7 @@ template <class T>
 MVNROB_HD void far_limit_slopes(T t, T share, T loss, T y, T& rho, T& gamma) {
   using S = scalar_t<T>;
   using F = float_format<S>;
-  const T zero(S(0)), one(S(1)), most(F::square_end), far(F::far);
+  const T zero(S(0)), one(S(1)), most(F::square_end), far(F::far());
   const T at = max(-far, min(far, t));
   const auto nothing = (abs(t) >= far) | (loss >= T(S(HUGE_VAL)));
   const T fall = fma(at, at, T(S(1.8378770664093454836))) - select(nothing, zero, loss);
@@ -56,9 +56,9 @@ MVNROB_HD T log_slope(T t, T e) {
   using S = scalar_t<T>;
   using F = float_format<S>;
   const T zero(S(0)), tiny(F::tiny);
-  const T at = max(-T(F::tail_end), min(T(F::tail_end), t));
+  const T at = max(-T(F::tail_end()), min(T(F::tail_end()), t));
   const T density = times_exp_half(T(S(0.3989422804014327)), at * at, zero);
-  return select((abs(t) > T(F::tail_end)) | (e < tiny), zero, quotient(density, max(e, tiny)));
+  return select((abs(t) > T(F::tail_end())) | (e < tiny), zero, quotient(density, max(e, tiny)));
 }
 
 }  // namespace MVNROB_ISA

@@ -5,6 +5,8 @@ It rewrites the header and prints the table of fit errors, which the header repe
 """
 
 import functools
+import itertools
+import struct
 import sys
 from pathlib import Path
 
@@ -119,30 +121,45 @@ def fit_centre(hi, degree):
 
 
 SETS = []
+DOUBLES = []  # members of the table of float64 coefficients, and their numbers
 TABLE = []
+
+
+def wrapped(opening, pieces, end):
+    """``pieces``, separated by commas, in lines of at most 96 characters that begin below the first."""
+    lines, line = [], opening
+    for i, piece in enumerate(pieces):
+        piece = f", {piece}" if i else piece
+        if len(line) + len(piece) > 96:
+            lines.append(line + ",")
+            line, piece = " " * len(opening), piece[2:]
+        line += piece
+    return "\n".join([*lines, line + end])
+
+
+def is_short(number):
+    """Whether a float64 ends in 32 zeros: then it is a literal of one part in device code."""
+    return struct.pack("<d", float(number))[:4] == bytes(4)
 
 
 def emit(name, kind, coefs, what):
     """A function template; a leading coefficient of one is left to monic()."""
     digits = 9 if kind == "float" else 17
-    suffix = "f" if kind == "float" else ""
     rule = "poly"
     if coefs[-1] == 1:
         rule, coefs = "monic", coefs[:-1]
-    lines, line = [], f"  return {rule}(x"
-    indent = " " * len(f"  return {rule}(")
-    for c in coefs:
-        piece = f", {nstr(c, digits, min_fixed=-1, max_fixed=1)}{suffix}"
-        if len(line) + len(piece) > 96:
-            lines.append(line + ",")
-            line, piece = indent, piece[2:]
-        line += piece
-    lines.append(line + ");")
-    SETS.append(
-        f"// {what}\ntemplate <class T>\nMVNROB_HD T {name}(T x, {kind}) {{\n"
-        + "\n".join(lines)
-        + "\n}\n"
-    )
+    numbers = [nstr(c, digits, min_fixed=-1, max_fixed=1) for c in coefs]
+    if kind == "float":
+        body = wrapped(f"  return {rule}(", ["x", *(f"{c}f" for c in numbers)], ");")
+    else:
+        short = len(list(itertools.takewhile(is_short, numbers)))
+        value = f"{rule}(x, MVNROB_NUMBERS_OF(kDoubleCoefs).{name})"
+        for c in reversed(numbers[:short]):
+            value = f"fma({value}, x, T({c}))"
+        body = f"  return {value};"
+        rest = numbers[short:]
+        DOUBLES.append((f"  double {name}[{len(rest)}];", wrapped("    {", rest, "},")))
+    SETS.append(f"// {what}\ntemplate <class T>\nMVNROB_HD T {name}(T x, {kind}) {{\n{body}\n}}\n")
 
 
 def record(what, domain, worst):
@@ -177,6 +194,7 @@ def main(out):
     emit("log_poly", "double", p, "P(z^2) of -4 atanh(z) = z P(z^2).")
 
     table = "\n".join("//   " + row for row in TABLE)
+    members, numbers = ("\n".join(part) for part in zip(*DOUBLES, strict=True))
     out.write_text(
         "// Written by csrc/math/fits/fit_normal.py; do not edit.\n// clang-format off\n"
         "// Worst error of each fit in exact arithmetic (the second argument only picks the set):\n"
@@ -184,6 +202,9 @@ def main(out):
         "#pragma once\n\n"
         '#include "config.h"\n#include "pack.h"\n\n'
         "namespace mvnrob::math {\ninline namespace MVNROB_ISA {\nnamespace coefs {\n\n"
+        f"struct DoubleCoefs {{\n{members}\n}};\n"
+        f"constexpr DoubleCoefs kDoubleCoefs = {{\n{numbers}\n}};\n"
+        "MVNROB_NUMBERS(DoubleCoefs, kDoubleCoefs)\n\n"
         + "\n".join(SETS)
         + "\n}  // namespace coefs\n}  // namespace MVNROB_ISA\n}  // namespace mvnrob::math\n"
     )
