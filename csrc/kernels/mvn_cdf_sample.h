@@ -145,6 +145,21 @@ struct Sample {
   MVNROB_DEVICE void weigh(double log_unit) { value = scalar_t(::exp(double(value) - log_unit)); }
 };
 
+// Draws the same pivot of several points. One branch for all of them: their steps overlap and share
+// the coefficients.
+template <class scalar_t, int points>
+MVNROB_DEVICE void draw_points(Sample<scalar_t> (&samples)[points], bool bounded_below,
+                               const scalar_t (&w)[points], const scalar_t (&wc)[points],
+                               scalar_t (&y)[points]) {
+  if (bounded_below) {
+    MVNROB_UNROLL
+    for (int q = 0; q < points; ++q) y[q] = samples[q].draw(true, w[q], wc[q]);
+  } else {
+    MVNROB_UNROLL
+    for (int q = 0; q < points; ++q) y[q] = samples[q].draw(false, w[q], wc[q]);
+  }
+}
+
 // What the rows that complete make of a sample.
 template <class scalar_t>
 struct Completion {

@@ -123,16 +123,20 @@ struct MvnCdfSampleSmall {
         if (row.flags & kClosesPivot) {
           load(triangle, c);
           const uint32_t shift = shifts[known];
+          // Coordinates first, which have branches: no branch is then between the points' draws.
+          scalar_t w[kPoints], wc[kPoints];
           MVNROB_UNROLL
-          for (int q = 0; q < kPoints; ++q) {
-            scalar_t w, wc;
-            coordinate(a, known, index + q * next, shift, w, wc);
-            if constexpr (tilted)
-              drawn[q] = samples[q].draw_tilted(w, wc, scalar_t(m.tilt()[known]));
-            else
-              drawn[q] = samples[q].draw(row.flags & kBoundedBelow, w, wc);
-            y[known * kTileSamples + q * kWarp] = drawn[q];
+          for (int q = 0; q < kPoints; ++q)
+            coordinate(a, known, index + q * next, shift, w[q], wc[q]);
+          if constexpr (tilted) {
+            const scalar_t mu = scalar_t(m.tilt()[known]);
+            MVNROB_UNROLL
+            for (int q = 0; q < kPoints; ++q) drawn[q] = samples[q].draw_tilted(w[q], wc[q], mu);
+          } else {
+            draw_points(samples, row.flags & kBoundedBelow, w, wc, drawn);
           }
+          MVNROB_UNROLL
+          for (int q = 0; q < kPoints; ++q) y[known * kTileSamples + q * kWarp] = drawn[q];
           ++known;
         }
         // The next row's sums move to the front, with the new y's part.

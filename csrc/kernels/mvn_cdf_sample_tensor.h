@@ -247,14 +247,15 @@ struct MvnCdfSampleTensor {
       if (row.flags & kClosesPivot) {
         load(coef, c);
         const uint32_t shift = shifts[known];
+        // Coordinates first, which have branches: no branch is then between the points' draws.
+        float w[kPoints], wc[kPoints];
         MVNROB_UNROLL
-        for (int q = 0; q < kPoints; ++q) {
-          float w, wc;
-          coordinate(a_, known, point + q * next, shift, w, wc);
-          y[q] = samples[q].draw(row.flags & kBoundedBelow, w, wc);
-          // C of this row, or of an earlier one, which lies beyond: used up.
-          at(known - base, q) = y[q];
-        }
+        for (int q = 0; q < kPoints; ++q)
+          coordinate(a_, known, point + q * next, shift, w[q], wc[q]);
+        draw_points(samples, row.flags & kBoundedBelow, w, wc, y);
+        // C of this row, or of an earlier one, which lies beyond: used up.
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) at(known - base, q) = y[q];
         ++known;
       }
       // The next row's sums move to the front, with the new y's part.

@@ -111,12 +111,15 @@ struct MvnCdfSampleUnion {
   static MVNROB_DEVICE void draw_normals(const Args& a, const uint32_t* shifts, int pivots,
                                          uint32_t index, uint32_t next, double* e) {
     for (int j = 0; j < pivots; ++j) {
+      // Coordinates first, which have branches: no branch is then between the points' normals.
+      double w[kPoints], wc[kPoints];
+      MVNROB_UNROLL
+      for (int q = 0; q < kPoints; ++q)
+        coordinate(a, j + 1, index + q * next, shifts[j + 1], w[q], wc[q]);
       MVNROB_UNROLL
       for (int q = 0; q < kPoints; ++q) {
-        double w, wc;
-        coordinate(a, j + 1, index + q * next, shifts[j + 1], w, wc);
-        const double z = math::ndtri_half<double>(math::min(w, wc));
-        e[j * kTileSamples + q * kWarp] = w < wc ? z : -z;
+        const double z = math::ndtri_half<double>(math::min(w[q], wc[q]));
+        e[j * kTileSamples + q * kWarp] = w[q] < wc[q] ? z : -z;
       }
     }
   }
