@@ -1,8 +1,7 @@
-// What the two samplers of mvn_cdf share: a stream's place in the work, a draw, a completed row,
-// the sums.
+// What the samplers of mvn_cdf share: a draw, a completed row, the sums.
 #pragma once
 #include "kernels/block.h"
-#include "kernels/mvn_cdf_data.h"
+#include "kernels/mvn_cdf_work.h"
 #include "math/normal.h"
 #include "math/points.h"
 #include "plan/tilt.h"
@@ -28,33 +27,6 @@ MVNROB_DEVICE void load(const scalar_t* p, scalar_t (&x)[count]) {
   }
 }
 
-// Tiles of one shift that a stream walks through.
-struct Stream {
-  int shift, chunk;
-  int64_t first;  // point
-  int tiles;
-
-  MVNROB_DEVICE Stream(const Program& p, int64_t index)
-      : shift(int(index / p.chunks)), chunk(int(index % p.chunks)) {
-    const int tile = chunk * p.chunk_tiles;
-    first = p.first + int64_t(tile) * kTileSamples;
-    tiles = p.tiles - tile < p.chunk_tiles ? p.tiles - tile : p.chunk_tiles;
-  }
-};
-
-// The entry that an item belongs to: the last one whose base is not beyond it.
-MVNROB_DEVICE_FN int64_t find_entry(const WorkEntry* entries, int64_t count, uint64_t item) {
-  int64_t low = 0, high = count;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    if (entries[middle].base <= item)
-      low = middle;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 // Coordinate j of the point of this index (math::point_index: found once for a point).
 template <class scalar_t>
 MVNROB_DEVICE void coordinate(const MvnCdfArgs& a, int j, uint32_t index, uint32_t shift,
@@ -65,30 +37,6 @@ MVNROB_DEVICE void coordinate(const MvnCdfArgs& a, int j, uint32_t index, uint32
     math::scrambled_point<scalar_t>(math::sobol_word(words, index), shift, w, wc);
   else
     math::lattice_point<scalar_t>(index, *words, shift, w, wc);
-}
-
-// Streams handed out to warps: sample(row, index of the stream in the row) for each of this warp's.
-template <class Sample>
-MVNROB_DEVICE_FN void for_each_stream(uint64_t packed, unsigned long long& next,
-                                      const WorkEntry* list, int warps, const Sample& sample) {
-  constexpr uint64_t kMostAtOnce = 8;
-  const uint64_t items = items_of(packed);
-  const int64_t entries = entries_of(packed);
-  // Long runs save searches, short ones balance the load.
-  const uint64_t share = items / (uint64_t(gridDim.x) * warps * 4);
-  const uint64_t run = share < 1 ? 1 : share < kMostAtOnce ? share : kMostAtOnce;
-  for (;;) {
-    unsigned long long taken = 0;
-    if (threadIdx.x % kWarp == 0) taken = atomicAdd(&next, static_cast<unsigned long long>(run));
-    uint64_t item = __shfl_sync(kFullWarp, taken, 0);
-    if (item >= items) return;
-    const uint64_t end = item + run < items ? item + run : items;
-    int64_t entry = find_entry(list, entries, item);
-    for (; item < end; ++item) {
-      while (entry + 1 < entries && list[entry + 1].base <= item) ++entry;
-      sample(list[entry].row, int64_t(item - list[entry].base));
-    }
-  }
 }
 
 // One sample on its way through the program.

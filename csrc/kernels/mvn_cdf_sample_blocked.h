@@ -43,9 +43,7 @@ struct MvnCdfSampleBlocked {
     scalar_t history[kStages][kDepth][kThreads];
     // Out of the registers, which the product wants for itself.
     SampleSums sums[kThreads];
-    Program program;
-    unsigned long long item;
-    bool tilted;
+    BlockWork work;
   };
 
  public:
@@ -56,22 +54,10 @@ struct MvnCdfSampleBlocked {
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
-    for (;;) {
-      RoundCounters& counters = a.counters[a.round()];
-      if (threadIdx.x == 0) shared.item = atomicAdd(&counters.blocked_next, 1ull);
-      __syncthreads();
-      const uint64_t item = shared.item;
-      __syncthreads();
-      if (item >= items_of(counters.blocked)) return;
-      const WorkEntry entry = a.blocked[find_entry(a.blocked, entries_of(counters.blocked), item)];
-      if (threadIdx.x == 0) {
-        const RowState& state = *a.at<RowState>(entry.row, a.layout.state);
-        shared.program = state.program;
-        shared.tilted = state.plan.tilted;
-      }
-      __syncthreads();
-      MvnCdfSampleBlocked(a, entry.row, shared).sample_item(int64_t(item - entry.base));
-    }
+    RoundCounters& counters = a.counters[a.round()];
+    for_each_item(
+        a, counters.blocked, counters.blocked_next, a.blocked, shared.work,
+        [&](int64_t row, int64_t item) { MvnCdfSampleBlocked(a, row, shared).sample_item(item); });
   }
 
  private:
@@ -79,7 +65,7 @@ struct MvnCdfSampleBlocked {
       : a_(a),
         shared_(shared),
         m_(a, row),
-        p_(shared.program),
+        p_(shared.work.program),
         skip_(scalar_t(a.order ? HUGE_VAL : m_.state()->plan.skip_limit)),
         thread_(int(threadIdx.x)),
         history_(reinterpret_cast<scalar_t*>(static_cast<unsigned char*>(a.history) +
@@ -87,7 +73,7 @@ struct MvnCdfSampleBlocked {
 
   // Only float64 samples are tilted.
   MVNROB_DEVICE bool tilted() const {
-    if constexpr (sizeof(scalar_t) == 8) return shared_.tilted;
+    if constexpr (sizeof(scalar_t) == 8) return shared_.work.tilted;
     return false;
   }
 

@@ -58,9 +58,7 @@ struct MvnCdfSampleTensor {
     // nothing.
     int32_t left[kWarps];
     SampleSums sums[kWarps];
-    Program program;
-    unsigned long long item;
-    int64_t row;
+    BlockWork work;
     Words* history[kThreads];  // of the warp, at the lane
   };
 
@@ -87,29 +85,17 @@ struct MvnCdfSampleTensor {
     shared.history[threadIdx.x] = reinterpret_cast<Words*>(static_cast<unsigned char*>(a.history) +
                                                            blockIdx.x * a.tensor_history) +
                                   (place.warp * (kTileSamples / 8) * kWarp + place.lane);
-    for (;;) {
-      RoundCounters& counters = a.counters[a.round()];
-      if (threadIdx.x == 0) shared.item = atomicAdd(&counters.tensor_next, 1ull);
-      __syncthreads();
-      const uint64_t item = shared.item;
-      __syncthreads();
-      if (item >= items_of(counters.tensor)) return;
-      const WorkEntry entry = a.tensor[find_entry(a.tensor, entries_of(counters.tensor), item)];
-      if (threadIdx.x == 0) {
-        shared.row = entry.row;
-        shared.program = a.at<RowState>(entry.row, a.layout.state)->program;
-      }
-      __syncthreads();
-      MvnCdfSampleTensor(a, shared).sample_item(int64_t(item - entry.base));
-    }
+    RoundCounters& counters = a.counters[a.round()];
+    for_each_item(a, counters.tensor, counters.tensor_next, a.tensor, shared.work,
+                  [&](int64_t, int64_t item) { MvnCdfSampleTensor(a, shared).sample_item(item); });
   }
 
  private:
   MVNROB_DEVICE MvnCdfSampleTensor(const Args& a, Shared& shared)
-      : a_(a), shared_(shared), p_(shared.program) {}
+      : a_(a), shared_(shared), p_(shared.work.program) {}
 
   // Made where it is used, like all places in memory: the product wants the registers.
-  MVNROB_DEVICE RowMemory<float> memory() const { return {a_, shared_.row}; }
+  MVNROB_DEVICE RowMemory<float> memory() const { return {a_, shared_.work.row}; }
 
   MVNROB_DEVICE_FN void sample_item(int64_t item) {
     start_stream(item);

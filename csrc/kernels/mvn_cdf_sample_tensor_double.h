@@ -55,9 +55,7 @@ struct MvnCdfSampleTensorDouble {
     double tile[kFirst + kOuter][kPitch];
     double panel[kStages][fragments::kSlabNumbers];
     SampleSums sums[kWarps];
-    Program program;
-    unsigned long long item;
-    bool tilted;
+    BlockWork work;
   };
 
   static constexpr int kSlabHistory = kThreads / 8 * kWarp;  // Pairs of a slab
@@ -73,22 +71,11 @@ struct MvnCdfSampleTensorDouble {
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
-    for (;;) {
-      RoundCounters& counters = a.counters[a.round()];
-      if (threadIdx.x == 0) shared.item = atomicAdd(&counters.tensor_next, 1ull);
-      __syncthreads();
-      const uint64_t item = shared.item;
-      __syncthreads();
-      if (item >= items_of(counters.tensor)) return;
-      const WorkEntry entry = a.tensor[find_entry(a.tensor, entries_of(counters.tensor), item)];
-      if (threadIdx.x == 0) {
-        const RowState& state = *a.at<RowState>(entry.row, a.layout.state);
-        shared.program = state.program;
-        shared.tilted = state.plan.tilted;
-      }
-      __syncthreads();
-      MvnCdfSampleTensorDouble(a, entry.row, shared).sample_item(int64_t(item - entry.base));
-    }
+    RoundCounters& counters = a.counters[a.round()];
+    for_each_item(a, counters.tensor, counters.tensor_next, a.tensor, shared.work,
+                  [&](int64_t row, int64_t item) {
+                    MvnCdfSampleTensorDouble(a, row, shared).sample_item(item);
+                  });
   }
 
  private:
@@ -96,7 +83,7 @@ struct MvnCdfSampleTensorDouble {
       : a_(a),
         shared_(shared),
         m_(a, row),
-        p_(shared.program),
+        p_(shared.work.program),
         thread_(int(threadIdx.x)),
         history_(reinterpret_cast<Pair*>(static_cast<unsigned char*>(a.history) +
                                          blockIdx.x * a.tensor_history) +
@@ -138,13 +125,13 @@ struct MvnCdfSampleTensorDouble {
   // This thread's point through the whole program.
   MVNROB_DEVICE_FN void sample(const uint32_t* shifts, uint32_t index, SampleSums& some) {
     Sample<double> sample;
-    shared_.tilted ? sample.start_tilted() : sample.start();
+    shared_.work.tilted ? sample.start_tilted() : sample.start();
     int known = 0;
     for (int o = 0; o < p_.sampled_outer; ++o) {
       if (known > 0) product(m_.coef() + m_.outer()[o].coef, known);
       known = sample_rows(o, known, shifts, index, sample);
     }
-    if (shared_.tilted) sample.weigh(m_.state()->plan.log_unit);
+    if (shared_.work.tilted) sample.weigh(m_.state()->plan.log_unit);
     Completion<double> rest;
     rest.start(sample.value);
     for (int first = 0; first < p_.completion_rows; first += kOuter) {
@@ -194,8 +181,8 @@ struct MvnCdfSampleTensorDouble {
         load(coef, c);
         double w, wc;
         coordinate(a_, known, index, shifts[known], w, wc);
-        y = shared_.tilted ? sample.draw_tilted(w, wc, m_.tilt()[known])
-                           : sample.draw(row.flags & kBoundedBelow, w, wc);
+        y = shared_.work.tilted ? sample.draw_tilted(w, wc, m_.tilt()[known])
+                                : sample.draw(row.flags & kBoundedBelow, w, wc);
         // C of this row, or of an earlier one: used up.
         shared_.tile[known - base][thread_] = y;
         ++known;
