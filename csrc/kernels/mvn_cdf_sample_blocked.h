@@ -12,10 +12,10 @@
 // row.
 //
 // Limiter, from the sm_90 code (bench/results/cuda_predicted.json; share reached: not measured): in
-// float32 issue, 1.13 instructions for a multiply-add of the product, 1.47 in a register block, 167
+// float32 issue, 1.13 instructions for a multiply-add of the product, 1.47 in a register block, 200
 // a draw, 68 a row that completes. In float64 the FP64 pipe (2 cycles an instruction) in the
-// product, 1.41 instructions for each multiply-add, and issue of the draws for few pivots: 384
-// instructions, 130 of them FP64; a row that completes takes 165 and 58.
+// product, 1.41 instructions for each multiply-add, and issue of the draws for few pivots: 357
+// instructions, 130 of them FP64; a row that completes takes 128 and 58.
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 

@@ -7,12 +7,14 @@
 // MVNROB_HD    small function for host and device, always inlined (a call would spill packs).
 // MVNROB_HD_FN larger function for host and device, inlined at the compiler's discretion.
 // MVNROB_NUMBERS(Type, name)
-//              after `constexpr Type name`, a struct of float64 numbers: a copy of it for device
-//              code in constant memory, where a number takes at most one instruction and a literal
-//              two (bits 0 to 31 and 32 to 63). Without const, or the compiler would make literals
-//              of them again. Each translation unit has its own.
+//              after `constexpr Type name`, a struct of float64 numbers: what device code takes for
+//              it. A literal of 64 bits takes sm_90 two instructions and a number in constant
+//              memory one (ULDC.64). sm_80 has constants as operands and puts literals there
+//              itself; from sm_100 on numbers in memory are fetched ahead and kept, and kernels
+//              spilled. Only without const do they stay in memory. Each translation unit has its
+//              own.
 // MVNROB_NUMBERS_OF(name)
-//              that copy in device code, `name` itself in host code.
+//              that in device code, `name` itself in host code.
 #pragma once
 
 #ifndef MVNROB_ISA
@@ -28,12 +30,16 @@
 #endif
 
 #if defined(__CUDACC__)
-#define MVNROB_NUMBERS(Type, name) static __constant__ Type name##_of_device = name;
+#define MVNROB_NUMBERS(Type, name)                  \
+  static __constant__ Type name##_in_memory = name; \
+  static __constant__ const Type name##_as_literals = name;
 #else
 #define MVNROB_NUMBERS(Type, name)
 #endif
-#if defined(__CUDA_ARCH__)
-#define MVNROB_NUMBERS_OF(name) name##_of_device
-#else
+#if !defined(__CUDA_ARCH__)
 #define MVNROB_NUMBERS_OF(name) name
+#elif __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000
+#define MVNROB_NUMBERS_OF(name) name##_in_memory
+#else
+#define MVNROB_NUMBERS_OF(name) name##_as_literals
 #endif
