@@ -44,6 +44,7 @@ SUBCOMMANDS = {
     "cuda_floor_jac_cov": "cuda_floor_jac_cov",
     "cuda_floor_tensor": "cuda_floor_tensor",
     "cuda_floor_tensor_double": "cuda_floor_tensor_double",
+    "cuda_tuning": "cuda_tuning",
     "cuda_profile": "cuda_profile",
     "cuda_small": "cuda_small",
     "page": "page",

@@ -69,8 +69,17 @@ def where(name, result):
     )
 
 
-def text_of(results, predictions):
-    """docs/benchmarks.md from {name: result} and the Markdown of what is predicted for a GPU."""
+def tuning_text(log):
+    """The section of bench/results/cuda_tuning.json."""
+    parts = [f"## CUDA kernels, tuning step by step\n\n{sections.TUNING}\n"]
+    for words, columns, rows in sections.tuning_tables(log):
+        parts.append(f"{words}\n" + (f"\n{table(columns, rows)}" if rows else ""))
+    return "\n".join(parts)
+
+
+def text_of(results, predictions, tuning=None):
+    """docs/benchmarks.md from {name: result}, the Markdown of what is predicted for a GPU and the log
+    of tuning steps."""
     parts = [HEAD]
     for section in sections.SECTIONS:
         result = results.get(section.name)
@@ -83,7 +92,8 @@ def text_of(results, predictions):
         if section.draw:
             parts.append(f"![{section.title}](figures/{section.name}.png)\n")
         parts.append(where(section.name, result))
-    return "\n".join([*parts, *(f"#{text}" for text in predictions)])
+    parts += [f"#{text}" for text in predictions]
+    return "\n".join([*parts, *([tuning_text(tuning)] if tuning else [])])
 
 
 def fill(text, blocks):
@@ -145,6 +155,11 @@ def all_predictions(folder):
     return [path.read_text() for path in sorted(folder.glob("cuda_predicted*.md"))]
 
 
+def tuning_log(folder):
+    """As bench/cuda_tuning.py wrote it; None where it is missing."""
+    return load(folder / "cuda_tuning.json")
+
+
 def main():
     p = argparse.ArgumentParser(prog="python -m bench page", description=__doc__.splitlines()[0])
     p.add_argument("--results", type=Path, default=harness.RESULTS)
@@ -161,7 +176,9 @@ def main():
         elif not path.exists() or digest_of_figure(path) != result["digest"]:
             draw(section, result, path)
             print(f"# drawn: figures/{path.name}")
-    (args.docs / "benchmarks.md").write_text(text_of(results, all_predictions(args.results)))
+    (args.docs / "benchmarks.md").write_text(
+        text_of(results, all_predictions(args.results), tuning_log(args.results))
+    )
     choosing = args.docs / "choosing.md"
     if choosing.exists():
         choosing.write_text(fill(choosing.read_text(), choosing_blocks(results)))

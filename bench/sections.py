@@ -481,6 +481,46 @@ def screening_tables(rows):
     )  # fmt: skip
 
 
+def limiter(row):
+    was, now = row.get("limiter_before"), row.get("limiter_after")
+    return now if was == now else f"{was}, then {now}"
+
+
+def tuning_tables(log):
+    """Of bench/results/cuda_tuning.json: (caption, columns, rows) for each step, unchanged rows left out."""
+    columns = [
+        ("kernel", "kernel"), ("size", "size"), ("floor before", "floor_before"),
+        ("floor after", "floor_after"), ("measured before", "rate_before"),
+        ("measured after", "rate_after"), ("share before", "share_before"),
+        ("share after", "share_after"), ("after / before", "ratio"), ("limiter", limiter),
+    ]  # fmt: skip
+    for step in log["steps"]:
+        before, after = step["before"], step["after"]
+        changed = [row for row in step["rows"] if row["ratio"] != 1]
+        same_rows = len(step["rows"]) - len(changed)
+        words = (
+            f"### {step['step']}\n\n{step['status'].capitalize()}, `{step['command']}`; "
+            f"{step['device']}; before: {before['date']}, commit {before['commit']}; after: "
+            f"{after['date']}, commit {after['commit']}."
+        )
+        words += f" {step['note']}" if "note" in step else ""
+        words += f" Rows without change: {same_rows}." if same_rows else ""
+        there = {"limiter" if key.startswith("limiter") else key for row in changed for key in row}
+        yield (
+            words,
+            [c for c in columns if (c[1] if c[1] != limiter else "limiter") in there],
+            changed,
+        )
+
+
+TUNING = (
+    "What each step in the CUDA kernels changed, in problems/s, as `python -m bench cuda_tuning` set two "
+    "results beside each other. A floor comes from counted instructions (the tables above); a step is "
+    "`predicted` where only floors are known and `measured` where a GPU has run both sides, whose share "
+    "of the floor then stands beside it. The limiter is the unit that sets the floor. Steps that cost "
+    "speed stand here as well."
+)
+
 SECTIONS = (
     Section(
         "mvn_cdf", "mvn_cdf beside SciPy",

@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 from bench import __main__ as front
-from bench import checks, compare, harness, page, sections
+from bench import checks, compare, cuda_tuning, harness, page, sections
 
 
 @pytest.fixture
@@ -479,7 +479,7 @@ def results():
 def test_page_is_what_the_committed_results_make(results):
     """After a new result: python -m bench page."""
     predictions = page.all_predictions(harness.RESULTS)
-    text = page.text_of(results, predictions)
+    text = page.text_of(results, predictions, page.tuning_log(harness.RESULTS))
     assert (page.DOCS / "benchmarks.md").read_text() == text
     assert text.count(": predicted, not measured\n") == len(predictions) > 0
 
@@ -510,6 +510,113 @@ def test_page_follows_its_results(results, tmp_path, monkeypatch):
     text = (docs / "benchmarks.md").read_text()
     assert "| 123 |" in text and text != page.text_of(results, [])
     assert text.count("\n## ") == 1 and other["environment"]["command"] in text
+
+
+# The log of tuning steps
+
+
+def prediction(floor, limiter="issue", commit="a"):
+    row = {"kernel": "Sampler<double>", "n": 99, "pivots": 99, "points": 1000}
+    return {
+        "status": "predicted from counted instructions, nothing measured", "device": "one",
+        "date": "2026-01-01", "commit": commit, "command": "python -m bench.cuda_floor",
+        "rows": [
+            {**row, "floor_per_s": floor, "limiter": limiter},
+            {**row, "pivots": 16, "floor_per_s": 7.0, "limiter": "fp64"},
+            {**row, "n": 5 if commit == "a" else 6, "floor_per_s": 1.0, "limiter": "alu"},
+        ],
+    }  # fmt: skip
+
+
+def timing(rate, commit):
+    row = {"table": "sov", "n": 99, "batch": 8, "points": 512, "dtype": "float64"}
+    return {
+        "environment": {"gpu": "H200", "time": "2026-01-01T00:00:00Z", "commit": commit},
+        "rows": [
+            {**row, "problems_per_s": rate, "floor_per_s": 1000.0, "share": rate / 1000},
+            {**row, "n": 9, "note": "wrong"},
+            {**row, "table": "slopes", "problems_per_s": 3.0},
+        ],
+    }  # fmt: skip
+
+
+def run_tuning(monkeypatch, folder, old, new, words, *more):
+    for name, result in (("old", old), ("new", new)):
+        (folder / f"{name}.json").write_text(json.dumps(result))
+    log = folder / "log.json"
+    arguments = [str(folder / "old.json"), str(folder / "new.json"), "--step", words]
+    code = run(monkeypatch, "cuda_tuning", *arguments, "--out", str(log), *more)
+    return code, json.loads(log.read_text())["steps"] if log.exists() else []
+
+
+def test_tuning_step_of_predictions(monkeypatch, tmp_path):
+    old, new = prediction(100.0), prediction(150.0, "fp64", "b")
+    code, (step,) = run_tuning(monkeypatch, tmp_path, old, new, "one", "--note", "Why.")
+    assert code == 0 and step["status"] == "predicted" and step["left_out"] == 2
+    assert (step["before"]["commit"], step["after"]["commit"], step["note"]) == ("a", "b", "Why.")
+    changed, same = step["rows"]
+    assert changed == {
+        "kernel": "Sampler<double>", "size": "n 99, points 1000", "floor_before": 100.0,
+        "floor_after": 150.0, "limiter_before": "issue", "limiter_after": "fp64", "ratio": 1.5,
+    }  # fmt: skip
+    assert same["size"] == "n 99, pivots 16, points 1000" and same["ratio"] == 1
+    # The same step again takes its place; another one follows.
+    run_tuning(monkeypatch, tmp_path, old, prediction(200.0, commit="b"), "one")
+    _, steps = run_tuning(monkeypatch, tmp_path, old, new, "two")
+    assert [(s["step"], s["rows"][0]["ratio"]) for s in steps] == [("one", 2.0), ("two", 1.5)]
+    text = page.tuning_text({"steps": steps})
+    assert "| Sampler<double> | n 99, points 1000 | 100 | 150 | 1.5 | issue, then fp64 |" in text
+    assert text.count("Rows without change: 1.") == 2 and "measured before" not in text
+
+
+def test_tuning_step_of_measurements(monkeypatch, tmp_path):
+    code, (step,) = run_tuning(
+        monkeypatch, tmp_path, timing(500.0, "a"), timing(650.0, "b"), "faster"
+    )
+    assert code == 0 and step["status"] == "measured" and step["device"] == "H200"
+    (row,) = step["rows"]
+    assert row == {
+        "kernel": "mvn_cdf_sums, float64", "size": "n 99, points 512, batch 8",
+        "floor_before": 1000.0, "floor_after": 1000.0, "rate_before": 500.0, "rate_after": 650.0,
+        "share_before": 0.5, "share_after": 0.65, "ratio": 1.3,
+    }  # fmt: skip
+    text = page.tuning_text({"steps": [step]})
+    assert "Measured, `python -m bench cuda`; H200" in text
+    assert "| 1,000 | 1,000 | 500 | 650 | 0.5 | 0.65 | 1.3 |" in text and "| limiter |" not in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        (prediction(1.0), timing(1.0, "a"), "both results must have one status, got predicted and"),
+        (prediction(1.0), {**prediction(1.0), "command": "x"}, "must have one command, got python"),
+        (prediction(1.0), {**prediction(1.0), "rows": []}, "must have rows in common, got none"),
+    ],
+)
+def test_tuning_refuses_what_does_not_compare(monkeypatch, tmp_path, capsys, old, new, text):
+    code, steps = run_tuning(monkeypatch, tmp_path, old, new, "x")
+    assert (code, steps) == (2, []) and text in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["absent.json", "HEAD:bench/absent.json"])
+def test_tuning_refuses_an_absent_result(monkeypatch, capsys, source):
+    assert run(monkeypatch, "cuda_tuning", source, source, "--step", "x") == 2
+    assert "cuda_tuning: " in capsys.readouterr().out
+
+
+def test_committed_tuning_steps_end_at_the_committed_predictions():
+    """The last step of each command leads to the floors that stand in bench/results now."""
+    steps = page.tuning_log(harness.RESULTS)["steps"]
+    last = {step["command"]: step for step in steps if step["status"] == "predicted"}
+    assert len(last) == 4
+    for command, step in last.items():
+        name = command.rpartition("cuda_floor")[2]
+        result = json.loads((harness.RESULTS / f"cuda_predicted{name}.json").read_text())
+        assert result["command"] == command
+        now = cuda_tuning.lines_of(result)
+        assert step["rows"]
+        for row in step["rows"]:
+            assert now[row["kernel"], row["size"]]["floor"] == row["floor_after"]
 
 
 def test_figure_carries_its_digest(results, tmp_path):
