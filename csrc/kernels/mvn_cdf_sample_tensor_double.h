@@ -18,11 +18,10 @@
 //
 // Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor_double.md; share reached: not
 // measured): issue up to some three hundred pivots, 352 instructions a draw; beyond, the FP64 lanes
-// and tensor cores, which are taken to go by turns, and from four thousand on the bytes of y
-// through the L2 cache. A slab takes a warp 111 instructions, 16 of them DMMA of 32 cycles, for
-// which the lanes would need 1,024 cycles. 128 points take a multiprocessor, where
-// mvn_cdf_sample_blocked.h takes 140,000 and 1,298,000 cycles, 111,000 (256 pivots) and 805,000
-// (999): predicted, 1.26 and 1.61 times as fast.
+// and tensor cores, which are taken to go by turns, and from four thousand on the bytes of y from
+// the L2 cache. A slab takes a warp 111 instructions, 16 of them DMMA of 32 cycles, for which the
+// lanes would need 1,024. 128 points take a multiprocessor 111,000 (256 pivots) and 805,000 (999)
+// cycles, and by mvn_cdf_sample_blocked.h 1.26 and 1.61 times as many: predicted.
 #pragma once
 #include "kernels/mvn_cdf_fragments.h"
 #include "kernels/mvn_cdf_sample.h"
