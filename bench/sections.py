@@ -482,35 +482,36 @@ def screening_tables(rows):
 
 
 def limiter(row):
-    was, now = row.get("limiter_before"), row.get("limiter_after")
+    was, now = row["limiter_before"], row["limiter_after"]
     return now if was == now else f"{was}, then {now}"
 
 
 def tuning_tables(log):
     """Of bench/results/cuda_tuning.json: (caption, columns, rows) for each step, unchanged rows left out."""
-    columns = [
-        ("kernel", "kernel"), ("size", "size"), ("floor before", "floor_before"),
-        ("floor after", "floor_after"), ("measured before", "rate_before"),
-        ("measured after", "rate_after"), ("share before", "share_before"),
-        ("share after", "share_after"), ("after / before", "ratio"), ("limiter", limiter),
-    ]  # fmt: skip
+    columns = {
+        "floor_before": ("floor before", "floor_before"),
+        "floor_after": ("floor after", "floor_after"),
+        "rate_before": ("measured before", "rate_before"),
+        "rate_after": ("measured after", "rate_after"),
+        "share_before": ("share before", "share_before"),
+        "share_after": ("share after", "share_after"),
+        "ratio": ("after / before", lambda row: f"{row['ratio']:.3f}"),
+        "limiter_after": ("limiter", limiter),
+    }
     for step in log["steps"]:
         before, after = step["before"], step["after"]
         changed = [row for row in step["rows"] if row["ratio"] != 1]
-        same_rows = len(step["rows"]) - len(changed)
+        unchanged = len(step["rows"]) - len(changed)
         words = (
             f"### {step['step']}\n\n{step['status'].capitalize()}, `{step['command']}`; "
             f"{step['device']}; before: {before['date']}, commit {before['commit']}; after: "
             f"{after['date']}, commit {after['commit']}."
         )
         words += f" {step['note']}" if "note" in step else ""
-        words += f" Rows without change: {same_rows}." if same_rows else ""
-        there = {"limiter" if key.startswith("limiter") else key for row in changed for key in row}
-        yield (
-            words,
-            [c for c in columns if (c[1] if c[1] != limiter else "limiter") in there],
-            changed,
-        )
+        words += f" Rows without change: {unchanged}." if unchanged else ""
+        there = set().union(*changed)
+        chosen = [column for key, column in columns.items() if key in there]
+        yield words, [*same("kernel", "size"), *chosen], changed
 
 
 TUNING = (

@@ -565,7 +565,7 @@ def test_tuning_step_of_predictions(monkeypatch, tmp_path):
     _, steps = run_tuning(monkeypatch, tmp_path, old, new, "two")
     assert [(s["step"], s["rows"][0]["ratio"]) for s in steps] == [("one", 2.0), ("two", 1.5)]
     text = page.tuning_text({"steps": steps})
-    assert "| Sampler<double> | n 99, points 1000 | 100 | 150 | 1.5 | issue, then fp64 |" in text
+    assert "| Sampler<double> | n 99, points 1000 | 100 | 150 | 1.500 | issue, then fp64 |" in text
     assert text.count("Rows without change: 1.") == 2 and "measured before" not in text
 
 
@@ -582,7 +582,9 @@ def test_tuning_step_of_measurements(monkeypatch, tmp_path):
     }  # fmt: skip
     text = page.tuning_text({"steps": [step]})
     assert "Measured, `python -m bench cuda`; H200" in text
-    assert "| 1,000 | 1,000 | 500 | 650 | 0.5 | 0.65 | 1.3 |" in text and "| limiter |" not in text
+    assert (
+        "| 1,000 | 1,000 | 500 | 650 | 0.5 | 0.65 | 1.300 |" in text and "| limiter |" not in text
+    )
 
 
 @pytest.mark.parametrize(
