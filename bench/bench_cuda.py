@@ -12,6 +12,7 @@ Tables, in this order; FILE has each row as soon as it is there:
   bench/cuda_floor_tensor.py, bench/cuda_floor_tensor_double.py).
 - slopes: every variable sampled, the same points: the derivatives of the samples (mvn_cdf_pathwise)
   to limits, or to limits and covariance, beside their sums (mvn_cdf_sums).
+- large: one problem of many variables, all sampled after a factor of full rank by the whole grid.
 - bvn: bvn_cdf.
 - mvnxpb: BoTorch's approximation on the same problems with the rms error that it has. Last, because
   nothing bounds its time.
@@ -32,6 +33,7 @@ from bench import bench_mvn_cdf as cpu_bench  # isort: skip
 import honesty
 import numpy as np
 import torch
+from two_levels import two_levels
 
 import mvnrob
 from bench import (
@@ -66,6 +68,7 @@ COLUMNS = {
         "n", "batch", "points", "dtype", "to", "sums_ms", "slopes_ms", "slopes/sums", "note",
     ),
     "mvnxpb": ("n", "group", "batch", "problems_per_s", "rms", "nan", "note"),
+    "large": ("n", "points", "pivots", "error", "off", "q1_ms", "median_ms", "q3_ms", "note"),
     "bvn": ("elements", "elements_per_s", "gb_per_s", "max_difference", "note"),
 }  # fmt: skip
 
@@ -500,6 +503,27 @@ def slopes_table(bench, groups):
     bench.finish("slopes")
 
 
+def large_row(bench, n):
+    upper, cov, truth = two_levels(n, bench.device)
+    options = {"abs_tol": 1e-2, "method": "sov", "seed": 0, "return_info": True}
+    r = mvn_cdf(upper, cov, **options)
+    off, error = abs(float(r.prob) - truth), float(r.error)
+    row = {"error": error, "off": off, "points": int(r.n_points), "pivots": int(r.n_pivots)}
+    if not off <= error:
+        return row | {"note": f"wrong: off by {off:.2g}"}
+    timing, _ = cuda_timing.measure(
+        lambda: mvn_cdf(upper, cov, **options), bench.device, repeats=3, budget_s=10
+    )
+    return row | {f"{name}_ms": 1e3 * timing[f"{name}_s"] for name in ("q1", "median", "q3")}
+
+
+def large_table(bench):
+    for n in (2048, 16_384) if bench.device.type == "cuda" else (256,):
+        if bench.enough(f"large, n = {n}", 10):
+            bench.attempt("large", {"n": n}, lambda n=n: large_row(bench, n))
+    bench.finish("large")
+
+
 def bvn_row(bench, count):
     generator = torch.Generator().manual_seed(0)
     h, k = 2 * torch.randn(2, count, generator=generator, dtype=torch.float64)
@@ -554,6 +578,7 @@ def main():
     sov_table(bench, groups)
     latency_table(bench, groups)
     slopes_table(bench, groups)
+    large_table(bench)
     bvn_table(bench)
     for n in sizes:
         if n in (9, 99) and bench.enough(f"classifiers, n = {n}", 10):

@@ -10,7 +10,8 @@ common, 128 bytes a cycle of a multiprocessor, counted in the loops of the produ
 memory. Bytes: L once for each block of 256 points, y once for each outer block, all from the L2
 cache; y from memory as well where the resident blocks hold more of it than the cache. Copies of 4.3
 TB/s were measured on an H200, the 5.5 TB/s of its L2 cache are a lead. A problem alone has only as
-many multiprocessors as blocks. No latency, launch or planning is in it: predictions, all of them.
+many multiprocessors as blocks. No latency, launch or planning is in it, but for the factor of a problem
+alone (bench/cuda_floor_grow.py): predictions, all of them.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import json
 import re
 from pathlib import Path
 
-from bench import cuda_floor, cuda_prediction, sass
+from bench import cuda_floor, cuda_floor_grow, cuda_prediction, sass
 from bench.cuda_floor import CYCLES, EXPECTED_SHARE, H200, SCHEDULERS, line_of
 
 RESULTS = Path(__file__).parent / "results" / "cuda_predicted_tensor.json"
@@ -155,7 +156,7 @@ def seconds(pivots, points, counts, completed=0, alone=False, device=H200):
     return busy
 
 
-def predictions(counts):
+def predictions(counts, grow):
     scalar = cuda_floor.committed()
     cases = [
         *((n, 10_000, 0, False) for n in (65, 96, 128, 192, 256, 512, 999, 2048, 4096)),
@@ -171,6 +172,7 @@ def predictions(counts):
         other = cuda_floor.problems_per_s(
             pivots, points, "float32", **H200, completed=completed, counts=scalar
         )
+        planning = cuda_floor_grow.seconds(pivots, grow, DRAM) if alone else None
         rows.append(
             {
                 "n": pivots + completed, "pivots": pivots, "points": points, "alone": alone,
@@ -181,21 +183,37 @@ def predictions(counts):
                 "expected_per_s": float(f"{EXPECTED_SHARE * floor:.3g}"),
                 "limiter": limiter,
                 "busy": {k: round(v / busy[limiter], 2) for k, v in busy.items()},
+                "planning_s": planning and {k: float(f"{x:.2g}") for k, x in planning.items()},
+                "expected_planning_s": planning
+                and float(f"{cuda_floor_grow.expected_seconds(planning):.2g}"),
                 "scalar_floor_per_s": None if alone else float(f"{other:.3g}"),
             }
         )  # fmt: skip
     return rows
 
 
+def planning_lines(row, grow):
+    parts = ", ".join(f"{name} {1e3 * x:.0f} ms" for name, x in row["planning_s"].items())
+    planning = row["expected_planning_s"]
+    return [
+        f"Factor and program of n = {row['n']} alone: expected {planning:.2g} s, with {row['points']}",
+        f"points {planning + 1 / row['expected_per_s']:.2g} s. Of it {parts}: barriers and columns by",
+        "assumed latencies, the others by counts and bytes, at their floor. A column takes a warp of the",
+        f"subtraction {grow['issue']:.0f} instructions, {grow['fp64']:.0f} of them in double precision and",
+        f"{grow['loads']:.0f} loads.",
+    ]
+
+
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     counts = count()
-    rows = predictions(counts)
+    grow = cuda_floor_grow.count()
+    rows = predictions(counts, grow)
     product = counts["product"]
     lines = [
         f"Problems/s in float32, all pivots unless n says more; expected is {EXPECTED_SHARE:.0%} of the",
         "floor. `scalar` is the floor of the sampler without tensor cores. A problem alone has 40 or",
-        "132 of the multiprocessors; its factor, which one block makes, is not in it. A slab of 16",
+        "132 of the multiprocessors; its factor, made by the whole grid, comes before. A slab of 16",
         f"pivots takes a warp {product['issue']} instructions: {product['tensor']} HMMA, as reckoned,",
         f"{product['fp32']} FADD and {product['shared']} wavefronts of shared memory and L1.",
         "",
@@ -212,7 +230,8 @@ def main():
             f"{next_busiest} | {r['hmma_flop']:.2g} | "
             f"{r['y_bytes']:.2g} | {r['L_bytes']:.2g} | {scalar} |"
         )
-    data = {"counts": counts, "rows": rows}
+    lines += ["", *(line for r in rows if r["planning_s"] for line in planning_lines(r, grow))]
+    data = {"counts": counts, "grow": grow, "rows": rows}
     cuda_prediction.write(RESULTS, "mvn_cdf's tensor sampler", "cuda_floor_tensor", data, lines)
 
 

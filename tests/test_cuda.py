@@ -7,6 +7,7 @@ Tests that need a GPU are skipped without one; with MVNROB_REQUIRE_CUDA=1 they f
 
 import math
 import os
+import time
 from functools import lru_cache
 from itertools import groupby
 
@@ -16,6 +17,7 @@ import problems
 import pytest
 import torch
 from test_mvn_cdf import BAD_CALLS, EDGES, equicorrelated, random_problem
+from two_levels import two_levels
 
 import mvnrob
 from mvnrob import Status, _load, bvn_cdf, mvn_cdf, pivoted_cholesky
@@ -436,6 +438,48 @@ def test_batch_composition_of_the_tensor_samplers(cuda, n, dtype):
     for rows in ([39], [5, 17, 0]):
         part = info(upper[rows], cov[rows], seed=seed[rows], **options)
         assert_same_bits([field[rows] for field in whole], part)
+
+
+@pytest.mark.parametrize("n, columns", [(2048, None), (2048, 300), (1100, None)])
+def test_batch_composition_of_factors_by_the_whole_grid(cuda, n, columns):
+    """A row alone is factored by the grid, many of them by a block each, to the same bits; the CPU
+    comes to the same answer."""
+    generator = torch.Generator().manual_seed(n)
+    root = torch.randn(n, columns or n + 50, generator=generator, dtype=torch.float64)
+    root += torch.randn(columns or n + 50, generator=generator, dtype=torch.float64)
+    upper = root.norm(dim=1) * (2.5 + torch.rand(n, generator=generator, dtype=torch.float64))
+    matrix = {"factor": root} if columns else {"cov": root @ root.mT}
+    options = {"abs_tol": 1e-2, "method": "sov", "max_points": 8 * 512}
+    here = info(upper, **matrix, **options)
+    rows = 2 * torch.cuda.get_device_properties(cuda).multi_processor_count
+    matrix = {name: put(t, cuda) for name, t in matrix.items()}
+    alone = info(put(upper, cuda), **matrix, **options)
+    assert alone.n_pivots == min(n, columns or n)
+    assert abs(alone.prob.cpu() - here.prob) <= alone.error.cpu() + here.error
+    if n > 1100 and not columns:
+        return  # a block would take a minute
+    many = info(
+        put(upper, cuda).expand(rows, n), seed=torch.zeros(rows, dtype=torch.int64, device=cuda),
+        **{name: t.expand(rows, *t.shape) for name, t in matrix.items()}, **options,
+    )  # fmt: skip
+    for row in (0, rows - 1):
+        assert_same_bits([field[row] for field in many], alone)
+
+
+def test_16384_variables(cuda):
+    """All variables sampled, after a factor of full rank, in seconds."""
+    if torch.cuda.mem_get_info(cuda)[0] < 8 * 2**30:
+        pytest.skip("needs 8 GB of free memory")
+    upper, cov, truth = two_levels(16_384, cuda)
+    options = {"abs_tol": 1e-2, "method": "sov"}
+    info(upper[:1024], cov[:1024, :1024], **options)  # loads the kernels
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    r = info(upper, cov, **options)
+    value, error = float(r.prob), float(r.error)
+    took = time.perf_counter() - start
+    assert abs(value - truth) <= error <= 1e-2
+    assert int(r.n_pivots) > 16_000 and took < 10, took  # some are screened
 
 
 def test_runs_repeat(cuda):

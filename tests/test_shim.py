@@ -77,6 +77,21 @@ def test_deadlock_says_who_waits_where(shim):
         shim.run_bad("lanes_left")
 
 
+def test_blocks_that_wait_for_each_other(shim, order):
+    """Whoever fails, in whatever order, the others' threads are gone, and who waits where is said."""
+    for seed in (0, 1, 2):
+        order(seed)
+        for name, message in (
+            ("block_left", r"block 1 of .*BlockLeft has ended, but block 0 waits at grid_sync"),
+            ("two_grid_barriers", r"block 1 of .*Barriers waits at .*, but block 0 waits at"),
+            ("throws_beside_others", "thrown by a body"),
+            ("no_barrier_of_the_grid", "wrong neighbour"),
+        ):
+            with pytest.raises((RuntimeError, ValueError), match=message):
+                shim.run_bad(name)
+            shim.check_good("neighbours", 64, 2)
+
+
 def test_another_order_shows_a_missing_barrier(shim, order):
     shim.run_bad("order_dependent")
     for seed in (1, 2, 3):

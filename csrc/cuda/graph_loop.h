@@ -57,9 +57,9 @@ class GraphLoop {
 
   cudaGraphConditionalHandle handle() const { return handle_; }
 
-  // One launch of the body, after the one before.
+  // One launch of the body, after the one before; `together`: a cooperative one.
   cudaError_t add(const void* kernel, unsigned blocks, unsigned threads, size_t shared_bytes,
-                  const void* args) {
+                  const void* args, bool together = false) {
     void* parameters[] = {const_cast<void*>(args)};
     cudaKernelNodeParams node{};
     node.func = const_cast<void*>(kernel);
@@ -68,7 +68,12 @@ class GraphLoop {
     node.sharedMemBytes = unsigned(shared_bytes);
     node.kernelParams = parameters;
     const cudaGraphNode_t before = last_;
-    return cudaGraphAddKernelNode(&last_, body_, &before, before != nullptr, &node);
+    const cudaError_t error =
+        cudaGraphAddKernelNode(&last_, body_, &before, before != nullptr, &node);
+    if (error != cudaSuccess || !together) return error;
+    cudaLaunchAttributeValue value{};
+    value.cooperative = 1;
+    return cudaGraphKernelNodeSetAttribute(last_, cudaLaunchAttributeCooperative, &value);
   }
 
  private:

@@ -56,6 +56,28 @@ class Launcher {
     loop_ = nullptr;
   }
 
+  // For a body whose blocks wait for each other; `blocks` is at most what resident_together says.
+  template <class Body>
+  void launch_together(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    if (error_ != cudaSuccess) return;
+    if (loop_) {
+      const auto function = reinterpret_cast<const void*>(&kernel<Body>);
+      keep(loop_->add(function, blocks, Body::kThreads, shared_bytes, &args, true));
+      return;
+    }
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = blocks;
+    config.blockDim = Body::kThreads;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream_;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    keep(cudaLaunchKernelEx(&config, kernel<Body>, args));
+  }
+
   void clear(void* pointer, size_t bytes) {
     if (error_ == cudaSuccess) keep(cudaMemsetAsync(pointer, 0, bytes, stream_));
   }
@@ -74,6 +96,15 @@ class Launcher {
     keep(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel<Body>, Body::kThreads,
                                                        shared_bytes));
     return int64_t(processors) * each;
+  }
+
+  // Of those, 0 where the device cannot hold all of a launch at once by promise.
+  template <class Body>
+  int64_t resident_together(size_t shared_bytes) {
+    int cooperative = 0;
+    if (error_ == cudaSuccess)
+      keep(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device_));
+    return cooperative ? resident_blocks<Body>(shared_bytes) : 0;
   }
 
  private:

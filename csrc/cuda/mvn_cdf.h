@@ -11,6 +11,7 @@ namespace mvnrob::cuda {
 struct MvnCdfSizes {
   cudaError_t error;
   int64_t blocked, tensor, united;  // blocks of the samplers that keep a history
+  int64_t grow;                     // and of the grid that makes factors
   int64_t bytes;
 };
 

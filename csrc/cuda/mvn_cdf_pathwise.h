@@ -11,6 +11,7 @@ namespace mvnrob::cuda {
 struct PathwiseSizes {
   cudaError_t error;
   int64_t sample, pull;  // blocks of its kernels
+  int64_t grow;          // and of the grid that makes factors
   int64_t bytes;
 };
 

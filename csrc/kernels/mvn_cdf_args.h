@@ -32,12 +32,17 @@ struct WorkEntry {
 struct RoundCounters {
   unsigned long long small, blocked, tensor, united;                      // entries << 40 | items
   unsigned long long small_next, blocked_next, tensor_next, united_next;  // items handed out
-  unsigned active, closed, factored;
+  unsigned active, closed, factored, grown;
 };
 
 constexpr int kItemBits = 40;
 MVNROB_HD uint64_t items_of(uint64_t packed) { return packed & ((uint64_t(1) << kItemBits) - 1); }
 MVNROB_HD int64_t entries_of(uint64_t packed) { return int64_t(packed >> kItemBits); }
+
+// From how many numbers on that a new column of a factor reads the whole grid makes it, for each
+// row that is planned at the time. A block reads about one in .25 ns, a grid spends some 10 us on
+// a pivot; predicted, not measured.
+constexpr int64_t kGrowFrom = 40'000;
 
 // Arguments of every kernel, by value.
 struct MvnCdfArgs {
@@ -86,6 +91,9 @@ struct MvnCdfArgs {
   int64_t* active[2];  // rows to plan, this round's and the next one's in turn
   int64_t* closed;     // rows for the closed form
   int64_t* factored;   // and for that of one factor
+  int64_t* grown;      // and for the grid's factor; null: none is
+  void* grow_slots;    // Grid::slot_bytes
+  int64_t grow_from = kGrowFrom;
   WorkEntry* small;
   WorkEntry* blocked;
   WorkEntry* tensor;

@@ -61,6 +61,23 @@ MVNROB_HD int64_t tensor_items(int64_t streams) {
   return sizeof(scalar_t) == 4 ? streams / kTensorStreams : streams / kStreamsPerBlock;
 }
 
+// Threads of a block of the grid that makes a large row's factor (mvn_cdf_grow.h), and of the
+// planning kernel's for rows that may be: what both add up has one order.
+constexpr int kGrowThreads = 256;
+
+// Numbers that a new column of a factor reads, the mean of those from `pivots` to `target`.
+MVNROB_HD double numbers_of_pivot(const MvnCdfArgs& a, double variables, double pivots,
+                                  double target) {
+  if (a.is_factor()) return variables * double(a.factor_columns);
+  const double t = target < variables ? target : variables;
+  return variables * (t + pivots) / 2 - (t * t + t * pivots + pivots * pivots) / 3;
+}
+// Whether the grid may come to make one of some row.
+MVNROB_HD bool may_grow(const MvnCdfArgs& a) {
+  return a.n > kGrowThreads &&
+         numbers_of_pivot(a, a.n, 0, 0.75 * double(a.n)) >= double(a.grow_from);
+}
+
 enum ProgramFlag : int32_t {
   kHasUpper = 1,
   kHasLower = 2,
@@ -107,7 +124,8 @@ struct Program {
 struct RowState {
   plan::RowPlan plan;
   plan::FactorFacts facts;
-  int32_t live;  // rows of the factor with variance left, pivots excepted
+  int32_t live;      // rows of the factor with variance left, pivots excepted
+  int32_t trailing;  // columns that a grid has subtracted (mvn_cdf_trailing.h)
   bool rectangular;
   bool merged;  // some variables are, into others
   Program program;

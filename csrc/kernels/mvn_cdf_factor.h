@@ -1,32 +1,45 @@
 // The ordered, rank-revealing Cholesky factor (Gibson, Glasbey and Elston 1994), one column at a
-// time; collective over a block. The decisions are those of csrc/cpu/mvn_cdf_factor.cpp.
+// time; collective over a team, which is a block or a grid. The decisions are those of
+// csrc/cpu/mvn_cdf_factor.cpp.
 //
 // Pivots move to the front. A row that a pivot leaves without variance joins that pivot's group and
 // stays where it is. Left-looking: a new column reads the columns before it once, coalesced, and
-// the choice of the next pivot needs only the running means and variances. Where a factor of the
-// covariance is given, its rows are orthogonalised (Gram-Schmidt, twice for every pivot), a thread
-// for each row, read as they are.
+// the choice of the next pivot needs only the running means and variances. A grid has the threads
+// to subtract a panel of columns from all entries to come instead (mvn_cdf_trailing.h), so that a
+// new column reads those of its panel only. Each entry is the same chain of multiply-adds, fma() by
+// name, and the same number. Where a factor of the covariance is given, its rows are orthogonalised
+// (Gram-Schmidt, twice for every pivot), a thread for each row, read as they are.
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
+#include "kernels/mvn_cdf_trailing.h"
 #include "plan/ordering.h"
 
 namespace mvnrob::kernels {
 
 enum FactorFinding : unsigned { kExhausts = 1, kNegative = 2, kNotANumber = 4 };
 
-template <class scalar_t, int threads>
+MVNROB_DEVICE_ONCE double mean_of_pivot(double lower, double upper) {
+  return plan::truncated_mean(lower, upper);
+}
+
+template <class scalar_t, class Team>
 class FactorKernel {
  public:
-  MVNROB_DEVICE FactorKernel(const MvnCdfArgs& a, int64_t row, const Block<threads>& block,
-                             RowState& s)
-      : a_(a), row_(row), block_(block), s_(s), m_(a, row), size_(s.facts.variables) {}
+  MVNROB_DEVICE FactorKernel(const MvnCdfArgs& a, int64_t row, const Team& team, RowState& s)
+      : a_(a),
+        row_(row),
+        team_(team),
+        s_(s),
+        m_(a, row),
+        size_(s.facts.variables),
+        trailing_(a, row, team, m_, size_) {}
 
   // Adds pivots until there are plan.target or none is left, and asks the plan what is next.
   MVNROB_DEVICE_FN void advance() {
     const Status failure = grow(s_.plan.target);
-    if (block_.thread() == 0) settle(failure);
-    block_.sync();
+    if (team_.thread() == 0) settle(failure);
+    team_.sync();
   }
 
   // Adds pivots until there are `target` or none is left. Says what the matrix is where it is no
@@ -37,7 +50,9 @@ class FactorKernel {
     const int before = s_.facts.pivots;
     int pivots = before, live = s_.live;
     double neglected = s_.facts.neglected;
+    trailing_.resume(before == 0 ? 0 : s_.trailing);
     while (pivots < target && live > 0) {
+      trailing_.advance(pivots, live < target - pivots ? live : target - pivots);
       const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
       if (wanted < -1) break;
       const int chosen = wanted >= 0 ? find(pivots, wanted) : choose(pivots);
@@ -46,7 +61,7 @@ class FactorKernel {
         break;
       }
       swap(chosen, pivots);
-      const unsigned found = add_column(pivots);
+      const unsigned found = add_column(pivots, chosen);
       if (found & (kNegative | kNotANumber)) {
         failure = found & kNotANumber ? Status::nan : Status::indefinite;
         break;
@@ -61,14 +76,15 @@ class FactorKernel {
         neglected = math::max(largest, neglected);
       }
     }
-    block_.sync();
+    team_.sync();
     if (failure == Status::converged && live == 0 && pivots > before && !a_.order &&
         !a_.is_factor()) {
       const unsigned found = check_rest(pivots);
       if (found) failure = found & kNotANumber ? Status::nan : Status::indefinite;
     }
-    if (block_.thread() == 0) {
+    if (team_.thread() == 0) {
       s_.live = live;
+      s_.trailing = trailing_.subtracted();
       s_.facts.pivots = pivots;
       s_.facts.exhausted = live == 0;
       s_.facts.neglected = neglected;
@@ -77,6 +93,9 @@ class FactorKernel {
   }
 
  private:
+  // Loads of a thread that are under way at once. A grid has but a row for a thread.
+  static constexpr int kColumnsAhead = Team::kIsGrid ? 16 : 4;
+
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {
       s_.plan.step = plan::factored(s_.plan, a_.options, s_.facts);
@@ -94,26 +113,23 @@ class FactorKernel {
 
   // The row of the variable least likely to hold, of equals the first in the input.
   MVNROB_DEVICE_FN int choose(int begin) const {
-    Indexed best{HUGE_VAL, INT_MAX};
-    int row = 0;
-    for (int i = begin + block_.thread(); i < size_; i += threads) {
+    Placed best{{HUGE_VAL, INT_MAX}, 0};
+    for (int i = begin + team_.thread(); i < size_; i += team_.size()) {
       if (m_.group()[i] >= 0) continue;
       const double key = plan::priority(m_.upper()[i], m_.lower()[i], m_.mean()[i],
                                         m_.variance()[i], s_.rectangular);
-      const Indexed candidate{key == key ? key : HUGE_VAL, m_.variable()[i]};
-      if (goes_before(candidate, best)) best = candidate, row = i;
+      const Placed candidate{{key == key ? key : HUGE_VAL, m_.variable()[i]}, i};
+      if (goes_before(candidate, best)) best = candidate;
     }
-    // One thread alone has it.
-    const int variable = block_.first(best).index;
-    return int(block_.any_bits(variable == best.index ? unsigned(row) : 0u));
+    return team_.first(best).place;
   }
 
   // The row of the variable that the forced order names; -1 when it has left.
   MVNROB_DEVICE_FN int find(int begin, int64_t wanted) const {
     Indexed best{0, INT_MAX};
-    for (int i = begin + block_.thread(); i < size_; i += threads)
+    for (int i = begin + team_.thread(); i < size_; i += team_.size())
       if (m_.variable()[i] == wanted && m_.group()[i] < 0) best.index = i;
-    best = block_.first(best);
+    best = team_.first(best);
     return best.index == INT_MAX ? -1 : best.index;
   }
 
@@ -126,49 +142,53 @@ class FactorKernel {
 
   // Exchanges two rows and copies the upper one's part of the factor to the scratch.
   MVNROB_DEVICE_FN void swap(int from, int to) {
-    if (block_.thread() == 0 && from != to) {
-      exchange(m_.variable(), from, to);
-      exchange(m_.group(), from, to);
-      exchange(m_.inverse_sd(), from, to);
-      exchange(m_.upper(), from, to);
-      exchange(m_.lower(), from, to);
-      exchange(m_.variance(), from, to);
-      exchange(m_.mean(), from, to);
-      exchange(m_.variance_error(), from, to);
-      if (a_.is_factor()) exchange(m_.reference(), from, to);
+    if (from != to) {  // an array for each of the first threads, all under way at once
+      const int k = team_.thread();
+      double* const numbers = k == 0   ? m_.inverse_sd()
+                              : k == 1 ? m_.upper()
+                              : k == 2 ? m_.lower()
+                              : k == 3 ? m_.variance()
+                              : k == 4 ? m_.mean()
+                              : k == 5 ? m_.variance_error()
+                                       : m_.reference();
+      if (k < (a_.is_factor() ? 7 : 6)) exchange(numbers, from, to);
+      if (k < 2) exchange(k == 0 ? m_.variable() : m_.group(), from, to);
     }
-    for (int l = block_.thread(); l < to; l += threads) {
+    for (int l = team_.thread(); l < to; l += team_.size()) {
       double* column = m_.factor() + int64_t(l) * size_;
       const double x = column[from];
       column[from] = column[to];
       column[to] = x;
       m_.scratch()[l] = x;
     }
-    block_.sync();
+    team_.sync();
   }
 
-  MVNROB_DEVICE_FN unsigned add_column(int j) {
+  // `from` is the row that the pivot came from.
+  MVNROB_DEVICE_FN unsigned add_column(int j, int from) {
     const bool factored = a_.is_factor();
     const double d = factored ? add_direction(j) : ::sqrt(m_.variance()[j]), inverse = 1 / d;
     const double mean = m_.mean()[j];
     const double y =
-        plan::truncated_mean((m_.lower()[j] - mean) * inverse, (m_.upper()[j] - mean) * inverse);
+        mean_of_pivot((m_.lower()[j] - mean) * inverse, (m_.upper()[j] - mean) * inverse);
     const double growth = m_.variance_error()[j] / (d * d);
     const double scale = m_.inverse_sd()[j];
     const int32_t variable = m_.variable()[j];
     double* column = m_.factor() + int64_t(j) * size_;
     unsigned found = 0;
-    for (int i = j + 1 + block_.thread(); i < size_; i += threads) {
+    for (int i = j + 1 + team_.thread(); i < size_; i += team_.size()) {
       double c;
       if (factored) {
         c = coordinate(i, j);
       } else {
-        c = a_.stored(row_, variable, m_.variable()[i]) * scale * m_.inverse_sd()[i];
-        const double* entry = m_.factor() + i;
+        const int first = trailing_.subtracted();
+        c = first > 0 ? trailing_.take(i, j, from)
+                      : a_.stored(row_, variable, m_.variable()[i]) * scale * m_.inverse_sd()[i];
+        const double* entry = m_.factor() + int64_t(first) * size_ + i;
 #if defined(__CUDA_ARCH__)
-#pragma unroll 4
+#pragma unroll kColumnsAhead
 #endif
-        for (int l = 0; l < j; ++l, entry += size_) c -= *entry * m_.scratch()[l];
+        for (int l = first; l < j; ++l, entry += size_) c = ::fma(-*entry, m_.scratch()[l], c);
         c *= inverse;
       }
       column[i] = c;
@@ -185,8 +205,8 @@ class FactorKernel {
       if (!factored && !plan::is_valid_variance(variance, error))
         found |= variance != variance ? kNotANumber : kNegative;
     }
-    if (block_.thread() == 0) column[j] = d;
-    return block_.any_bits(found);
+    if (team_.thread() == 0) column[j] = d;
+    return team_.any_bits(found);
   }
 
   // The part of row j that is orthogonal to the directions before; returns its length. The scratch
@@ -196,30 +216,33 @@ class FactorKernel {
     double* q = m_.directions() + int64_t(j) * columns;
     const double scale = m_.inverse_sd()[j];
     const int32_t variable = m_.variable()[j];
-    for (int k = block_.thread(); k < columns; k += threads) {
+    for (int k = team_.thread(); k < columns; k += team_.size()) {
       double x = a_.stored(row_, variable, k) * scale;
       for (int l = 0; l < j; ++l) x -= m_.scratch()[l] * m_.directions()[int64_t(l) * columns + k];
       q[k] = x;
     }
-    block_.sync();
+    team_.sync();
     // What rounding has left of them.
-    for (int l = block_.thread(); l < j; l += threads) {
+    for (int l = team_.thread(); l < j; l += team_.size()) {
       const double* before = m_.directions() + int64_t(l) * columns;
       double c = 0;
       for (int k = 0; k < columns; ++k) c += q[k] * before[k];
       m_.rest()[l] = c;
     }
-    block_.sync();
-    double square = 0;
-    for (int k = block_.thread(); k < columns; k += threads) {
+    team_.sync();
+    for (int k = team_.thread(); k < columns; k += team_.size()) {
       double x = q[k];
       for (int l = 0; l < j; ++l) x -= m_.rest()[l] * m_.directions()[int64_t(l) * columns + k];
       q[k] = x;
-      square += x * x;
     }
-    const double length = ::sqrt(block_.sum(square)), inverse = 1 / length;
-    for (int k = block_.thread(); k < columns; k += threads) q[k] *= inverse;
-    block_.sync();
+    team_.sync();
+    const auto& block = team_.block();
+    double square = 0;
+    for (int k = block.thread(); k < columns; k += block.size()) square += q[k] * q[k];
+    const double length = ::sqrt(block.sum(square)), inverse = 1 / length;
+    team_.sync();  // all have read
+    for (int k = team_.thread(); k < columns; k += team_.size()) q[k] *= inverse;
+    team_.sync();
     return length;
   }
 
@@ -248,33 +271,35 @@ class FactorKernel {
   // Rows that the last pivot has left without variance join its group. How many, and the largest
   // variance among them.
   MVNROB_DEVICE_FN int retire(int pivots, bool full, double& largest) {
-    double count = 0;
-    for (int i = pivots + block_.thread(); i < size_; i += threads) {
+    int count = 0;
+    for (int i = pivots + team_.thread(); i < size_; i += team_.size()) {
       if (m_.group()[i] >= 0) continue;
       if (!full && !plan::is_zero_variance(m_.variance()[i], m_.variance_error()[i])) continue;
       m_.group()[i] = pivots - 1;
       largest = math::max(m_.variance()[i], largest);
-      count += 1;
+      ++count;
     }
-    largest = block_.max(largest);
-    return int(block_.sum(count));
+    largest = team_.max(largest);
+    return team_.sum(count);
   }
 
   // Rows without variance must have none together.
   MVNROB_DEVICE_FN unsigned check_rest(int pivots) {
     const auto sign = [&](int i) { return plan::sign_of(m_.variable()[i]); };
-    for (int l = block_.thread(); l < pivots; l += threads) {
+    for (int l = team_.thread(); l < pivots; l += team_.size()) {
       const double* column = m_.factor() + int64_t(l) * size_;
       double sum = 0;
       for (int i = pivots; i < size_; ++i) sum += column[i] * sign(i);
       m_.scratch()[l] = sum;
     }
+    const auto& block = team_.block();
     double sum_of_errors = 0;
-    for (int i = pivots + block_.thread(); i < size_; i += threads)
+    for (int i = pivots + block.thread(); i < size_; i += block.size())
       sum_of_errors += plan::error_of_rest(m_.variance_error()[i]);
-    sum_of_errors = block_.sum(sum_of_errors);
+    sum_of_errors = block.sum(sum_of_errors);
+    team_.sync();
     unsigned found = 0;
-    for (int i = pivots + block_.thread(); i < size_; i += threads) {
+    for (int i = pivots + team_.thread(); i < size_; i += team_.size()) {
       double rest = 0;
       for (int j = pivots; j < size_; ++j)
         rest += a_.stored(row_, m_.variable()[j], m_.variable()[i]) * m_.inverse_sd()[j] * sign(j);
@@ -284,15 +309,16 @@ class FactorKernel {
       if (!plan::is_zero_rest(rest, plan::error_of_rest(m_.variance_error()[i]), sum_of_errors))
         found |= rest != rest ? kNotANumber : kNegative;
     }
-    return block_.any_bits(found);
+    return team_.any_bits(found);
   }
 
   const MvnCdfArgs& a_;
   const int64_t row_;
-  const Block<threads>& block_;
+  const Team& team_;
   RowState& s_;
   const RowMemory<scalar_t> m_;
   const int size_;
+  TrailingEntries<scalar_t, Team> trailing_;
 };
 
 }  // namespace mvnrob::kernels

@@ -1,4 +1,4 @@
-// From a row's factor to the program that the samplers execute; collective over a block. What
+// From a row's factor to the program that the samplers execute; collective over a team. What
 // csrc/cpu/mvn_cdf_pack.cpp does, in the layout of mvn_cdf_data.h.
 #pragma once
 #include "kernels/block.h"
@@ -9,13 +9,13 @@
 
 namespace mvnrob::kernels {
 
-template <class scalar_t, int threads>
+template <class scalar_t, class Team>
 class Packer {
  public:
-  MVNROB_DEVICE Packer(const MvnCdfArgs& a, int64_t row, const Block<threads>& block, RowState& s)
+  MVNROB_DEVICE Packer(const MvnCdfArgs& a, int64_t row, const Team& team, RowState& s)
       : a_(a),
         row_(row),
-        block_(block),
+        team_(team),
         s_(s),
         m_(a, row),
         size_(s.facts.variables),
@@ -28,32 +28,32 @@ class Packer {
     place_blocks();
     fill_sampled();
     fill_completion();
-    for (int e = block_.thread(); e < kShifts * pivots_; e += threads)
+    for (int e = team_.thread(); e < kShifts * pivots_; e += team_.size())
       m_.shifts()[e] =
           math::hash_shift(uint64_t(a_.seed[row_]), uint32_t(e / pivots_), uint32_t(e % pivots_));
-    for (int e = block_.thread(); e < kShifts; e += threads) m_.totals()[e] = {0, 0, 0, 0, 0};
-    block_.sync();
+    for (int e = team_.thread(); e < kShifts; e += team_.size()) m_.totals()[e] = {0, 0, 0, 0, 0};
+    team_.sync();
   }
 
  private:
   // row_of and pivot_of: the pivots, each followed by its group.
   MVNROB_DEVICE_FN void order_sampled() {
     if (sampled_ == pivots_) {
-      for (int j = block_.thread(); j < pivots_; j += threads)
+      for (int j = team_.thread(); j < pivots_; j += team_.size())
         m_.row_of()[j] = m_.pivot_of()[j] = j;
-      block_.sync();
+      team_.sync();
       return;
     }
     int start = 0;  // of this round's first pivot
-    for (int first = 0; first < pivots_; first += threads) {
-      const int j = first + block_.thread();
+    for (int first = 0; first < pivots_; first += team_.size()) {
+      const int j = first + team_.thread();
       int members = 0;
       if (j < pivots_)
         for (int i = pivots_; i < size_; ++i) members += m_.group()[i] == j;
       // Rows before pivot j of this round: counted through the scratch, one thread, in order.
       if (j < pivots_) m_.scratch()[j] = members;
-      block_.sync();
-      const int end = math_min(first + threads, pivots_);
+      team_.sync();
+      const int end = math_min(first + team_.size(), pivots_);
       int before = start, all = start;
       for (int l = first; l < end; ++l) {
         if (l < j) before += 1 + int(m_.scratch()[l]);
@@ -70,7 +70,7 @@ class Packer {
         }
       }
       start = all;
-      block_.sync();
+      team_.sync();
     }
   }
 
@@ -78,7 +78,7 @@ class Packer {
   MVNROB_DEVICE int known_at(int r) const { return r < sampled_ ? m_.pivot_of()[r] : pivots_; }
 
   MVNROB_DEVICE_FN void place_blocks() {
-    if (block_.thread() == 0) {
+    if (team_.thread() == 0) {
       const bool outer = rows_ == kInnerRows;
       int64_t coef = 0;
       int blocks = 0, outers = 0;
@@ -104,7 +104,7 @@ class Packer {
       p.completion_rows = int(round_up(s_.live, completion_unit()));
       p.completion_coef = coef;
     }
-    block_.sync();
+    team_.sync();
   }
 
   // Numbers of the panel of an outer block, or of as many rows that complete.
@@ -134,7 +134,7 @@ class Packer {
 
   MVNROB_DEVICE_FN void fill_sampled() {
     // Limits. Dividing by a negative coefficient exchanges them.
-    for (int r = block_.thread(); r < padded_sampled(); r += threads) {
+    for (int r = team_.thread(); r < padded_sampled(); r += team_.size()) {
       ProgramRow<scalar_t> out{scalar_t(HUGE_VAL), scalar_t(-HUGE_VAL), 0};
       if (r < sampled_) {
         const int pivot = m_.pivot_of()[r];
@@ -166,7 +166,7 @@ class Packer {
       const int first = b * rows_;
       fill_panel(block.coef, first, rows_, block.base, block.known);
       scalar_t* triangle = m_.coef() + block.coef + int64_t(block.known - block.base) * rows_;
-      for (int e = block_.thread(); e < rows_ * rows_; e += threads) {
+      for (int e = team_.thread(); e < rows_ * rows_; e += team_.size()) {
         const int closing = e / rows_, r = closing + 1 + e % rows_;
         const bool within = first + closing < sampled_ && r < rows_;
         triangle[e] = within ? coefficient(first + r, m_.pivot_of()[first + closing]) : scalar_t(0);
@@ -176,7 +176,7 @@ class Packer {
 
   MVNROB_DEVICE void fill_panel(int64_t coef, int first, int rows, int base, int known) {
     scalar_t* panel = m_.coef() + coef;
-    for (int e = block_.thread(); e < (known - base) * rows; e += threads)
+    for (int e = team_.thread(); e < (known - base) * rows; e += team_.size())
       panel[e] = coefficient(first + e % rows, base + e / rows);
   }
 
@@ -194,7 +194,7 @@ class Packer {
   template <class Coefficient>
   MVNROB_DEVICE_FN void fill_fragments(int64_t coef, int known, const Coefficient& coefficient) {
     scalar_t* panel = m_.coef() + coef;
-    for (int e = block_.thread(); e < fragments::panel_size(known); e += threads) {
+    for (int e = team_.thread(); e < fragments::panel_size(known); e += team_.size()) {
       const int r = e % kPanelRows, l = e / kPanelRows;
       panel[fragments::panel_place(r, l)] = l < known ? scalar_t(coefficient(r, l)) : scalar_t(0);
     }
@@ -206,9 +206,10 @@ class Packer {
                                     const Coefficient& coefficient) {
     auto* panel = reinterpret_cast<float*>(m_.coef() + coef);
     auto* words = reinterpret_cast<uint32_t*>(panel + kPanelRows);
-    for (int r = block_.thread(); r < kPanelRows; r += threads)
+    for (int r = team_.thread(); r < kPanelRows; r += team_.size())
       panel[r] = PanelScale(divisor(r)).inverse;
-    for (int e = block_.thread(); e < slabs_of(known) * (kSlab / 2) * kPanelRows; e += threads) {
+    for (int e = team_.thread(); e < slabs_of(known) * (kSlab / 2) * kPanelRows;
+         e += team_.size()) {
       const int r = e % kPanelRows, l = e / kPanelRows * 2;
       const float scale = PanelScale(divisor(r)).scale;
       uint32_t* word = words + panel_word(r, l / 2);
@@ -223,11 +224,11 @@ class Packer {
     ProgramRow<scalar_t>* rows = m_.program_rows() + padded_sampled();
     scalar_t* coefs = m_.coef() + s_.program.completion_coef;
     int placed = 0;
-    for (int first = pivots_; first < size_; first += threads) {
-      const int i = first + block_.thread();
+    for (int first = pivots_; first < size_; first += team_.size()) {
+      const int i = first + team_.thread();
       const bool live = i < size_ && m_.group()[i] < 0;
       int total = 0;
-      const int r = placed + block_.rank(live, total);
+      const int r = placed + team_.rank(live, total);
       placed += total;
       if (!live) continue;
       m_.row_of()[sampled_ + r] = i;
@@ -239,7 +240,7 @@ class Packer {
       scalar_t* panel = coefs + int64_t(r / unit) * unit * pivots_ + r % unit;
       for (int l = 0; l < pivots_; ++l) panel[int64_t(l) * unit] = scalar_t(-entry(i, l) / sd);
     }
-    for (int r = placed + block_.thread(); r < padded; r += threads) {
+    for (int r = placed + team_.thread(); r < padded; r += team_.size()) {
       rows[r] = {scalar_t(HUGE_VAL), scalar_t(-HUGE_VAL), 0};
       if (tensor()) continue;
       scalar_t* panel = coefs + int64_t(r / unit) * unit * pivots_ + r % unit;
@@ -249,7 +250,7 @@ class Packer {
   }
 
   MVNROB_DEVICE_FN void fill_completion_tensor() {
-    block_.sync();
+    team_.sync();
     const int32_t* live = m_.row_of() + sampled_;
     for (int first = 0; first < s_.live; first += kPanelRows) {
       const auto sd = [&](int r) {
@@ -275,7 +276,7 @@ class Packer {
 
   const MvnCdfArgs& a_;
   const int64_t row_;
-  const Block<threads>& block_;
+  const Team& team_;
   RowState& s_;
   const RowMemory<scalar_t> m_;
   const int size_, pivots_, sampled_, rows_;

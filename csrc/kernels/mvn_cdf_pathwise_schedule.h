@@ -10,6 +10,7 @@ namespace mvnrob::kernels {
 // Blocks that keep something each: no more than can have work, or than a GiB serves.
 struct PathwiseGrids {
   int64_t sample, pull;
+  Grids plan;
 };
 
 template <class scalar_t, class Launcher>
@@ -23,7 +24,8 @@ PathwiseGrids pathwise_grids(Launcher& launcher, const MvnCdfPathwiseArgs& a, in
   return {blocks(launcher.template resident_blocks<Sample>(Sample::kSharedBytes), rows * kShifts,
                  Sample::scratch_bytes(a.plan.n)),
           blocks(launcher.template resident_blocks<Pull>(Pull::kSharedBytes), rows,
-                 a.wants_cov() ? 8 * int64_t(a.plan.n) * a.plan.n_order : 0)};
+                 a.wants_cov() ? 8 * int64_t(a.plan.n) * a.plan.n_order : 0),
+          {0, 0, 0, grow_blocks<scalar_t>(launcher, a.plan)}};
 }
 
 // A piece of device memory for one tile of rows. Of the samples only a tile of 64 is kept, by each
@@ -34,7 +36,7 @@ struct PathwiseWorkspace {
   int64_t forced_sums, sums, scratch, bars, bytes;
 
   PathwiseWorkspace(const MvnCdfPathwiseArgs& a, int64_t rows, const PathwiseGrids& grids)
-      : plan(a.plan, rows, Grids{0, 0, 0}) {
+      : plan(a.plan, rows, grids.plan) {
     Offsets o;
     constexpr int64_t kAlignment = 256;
     const int64_t n = a.plan.n;
@@ -65,6 +67,7 @@ void launch_pathwise(Launcher& launcher, const MvnCdfPathwiseArgs& a, const Path
   const auto blocks = unsigned(std::max<int64_t>(1, std::min(a.plan.rows, resident)));
   // One block more, which fills the generators.
   launcher.template launch<Plan>(blocks + 1, Plan::kSharedBytes, a.plan);
+  launch_grow<scalar_t>(launcher, a.plan, grids.plan);
   if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
     using Tilted = MvnCdfPathwise<scalar_t, true>;
     if (a.plan.tilt)
@@ -97,7 +100,7 @@ void run_pathwise_tile(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseG
   else if (a.plan.n <= 256)
     launch_pathwise<scalar_t, 128>(launcher, a, grids);
   else
-    launch_pathwise<scalar_t, 256>(launcher, a, grids);
+    launch_pathwise<scalar_t, kGrowThreads>(launcher, a, grids);
 }
 
 }  // namespace mvnrob::kernels

@@ -1,5 +1,5 @@
-// The planning kernel of mvn_cdf: a block takes a row from what the last samples said to the next
-// samples or to the end, through screening, factor and program as far as the plan asks for them.
+// The planning kernel of mvn_cdf: a block takes a row as far as mvn_cdf_planner.h says. A factor
+// that takes one block long it leaves to the whole grid (mvn_cdf_grow.h).
 //
 // Mapping: a warp for each row up to n = 32, 128 or 256 threads beyond; blocks stride over the
 // rows that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
@@ -7,13 +7,8 @@
 // 23 instructions, 8 of them loads, for 4 multiply-adds; share reached: not measured). Both are
 // small beside the sampling that follows a plan: m k^2 / 2 multiply-adds against N (m k + ...).
 #pragma once
-#include "kernels/mvn_cdf_factor.h"
 #include "kernels/mvn_cdf_generators.h"
-#include "kernels/mvn_cdf_one_factor.h"
-#include "kernels/mvn_cdf_pack.h"
-#include "kernels/mvn_cdf_screen.h"
-#include "kernels/mvn_cdf_tilt.h"
-#include "kernels/mvn_cdf_union.h"
+#include "kernels/mvn_cdf_planner.h"
 
 namespace mvnrob::kernels {
 
@@ -43,191 +38,19 @@ struct MvnCdfPlan {
     const int64_t rows = first ? a.rows : int64_t(a.counters[round].active);
     for (int64_t i = blockIdx.x; i < rows; i += blocks) {
       const int64_t row = first ? i : a.active[round & 1][i];
-      MvnCdfPlan(a, row, block, shared).advance(first);
+      RowState& s = shared.state;
+      RowPlanner<scalar_t, threads, Block<threads>> planner(a, row, block, shared.screen, s);
+      if (first) {
+        begin_row<scalar_t>(a, row, block, s);
+      } else {
+        if (block.thread() == 0) s = *a.template at<RowState>(row, a.layout.state);
+        block.sync();
+        if (s.plan.step == plan::Step::sample) planner.look();
+      }
+      planner.advance(rows);
       block.sync();
     }
   }
-
- private:
-  using Step = plan::Step;
-
-  MVNROB_DEVICE MvnCdfPlan(const Args& a, int64_t row, const Block<threads>& block, Shared& shared)
-      : a_(a), row_(row), block_(block), shared_(shared), s_(shared.state) {}
-
-  MVNROB_DEVICE_FN void advance(bool first) {
-    if (first) {
-      begin_row<scalar_t>(a_, row_, block_, s_);
-    } else {
-      if (block_.thread() == 0) s_ = *a_.template at<RowState>(row_, a_.layout.state);
-      block_.sync();
-      if (s_.plan.step == Step::sample) look();
-    }
-    for (;;) {
-      // One thread writes the step, all read it: nobody may run ahead and write the next one.
-      const Step step = s_.plan.step;
-      block_.sync();
-      if (step == Step::screen) {
-        screen_row<scalar_t>(a_, row_, block_, shared_.screen, s_);
-        if (s_.plan.step == Step::factor && !a_.order) try_blocks();
-      } else if (step == Step::factor) {
-        if (s_.plan.rest != s_.facts.variables) keep_rest<scalar_t, threads>(a_, row_, block_, s_);
-        FactorKernel<scalar_t, threads>(a_, row_, block_, s_).advance();
-        if (s_.plan.step == Step::sample) {
-          if (s_.plan.unites)
-            start_union<scalar_t>(a_, row_, block_, s_);
-          else
-            Packer<scalar_t, threads>(a_, row_, block_, s_).pack();
-          if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
-            if (s_.plan.tilted) TiltFinder<scalar_t, threads>(a_, row_, block_, s_).find();
-          }
-        }
-      } else if (step == Step::rank_one) {
-        bound_one_pivot();
-      } else {
-        break;
-      }
-    }
-    if (block_.thread() == 0) leave();
-  }
-
-  // Adds the samples of the last round, chunk after chunk, and decides.
-  MVNROB_DEVICE_FN void look() {
-    const RowMemory<scalar_t> m(a_, row_);
-    for (int shift = block_.thread(); shift < kShifts; shift += threads) {
-      SampleSums sums = m.totals()[shift];
-      for (int c = 0; c < s_.program.chunks; ++c)
-        sums.add(m.slots()[int64_t(shift) * a_.layout.max_chunks + c]);
-      m.totals()[shift] = sums;
-    }
-    block_.sync();
-    if (block_.thread() == 0) {
-      if (a_.order) {
-        for (int shift = 0; shift < kShifts; ++shift)
-          a_.forced_sums[row_ * kShifts + shift] = m.totals()[shift];
-        s_.plan.step = Step::done;
-      } else {
-        s_.plan.step = plan::looked(s_.plan, a_.options, a_.quantiles, s_.facts, m.totals());
-      }
-    }
-    block_.sync();
-  }
-
-  // Independent blocks of one factor have exact answers; a row without any may have to give up
-  // here.
-  MVNROB_DEVICE_FN void try_blocks() {
-    if (!plan::looks_for_blocks(s_.plan, a_.options, a_.factor_columns)) return;
-    const plan::ExactBlocks blocks =
-        OneFactorFinder<scalar_t, threads>(a_, row_, block_, s_).recognise();
-    if (block_.thread() == 0) s_.plan.step = plan::recognised(s_.plan, a_.options, blocks);
-    block_.sync();
-  }
-
-  // Every row is a multiple of the one pivot: the probability of an interval.
-  MVNROB_DEVICE_FN void bound_one_pivot() {
-    const RowMemory<scalar_t> m(a_, row_);
-    double upper = HUGE_VAL, lower = -HUGE_VAL;
-    for (int i = block_.thread(); i < s_.facts.variables; i += threads) {
-      const double divisor = m.factor()[i];
-      const double high = (divisor > 0 ? m.upper()[i] : m.lower()[i]) / divisor;
-      const double low = (divisor > 0 ? m.lower()[i] : m.upper()[i]) / divisor;
-      upper = math::min(high, upper);
-      lower = math::max(low, lower);
-    }
-    upper = block_.min(upper);
-    lower = block_.max(lower);
-    if (block_.thread() == 0) {
-      s_.plan.step = plan::ranked(s_.plan, a_.options, s_.facts, {lower, upper});
-    }
-    block_.sync();
-  }
-
-  // One thread: hands the row on to the samplers or the closed form, or writes its result.
-  MVNROB_DEVICE_FN void leave() {
-    Step step = s_.plan.step;
-    const int32_t round = a_.round();
-    if (round == a_.last_round && step != Step::done) {  // out of rounds: keeps status max_points
-      if (step == Step::sample)                          // these will not be taken
-        s_.plan.n_points -= kShifts * (s_.plan.next - s_.plan.points);
-      step = Step::done;
-    }
-    if (step == Step::done) {
-      if (a_.order)
-        write_forced();
-      else
-        write(plan::result(s_.plan));
-      return;
-    }
-    RoundCounters& now = a_.counters[round];
-    if (step == Step::closed_form) {
-      a_.closed[atomicAdd(&now.closed, 1u)] = row_;
-    } else if (step == Step::one_factor) {
-      a_.factored[atomicAdd(&now.factored, 1u)] = row_;
-    } else {
-      schedule(now);
-    }
-    *a_.template at<RowState>(row_, a_.layout.state) = s_;
-    RoundCounters& next = a_.counters[round + 1];
-    a_.active[(round + 1) & 1][atomicAdd(&next.active, 1u)] = row_;
-  }
-
-  MVNROB_DEVICE void schedule(RoundCounters& now) {
-    Program& p = s_.program;
-    p.first = s_.plan.points;
-    p.tiles = int32_t((s_.plan.next - s_.plan.points) / kTileSamples);
-    p.chunk_tiles = (p.tiles + a_.layout.max_chunks - 1) / a_.layout.max_chunks;
-    p.chunks = (p.tiles + p.chunk_tiles - 1) / p.chunk_tiles;
-    const uint64_t streams = uint64_t(kShifts) * uint64_t(p.chunks);
-    if (s_.plan.unites)
-      enter(now.united, a_.united, streams);
-    else if (p.pivots <= kMaxSmallPivots)
-      enter(now.small, a_.small, streams);
-    else if (p.tensor)
-      enter(now.tensor, a_.tensor, tensor_items<scalar_t>(streams));
-    else
-      enter(now.blocked, a_.blocked, (streams + kStreamsPerBlock - 1) / kStreamsPerBlock);
-  }
-
-  // One addition gives both the place in the list and the first item, so the list is sorted.
-  MVNROB_DEVICE void enter(unsigned long long& counter, WorkEntry* list, uint64_t items) {
-    const uint64_t before =
-        atomicAdd(&counter, (1ull << kItemBits) + static_cast<unsigned long long>(items));
-    list[entries_of(before)] = WorkEntry{items_of(before), row_};
-  }
-
-  MVNROB_DEVICE void write_forced() {
-    if (s_.plan.status != Status::nan && s_.plan.status != Status::indefinite) return;
-    for (int shift = 0; shift < kShifts; ++shift)
-      a_.forced_sums[row_ * kShifts + shift] = {NAN, NAN, NAN, NAN, NAN};
-  }
-
-  MVNROB_DEVICE void write(const RowResult& r) {
-    if (a_.is_double) {
-      static_cast<double*>(a_.prob)[row_] = r.prob;
-      static_cast<double*>(a_.complement)[row_] = r.complement;
-      static_cast<double*>(a_.error)[row_] = r.error;
-      static_cast<double*>(a_.log_prob)[row_] = r.log_prob;
-      static_cast<double*>(a_.log_error)[row_] = r.log_error;
-    } else {
-      // A float32 answer is rounded: half an ulp of it belongs to the error.
-      const double rounding = r.error == 0 ? 0 : 6e-8 * math::max(r.prob, r.complement);
-      static_cast<float*>(a_.prob)[row_] = float(r.prob);
-      static_cast<float*>(a_.complement)[row_] = float(r.complement);
-      static_cast<float*>(a_.error)[row_] = float(r.error + rounding);
-      const double log_rounding = r.log_error == 0 ? 0 : 6e-8 * ::fabs(r.log_prob);
-      static_cast<float*>(a_.log_prob)[row_] = float(r.log_prob);
-      static_cast<float*>(a_.log_error)[row_] = float(r.log_error + log_rounding);
-    }
-    a_.status[row_] = int64_t(r.status);
-    a_.n_points[row_] = r.n_points;
-    a_.n_active[row_] = r.n_active;
-    a_.n_pivots[row_] = r.n_pivots;
-  }
-
-  const Args& a_;
-  const int64_t row_;
-  const Block<threads>& block_;
-  Shared& shared_;
-  RowState& s_;
 };
 
 }  // namespace mvnrob::kernels

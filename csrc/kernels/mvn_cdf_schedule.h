@@ -2,9 +2,10 @@
 // order. Nothing here waits for the device, so a call can be captured into a graph.
 //
 // Launcher gives: launch<Body>(blocks, shared_bytes, args); clear(pointer, bytes);
-// resident_blocks<Body>(shared_bytes), how many blocks the device holds at once; and repeats(),
-// whether repeat(launches) can let the device itself repeat what launches(loop) launches for as
-// long as set_loop(loop, true) is the last word (device.h).
+// resident_blocks<Body>(shared_bytes), how many blocks the device holds at once; for a body whose
+// blocks wait for each other launch_together and resident_together, which is 0 where the device
+// cannot have that; and repeats(), whether repeat(launches) can let the device itself repeat what
+// launches(loop) launches for as long as set_loop(loop, true) is the last word (device.h).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -12,6 +13,7 @@
 #include <type_traits>
 
 #include "kernels/mvn_cdf_closed_form.h"
+#include "kernels/mvn_cdf_grow.h"
 #include "kernels/mvn_cdf_next_pass.h"
 #include "kernels/mvn_cdf_plan.h"
 #include "kernels/mvn_cdf_sample_blocked.h"
@@ -105,10 +107,16 @@ int64_t tensor_history(const MvnCdfArgs& a) {
   return may_be_tensor<scalar_t>(a) ? int64_t(MvnCdfTensor<scalar_t>::history_bytes(a.rank())) : 0;
 }
 
-// Blocks of the samplers that keep a history.
+// Blocks of the samplers that keep a history, and of the grid that makes factors (0: none does).
 struct Grids {
-  int64_t blocked, tensor, united;
+  int64_t blocked, tensor, united, grow;
 };
+
+template <class scalar_t, class Launcher>
+int64_t grow_blocks(Launcher& launcher, const MvnCdfArgs& a) {
+  using Grow = MvnCdfGrow<scalar_t>;
+  return may_grow(a) ? launcher.template resident_together<Grow>(Grow::kSharedBytes) : 0;
+}
 
 // No more than can have work, or than memory serves: a GiB for the blocked and the tensor sampler,
 // which large rows live on, and 64 MiB for samples of the union, which few rows come to.
@@ -121,7 +129,7 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
     const int64_t afford = most / std::max<int64_t>(history, 1);
     return std::max<int64_t>(1, std::min({resident, items, afford}));
   };
-  Grids grids{0, 0, 0};
+  Grids grids{0, 0, 0, grow_blocks<scalar_t>(launcher, a)};
   if (a.n > kMaxSmallPivots)
     grids.blocked =
         blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
@@ -140,8 +148,9 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
 // A piece of device memory for one tile of rows.
 template <class scalar_t>
 struct Workspace {
-  int64_t counters, generators, active[2], closed, factored, small, blocked, tensor, united,
-      history, memory, bytes;
+  int64_t counters, generators, active[2], closed, factored, grown, grow_slots, small, blocked,
+      tensor, united, history, memory, bytes;
+  bool grows;
 
   Workspace(const MvnCdfArgs& a, int64_t rows, const Grids& grids) {
     Offsets o;
@@ -151,6 +160,9 @@ struct Workspace {
     for (int64_t& p : active) p = o.take(8 * rows, kAlignment);
     closed = o.take(8 * rows, kAlignment);
     factored = o.take(8 * rows, kAlignment);
+    grows = grids.grow > 0;
+    grown = o.take(grows ? 8 * rows : 0, kAlignment);
+    grow_slots = o.take(MvnCdfGrow<scalar_t>::Team::slot_bytes(grids.grow), kAlignment);
     small = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
     blocked = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
     tensor = o.take(int64_t(sizeof(WorkEntry)) * rows, kAlignment);
@@ -171,6 +183,8 @@ struct Workspace {
     for (int i = 0; i < 2; ++i) a.active[i] = reinterpret_cast<int64_t*>(base + active[i]);
     a.closed = reinterpret_cast<int64_t*>(base + closed);
     a.factored = reinterpret_cast<int64_t*>(base + factored);
+    a.grown = grows ? reinterpret_cast<int64_t*>(base + grown) : nullptr;
+    a.grow_slots = base + grow_slots;
     a.small = reinterpret_cast<WorkEntry*>(base + small);
     a.blocked = reinterpret_cast<WorkEntry*>(base + blocked);
     a.tensor = reinterpret_cast<WorkEntry*>(base + tensor);
@@ -182,6 +196,14 @@ struct Workspace {
     a.memory = base + memory;
   }
 };
+
+// What the planning kernel leaves to the whole grid.
+template <class scalar_t, class Launcher>
+void launch_grow(Launcher& launcher, const MvnCdfArgs& a, const Grids& grids) {
+  using Grow = MvnCdfGrow<scalar_t>;
+  if (grids.grow > 0)
+    launcher.template launch_together<Grow>(unsigned(grids.grow), Grow::kSharedBytes, a);
+}
 
 template <class scalar_t, int plan_threads, class Launcher>
 void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
@@ -207,6 +229,7 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
   const auto advance = [&](int32_t round, unsigned more = 0) {
     a.launch_round = round;
     launcher.template launch<Plan>(plan_blocks + more, Plan::kSharedBytes, a);
+    launch_grow<scalar_t>(launcher, a, grids);
   };
   // `screens`: whether rows may have been screened in this round, where they meet closed forms.
   const auto integrate = [&](int32_t round, bool screens) {
@@ -252,7 +275,7 @@ void run_tile(Launcher& launcher, MvnCdfArgs a, const Grids& grids, unsigned cha
   else if (a.n <= 256)
     run_rounds<scalar_t, 128>(launcher, a, grids);
   else
-    run_rounds<scalar_t, 256>(launcher, a, grids);
+    run_rounds<scalar_t, kGrowThreads>(launcher, a, grids);
 }
 
 }  // namespace mvnrob::kernels

@@ -1,5 +1,5 @@
 // Samples of the union of the events that a variable fails (plan/union.h), for rows whose 1 - p is
-// small. Its set-up is collective over a block; the sampler is a kernel.
+// small. Its set-up is collective over a team; the sampler is a kernel.
 //
 // Mapping: a warp takes a stream, two points a lane, always in float64. The normals e and X = L e
 // go through global memory, a column for each point, coalesced; L is read straight from the factor
@@ -14,12 +14,11 @@ namespace mvnrob::kernels {
 
 // Masses and shares of the events, in the order of the variables (the factor's own differs between
 // backends where rows have left); what the factor leaves unset above its diagonal becomes zero.
-template <class scalar_t, int threads>
-MVNROB_DEVICE_FN void start_union(const MvnCdfArgs& a, int64_t row, const Block<threads>& block,
-                                  RowState& s) {
+template <class scalar_t, class Team>
+MVNROB_DEVICE_FN void start_union(const MvnCdfArgs& a, int64_t row, const Team& team, RowState& s) {
   const RowMemory<scalar_t> m(a, row);
   const int size = s.facts.variables, pivots = s.facts.pivots;
-  for (int i = block.thread(); i < size; i += threads) {
+  for (int i = team.thread(); i < size; i += team.size()) {
     const int32_t variable = m.variable()[i];
     int before = 0;
     for (int j = 0; j < size; ++j) before += m.variable()[j] < variable;
@@ -28,13 +27,13 @@ MVNROB_DEVICE_FN void start_union(const MvnCdfArgs& a, int64_t row, const Block<
     m.event_mass()[size + before] = math::ndtr<double>(m.lower()[i]);
   }
   for (int l = 1; l < pivots; ++l)
-    for (int i = block.thread(); i < l; i += threads) m.factor()[int64_t(l) * size + i] = 0;
-  for (int e = block.thread(); e < kShifts * (pivots + 1); e += threads)
+    for (int i = team.thread(); i < l; i += team.size()) m.factor()[int64_t(l) * size + i] = 0;
+  for (int e = team.thread(); e < kShifts * (pivots + 1); e += team.size())
     m.shifts()[e] = math::hash_shift(uint64_t(a.seed[row]), uint32_t(e / (pivots + 1)),
                                      uint32_t(e % (pivots + 1)));
-  for (int e = block.thread(); e < kShifts; e += threads) m.totals()[e] = {0, 0, 0, 0, 0};
-  block.sync();
-  if (block.thread() == 0) {
+  for (int e = team.thread(); e < kShifts; e += team.size()) m.totals()[e] = {0, 0, 0, 0, 0};
+  team.sync();
+  if (team.thread() == 0) {
     const int events = s.rectangular ? 2 * size : size;
     double whole = 0;
     for (int h = 0; h < events; ++h) m.event_share()[h] = whole += m.event_mass()[h];
@@ -43,7 +42,7 @@ MVNROB_DEVICE_FN void start_union(const MvnCdfArgs& a, int64_t row, const Block<
     s.program.events = events;
     s.program.whole_mass = whole;
   }
-  block.sync();
+  team.sync();
 }
 
 template <class scalar_t>

@@ -91,7 +91,8 @@ class PivotedRow {
       if (in_.is_factor()) m_.reference()[k] = 1;
     }
     block_.sync();
-    const Status failure = FactorKernel<double, threads>(in_, row_, block_, s_).grow(a_.columns);
+    const Status failure =
+        FactorKernel<double, Block<threads>>(in_, row_, block_, s_).grow(a_.columns);
     block_.sync();
     if (failure != Status::converged) return failure;
     return s_.facts.exhausted ? Status::exact : Status::truncated;

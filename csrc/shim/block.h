@@ -1,9 +1,9 @@
 // A thread block's own record: which of its threads waits where, and what its warps exchange.
 //
 // Both schedulers (fibers.h, threads.h) keep one; they differ in how a thread is put to sleep. A
-// barrier or collective is a Group (the block, or a warp): the last member to arrive completes it.
-// Nobody can wait for ever unseen: when a group cannot complete any more, arrive() or end() says
-// so.
+// barrier or collective is a Group (the block, alone or beside others, or a warp): the last member
+// to arrive completes it. Nobody can wait for ever unseen: when a group cannot complete any more,
+// arrive() or end() says so.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -24,6 +24,11 @@ struct Site {
   const char* file;
   int line;
   bool orders_memory;
+
+  std::string text() const {
+    const char* slash = std::strrchr(file, '/');
+    return std::string(name) + " (" + (slash ? slash + 1 : file) + ":" + std::to_string(line) + ")";
+  }
 };
 
 // What arrive() and end() tell the scheduler.
@@ -53,6 +58,7 @@ class Block {
   // Before every block of the grid.
   void reset() {
     all_.reset(threads());
+    together_.reset(threads());
     for (unsigned w = 0; w < warps_.size(); ++w) warps_[w].group.reset(lanes(w));
     for (Seat& seat : seats_) {
       seat.group = nullptr;
@@ -70,6 +76,9 @@ class Block {
     return left < kWarp ? left : kWarp;
   }
   Group& all() { return all_; }
+  // At the barrier of a cooperative launch's blocks.
+  Group& together() { return together_; }
+  const Group& together() const { return together_; }
   Group& warp(unsigned thread) { return warps_[thread / kWarp].group; }
   CopyQueue& copies(unsigned thread) { return seats_[thread].copies; }
 
@@ -116,9 +125,7 @@ class Block {
       if (seat.ended) {
         place = "have ended";
       } else if (group != nullptr && group->generation == seat.generation) {
-        const char* slash = std::strrchr(seat.site.file, '/');
-        place = std::string("wait at ") + seat.site.name + " (" +
-                (slash ? slash + 1 : seat.site.file) + ":" + std::to_string(seat.site.line) + ")";
+        place = "wait at " + seat.site.text();
       }
       places[place].push_back(t);
     }
@@ -166,7 +173,7 @@ class Block {
     return text;
   }
 
-  Group all_;
+  Group all_, together_;
   std::vector<Warp> warps_;
   std::vector<Seat> seats_;
   int any_[2] = {};  // of __syncthreads_or, in turn

@@ -79,6 +79,11 @@ inline unsigned ballot(unsigned mask, int predicate, const char* name, const Cal
   return votes;
 }
 
+// The barrier of a cooperative launch's blocks.
+inline void grid_sync(const Caller& caller = Caller()) {
+  running().wait_for_blocks({"grid_sync", caller.file, caller.line, true});
+}
+
 inline void* dynamic_shared() { return running().grid().shared; }
 
 inline void copy_async16(void* shared, const void* global, bool there = true) {

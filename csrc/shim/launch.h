@@ -1,14 +1,16 @@
 // Runs kernel bodies on the CPU, for tests: shim::launch<Body>(blocks, shared_bytes, args).
 //
-// Blocks run one after another. What the device leaves undefined is made visible: shared memory
+// Blocks run one after another, those of a cooperative launch (launch_together) from one barrier of
+// the grid to the next. What the device leaves undefined is made visible: shared memory
 // starts as 0xFF bytes (NaN) in every block and ends where the launch said (AddressSanitizer sees
 // the first byte beyond, otherwise a guard area is looked at after the block), asynchronous copies
 // arrive as late as allowed (copy_async.h), and threads and blocks can be run in other orders
 // (set_order, or MVNROB_SHIM_ORDER in the environment). Not modelled: blocks at work at the same
-// time, memory weaker than the host's, bank conflicts, anything in PTX.
+// time between barriers, memory weaker than the host's, bank conflicts, anything in PTX.
 #pragma once
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -69,8 +71,7 @@ inline int64_t& launches() {
   return count;
 }
 
-// What every launch does, whatever its body.
-inline void launch_grid(Grid grid, Scheduler::Body body, const void* args) {
+inline void begin_launch(const Grid& grid) {
   ++launches();
   if (grid.blocks == 0) throw std::invalid_argument("launch: blocks must be positive, got 0");
   if (grid.shared_bytes > kMaxSharedBytes) {
@@ -78,35 +79,98 @@ inline void launch_grid(Grid grid, Scheduler::Body body, const void* args) {
                                 std::to_string(kMaxSharedBytes) + ", got " +
                                 std::to_string(grid.shared_bytes));
   }
+}
+
+// Every block once: a step without a common factor with their number, from anywhere.
+template <class Run>
+void for_each_block(unsigned blocks, const Run& run) {
+  uint64_t step = 1, block = 0;
+  if (order() != 0) {
+    step = order() * 0x9E3779B97F4A7C15u % blocks;
+    while (std::gcd(step, uint64_t(blocks)) != 1) step = (step + 1) % blocks;
+    block = order() % blocks;
+  }
+  for (unsigned i = 0; i < blocks; ++i) {
+    run(unsigned(block));
+    block = (block + step) % blocks;
+  }
+}
+
+// What every launch does, whatever its body.
+inline void launch_grid(Grid grid, Scheduler::Body body, const void* args) {
+  begin_launch(grid);
   SharedMemory shared(grid.shared_bytes);
   grid.shared = shared.data();
   Scheduler scheduler(grid.threads, order());
-  // Every block once: a step without a common factor with their number, from anywhere.
-  uint64_t step = 1, block = 0;
-  if (order() != 0) {
-    step = order() * 0x9E3779B97F4A7C15u % grid.blocks;
-    while (std::gcd(step, uint64_t(grid.blocks)) != 1) step = (step + 1) % grid.blocks;
-    block = order() % grid.blocks;
-  }
-  for (unsigned i = 0; i < grid.blocks; ++i) {
-    grid.block = unsigned(block);
+  for_each_block(grid.blocks, [&](unsigned block) {
+    grid.block = block;
     shared.fill();
     scheduler.run(body, args, grid);
     shared.check_guard(grid);
-    block = (block + step) % grid.blocks;
+  });
+}
+
+// Every block to the same barrier of the grid, or to its end, before any goes on. All blocks meet
+// at the same barrier in the source.
+inline void launch_grid_together(Grid grid, Scheduler::Body body, const void* args) {
+  begin_launch(grid);
+  std::deque<SharedMemory> shared;
+  std::deque<Scheduler> blocks;
+  Together together;
+  for (unsigned block = 0; block < grid.blocks; ++block) {
+    shared.emplace_back(grid.shared_bytes).fill();
+    grid.block = block;
+    grid.shared = shared.back().data();
+    blocks.emplace_back(grid.threads, order(), block).begin(body, args, grid, &together);
+  }
+  unsigned ended = 0;
+  const auto state = [](const Scheduler& block) {
+    return block.ended() ? "has ended" : "waits at " + block.waits_at().text();
+  };
+  try {
+    while (ended < grid.blocks) {
+      for_each_block(grid.blocks, [&](unsigned block) {
+        blocks[block].resume();
+        if (!blocks[block].ended()) return;
+        shared[block].check_guard(blocks[block].grid());
+        ++ended;
+      });
+      for (const Scheduler& block : blocks)
+        if (state(block) != state(blocks[0]))
+          throw std::runtime_error(block.grid().name() + " " + state(block) + ", but block 0 " +
+                                   state(blocks[0]));
+    }
+  } catch (...) {
+    for (Scheduler& block : blocks)
+      if (!block.ended()) block.cancel();
+    throw;
   }
 }
 
 template <class Body>
-void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+Grid grid_of(unsigned blocks, size_t shared_bytes) {
   static_assert(Body::kThreads >= 1 && Body::kThreads <= 1024, "a block has 1 to 1024 threads");
   Grid grid;
   grid.body = &typeid(Body);
   grid.threads = Body::kThreads;
   grid.blocks = blocks;
   grid.shared_bytes = shared_bytes;
-  const auto run = [](const void* a) { Body::run(*static_cast<const typename Body::Args*>(a)); };
-  launch_grid(grid, run, &args);
+  return grid;
+}
+
+template <class Body>
+void run_body(const void* args) {
+  Body::run(*static_cast<const typename Body::Args*>(args));
+}
+
+template <class Body>
+void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+  launch_grid(grid_of<Body>(blocks, shared_bytes), run_body<Body>, &args);
+}
+
+template <class Body>
+void launch_together(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+  launch_grid_together(grid_of<Body>(blocks, shared_bytes), run_body<Body>, &args);
 }
 
 // For the templates that take the sequence of launches from a Launcher.
@@ -114,6 +178,10 @@ struct Launcher {
   template <class Body>
   void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
     shim::launch<Body>(blocks, shared_bytes, args);
+  }
+  template <class Body>
+  void launch_together(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    shim::launch_together<Body>(blocks, shared_bytes, args);
   }
 
   // A graph's loop: its launches are made once, the device repeats them with the same arguments.

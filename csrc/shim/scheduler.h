@@ -1,12 +1,16 @@
 // CUDA threads as fibers of one thread of the host: deterministic, and fast. ThreadSanitizer looks
 // at what the barriers order and not at what happened to run first, so it needs no real threads.
 //
+// Blocks of a cooperative launch wait for each other where all threads of each do: a block then
+// goes back to the host (launch.h), which goes on with the next one.
+//
 // A thread runs until it waits. Who runs next: seed 0 takes the next ready lane of the same warp,
 // then the next warp; any other seed draws from the ready ones, also when a barrier completes. A
 // body whose result depends on the seed lacks a barrier.
 #pragma once
 #include <exception>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "shim/block.h"
@@ -16,38 +20,78 @@
 
 namespace mvnrob::shim {
 
+// What the blocks of a cooperative launch have in common: addresses that stand for what their
+// barrier orders, two in turn as in Group.
+struct Together {
+  char order[2] = {};
+};
+
 class Scheduler {
  public:
   using Body = void (*)(const void* args);
 
-  Scheduler(unsigned threads, uint64_t seed)
-      : block_(threads), seed_(seed), ready_((threads + kWarp - 1) / kWarp), alive_(ready_.size()) {
-    while (pool().size() < threads)
+  // `index` of the blocks at work at the same time.
+  Scheduler(unsigned threads, uint64_t seed, unsigned index = 0)
+      : block_(threads),
+        seed_(seed),
+        first_fiber_(index * threads),
+        ready_((threads + kWarp - 1) / kWarp),
+        alive_(ready_.size()) {
+    while (pool().size() < first_fiber_ + threads)
       pool().push_back(new Fiber(fiber_main, unsigned(pool().size())));
   }
 
   // One block, to its end.
   void run(Body body, const void* args, const Grid& grid) {
+    begin(body, args, grid, nullptr);
+    resume();
+  }
+
+  // One of a cooperative launch: then resume() until it has ended.
+  void begin(Body body, const void* args, const Grid& grid, Together* together) {
     body_ = body;
     args_ = args;
-    grid_ = &grid;
+    grid_ = grid;
+    together_ = together;
     random_ = (seed_ + grid.block) * 0x9E3779B97F4A7C15u | 1;
     failure_ = nullptr;
     block_.reset();
     for (unsigned w = 0; w < alive_.size(); ++w) {
       ready_[w] = alive_[w] = ~0u >> (kWarp - block_.lanes(w));
     }
-    grid.enter_block();
-    running() = this;
+    current_ = 0;
+    ended_ = false;
     release(&start_);
+  }
+
+  // To its end, or to where it waits for the other blocks.
+  void resume() {
     {
       const Unseen unseen;
-      current_ = 0;
+      grid_.enter_block();
+      running() = this;
       go(next(), host_);
+      running() = nullptr;
     }
+    if (!ended_) return;
     acquire(&finish_);
-    running() = nullptr;
     if (failure_) std::rethrow_exception(failure_);
+  }
+
+  bool ended() const { return ended_; }
+  // Where it waits for the other blocks.
+  const Site& waits_at() const { return block_.together().site; }
+
+  // Unwinds a block that waits for others.
+  void cancel() {
+    {
+      const Unseen unseen;
+      failure_ = std::make_exception_ptr(Cancelled{});
+    }
+    try {
+      resume();
+    } catch (const Cancelled&) {
+    }
   }
 
   // What the primitives of cuda.h need; `running` is the scheduler of the calling CUDA thread.
@@ -56,7 +100,7 @@ class Scheduler {
     return scheduler;
   }
   Block& block() { return block_; }
-  const Grid& grid() const { return *grid_; }
+  const Grid& grid() const { return grid_; }
   unsigned thread() const { return current_; }
 
   void wait(Group& group, const Site& site) {
@@ -64,6 +108,17 @@ class Scheduler {
     if (site.orders_memory) release(order);
     meet(group, site);
     if (site.orders_memory) acquire(order);
+  }
+
+  // For all blocks of a cooperative launch.
+  void wait_for_blocks(const Site& site) {
+    if (together_ == nullptr)
+      throw std::runtime_error(grid_.name() + " calls " + site.name +
+                               ", but its launch is not cooperative");
+    char* order = &together_->order[block_.together().generation % 2];
+    release(order);
+    meet(block_.together(), site);
+    acquire(order);
   }
 
  private:
@@ -82,6 +137,12 @@ class Scheduler {
       fail_stuck();
       throw Cancelled{};
     }
+    if (outcome == Outcome::kComplete && &group == &block_.together()) {
+      ready_ = alive_;
+      fiber(self).switch_to(host_);
+      if (failure_) throw Cancelled{};
+      return;
+    }
     if (outcome == Outcome::kComplete) {
       if (&group == &block_.all()) {
         ready_ = alive_;
@@ -94,7 +155,7 @@ class Scheduler {
       }
     }
     const unsigned other = next();
-    if (other != self) go(other, *pool()[self]);
+    if (other != self) go(other, fiber(self));
     if (failure_) throw Cancelled{};
   }
 
@@ -122,8 +183,9 @@ class Scheduler {
   void go(unsigned thread, Fiber& from) {
     current_ = thread;
     threadIdx.x = thread;
-    from.switch_to(*pool()[thread]);
+    from.switch_to(fiber(thread));
   }
+  Fiber& fiber(unsigned thread) { return *pool()[first_fiber_ + thread]; }
 
   void fail(std::exception_ptr error) {
     if (!failure_) failure_ = error;
@@ -132,7 +194,7 @@ class Scheduler {
   }
 
   void fail_stuck() {
-    fail(std::make_exception_ptr(std::runtime_error(grid_->name() + block_.stuck())));
+    fail(std::make_exception_ptr(std::runtime_error(grid_.name() + block_.stuck())));
   }
 
   void run_body(unsigned self) {
@@ -174,20 +236,24 @@ class Scheduler {
     bool left = false;
     for (const uint32_t lanes : alive_) left = left || lanes != 0;
     if (left) {
-      go(next(), *pool()[self]);
+      go(next(), fiber(self));
     } else {
-      pool()[self]->switch_to(host_);
+      ended_ = true;
+      fiber(self).switch_to(host_);
     }
   }
 
   Block block_;
   const uint64_t seed_;
+  const unsigned first_fiber_;
   uint64_t random_ = 1;
   std::vector<uint32_t> ready_, alive_;  // per warp, a bit per lane
   Fiber host_;
   Body body_ = nullptr;
   const void* args_ = nullptr;
-  const Grid* grid_ = nullptr;
+  Grid grid_;
+  Together* together_ = nullptr;
+  bool ended_ = false;
   unsigned current_ = 0;
   std::exception_ptr failure_;
   char start_ = 0, finish_ = 0;  // addresses: the host's work comes before and after the threads'

@@ -21,10 +21,11 @@ struct BadArgs {
 
 MVNROB_DEVICE size_t position() { return size_t(blockIdx.x) * blockDim.x + threadIdx.x; }
 
-template <class Body>
+template <class Body, bool together = false>
 void run_bad() {
   std::vector<double> out(2 * kBadThreads);
-  shim::launch<Body>(2, kBadThreads * sizeof(double), {out.data()});
+  const auto launch = together ? shim::launch_together<Body> : shim::launch<Body>;
+  launch(2, kBadThreads * sizeof(double), {out.data()});
   // Where a body has an answer, it is this.
   for (size_t i = 0; i < out.size(); ++i) expect(out[i] == double(i % kBadThreads), "value", i);
 }
@@ -93,6 +94,28 @@ SHIM_BODY(MisalignedCopy) {
 
 SHIM_BODY(CopyOutside) { copy_async16(dynamic_shared<double>() + kBadThreads, args.out); }
 
+SHIM_BODY(GridBarrierAlone) { shim::grid_sync(); }
+
+// Of a cooperative launch: one block leaves, or waits elsewhere.
+SHIM_BODY(BlockLeft) {
+  if (blockIdx.x == 1) return;
+  shim::grid_sync();
+}
+
+SHIM_BODY(TwoGridBarriers) {
+  if (blockIdx.x == 1) {
+    shim::grid_sync();
+  } else {
+    shim::grid_sync();
+  }
+}
+
+SHIM_BODY(ThrowsBesideOthers) {
+  shim::grid_sync();
+  if (blockIdx.x == 1 && threadIdx.x == 33) throw std::domain_error("thrown by a body");
+  shim::grid_sync();
+}
+
 SHIM_BODY(Throws) {
   __syncthreads();
   if (threadIdx.x == 33) throw std::domain_error("thrown by a body");
@@ -115,6 +138,9 @@ struct Bad {
 };
 
 constexpr char kStuck[] = "cannot go on";
+constexpr char kAlone[] = "its launch is not cooperative";
+constexpr char kLeft[] = "BlockLeft has ended, but block 0 waits at grid_sync (shim_bad.h:";
+constexpr char kApart[] = "TwoGridBarriers waits at grid_sync (shim_bad.h:";
 constexpr char kRace[] = "ThreadSanitizer: data race";
 constexpr char kUnwaited[] = "no copy_async_wait covers";
 
@@ -140,6 +166,13 @@ inline const Bad kBad[] = {
     {"misaligned_copy", run_bad<MisalignedCopy>, "must be aligned", "must be aligned",
      "must be aligned"},
     {"copy_outside", run_bad<CopyOutside>, "must point into", "must point into", "must point into"},
+    {"no_barrier_of_the_grid", [] { check_neighbours(kBadThreads, 2, Bug::kNoBarrier); },
+     "wrong neighbour", "wrong neighbour", kRace},
+    {"grid_barrier_alone", run_bad<GridBarrierAlone>, kAlone, kAlone, kAlone},
+    {"block_left", run_bad<BlockLeft, true>, kLeft, kLeft, kLeft},
+    {"two_grid_barriers", run_bad<TwoGridBarriers, true>, kApart, kApart, kApart},
+    {"throws_beside_others", run_bad<ThrowsBesideOthers, true>, "thrown by a body",
+     "thrown by a body", "thrown by a body"},
     {"throws", run_bad<Throws>, "thrown by a body", "thrown by a body", "thrown by a body"},
     {"signed_overflow", run_bad<SignedOverflow>, "", "signed integer overflow", ""},
 };

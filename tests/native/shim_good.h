@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/device.h"
+#include "kernels/grid.h"
 
 namespace shim_tests {
 
@@ -314,6 +314,109 @@ inline void check_shuffles(unsigned threads, unsigned blocks) {
   check_shuffles_of<double>(threads, blocks);
 }
 
+// Blocks at work together: each thread reads what its neighbour's block has written.
+template <int T>
+struct Neighbours {
+  struct Args {
+    double *x, *out;
+    Bug bug;
+  };
+  static constexpr int kThreads = T;
+
+  MVNROB_DEVICE_FN static void run(const Args& args) {
+    const unsigned next = (blockIdx.x + 1) % gridDim.x;
+    for (int turn = 1; turn <= 3; ++turn) {
+      args.x[blockIdx.x * T + threadIdx.x] = turn * (blockIdx.x + 1.0);
+      if (args.bug != Bug::kNoBarrier) shim::grid_sync();
+      args.out[blockIdx.x * T + threadIdx.x] = args.x[next * T + T - 1 - threadIdx.x];
+      shim::grid_sync();
+    }
+  }
+};
+
+inline void check_neighbours(unsigned threads, unsigned blocks, Bug bug = Bug::kNone) {
+  if (threads * blocks > 4096) return;  // a stack for each of them
+  with_threads(threads, [&](auto t) {
+    std::vector<double> x(size_t(threads) * blocks), out(x.size());
+    shim::launch_together<Neighbours<t()>>(blocks, 0, {x.data(), out.data(), bug});
+    for (size_t i = 0; i < out.size(); ++i)
+      expect(out[i] == 3.0 * double((i / threads + 1) % blocks + 1), "neighbour", i);
+  });
+}
+
+// Every operation of a block or a grid as a team; each thread gives the answers that it got.
+template <int T, bool is_grid>
+struct TeamOperations {
+  struct Args {
+    void* slots;
+    const double* key;
+    double* out;  // [threads][7], by blockIdx and threadIdx
+  };
+  static constexpr int kThreads = T;
+
+  template <class Team>
+  MVNROB_DEVICE_FN static void run_team(const Args& args, const Team& team) {
+    const int t = team.thread();
+    double* out = args.out + 7 * (size_t(blockIdx.x) * T + threadIdx.x);
+    const double key = args.key[t];
+    out[0] = team.first(Placed{{key, 4096 - t}, t}).place;
+    out[1] = team.min(key);
+    out[2] = team.max(key);
+    out[3] = team.sum(t);
+    out[4] = team.any_bits(1u << t % 30);
+    int total = 0;
+    out[5] = team.rank(key < 50, total);
+    out[6] = total;
+  }
+
+  MVNROB_DEVICE_FN static void run(const Args& args) {
+    const Block<T> block(*dynamic_shared<typename Block<T>::Shared>());
+    if constexpr (is_grid)
+      run_team(args, Grid<T>(block, args.slots));
+    else
+      run_team(args, block);
+  }
+};
+
+template <int T, bool is_grid>
+void check_team_of(unsigned blocks) {
+  using Body = TeamOperations<T, is_grid>;
+  const int team = is_grid ? int(T * blocks) : T;
+  std::vector<double> key(team), out(7 * size_t(T) * blocks), slots(Grid<T>::slot_bytes(blocks));
+  for (int t = 0; t < team; ++t) key[t] = (t * 37 + 11) % 101;
+  const auto launch = is_grid ? shim::launch_together<Body> : shim::launch<Body>;
+  launch(blocks, sizeof(typename Block<T>::Shared), {slots.data(), key.data(), out.data()});
+  double before = 0, bits = 0, last = 0, total = 0;
+  int first = 0;
+  for (int t = 0; t < team; ++t) {
+    if (goes_before({key[t], 4096 - t}, {key[first], 4096 - first})) first = t;
+    last = std::max(last, key[t]);
+    total += key[t] < 50;
+  }
+  for (int t = 0; t < std::min(team, 30); ++t) bits += double(1u << t);
+  for (int t = 0; t < team; ++t) {
+    // A grid counts its warps from block to block.
+    const int warps = is_grid ? int(blocks) : 1, warp = t / kWarp;
+    const int place = is_grid ? warp % warps * T + warp / warps * kWarp + t % kWarp : t;
+    const double answer[7] = {double(first), key[first], last, 0.5 * team * (team - 1.0),
+                              bits,          before,     total};
+    for (unsigned copy = 0; copy < (is_grid ? 1 : blocks); ++copy)
+      for (int k = 0; k < 7; ++k)
+        expect(out[7 * (size_t(copy) * T + place) + k] == answer[k], "answer of a team", k);
+    before += key[t] < 50;
+  }
+}
+
+inline void check_teams(unsigned threads, unsigned blocks) {
+  if (threads % kWarp != 0 || threads * blocks > 4096) return;
+  with_threads(threads, [&](auto t) {
+    if constexpr (t() % kWarp == 0) {
+      check_team_of<t(), false>(blocks);
+      check_team_of<t(), true>(blocks);
+    }
+  });
+}
+
 struct Good {
   const char* name;
   void (*check)(unsigned threads, unsigned blocks);
@@ -325,6 +428,8 @@ inline const Good kGood[] = {
     {"scan", check_scan},
     {"atomics", check_atomics},
     {"shuffles", check_shuffles},
+    {"neighbours", [](unsigned threads, unsigned blocks) { check_neighbours(threads, blocks); }},
+    {"teams", check_teams},
 };
 
 }  // namespace shim_tests

@@ -36,14 +36,16 @@ MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
   a.cov_strides = {cov.strides(0) / element, cov.strides(1) / element, cov.strides(2) / element};
   a.factor_columns = factored ? int32_t(cov.shape(2)) : -1;
   a.seed = seed.data();
+  a.grow_from = 1;  // whatever a grid can make it makes, if there is one
   return a;
 }
 
-void run(const MvnCdfArgs& a, int64_t tile_rows, int64_t resident, bool captured = false) {
+void run(const MvnCdfArgs& a, int64_t tile_rows, int64_t resident, bool captured,
+         int64_t together) {
   if (a.options.samples_float32())
-    mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident, captured);
+    mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident, captured, together);
   else
-    mvnrob::shim::run_mvn_cdf<double>(a, tile_rows, resident, captured);
+    mvnrob::shim::run_mvn_cdf<double>(a, tile_rows, resident, captured, together);
 }
 
 mvnrob::ComputeType compute_type(const std::string& name) {
@@ -63,7 +65,8 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   const std::optional<Array<T>>& lower, const Array<int64_t>& seed, double abs_tol,
                   double rel_tol, int64_t max_points, const std::string& method,
                   const std::string& compute_dtype, const std::string& points, int64_t tile_rows,
-                  int64_t resident, bool factored, bool double_tensor, bool captured) {
+                  int64_t resident, bool factored, bool double_tensor, bool captured,
+                  int64_t together) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
   a.double_tensor = double_tensor;
   a.options = {abs_tol,
@@ -85,7 +88,7 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
   a.n_points = n_points.mutable_data();
   a.n_active = n_active.mutable_data();
   a.n_pivots = n_pivots.mutable_data();
-  run(a, tile_rows, resident, captured);
+  run(a, tile_rows, resident, captured, together);
   return py::make_tuple(prob, complement, error, status, n_points, n_active, n_pivots, log_prob,
                         log_error);
 }
@@ -95,9 +98,11 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
                            const std::optional<Array<T>>& lower, const Array<int64_t>& seed,
                            const Array<int64_t>& order, int64_t n_points,
                            const std::string& compute_dtype, const std::string& points,
-                           int64_t tile_rows, int64_t resident, bool factored, bool double_tensor) {
+                           int64_t tile_rows, int64_t resident, bool factored, bool double_tensor,
+                           int64_t together, int64_t grow_from) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
   a.double_tensor = double_tensor;
+  a.grow_from = grow_from;
   a.options = {
       0, 0, n_points, mvnrob::Method::automatic, compute_type(compute_dtype), point_set(points)};
   a.order = order.data();
@@ -105,7 +110,7 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
   a.forced_points = n_points;
   Array<double> sums({a.rows, int64_t(mvnrob::kShifts), int64_t(5)});
   a.forced_sums = reinterpret_cast<mvnrob::SampleSums*>(sums.mutable_data());
-  run(a, tile_rows, resident);
+  run(a, tile_rows, resident, false, together);
   return sums;
 }
 
@@ -164,7 +169,7 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
                            const std::string& compute_dtype, bool wants_cov,
                            const std::string& point_set_name, bool factored,
                            const std::optional<Array<double>>& tilt, int64_t tile_rows,
-                           int64_t resident) {
+                           int64_t resident, int64_t together) {
   mvnrob::kernels::MvnCdfPathwiseArgs a{};
   a.plan = arguments(upper, cov, lower, seed, factored);
   a.plan.options = {0,
@@ -193,9 +198,9 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
   a.pivots = pivots.mutable_data();
   a.log_unit = log_unit.mutable_data();
   if (a.plan.options.samples_float32())
-    mvnrob::shim::run_mvn_cdf_pathwise<float>(a, tile_rows, resident);
+    mvnrob::shim::run_mvn_cdf_pathwise<float>(a, tile_rows, resident, together);
   else
-    mvnrob::shim::run_mvn_cdf_pathwise<double>(a, tile_rows, resident);
+    mvnrob::shim::run_mvn_cdf_pathwise<double>(a, tile_rows, resident, together);
   return py::make_tuple(value, to_upper, to_lower, to_cov, variance, pivots, log_unit);
 }
 
@@ -232,11 +237,12 @@ void define(py::module_& m) {
         py::arg("seed"), py::arg("abs_tol"), py::arg("rel_tol"), py::arg("max_points"),
         py::arg("method"), py::arg("compute_dtype"), py::arg("points"),
         py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("factored") = false,
-        py::arg("double_tensor") = true, py::arg("captured") = false);
+        py::arg("double_tensor") = true, py::arg("captured") = false, py::arg("together") = 0);
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
         py::arg("compute_dtype"), py::arg("points"), py::arg("tile_rows") = 1 << 20,
-        py::arg("resident") = 3, py::arg("factored") = false, py::arg("double_tensor") = true);
+        py::arg("resident") = 3, py::arg("factored") = false, py::arg("double_tensor") = true,
+        py::arg("together") = 0, py::arg("grow_from") = 1);
   m.def("mendell_elston", &mendell_elston<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("resident") = 3);
   m.def("mendell_elston_backward", &mendell_elston_backward<T>, py::arg("grad"), py::arg("upper"),
@@ -248,7 +254,7 @@ void define(py::module_& m) {
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("first"),
         py::arg("points"), py::arg("weight"), py::arg("compute_dtype"), py::arg("wants_cov"),
         py::arg("point_set"), py::arg("factored") = false, py::arg("tilt").none(true) = py::none(),
-        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3);
+        py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("together") = 0);
 }
 
 }  // namespace
@@ -259,5 +265,6 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   m.def("bvn_cdf", &bvn_cdf);
   m.def("launches", [] { return mvnrob::shim::launches(); });
   m.def("multiplies_doubles", &mvnrob::kernels::multiplies_doubles);
+  m.def("grown", [] { return mvnrob::shim::grown(); });
   m.def("set_order", [](uint64_t seed) { mvnrob::shim::set_order(seed); });
 }

@@ -402,6 +402,64 @@ inline void check_pathwise() {
   check_slopes<float, double>(9, 1, 9, false, true);
 }
 
+// What one block plans and what a grid plans of `size` variables, of `rank` and with limits about
+// `limit`, are the same to the bit: by the factor, or by its product. With `rel_tol` samples are
+// tilted, or those of the union, otherwise all variables are sampled.
+template <class T, class scalar_t>
+void check_grid_of(int64_t size, int64_t rank, double limit, double rel_tol, bool factored) {
+  std::vector<T> root(size * rank);
+  for (int64_t i = 0; i < size; ++i)
+    for (int64_t l = 0; l < rank; ++l)
+      root[i * rank + l] = T(l == i % rank ? 2 : double((7 * i + 5 * l) % 11) / 11);
+  const auto run = [&](Call<T>& call, int64_t together) {
+    for (int64_t i = 0; i < size; ++i) {
+      double square = 0;
+      for (int64_t l = 0; l < rank; ++l)
+        square += double(root[i * rank + l]) * double(root[i * rank + l]);
+      call.upper[i] = T((limit + double(i * 37 % 101) / 200) * std::sqrt(square));
+    }
+    if (factored) {
+      call.args.cov = root.data();
+      call.args.cov_strides = {0, rank, 1};
+      call.args.factor_columns = int32_t(rank);
+    } else {
+      for (int64_t i = 0; i < size; ++i)
+        for (int64_t j = 0; j < size; ++j) {
+          double sum = 0;
+          for (int64_t l = 0; l < rank; ++l)
+            sum += double(root[i * rank + l]) * double(root[j * rank + l]);
+          call.cov[i * size + j] = T(sum);
+        }
+    }
+    call.args.grow_from = 1;
+    call.args.options = {
+        rel_tol > 0 ? 0 : 0.1,
+        rel_tol,
+        rel_tol > 0 ? 1 << 10 : 1 << 9,
+        rel_tol > 0 ? mvnrob::Method::automatic : mvnrob::Method::sov,
+        sizeof(scalar_t) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64,
+        mvnrob::PointSet::lattice};
+    mvnrob::shim::run_mvn_cdf<scalar_t>(call.args, 1, 1, false, together);
+  };
+  Call<T> by_block(1, size), by_grid(1, size);
+  run(by_block, 0);
+  const int64_t before = mvnrob::shim::grown();
+  run(by_grid, 2);
+  const std::string what = "n = " + std::to_string(size) + ", rank " + std::to_string(rank);
+  if (mvnrob::shim::grown() == before) throw std::runtime_error("no grid for " + what);
+  if (by_block.prob != by_grid.prob || by_block.error != by_grid.error ||
+      by_block.log_prob != by_grid.log_prob || by_block.points != by_grid.points ||
+      by_block.pivots != by_grid.pivots || by_block.points[0] == 0)
+    throw std::runtime_error("a grid's answer is another, " + what);
+}
+
+inline void check_grid() {
+  check_grid_of<double, float>(257, 140, 2, 0, false);  // panels are subtracted; groups
+  check_grid_of<float, float>(257, 40, 2, 0, true);     // by a factor
+}
+inline void check_grid_tilted() { check_grid_of<double, double>(257, 3, -1.5, 0.5, false); }
+inline void check_grid_union() { check_grid_of<double, double>(257, 3, 3.5, 0.5, false); }
+
 struct MvnCdfCase {
   const char* name;
   void (*run)();
@@ -415,6 +473,9 @@ const MvnCdfCase kMvnCdfCases[] = {
     {"mvn_cdf_union", check_union},
     {"mvn_cdf_tilted", check_tilted},
     {"mvn_cdf_factors", check_factors},
+    {"mvn_cdf_grid", check_grid},
+    {"mvn_cdf_grid_tilted", check_grid_tilted},
+    {"mvn_cdf_grid_union", check_grid_union},
     {"mvn_cdf_pathwise", check_pathwise},
     {"mvn_cdf_tensor", check_tensor},
     {"mvn_cdf_tensor_double", check_tensor_double},

@@ -1,0 +1,65 @@
+"""What a GPU takes for the factor and the program of one large row: csrc/kernels/mvn_cdf_grow.h.
+
+Part of bench/cuda_floor_tensor.py, whose rows "alone" it completes. Counted: instructions of the loop
+that subtracts a panel, in the sm_90 code, and bytes to and from memory. Assumed, not counted: what a
+barrier of the grid takes, and how long a column waits for numbers that the L2 cache holds. All of it is
+a prediction.
+"""
+
+from pathlib import Path
+
+from bench import sass
+from bench.cuda_floor import CYCLES, EXPECTED_SHARE, H200, SCHEDULERS, line_of
+
+FILE = "csrc/kernels/mvn_cdf_trailing.h"
+LOOP = "for (int l = subtracted_; l < end; ++l, from += size_)"
+PANEL, TILE, THREADS, AHEAD, BARRIERS = 64, 128, 256, 16, 3
+# Seconds: a barrier of 132 blocks with what they exchange; a round of loads from the L2 cache; what
+# else a pivot waits for, one thing after another: the exchange of two rows, its limits, its mean.
+BARRIER_S, L2_LATENCY_S, PIVOT_S = 2.5e-6, 4e-7, 3e-6
+
+
+def count(arch="sm_90"):
+    """Instructions of a warp that subtracts one column from a thread's 64 entries."""
+    graphs = sass.disassemble(arch, ["csrc/cuda/mvn_cdf_float.cu"])
+    graph = next(g for name, g in graphs.items() if name.startswith("MvnCdfGrow"))
+    at = f"{Path(FILE).name}:{line_of(FILE, LOOP)} "
+    trips = [
+        sass.summary(graph.trip(loop, None))
+        for loop in graph.loops
+        if (sass.place(graph, loop) + " ").startswith(at)
+    ]
+    # Whole tiles; the other loop of that line is for the last rows and columns.
+    trip = max(trips, key=lambda t: t["multiply_adds"])
+    if trip["multiply_adds"] % 64:
+        raise SystemExit(f"a column takes {trip['multiply_adds']} multiply-adds, not 64")
+    columns = trip["multiply_adds"] / 64
+    return {
+        unit: trip["instructions" if unit == "issue" else unit] / columns for unit in CYCLES
+    } | {"loads": trip["global"] / columns}
+
+
+def seconds(n, counts, bandwidth, coefficient_bytes=2, device=H200):
+    """{part: seconds} of all n pivots of a dense row, and of the program made of them."""
+    cycles = max(cost * counts[unit] for unit, cost in CYCLES.items())
+    warps = THREADS // 32
+    arithmetic = memory = 0.0
+    for j in range(PANEL, n, PANEL):
+        tiles = (-(-(n - j) // TILE)) ** 2
+        turns = -(-tiles // device["multiprocessors"])
+        arithmetic += turns * PANEL * cycles * warps / SCHEDULERS / device["clock_hz"]
+        memory += 16 * (n - j) ** 2 / bandwidth
+    rounds = sum(-(-(j % PANEL) // AHEAD) + 1 for j in range(n))
+    return {
+        "barriers": n * BARRIERS * BARRIER_S,
+        "columns": n * PIVOT_S + rounds * L2_LATENCY_S,
+        "subtraction": arithmetic,
+        "its memory": memory,
+        "packing": n**2 / 2 * (8 + 2 * coefficient_bytes) / bandwidth,
+    }
+
+
+def expected_seconds(parts):
+    """Arithmetic and memory at the share that is expected of a floor; the rest is assumed already."""
+    floor = parts["subtraction"] + parts["its memory"] + parts["packing"]
+    return parts["barriers"] + parts["columns"] + floor / EXPECTED_SHARE

@@ -1,0 +1,40 @@
+// The planning kernel of mvn_cdf for what takes one block long, the factor of a large row and the
+// program made of it: the whole grid goes on with a row that mvn_cdf_plan.h has left to it, one
+// after another.
+//
+// Mapping: a cooperative launch of a block for each multiprocessor; a thread for each row of the
+// factor, three barriers of the grid a pivot. Limiter: those barriers and the latency of a column's
+// reads, for a whole factor also the multiply-adds of mvn_cdf_trailing.h (share reached: not
+// measured; bench/cuda_floor_grow.py counts them).
+#pragma once
+#include "kernels/grid.h"
+#include "kernels/mvn_cdf_planner.h"
+
+namespace mvnrob::kernels {
+
+template <class scalar_t>
+struct MvnCdfGrow {
+  using Args = MvnCdfArgs;
+  static constexpr int kThreads = kGrowThreads;
+  static constexpr int kResidentBlocks = 1;
+  using Team = Grid<kThreads>;
+  struct Shared {
+    typename Block<kThreads>::Shared block;
+    ScreenShared screen;
+  };
+  static constexpr size_t kSharedBytes = sizeof(Shared);
+
+  static MVNROB_DEVICE_FN void run(const Args& a) {
+    Shared& shared = *dynamic_shared<Shared>();
+    const Block<kThreads> block(shared.block);
+    const Team grid(block, a.grow_slots);
+    const int64_t rows = a.counters[a.round()].grown;
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = a.grown[i];
+      RowState& s = *a.template at<RowState>(row, a.layout.state);
+      RowPlanner<scalar_t, kThreads, Team>(a, row, grid, shared.screen, s).advance(rows);
+    }
+  }
+};
+
+}  // namespace mvnrob::kernels
