@@ -155,6 +155,18 @@ def test_slopes(shim):
     assert np.isfinite(fields[0]).all() and fields[5][0] == 50
 
 
+def test_rounds_that_a_graph_repeats(shim):
+    upper, cov, _ = covariances(280, 10)
+
+    def call(together):
+        return shim.mvn_cdf(
+            upper[:3], cov[:3], None, np.arange(3), 1e-2, 0.0, 8 * 512, "auto", "auto", "lattice",
+            captured=together > 0, together=together,
+        )  # fmt: skip
+
+    by_block_and_grid(shim, call, blocks=(3,))
+
+
 def test_orders_of_threads_and_blocks(shim):
     upper, cov, _ = covariances(266, 8)
     try:
