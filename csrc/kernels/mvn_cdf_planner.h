@@ -73,10 +73,12 @@ class RowPlanner {
  private:
   using Step = plan::Step;
 
-  // The others wait.
+  // The others wait: until all have read what decides that it works, which it may write, and until
+  // it has.
   template <class Work>
   MVNROB_DEVICE void by_one_block(const Work& work) const {
     if constexpr (Team::kIsGrid) {
+      team_.sync();
       if (blockIdx.x == 0) work(team_.block());
       team_.sync();
     } else {
