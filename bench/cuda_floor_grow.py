@@ -19,9 +19,9 @@ PANEL, TILE, THREADS, AHEAD, BARRIERS = 64, 128, 256, 16, 3
 BARRIER_S, L2_LATENCY_S, PIVOT_S = 2.5e-6, 4e-7, 3e-6
 
 
-def count(arch="sm_90"):
-    """Instructions of a warp that subtracts one column from a thread's 64 entries."""
-    graphs = sass.disassemble(arch, ["csrc/cuda/mvn_cdf_float.cu"])
+def count(graphs):
+    """Instructions of a warp that subtracts one column from a thread's 64 entries, by the loops of
+    csrc/cuda/mvn_cdf_float.cu (sass.disassemble)."""
     graph = next(g for name, g in graphs.items() if name.startswith("MvnCdfGrow"))
     at = f"{Path(FILE).name}:{line_of(FILE, LOOP)} "
     trips = [

@@ -78,9 +78,9 @@ def around_the_product(graph):
     ]
 
 
-def count(arch="sm_90"):
+def count(graphs):
     """{loop: units} of one trip, 64 points."""
-    graph = sass.disassemble(arch, [SOURCE])[KERNEL]
+    graph = graphs[KERNEL]
     outer = around_the_product(graph)
     found = {"outer": units(outer) | {"shared": wavefronts(outer)}}
     for name, (text, mufu) in LOOPS.items():
@@ -206,8 +206,9 @@ def planning_lines(row, grow):
 
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    counts = count()
-    grow = cuda_floor_grow.count()
+    graphs = sass.disassemble("sm_90", [SOURCE])
+    counts = count(graphs)
+    grow = cuda_floor_grow.count(graphs)
     rows = predictions(counts, grow)
     product = counts["product"]
     lines = [
