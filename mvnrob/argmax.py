@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .chunks import run
 from .estimators.argmax import Shares, argmax_shares
 from .jacobian import check_inputs, working_copy
-from .network import Cost, Meter, Network, check_bounds, without_autocast
+from .meter import Cost, Meter
+from .network import Network, check_bounds, without_autocast
 from .noise import Noise
 from .options import check_int, check_number
 from .robustness import DEFAULT_MAX_BYTES, linear_settings, sigma_levels

@@ -15,7 +15,8 @@ from .estimators.linear import pair_bytes
 from .estimators.logit_moments import moment_bytes
 from .head import read_head
 from .linearised import LEAST_BYTES
-from .network import Cost, Meter, Network, TooLarge, memory_of_one
+from .meter import Cost, Meter
+from .network import Network, TooLarge, memory_of_one
 from .noise import Noise
 
 #: Methods that linearise the network.
@@ -60,7 +61,7 @@ def run(
     """
     batch, device = len(x), x.device
     meter = Meter(batch, device)
-    with meter.clock("network"), memory_of_one(network.op):
+    with meter.clock("forward"), memory_of_one(network.op):
         graph = network.graph_bytes(x[:1])
         passes = 1
         if method in LINEARISED:
@@ -68,13 +69,18 @@ def run(
             passes += 2 * (network.head is not None)
     meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), passes)
     given = labels(network.classes)
-    step, copies = _chunk_sizes(network.op, method, network.classes, x, noise, settings, graph)
+    step, copies, most = _chunk_sizes(
+        network.op, method, network.classes, x, noise, settings, graph
+    )
+    # on a CPU few tangents at a time, whose activations the allocator keeps
+    most = most if device.type != "cpu" else max(1, min(copies, _TANGENT_BYTES // graph))
     parts, targets, start = [], [], 0
     while start < batch:
         numbers = torch.arange(start, min(start + step, batch), device=device)
         network.largest_pass = 0
         try:
-            with memory_of_one(network.op) if step == copies == 1 else contextlib.nullcontext():
+            one = step == copies == 1 >= most
+            with memory_of_one(network.op) if one else contextlib.nullcontext():
                 clean = _clean_logits(network, meter, x, numbers, copies)
                 chunk = Chunk(
                     network=network,
@@ -87,15 +93,16 @@ def run(
                     target=clean.argmax(1) if given is None else given[numbers],
                     clean=clean,
                     copies=copies,
-                    tangents=_tangents(copies, graph, device),
+                    tangents=most,
                 )
                 part = estimate(chunk)
         except torch.OutOfMemoryError:
-            if step == copies == 1:
+            if one:
                 raise
             # halves of what was tried, which may be less than what was allowed
             tried = min(copies, network.largest_pass)
             step, copies = max(1, len(numbers) // 2), max(1, tried // 2)
+            most = min(most, copies)
             warn_caller(f"{network.op}: out of memory; going on with {step} inputs at a time")
             continue
         parts.append(part.with_nan_rows(clean.isnan().any(1)))
@@ -106,8 +113,9 @@ def run(
 
 def _chunk_sizes(
     op: str, method: str, classes: int, x: Tensor, noise: Noise, settings: Settings, graph: int
-) -> tuple[int, int]:
-    """Inputs per chunk, and noisy copies per forward pass, from the byte budget."""
+) -> tuple[int, int, int]:
+    """Inputs per chunk, noisy copies per forward pass, and tangents per forward-mode pass (whose
+    activations are not kept as a graph's are), from the byte budget."""
     budget, sigmas = settings.max_bytes, len(noise.sigmas)
     # a copy: autograd's graph or the activations, its noise (hash words and uniforms, float64), and
     # its logits as they are compared
@@ -125,7 +133,7 @@ def _chunk_sizes(
                     f"bytes for one input, got {budget}"
                 )
             held += moments
-        return max(1, min(len(x), (budget - copies * copy) // held)), copies
+        return max(1, min(len(x), (budget - copies * copy) // held)), copies, copies
     groups, versions = 1, 1
     if method.startswith("mmse"):
         groups = 8
@@ -138,18 +146,14 @@ def _chunk_sizes(
     if sketched:
         point += 4 * 8 * 8 * noise.dim  # directions, float64
     step = 1 if settings.jacobian == "loop" else max(1, min(len(x), budget // point))
-    return step, max(1, min(budget // (2 * copy), max(step, 1) * max(1, settings.n_samples)))
-
-
-def _tangents(copies: int, graph: int, device: torch.device) -> int:
-    """Tangents per forward-mode pass: on a CPU few, whose activations the allocator keeps."""
-    return copies if device.type != "cpu" else max(1, min(copies, _TANGENT_BYTES // graph))
+    most = max(1, budget // (2 * copy))
+    return step, min(most, max(step, 1) * max(1, settings.n_samples)), most
 
 
 def _clean_logits(
     network: Network, meter: Meter, x: Tensor, numbers: Tensor, copies: int
 ) -> Tensor:
-    with torch.no_grad(), meter.clock("network"):
+    with torch.no_grad(), meter.clock("forward"):
         parts = numbers.split(max(1, min(copies, _FORWARD_COPIES)))
         logits = torch.cat([network(x[part]).double() for part in parts])
     meter.passes("forward", numbers, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -42,7 +43,7 @@ class Features:
         self.head = head
         self.map = problem.logits.through(head)
         b = len(problem.target)
-        with torch.no_grad(), problem.logits.meter.clock("network"):
+        with torch.no_grad(), problem.logits.meter.clock("forward"):
             self.map.network.checked(problem.logits.x)
         problem.logits.meter.passes("forward", problem.logits.inputs, 1)
         every = torch.arange(head.width, device=problem.target.device).expand(b, -1)
@@ -113,12 +114,13 @@ class Factorised:
         else:
             pieces = column_ranges(features.map, noise, self.live, problem.row_budget)
         for rows in pieces:
-            for version, weight in enumerate(problem.weights):
-                for part in column_parts(mean_rows(rows, weight)):
-                    # jac_cov multiplies differences to the target's row: here a row of zeros
-                    block = part.new_zeros(b, 1 + count, part.shape[2], dtype=torch.float64)
-                    block[:, 1:] = part
-                    jac_cov_accumulate(sums[version], block, place)
+            with self._clock():
+                for version, weight in enumerate(problem.weights):
+                    for part in column_parts(mean_rows(rows, weight)):
+                        # jac_cov multiplies differences to the target's row: here a row of zeros
+                        block = part.new_zeros(b, 1 + count, part.shape[2], dtype=torch.float64)
+                        block[:, 1:] = part
+                        jac_cov_accumulate(sums[version], block, place)
         self.gram = sums[:, :, 1:, 1:]
         if self.weight.dtype == torch.float64:
             largest = self.gram.diagonal(dim1=2, dim2=3).amax((0, 2)).sqrt()
@@ -127,6 +129,9 @@ class Factorised:
     @property
     def features(self) -> int:
         return self.live.shape[1]
+
+    def _clock(self) -> contextlib.AbstractContextManager:
+        return self.problem.logits.meter.clock("covariance")
 
     def _differences(self, classes: Tensor) -> Tensor:
         """Rows W_t - W_i of ``classes`` [b, m]: ``[b, m, k]`` float64."""
@@ -141,10 +146,11 @@ class Factorised:
         each = 32 + 16 * len(self.gram)  # bytes for a number of dW
         at_once = min(_DIFFERENCES, self.problem.row_bytes // each) // (b * count)
         out = []
-        for part in every.split(max(1, at_once), dim=1):
-            d = self._differences(part)
-            out.append((d @ self.gram).mul_(d).sum(-1))
-        return torch.cat(out, 2).clamp_min(0).sqrt()
+        with self._clock():
+            for part in every.split(max(1, at_once), dim=1):
+                d = self._differences(part)
+                out.append((d @ self.gram).mul_(d).sum(-1))
+            return torch.cat(out, 2).clamp_min(0).sqrt()
 
     def rows(self, classes: Tensor) -> Tensor:
         """Rows whose products are those of the u_i of ``classes`` [b, m]: ``[L, b, m, k]``.
@@ -155,15 +161,17 @@ class Factorised:
         m = classes.shape[1]
         needed = factor_bytes(len(self.gram)) * m * self.features
         self.problem.check_fits(needed, f"the factor of the {m} classes that matter")
-        values, vectors = torch.linalg.eigh(self.gram)
-        root = vectors.mul_(values.clamp_min_(0).sqrt_()[..., None, :])
-        return self._differences(classes) @ root
+        with self._clock():
+            values, vectors = torch.linalg.eigh(self.gram)
+            root = vectors.mul_(values.clamp_min_(0).sqrt_()[..., None, :])
+            return self._differences(classes) @ root
 
     def scatter(self, classes: Tensor) -> Tensor:
         """sum_d u_d u_d^T over ``classes`` [b, m] (the target first): ``[L, b, m, m]``."""
-        d = self._differences(classes)
-        out = d @ self.gram @ d.mT
-        return ((out + out.mT) / 2).contiguous()
+        with self._clock():
+            d = self._differences(classes)
+            out = d @ self.gram @ d.mT
+            return ((out + out.mT) / 2).contiguous()
 
 
 def gram_bytes(problem: Linearised, count: int) -> int:

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._checks import warn_caller
 from .head import FeatureNetwork, Head
-from .network import Meter, Network, first_line, memory_of_one, safe_norm, without_autocast
+from .meter import Meter
+from .network import Network, first_line, memory_of_one, safe_norm, without_autocast
 from .noise import PROBES, row_keys, standard_normal
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
@@ -143,7 +144,7 @@ class LogitMap:
     def values(self) -> Tensor:
         """Group means of the logits ``[b, G, C]``, float64."""
         out: Tensor | None = None
-        with torch.no_grad(), self.meter.clock("network"):
+        with torch.no_grad(), self.meter.clock("forward"):
             for group, first, count, weight in self._blocks():
                 part = self._logits(self.x, first, count).double() * weight
                 if out is None:
@@ -164,17 +165,24 @@ class LogitMap:
         b, k = classes.shape
         whole = self.x.new_zeros(b, spare + k, len(self.groups), self.features)
         out = whole[:, spare:]
-        with torch.enable_grad(), self.meter.clock("network"):
+        with torch.enable_grad():
             for group, first, count, weight in self._blocks():
-                leaf = self.x.clone().requires_grad_()
-                logits = self._logits(leaf, first, count)
-                self._check_differentiable(logits)
-                for at, gradient in self._backward(logits, leaf, classes):
-                    out[:, at, group] += self._in_scale(gradient) * weight
+                leaf, logits = self._with_graph(first, count)
+                with self.meter.clock("vjp"):
+                    for at, gradient in self._backward(logits, leaf, classes):
+                        out[:, at, group] += self._in_scale(gradient) * weight
         self.meter.passes("forward", self.inputs, self.samples)
         self.meter.passes("vjp", self.inputs, k * self.samples)
         self._check_rows(classes, out)
         return whole
+
+    def _with_graph(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """A leaf with the values of x, and the logits that depend on it."""
+        with self.meter.clock("forward"):
+            leaf = self.x.clone().requires_grad_()
+            logits = self._logits(leaf, first, count)
+        self._check_differentiable(logits)
+        return leaf, logits
 
     def _check_differentiable(self, logits: Tensor) -> None:
         if not logits.requires_grad:
@@ -193,16 +201,15 @@ class LogitMap:
         """Of the mean over all samples, for cotangents ``[b, m, C]``: ``[b, m, D]``."""
         b, m, _ = cotangents.shape
         out = self.x.new_zeros(b, m, self.features)
-        with torch.enable_grad(), self.meter.clock("network"):
+        with torch.enable_grad():
             for _, first, count, _ in self._blocks():
-                leaf = self.x.clone().requires_grad_()
-                logits = self._logits(leaf, first, count)
-                self._check_differentiable(logits)
-                for at, cotangent in enumerate(cotangents.to(logits).unbind(1)):
-                    (gradient,) = torch.autograd.grad(
-                        logits, leaf, cotangent, retain_graph=at < m - 1
-                    )
-                    out[:, at] += gradient.flatten(1)
+                leaf, logits = self._with_graph(first, count)
+                with self.meter.clock("vjp"):
+                    for at, cotangent in enumerate(cotangents.to(logits).unbind(1)):
+                        (gradient,) = torch.autograd.grad(
+                            logits, leaf, cotangent, retain_graph=at < m - 1
+                        )
+                        out[:, at] += gradient.flatten(1)
         self.meter.passes("forward", self.inputs, self.samples)
         self.meter.passes("vjp", self.inputs, m * self.samples)
         return self._in_scale(out) / self.samples
@@ -235,7 +242,7 @@ class LogitMap:
         along = directions.reshape(b, m, *self.x.shape[1:]).to(self.x)
         push = self._jvp_forward if self._jvp_mode == "forward" else self._jvp_double_backward
         total: Tensor | None = None
-        with self.meter.clock("network"):
+        with self.meter.clock("jvp"):
             for _, first, count, _ in self._blocks():
                 at_once = max(1, self._tangents // (b * count))
                 parts = [

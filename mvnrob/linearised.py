@@ -216,7 +216,8 @@ def exact_norms(problem: Linearised, order: Tensor, *, hold: bool) -> tuple[Tens
         else:
             rows = problem.rows(wanted, known=held[:, :1])
         for version, weight in enumerate(problem.weights):
-            squares = jac_cov_norms(squarable(mean_rows(rows, weight)), place)[:, 1:]
+            with problem.logits.meter.clock("covariance"):
+                squares = jac_cov_norms(squarable(mean_rows(rows, weight)), place)[:, 1:]
             norms[version].scatter_(1, order[:, start:stop], squares.sqrt())
         del rows  # before the next ones come
     return norms, held if hold else None
@@ -237,13 +238,14 @@ def scatter_sums(problem: Linearised, classes: Tensor, rows: Tensor | None) -> T
     else:
         pieces = column_ranges(problem.logits, problem.noise, classes, problem.row_budget)
     for piece in pieces:
-        for version, weight in enumerate(problem.weights):
-            mean = mean_rows(piece, weight)
-            if problem.double:
-                for part in column_parts(mean):
-                    jac_cov_accumulate(out[version], part.double(), place)
-            else:
-                jac_cov_accumulate(out[version], squarable(mean), place)
+        with problem.logits.meter.clock("covariance"):
+            for version, weight in enumerate(problem.weights):
+                mean = mean_rows(piece, weight)
+                if problem.double:
+                    for part in column_parts(mean):
+                        jac_cov_accumulate(out[version], part.double(), place)
+                else:
+                    jac_cov_accumulate(out[version], squarable(mean), place)
     # places that hold the target again: its row comes from another pass, other in its last bits,
     # and a difference of 1e-17 would be a rival with z = 0
     padding = classes == classes[:, :1]

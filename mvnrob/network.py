@@ -1,68 +1,16 @@
-"""The network as the estimators see it: checked, in raw input units, counted and timed."""
+"""The network as the estimators see it: checked and in raw input units."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 _HALF = (torch.float16, torch.bfloat16)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What an answer cost. Passes are per input, all sigmas together; seconds are for the call."""
-
-    forward: Tensor  #: int64 ``[B]``, forward passes (those that VJPs start from included)
-    jvp: Tensor  #: int64 ``[B]``, Jacobian-vector products
-    vjp: Tensor  #: int64 ``[B]``, vector-Jacobian products (backward passes)
-    seconds_network: float  #: wall time in the network, forward and backward
-    seconds_cdf: float  #: wall time in jac_cov and mvn_cdf
-
-
-class Meter:
-    """Adds up passes and seconds of one call."""
-
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self._device = device
-        self._passes = {
-            kind: torch.zeros(batch, dtype=torch.int64, device=device)
-            for kind in ("forward", "jvp", "vjp")
-        }
-        self._seconds = {"network": 0.0, "cdf": 0.0}
-
-    def passes(self, kind: str, inputs: Tensor, count: int) -> None:
-        """``count`` passes of each input whose number is in ``inputs`` (no repeats)."""
-        self._passes[kind][inputs] += count
-
-    @contextlib.contextmanager
-    def clock(self, part: str) -> Iterator[None]:
-        self._wait()
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._wait()
-            self._seconds[part] += time.perf_counter() - start
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-    def cost(self) -> Cost:
-        return Cost(
-            self._passes["forward"],
-            self._passes["jvp"],
-            self._passes["vjp"],
-            self._seconds["network"],
-            self._seconds["cdf"],
-        )
 
 
 def safe_norm(rows: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from .jacobian import (
     check_inputs,
     working_copy,
 )
-from .network import Cost, Meter, Network, check_bounds, without_autocast
+from .meter import Cost, Meter
+from .network import Network, check_bounds, without_autocast
 from .noise import Noise
 from .options import check_int, check_number
 from .screening import SCREENS

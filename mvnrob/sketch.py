@@ -63,7 +63,8 @@ def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
         if direct > least:
             # without forward mode all are left
             with contextlib.suppress(_NoForwardMode):
-                sketched, left = _sketch(problem, SKETCH_SHARE * abs_tol, direct)
+                with problem.logits.meter.clock("sketch"):
+                    sketched, left = _sketch(problem, SKETCH_SHARE * abs_tol, direct)
                 yield from sketched
     if len(left):
         some = None if features is None else features.subset(left)
@@ -76,7 +77,8 @@ def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
 def screen_sketch(problem: Linearised, *, allowed: float) -> Iterator[Screened]:
     """Bounds from a sketch and rows of those that may matter, whatever that costs."""
     try:
-        parts, _ = _sketch(problem, allowed, math.inf)
+        with problem.logits.meter.clock("sketch"):
+            parts, _ = _sketch(problem, allowed, math.inf)
     except _NoForwardMode as error:
         raise ValueError(
             f"{problem.logits.network.op}: model must have forward-mode derivatives for "

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from mvnrob.jacobian import LogitMap, jacobian
-from mvnrob.network import Meter, Network
+from mvnrob.meter import Meter
+from mvnrob.network import Network
 from mvnrob.robustness import robustness
 
 

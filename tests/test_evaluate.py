@@ -81,7 +81,20 @@ def test_table_is_what_robustness_says(tmp_path):
     assert column(done, "predicted", method="mc", sigma=0.1) == logits.argmax(1).tolist()
     assert column(done, "forward", method="mc", sigma=0.1)[0] >= 400  # passes of both sigmas
     times = done.timings().to_pylist()
-    assert len(times) == 14 and all(t["seconds"] > 0 for t in times)
+    assert len(times) == 21 and all(t["seconds"] > 0 for t in times)
+    phases = [name for name in times[0] if name.startswith("seconds_")]
+    assert all(t["seconds"] == pytest.approx(sum(t[n] for n in phases)) for t in times)
+    assert all(min(t[n] for n in phases) >= 0 for t in times)
+    assert all(t["seconds_forward"] > 0 for t in times)
+    spent = {
+        method: {n for n in phases if any(t[n] > 0 for t in times if t["method"] == method)}
+        for method in ("taylor", "mc", None)
+    }
+    both = {"seconds_forward", "seconds_other"}
+    assert spent["taylor"] - {"seconds_jvp"} == both | {
+        "seconds_vjp", "seconds_covariance", "seconds_cdf"
+    }  # fmt: skip
+    assert spent["mc"] == both and spent[None] == {*both, "seconds_read"}
 
 
 def test_refuses_another_run_and_a_second_without_resume(tmp_path):

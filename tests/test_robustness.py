@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from mvnrob import Status, argmax_probabilities, mvn_cdf
+from mvnrob import Status, argmax_probabilities, chunks, mvn_cdf
 from mvnrob.jacobian import LogitMap, jacobian
-from mvnrob.network import Meter, Network
+from mvnrob.meter import Meter
+from mvnrob.network import Network
 from mvnrob.robustness import METHODS, RobustnessResult, robustness
 
 LINEAR_METHODS = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")
@@ -552,6 +553,22 @@ def test_out_of_memory_of_a_single_input_is_one_error(where, first):
         with pytest.raises(torch.OutOfMemoryError, match=message) as caught:
             robustness(scarce, inputs(2, 8), 0.5)
     assert str(caught.value.__cause__) == f"pretend {where}"
+
+
+def test_tangents_are_bounded_by_the_budget_alone():
+    """Forward mode on a GPU: several directions pass at once though all inputs pass already."""
+    x = torch.zeros(8, 100)
+    noise = types.SimpleNamespace(sigmas=[0.1], dim=100)
+    graph = 10**5
+    for max_bytes, wanted in ((10**9, 4700), (10**7, 47), (10**5, 1)):
+        settings = types.SimpleNamespace(
+            max_bytes=max_bytes, screen="auto", jacobian="batch", n_samples=0
+        )  # fmt: skip
+        step, copies, tangents = chunks._chunk_sizes("op", "taylor", 50, x, noise, settings, graph)
+        assert copies <= step <= 8 and copies <= tangents
+        # two of a graph, its noise and its logits
+        assert tangents == max(1, max_bytes // (2 * (graph + 32 * 100 + 48 * 50)))
+        assert tangents == pytest.approx(wanted, rel=0.02)
 
 
 def test_out_of_memory_of_argmax_probabilities_and_jacobian():

@@ -13,7 +13,8 @@ from mvnrob.estimators.linear import screen
 from mvnrob.head import FeatureNetwork, read_head
 from mvnrob.jacobian import LogitMap, jacobian
 from mvnrob.linearised import Linearised
-from mvnrob.network import Meter, Network
+from mvnrob.meter import Meter
+from mvnrob.network import Network
 from mvnrob.noise import DIRECTIONS, Noise, row_keys
 from mvnrob.robustness import robustness
 from mvnrob.screening import rival_order, tail

@@ -166,8 +166,9 @@ def _integral(
     none = pairs[:, place] == 0
     moved.masked_fill_(none[:, :, None] | none[:, None, :], 0.0)
     target = torch.full((len(sums),), place, dtype=torch.int64, device=sums.device)
-    with part.meter.clock("cdf"), statuses_not_warnings():
+    with part.meter.clock("covariance"):
         problem = jac_cov_finalize(moved.contiguous(), torch.zeros_like(column), target, 1.0)
+    with part.meter.clock("cdf"), statuses_not_warnings():
         return mvn_cdf(
             z.gather(1, problem.keep),
             problem.corr,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .._mvn_cdf import Status
 from ..jacobian import LogitMap
-from ..network import Meter, Network
+from ..meter import Meter
+from ..network import Network
 from ..noise import CDF, SAMPLES, Noise, row_keys, standard_normal
 
 #: Confidence of every interval and every ``error``.

@@ -79,7 +79,7 @@ def _integrate(chunk: Chunk, problem: Linearised, screened: Screened, sampled: b
     probs = []
     for version, weight in enumerate(problem.weights):
         margins = margins_of(values, weight, chunk.target).gather(1, screened.classes)
-        with chunk.meter.clock("cdf"):
+        with chunk.meter.clock("covariance"):
             norms, law = _law(screened, version, margins)
         z = [standardised(margins[:, 1:], norms, sigma) for sigma in sigmas]
         infos = [_cdf(chunk, z_sigma, law, screened.share) for z_sigma in z]

@@ -109,7 +109,7 @@ def _margins(chunk: Chunk, noise, order: Tensor) -> Tensor:
     for first in range(0, n, at_once):
         count = min(at_once, n - first)
         copies = chunk.x[:, None] + chunk.perturbations(noise, first, count)
-        with torch.no_grad(), chunk.meter.clock("network"):
+        with torch.no_grad(), chunk.meter.clock("forward"):
             parts = copies.flatten(0, 1).split(max(1, chunk.copies))
             logits = torch.cat([chunk.network(part).double() for part in parts])
         logits = logits.unflatten(0, (batch, count))

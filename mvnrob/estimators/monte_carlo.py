@@ -102,7 +102,7 @@ def _count(
         if not len(active):
             continue
         copies = chunk.x[active][:, None] + sigma * shift[here]
-        with torch.no_grad(), chunk.meter.clock("network"):
+        with torch.no_grad(), chunk.meter.clock("forward"):
             logits = chunk.network(copies.flatten(0, 1))
         chunk.meter.passes("forward", chunk.inputs[active], count)
         target = chunk.target[active].repeat_interleave(count)[:, None]

@@ -21,7 +21,7 @@ import torch
 from .._load import simd_level
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 #: What a killed process may leave: names that :func:`_temporary` makes for files of a run or a report.
 _TEMPORARY = re.compile(r"\.[^.]+\.(csv|html|json|parquet|png)\.[0-9a-f]{16}")
 

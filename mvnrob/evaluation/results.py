@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from ..meter import PHASES
 from .manifest import Config, Manifest, clear_temporaries, probe, write_atomically
 from .models import EXTRA
 
 RESULTS, TIMINGS, PARTS = "results.parquet", "timings.parquet", "parts"
+#: What ``seconds`` of a chunk are made of: waiting for examples, and the phases of ``robustness``.
+SECONDS = ("seconds_read", *(f"seconds_{phase}" for phase in PHASES))
 #: Rows that have no probability say why in ``status``, beside the names of :class:`mvnrob.Status`.
 UNREADABLE, OUT_OF_MEMORY = "UNREADABLE", "OUT_OF_MEMORY"
 
@@ -49,7 +52,7 @@ def schema(config: Config):
 
 
 def timing_schema():
-    """One row per chunk and method: wall seconds."""
+    """One row per chunk and method, and one without a method for the rest of the chunk's time."""
     pa, _ = arrow()
     return pa.schema(
         [
@@ -57,8 +60,7 @@ def timing_schema():
             ("method", pa.string()),
             ("examples", pa.int64()),
             ("seconds", pa.float64()),
-            ("seconds_network", pa.float64()),
-            ("seconds_cdf", pa.float64()),
+            *((name, pa.float64()) for name in SECONDS),
             ("rank", pa.int64()),
         ]
     )
@@ -202,7 +204,14 @@ class Evaluation:
         return _read(self.folder / RESULTS)
 
     def timings(self):
-        """Wall seconds per chunk and method, ``pyarrow.Table``; they vary from run to run."""
+        """Seconds per chunk and method, ``pyarrow.Table``; they vary from run to run.
+
+        ``seconds`` is the sum of ``seconds_read``, ``seconds_forward``, ``seconds_jvp``,
+        ``seconds_vjp``, ``seconds_covariance``, ``seconds_sketch``, ``seconds_cdf`` and
+        ``seconds_other``. A method's are those of :class:`mvnrob.meter.Cost`. The row of a chunk whose
+        ``method`` is null has the rest of its time but for writing its part: waiting for examples
+        (read), the predictions (forward), copies and rows of the table (other).
+        """
         return _read(self.folder / TIMINGS)
 
     def __repr__(self) -> str:

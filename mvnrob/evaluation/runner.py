@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._mvn_cdf import Status
+from ..meter import Meter
 from ..network import Network, TooLarge, first_line
 from ..robustness import DEFAULT_MAX_BYTES, METHODS, robustness
 from .images import to_tensor
@@ -26,7 +27,7 @@ from .manifest import FILE, Config, Manifest, OtherRun
 from .models import LoadedModel, load_model
 from .progress import Progress
 from .ranks import Ranks
-from .results import OUT_OF_MEMORY, PARTS, UNREADABLE, Evaluation, Parts
+from .results import OUT_OF_MEMORY, PARTS, SECONDS, UNREADABLE, Evaluation, Parts
 from .sources import Example, Source, load_source, printable
 
 #: Examples that pass together unless given: few of large inputs, many of small ones.
@@ -395,10 +396,12 @@ class _Run:
             self._say, looked = progress.say, time.monotonic()
             ahead = self._read_ahead(pool, todo[0]) if todo else None
             for at, chunk in enumerate(todo):
+                start = time.perf_counter()
                 examples = [future.result() for future in ahead]
+                waited = time.perf_counter() - start
                 ahead = self._read_ahead(pool, todo[at + 1]) if at + 1 < len(todo) else None
                 try:
-                    rows, timings = self._chunk(chunk, examples, ranks.rank)
+                    rows, timings = self._chunk(chunk, examples, ranks.rank, waited)
                 except Exception as error:  # models raise what they like
                     members, cause = config.members(chunk), error.__cause__ or error
                     raise Stopped(
@@ -441,9 +444,9 @@ class _Run:
         return Example(x, example.label, example.name), None
 
     def _chunk(
-        self, chunk: int, examples: list[tuple[Example, str | None]], rank: int
+        self, chunk: int, examples: list[tuple[Example, str | None]], rank: int, waited: float
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        config = self.config
+        config, start = self.config, time.perf_counter()
         members = config.members(chunk)
         # Unreadable ones keep their place, and the last chunk is padded: all batches have one shape.
         blank = torch.zeros_like(self._like)
@@ -451,7 +454,9 @@ class _Run:
         stacked += [blank] * (config.chunk - len(stacked))
         x = self._twice(torch.stack(stacked).to, self.device)
         self._look_at(x[: len(examples)])
-        logits, unfit = self._clean(x, members.start)
+        meter = Meter(0, self.device)
+        with meter.clock("forward"):
+            logits, unfit = self._clean(x, members.start)
         self._look_at_logits(logits[: len(examples)])
         classes = logits.shape[1]
         predicted = logits.argmax(1)
@@ -473,20 +478,17 @@ class _Run:
                     target[at] = example.label
         rows: dict[int, list[dict[str, Any]]] = {at: [] for at in range(len(examples))}
         timings = []
+        own = {"seconds_read": waited, "seconds_forward": meter.cost().seconds["forward"]}
+
+        def timing(method: str | None, seconds: dict[str, float]) -> None:
+            line = {"chunk": chunk, "method": method, "examples": len(examples), "rank": rank}
+            seconds = {name: seconds.get(name, 0.0) for name in SECONDS}
+            timings.append(line | seconds | {"seconds": sum(seconds.values())})
+
         for method in config.methods:
             result, notes = self._answer(method, x, target, members.start)
             notes |= unfit
-            timings.append(
-                {
-                    "chunk": chunk,
-                    "method": method,
-                    "examples": len(examples),
-                    "seconds": result["seconds"],
-                    "seconds_network": result["seconds_network"],
-                    "seconds_cdf": result["seconds_cdf"],
-                    "rank": rank,
-                }
-            )
+            timing(method, result)
             for at, (example, _) in enumerate(examples):
                 for s, sigma in enumerate(config.sigmas):
                     row = dict.fromkeys(_NUMBERS) | {
@@ -507,6 +509,8 @@ class _Run:
                     else:
                         row |= _plain(result, s, at)
                     rows[at].append(row)
+        known = sum(line["seconds"] for line in timings) + own["seconds_forward"]
+        timing(None, own | {"seconds_other": time.perf_counter() - start - known})
         return [row for at in rows for row in rows[at]], timings
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -634,16 +638,14 @@ def _fields(result) -> dict[str, Any]:
     out["target"] = result.target.cpu()
     cost = result.cost
     out |= {"forward": cost.forward.cpu(), "jvp": cost.jvp.cpu(), "vjp": cost.vjp.cpu()}
-    out |= {"seconds_network": cost.seconds_network, "seconds_cdf": cost.seconds_cdf}
-    out["seconds"] = cost.seconds_network + cost.seconds_cdf
-    return out
+    return out | {f"seconds_{phase}": seconds for phase, seconds in cost.seconds.items()}
 
 
 def _joined(parts: list[dict[str, Any] | None], sigmas: int) -> dict[str, Any]:
     """Answers of single inputs side by side; None leaves a gap that nobody reads."""
     known = next((part for part in parts if part is not None), None)
     if known is None:
-        return {"seconds": 0.0, "seconds_network": 0.0, "seconds_cdf": 0.0}
+        return dict.fromkeys(SECONDS, 0.0)
     filled = [known if part is None else part for part in parts]
     out = {}
     for name, value in known.items():

@@ -17,6 +17,7 @@ from .._extras import require
 from ..evaluation.manifest import clear_temporaries, write_atomically
 from ..evaluation.results import Evaluation, arrow
 from ..evaluation.sources import Source
+from ..meter import PHASES
 from . import figures, pictures
 from . import statistics as st
 
@@ -88,6 +89,7 @@ def report(
         agreement=st.agreement(parts),
         bands=st.cost_by_band(main),
         times=st.time_shares(run),
+        phases=PHASES,
         half={"count": len(known), "of": len(half), "median": float(np.median(known))}
         if len(known)
         else None,

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..evaluation.results import Evaluation
 from ..intervals import student_t_quantile
+from ..meter import PHASES
 
 #: Bands of p by which cost is split.
 BANDS = ((0.0, 0.5), (0.5, 0.9), (0.9, 0.99), (0.99, 0.999), (0.999, 1.0))
@@ -291,7 +292,7 @@ def cost_by_band(of: Answers) -> list[dict[str, float | str | int]]:
 
 
 def time_shares(run: Evaluation) -> list[dict[str, float | str | int]]:
-    """Wall seconds per example and method, and what share the network and the integral took."""
+    """Seconds per example and method, and what share each of its phases took."""
     times = run.timings().to_pylist()
     out = []
     for method in run.config.methods:
@@ -304,8 +305,10 @@ def time_shares(run: Evaluation) -> list[dict[str, float | str | int]]:
                     "method": method,
                     "examples": examples,
                     "seconds per example": seconds / examples,
-                    "network": sum(t["seconds_network"] for t in mine) / max(seconds, 1e-12),
-                    "covariance and CDF": sum(t["seconds_cdf"] for t in mine) / max(seconds, 1e-12),
+                    **{
+                        phase: sum(t[f"seconds_{phase}"] for t in mine) / max(seconds, 1e-12)
+                        for phase in PHASES
+                    },
                 }
             )
     return out
