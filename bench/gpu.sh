@@ -5,19 +5,21 @@
 #   tests     tests/test_cuda*.py; a test that would be skipped for want of a GPU fails
 #   sanitize  compute-sanitizer (memcheck, racecheck, initcheck) on a small set
 #   time      bench/bench_cuda.py, bench/bench_jac_cov.py
+#   pipeline  bench/bench_pipeline.py: mvnrob.evaluate with ResNet-50's shape and 1,000 classes
 #   profile   Nsight Compute on each kernel, where ncu is there
 #
-# Default: all of them, in that order, in less than ten minutes. Each has its limit of time, and one
+# Default: all of them, in that order, in about ten minutes. Each has its limit of time, and one
 # that fails does not stop the others. `build` installs into build/gpu of this checkout and the
 # others use what lies there. Exit code: 0 if every section passed.
 #
 # Needed: a GPU, torch 2.10 or later built with CUDA, that CUDA's nvcc, numpy and scipy; for the
-# tests pytest and hypothesis; no network. BoTorch is timed beside mvnrob where it is installed.
+# tests pytest and hypothesis; no network. BoTorch is timed beside mvnrob where it is installed, and
+# pipeline writes Parquet files, as users do, where pyarrow is.
 #
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
-# cuda_jac_cov.json and .csv, profile.csv, profile.log. Environment: PYTHON chooses the interpreter;
-# MVNROB_COMMIT names the commit where the checkout has no .git; MVNROB_GPU_LIMIT=2 doubles every
-# limit of time.
+# cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, profile.csv, profile.log.
+# Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit where the checkout has no
+# .git; MVNROB_GPU_LIMIT=2 doubles every limit of time.
 set -uo pipefail
 
 if [[ $# -lt 1 || $1 == -* ]]; then
@@ -28,10 +30,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
-every=(build tests sanitize time profile)
+every=(build tests sanitize time pipeline profile)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
-declare -A limit=([build]=110 [tests]=120 [sanitize]=130 [time]=140 [profile]=90)
+declare -A limit=([build]=110 [tests]=120 [sanitize]=130 [time]=140 [pipeline]=90 [profile]=70)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]}, got $section" >&2
@@ -115,6 +117,11 @@ run_time() {
   return $bad
 }
 
+run_pipeline() {
+  needs_build || return
+  "$python" -u -m bench pipeline --device cuda --out "$out" --budget "$(scaled 65)"
+}
+
 run_profile() {
   needs_build || return
   local ncu
@@ -136,7 +143,7 @@ find_tool() {
 }
 
 # Timings are read as they come; of the other sections only what went wrong.
-show() { if [[ $1 == time ]]; then cat; else cat >/dev/null; fi; }
+show() { if [[ $1 == time || $1 == pipeline ]]; then cat; else cat >/dev/null; fi; }
 
 scaled() { awk -v x="$1" -v f="${MVNROB_GPU_LIMIT:-1}" 'BEGIN { printf "%d", x * f }'; }
 
@@ -148,7 +155,7 @@ fi
 
 "$python" -m bench.cuda_environment "$out/environment.json" before "gpu.sh ${sections[*]}"
 declare -A result seconds log=([build]=build.log [tests]=tests.log [sanitize]=sanitize.log
-  [time]=timings.txt [profile]=profile.log)
+  [time]=timings.txt [pipeline]=pipeline.txt [profile]=profile.log)
 code=0
 for section in "${sections[@]}"; do
   echo "== $section (at most $(scaled "${limit[$section]}") s)"
@@ -164,7 +171,7 @@ for section in "${sections[@]}"; do
     *) result[$section]=FAILED ;;
   esac
   if [[ $status -ne 0 ]]; then
-    [[ $section == time ]] || tail -n 30 "$file"
+    [[ $section == time || $section == pipeline ]] || tail -n 30 "$file"
     [[ $status -eq 77 ]] || code=1
   fi
   seconds[$section]=$((SECONDS - start))

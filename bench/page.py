@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md, its figures and the tables of docs/choosing.md from bench/results/.
+"""Writes docs/benchmarks.md, its figures and the tables of choosing.md and imagenet.md from bench/results/.
 
 python -m bench page [--results FOLDER] [--docs FOLDER]
 
@@ -23,8 +23,8 @@ HEAD = """# Benchmarks
 Made by `python -m bench page` from the files in `bench/results/`; do not edit. Each section names its
 file, the command that makes it again, the machine, the date and the commit. Times are CPU times of one
 thread unless a column says otherwise. "99 %" errors are what the library states, "rms" errors are true
-ones. What a GPU is predicted to do, from counted instructions and launches, stands at the end: nothing
-of it is measured. Compare a run of your own with the committed one by
+ones. What a GPU is predicted to do, from counted instructions, launches and operations, stands at the end:
+nothing of it is measured. Compare a run of your own with the committed one by
 
     python -m bench SUBCOMMAND ... --out /tmp/mine --compare bench/results/NAME.json
 
@@ -102,9 +102,7 @@ def fill(text, blocks):
         pattern = re.compile(f"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
         text, found = pattern.subn(lambda m, c=content: m[1] + c + m[2], text)
         if found != 1:
-            raise ValueError(
-                f"bench page: choosing.md must hold the block {name} once, got {found}"
-            )
+            raise ValueError(f"bench page: text must hold the block {name} once, got {found}")
     return text
 
 
@@ -118,6 +116,23 @@ def choosing_blocks(results):
         for task in dict.fromkeys(row["task"] for row in result["rows"])
     }
     return blocks | {"source": where("estimators", result)}
+
+
+def imagenet_blocks(folder):
+    """The table of docs/imagenet.md, from what is predicted for a GPU."""
+    path = folder / "cuda_predicted_pipeline.json"
+    if not path.exists():
+        return {}
+    phases = ("forward", "jvp", "vjp", "covariance", "cdf")
+    rest = ("read", "sketch", "other")
+    columns = [
+        ("p", "p"), ("JVPs", "jvp"), ("VJPs", "vjp"), ("images/s", "images_per_s"),
+        *((f"{phase} ms", f"{phase}_ms") for phase in phases),
+        ("the rest ms", lambda r: sum(r[f"{phase}_ms"] for phase in rest)),
+        ("CDF's share", lambda r: f"{100 * r['cdf_share']:.1f} %"),
+        ("minutes for 50,000", "minutes_for_50000"),
+    ]  # fmt: skip
+    return {"predicted": table(columns, json.loads(path.read_text())["rows"])}
 
 
 def digest_of_figure(path):
@@ -179,9 +194,13 @@ def main():
     (args.docs / "benchmarks.md").write_text(
         text_of(results, all_predictions(args.results), tuning_log(args.results))
     )
-    choosing = args.docs / "choosing.md"
-    if choosing.exists():
-        choosing.write_text(fill(choosing.read_text(), choosing_blocks(results)))
+    blocks = {
+        "choosing.md": choosing_blocks(results),
+        "imagenet.md": imagenet_blocks(args.results),
+    }
+    for name, found in blocks.items():
+        if (args.docs / name).exists():
+            (args.docs / name).write_text(fill((args.docs / name).read_text(), found))
     print(f"# written: benchmarks.md with {len(results)} sections")
 
 

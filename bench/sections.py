@@ -522,6 +522,21 @@ TUNING = (
     "speed stand here as well."
 )
 
+
+def pipeline_tables(rows):
+    phases = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other", "write")
+    percent = lambda r: f"{100 * r['cdf_share']:.2g} %"
+    for name in dict.fromkeys(r["case"] for r in rows):
+        yield (
+            f"{name}, chunks of {rows[0]['chunk']}:",
+            [*same("precision", "level", "sigma", "p", "images", "share"),
+             ("images/s", "images_per_s"), *((f"{phase} ms", f"{phase}_ms") for phase in phases),
+             ("CDF's share", percent), *same("forward", "jvp", "vjp", "kept"),
+             ("minutes for 50,000", "minutes_for_50000")],
+            by(rows, "case")(name),
+        )  # fmt: skip
+
+
 SECTIONS = (
     Section(
         "mvn_cdf", "mvn_cdf beside SciPy",
@@ -626,5 +641,13 @@ SECTIONS = (
         "screening", "1,000 classes on photographs",
         "EfficientNet-Lite0, `screen=\"auto\"` beside the full Jacobian of 1,000 rows.",
         screening_tables,
+    ),
+    Section(
+        "pipeline", "End to end",
+        "`mvnrob.evaluate` with 1,000 classes, chunk files and all, on made-up images (`bench/resnet.py`, "
+        "`bench/synthetic_images.py`); noise so that the median image's p is about the level. A band's "
+        "row is a chunk of that run's images in it, repeated to fill it; `all` is the run itself, its "
+        "minutes for 50,000 images are the bands' seconds by their shares, without decoding. Milliseconds "
+        "an image. The CDF's share is of the time in forward to other.", pipeline_tables,
     ),
 )  # fmt: skip

@@ -484,6 +484,11 @@ def test_page_is_what_the_committed_results_make(results):
     assert text.count(": predicted, not measured\n") == len(predictions) > 0
 
 
+def test_imagenet_holds_the_committed_prediction():
+    text, blocks = (page.DOCS / "imagenet.md").read_text(), page.imagenet_blocks(harness.RESULTS)
+    assert text == page.fill(text, blocks) and blocks["predicted"].count("\n") == 6
+
+
 def test_choosing_holds_the_committed_tables(results):
     text = (page.DOCS / "choosing.md").read_text()
     assert text == page.fill(text, page.choosing_blocks(results))

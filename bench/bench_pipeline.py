@@ -1,0 +1,480 @@
+"""mvnrob.evaluate end to end with 1,000 classes: images a second by p, and what each phase takes.
+
+python -m bench pipeline [--device cuda] [--levels .999,.99,.9,.3] [--precisions tf32,bfloat16]
+
+A network of ResNet-50's shape (bench/resnet.py) on images from a seed (bench/synthetic_images.py): no
+data, no trained weights, but classes that it tells apart. `float32`, `tf32` (of
+convolutions alone, torch's default) and `bfloat16` (all but the last layer) are how it computes. With
+`--photos N` also EfficientNet-Lite0 on N photographs, where its packages are. For each precision and
+level:
+
+- sigma: the noise at which the median image's p is about the level. For a few images the noise at which
+  p is the level is known: all rows of their Jacobians come from plain backward passes in float32, and p
+  from the CPU backend. For the others it is taken in proportion to the distance of the nearest class
+  boundary in the linear model.
+- check: mvnrob.evaluate on these images. An answer that differs from that p by more than the stated
+  errors and the precision's rounding is not timed: exit code 1.
+- mixed: mvnrob.evaluate on all images, chunk files and all.
+- bands: for each band of p one chunk of the mixed run's images in it, repeated to fill the chunk.
+
+Seconds are those that evaluate records: on a GPU of the device's stream (events; the host does not
+wait), read and write of the host. 50,000 images: the bands' seconds, weighted by the bands' shares in
+the mixed run, so with images as hard as these at this sigma; without decoding of pictures. Parts are
+Parquet files as users have them, JSON files where pyarrow is missing.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from unittest import mock
+
+from bench import harness
+
+harness.numpy_threads_one()
+
+import torch
+
+from bench import cuda_environment, cuda_timing, resnet, synthetic_images
+from mvnrob.evaluation import results, runner
+from mvnrob.evaluation.manifest import write_atomically
+from mvnrob.evaluation.models import LoadedModel
+from mvnrob.evaluation.sources import load_source
+from mvnrob.meter import PHASES
+
+#: Edges of the bands of p: one for each of the usual levels.
+BANDS = (0.0, 0.6, 0.95, 0.995, 1.0)
+IMAGES = 50_000
+#: Relative error that a precision's rounding may have in z, and error in p from batches of other sizes.
+ROUNDING = {"float32": (1e-2, 1e-3), "tf32": (5e-2, 5e-3), "bfloat16": (2e-1, 5e-2)}
+#: Streams of images: for the batch norms, for the last layer, to be evaluated.
+NORMS, LAST_LAYER, EVALUATED = 1, 2, 3
+PARTS = ("read", *PHASES, "write")
+COLUMNS = ["case", "precision", "level", "sigma", "p", "images", "share", "images_per_s",
+           *(f"{part}_ms" for part in PARTS), "cdf_share", "jvp", "vjp", "kept"]  # fmt: skip
+
+
+class Wrong(RuntimeError):
+    """An answer that must not be timed."""
+
+
+#: What ends one level and not the others.
+FAILURES = (RuntimeError, ValueError, OSError)
+
+
+@dataclass
+class Case:
+    """A model with images ``[N, 3, side, side]`` on the CPU."""
+
+    name: str
+    model: torch.nn.Module
+    x: torch.Tensor
+    labels: torch.Tensor | None
+    device: torch.device
+    half: torch.nn.Module | None = None
+
+    def loaded(self, precision):
+        if precision != "bfloat16":
+            return LoadedModel(self.model, self.name, bounds=(0.0, 1.0))
+        if self.half is None:
+            self.half = resnet.Bfloat16(self.model)
+        return LoadedModel(self.half, self.name, bounds=(0.0, 1.0))
+
+
+@dataclass
+class Done:
+    """What a run of evaluate answered and took: rows of its table in order, seconds of all chunks."""
+
+    rows: list[dict]
+    seconds: dict[str, float]
+    wall: float
+
+    @property
+    def each(self):
+        """Seconds of an image."""
+        return sum(self.seconds.values()) / len(self.rows)
+
+    def numbers(self):
+        """Columns of a result's row."""
+        count, device = len(self.rows), sum(self.seconds[phase] for phase in PHASES)
+        mean = lambda name: statistics.fmean(row[name] for row in self.rows)
+        return {
+            "images_per_s": 1 / self.each,
+            **{f"{part}_ms": 1e3 * self.seconds[part] / count for part in PARTS},
+            "cdf_share": self.seconds["cdf"] / device,
+            "shares": {part: v / sum(self.seconds.values()) for part, v in self.seconds.items()},
+            **{kind: mean(kind) for kind in ("forward", "jvp", "vjp")},
+            "error_mean": mean("error"),
+        }
+
+
+def recorded(kind, record):
+    """A class of parts that also keeps what it writes, and how long that takes."""
+
+    class Recorded(kind):
+        def write(self, chunk, rows, timings):
+            start = time.perf_counter()
+            super().write(chunk, rows, timings)
+            record["write"] += time.perf_counter() - start
+            record["rows"] += rows
+            record["timings"] += timings
+
+    return Recorded
+
+
+class JsonParts(results.Parts):
+    """The parts of a run without pyarrow: the same rows as JSON, no table of all of them."""
+
+    def finished(self):
+        return set()
+
+    def write(self, chunk, rows, timings):
+        text = json.dumps({"rows": rows, "timings": timings})
+        write_atomically(self.parts / f"{chunk:08d}.json", text.encode())
+
+    def join(self):
+        pass
+
+
+def files():
+    """(class of a run's parts, its name)"""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return JsonParts, "JSON (no pyarrow)"
+    return results.Parts, "Parquet"
+
+
+def evaluate(case, index, sigma, args, precision, chunk):
+    """mvnrob.evaluate of some images."""
+    import mvnrob
+
+    labels = None if case.labels is None else case.labels[index]
+    # what the model is given: half precision inputs say that it rounds inside
+    x = case.x[index].to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    source = load_source(x if labels is None else (x, labels))
+    record = {"rows": [], "timings": [], "write": 0.0}
+    with (
+        tempfile.TemporaryDirectory() as out,
+        mock.patch.object(runner, "Parts", recorded(files()[0], record)),
+        precise(precision),
+    ):
+        start = time.perf_counter()
+        mvnrob.evaluate(
+            case.loaded(precision), source, sigma, out=out, chunk=chunk, device=case.device,
+            max_bytes=args.max_bytes, abs_tol=args.abs_tol, progress=False,
+            threads=torch.get_num_threads(),
+        )  # fmt: skip
+        wall = time.perf_counter() - start
+    gaps = {row["status"] for row in record["rows"] if row["prob"] is None}
+    if gaps:
+        raise Wrong(f"images without an answer: {', '.join(sorted(gaps))}")
+    seconds = {name: sum(t[f"seconds_{name}"] for t in record["timings"]) for name in PARTS[:-1]}
+    return Done(record["rows"], seconds | {"write": record["write"]}, wall)
+
+
+@contextlib.contextmanager
+def precise(precision):
+    """float32 convolutions by TF32, as torch has them, or without."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+class References:
+    """Some images' margins and their covariances from all rows of the Jacobian, by plain backward
+    passes in float32 with sums in float64; probabilities by the CPU backend."""
+
+    def __init__(self, case, count, batch):
+        from mvnrob import jac_cov_finalize
+
+        found = [self._products(case, case.x[at : at + 1], batch) for at in range(count)]
+        logits, S = (torch.cat(parts) for parts in zip(*found, strict=True))
+        problem = jac_cov_finalize(S, logits, logits.argmax(1), 1.0)
+        self.z, self.corr = problem.z, problem.corr
+
+    def _products(self, case, x, batch):
+        """Logits ``[1, C]`` and sum_d u_d u_d^T ``[1, C, C]`` of an image, on the CPU."""
+        x = x.to(case.device)
+        with precise("float32"):
+            classes = case.model(x).shape[1]
+            rows = torch.empty(classes, x.numel(), device=case.device)
+            for first in range(0, classes, batch):
+                count = min(batch, classes - first)
+                leaf = x.expand(count, -1, -1, -1).clone().requires_grad_()
+                logits = case.model(leaf)
+                chosen = logits.diagonal(first).sum()
+                rows[first : first + count] = torch.autograd.grad(chosen, leaf)[0].flatten(1)
+        logits = logits[:1].detach().double().cpu()
+        target = int(logits.argmax())
+        products = torch.zeros(classes, classes, dtype=torch.float64, device=case.device)
+        for part in (rows - rows[target]).split(4096, 1):
+            part = part.double()
+            products += part @ part.T
+        return logits, products.cpu()[None]
+
+    def probability(self, sigma, tol):
+        """p and its error for one sigma or for each image's: ``[n]``."""
+        from mvnrob import mvn_cdf
+
+        sigma = torch.as_tensor(sigma, dtype=torch.float64).expand(len(self.z))
+        with warnings.catch_warnings():  # the error says what an unmet tolerance would
+            warnings.simplefilter("ignore", RuntimeWarning)
+            info = mvn_cdf(self.z / sigma[:, None], self.corr, abs_tol=tol, return_info=True)
+        return info.prob, info.error
+
+    def sigma_of(self, level, near):
+        """The noise at which p is about the level, of each image at distances ``near`` [n]."""
+        low, high = 0.01 * near, 10 * near
+        for _ in range(12):
+            middle = (low * high).sqrt()
+            p, _ = self.probability(middle, (1 - level) / 50)
+            low, high = torch.where(p > level, middle, low), torch.where(p > level, high, middle)
+        return (low * high).sqrt()
+
+
+def distances(case, batch):
+    """Of each image ``[N]``, the least margin by the norm of its gradient among the eight nearest
+    classes."""
+    from mvnrob.jacobian import jacobian
+
+    out = []
+    for x in case.x.split(batch):
+        x = x.to(case.device)
+        with precise("float32"):
+            with torch.no_grad():
+                values, classes = case.model(x).topk(9, 1)
+            rows = jacobian(case.model, x, classes, max_bytes=2**34, check="off")
+        norms = torch.linalg.vector_norm(rows[:, :1] - rows[:, 1:], dim=2)
+        out.append(((values[:, :1] - values[:, 1:]) / norms).amin(1).double().cpu())
+    return torch.cat(out)
+
+
+def check(references, rows, sigma, precision):
+    """Raises where an answer lies outside what noise levels within the rounding explain."""
+    off, _ = ROUNDING[precision]
+    (least, e1), (most, e2) = (references.probability(sigma * f, 1e-3) for f in (1 + off, 1 - off))
+    least, most = least - e1, most + e2
+    for at, row in enumerate(rows):
+        p, error = row["prob"], row["error"]
+        if not float(least[at]) - error <= p <= float(most[at]) + error:
+            raise Wrong(
+                f"image {at} at sigma {sigma:.4g}: p {p:.6f}, error {error:.1e}, but "
+                f"{float(least[at]):.6f} to {float(most[at]):.6f} from all rows in float32 by the CPU "
+                "backend"
+            )
+
+
+def band_of(p):
+    return max(b for b in range(len(BANDS) - 1) if p >= BANDS[b])
+
+
+def level_rows(case, level, sigma, args, precision, budget):
+    """Rows of a level: its bands, then the mixed run."""
+    chunk = args.chunk
+    _, slack = ROUNDING[precision]
+    mixed = evaluate(case, list(range(len(case.x))), sigma, args, precision, chunk)
+    probs = [row["prob"] for row in mixed.rows]
+    about = {"case": case.name, "precision": precision, "level": level, "sigma": sigma}
+    named = {"chunk": chunk, "files": files()[1]}
+    reckoned, whole = 0.0, True
+    for band, (low, high) in enumerate(itertools.pairwise(BANDS)):
+        inside = [at for at, p in enumerate(probs) if band_of(p) == band]
+        if not inside:
+            continue
+        share = len(inside) / len(probs)
+        if budget.left() < 0:
+            print(f"# not run, no time left: level {level:g}, p {low:g} to {high:g}")
+            whole = False
+            continue
+        chosen = list(itertools.islice(itertools.cycle(inside), chunk))
+        done = evaluate(case, chosen, sigma, args, precision, chunk)
+        for at, row in zip(chosen, done.rows, strict=True):
+            gap = abs(row["prob"] - probs[at])
+            if not gap <= row["error"] + mixed.rows[at]["error"] + slack:
+                raise Wrong(f"image {at} at sigma {sigma:.4g}: {gap:.1e} between two runs")
+        reckoned += share * done.each
+        yield {
+            "table": "band", **about, "p": f"{low:g} to {high:g}", "images": len(set(chosen)),
+            "share": share, **done.numbers(), "kept": kept(case, done), **named,
+        }  # fmt: skip
+    row = {
+        "table": "mix", **about, "p": f"all, median {statistics.median(probs):.4f}",
+        "images": len(probs), "share": 1.0, **mixed.numbers(), "kept": kept(case, mixed), **named,
+    }  # fmt: skip
+    row["start_s"] = mixed.wall - sum(mixed.seconds.values())
+    row["measured_s_an_image"] = mixed.each
+    if whole:
+        row["from_bands_s_an_image"] = reckoned
+        row["minutes_for_50000"] = IMAGES * reckoned / 60
+    yield row
+
+
+def kept(case, done):
+    """Rivals in the integral, on average."""
+    classes = case.model.fc.out_features if hasattr(case.model, "fc") else 1000
+    return classes - 1 - statistics.fmean(row["n_screened"] for row in done.rows)
+
+
+def synthetic_case(args, device):
+    """The network made a classifier, fresh images for it, and what it gets right."""
+    start = time.perf_counter()
+    made = synthetic_images.SyntheticImages(args.classes, args.side, device=device)
+    model = resnet.ResNet(args.blocks, args.width, args.classes).to(device)
+    with precise("float32"):
+        resnet.calibrate(model, made.images(0, args.norm_images, salt=NORMS))
+        resnet.set_last_layer(
+            model, lambda first, count: made.images(first, count, salt=LAST_LAYER),
+            args.per_class, args.norm_images,
+        )  # fmt: skip
+    if args.channels_last:
+        model.to(memory_format=torch.channels_last)
+    # every so many classes one image
+    labels = torch.arange(args.images) * max(1, args.classes // args.images) % args.classes
+    parts, right = [], 0
+    for label in labels.tolist():
+        image = made.images(label, 1, salt=EVALUATED)
+        with torch.no_grad(), precise("float32"):
+            right += int(model(image).argmax()) == label
+        parts.append(image.cpu())
+    cuda_timing.synchronize(device)
+    shape = "ResNet-50's shape" if args.blocks == [3, 4, 6, 3] else f"blocks {args.blocks}"
+    name = f"{shape}, {args.width} wide, {args.side} x {args.side}"
+    about = {"accuracy": right / len(labels), "seconds_to_make": time.perf_counter() - start}
+    return Case(name, model, torch.cat(parts), labels, device), about
+
+
+def photo_case(args, device):
+    from mvnrob.models import efficientnet_lite, photos
+
+    chosen = photos.load_photos(list(photos.PHOTOS)[: args.photos])
+    model = efficientnet_lite.load_efficientnet_lite0().to(device)
+    model.requires_grad_(False)
+    return Case("EfficientNet-Lite0 on photographs", model, photos.as_batch(chosen), None, device)
+
+
+def case_rows(case, args, budget, wrong):
+    """All rows of a case, as long as there is time; what was not timed for an error goes to ``wrong``."""
+    count = min(args.pilot, len(case.x))
+    references = References(case, count, args.chunk)
+    near = distances(case, args.chunk)
+    for precision in args.precisions:
+        if precision == "bfloat16" and not isinstance(case.model, resnet.ResNet):
+            print(f"# {case.name} is not run in bfloat16: it is loaded in float32")
+            continue
+        for level in sorted(args.levels, reverse=True):
+            known = references.sigma_of(level, near[:count])
+            sigma = float((known / near[:count]).median() * near.median())
+            try:
+                yield from tried(case, references, level, sigma, args, precision, budget)
+            except FAILURES as error:
+                wrong.append(
+                    f"{case.name}, {precision}, level {level:g}: {type(error).__name__}: {error}"
+                )
+                print(f"bench pipeline: {wrong[-1]}; it is not timed", flush=True)
+
+
+def tried(case, references, level, sigma, args, precision, budget):
+    """Rows of a level, whose answers are checked first."""
+    count = len(references.z)
+    start = time.monotonic()
+    checked = evaluate(case, list(range(count)), sigma, args, precision, count)
+    check(references, checked.rows, sigma, precision)
+    # small batches are slower: what all images take is less than this
+    likely = (time.monotonic() - start) / count * len(case.x)
+    if min(likely, 4 * checked.each * args.chunk) > budget.left():
+        print(f"# not run, no time left: {case.name}, {precision}, level {level:g}")
+        return
+    yield from level_rows(case, level, sigma, args, precision, budget)
+
+
+def arguments():
+    p = harness.parser(__doc__.splitlines()[0])
+    numbers = lambda kind: lambda text: [kind(v) for v in text.split(",")]
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--images", type=int, default=64)
+    p.add_argument("--chunk", type=int, default=32, help="images that pass together")
+    p.add_argument("--levels", type=numbers(float), default="0.999,0.99,0.9,0.3")
+    p.add_argument("--precisions", type=numbers(str), help="of " + ", ".join(ROUNDING))
+    p.add_argument("--abs-tol", type=float, default=1e-3)
+    p.add_argument("--max-bytes", type=int, help="default: a quarter of a GPU's memory, else 2 GiB")
+    p.add_argument(
+        "--pilot", type=int, default=3, help="images with all rows: sigmas and the check"
+    )
+    p.add_argument("--side", type=int, default=224)
+    p.add_argument("--classes", type=int, default=1000)
+    p.add_argument("--blocks", type=numbers(int), default="3,4,6,3")
+    p.add_argument("--width", type=int, default=64)
+    p.add_argument("--per-class", type=int, default=4, help="images for the last layer")
+    p.add_argument("--norm-images", type=int, default=128, help="for the batch norms, and a batch")
+    p.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=None)
+    p.add_argument("--photos", type=int, default=0, help="EfficientNet-Lite0 on so many")
+    p.add_argument("--budget", type=float, default=600.0, help="seconds; what is left out is named")
+    args = p.parse_args()
+    device = torch.device(args.device)
+    cuda = device.type == "cuda"
+    if cuda and not torch.cuda.is_available():
+        sys.exit(f"bench pipeline: torch {torch.__version__} finds no GPU (--device cpu)")
+    args.precisions = args.precisions or (["tf32", "bfloat16"] if cuda else ["float32"])
+    if unknown := set(args.precisions) - set(ROUNDING):
+        p.error(f"--precisions must be of {', '.join(ROUNDING)}, got {unknown.pop()}")
+    if args.channels_last is None:
+        args.channels_last = cuda
+    if args.max_bytes is None:
+        args.max_bytes = torch.cuda.mem_get_info(device)[1] // 4 if cuda else 2**31
+    args.chunk = min(args.chunk, args.images)
+    return args, device
+
+
+def main():
+    args, device = arguments()
+    # of a GPU's machine the references' integrals take all threads
+    torch.set_num_threads(1 if device.type == "cpu" else os.cpu_count())
+    budget = cuda_timing.Budget(args.budget)
+    report = harness.environment()
+    if device.type == "cuda":
+        report |= cuda_environment.gpu()
+        report["clocks_before"] = cuda_environment.clocks()
+    harness.show_environment(report)
+    case, report["network"] = synthetic_case(args, device)
+    print(f"# {case.name}: {report['network']}", flush=True)
+    cases = [case]
+    if args.photos:
+        cases.append(photo_case(args, device))
+    rows, wrong = [], []
+    for case in cases:
+        for row in case_rows(case, args, budget, wrong):
+            rows.append(row)
+            print(f"# {row['precision']} {row['level']:g}, p {row['p']}: "
+                  f"{row['images_per_s']:.3g} images/s", flush=True)  # fmt: skip
+            with contextlib.redirect_stdout(io.StringIO()):  # a run that is cut off leaves it
+                harness.write("pipeline", report, rows, args.out)
+    if not rows:
+        print("bench pipeline: no time was taken")
+        return 1
+    report["wrong"] = wrong
+    if device.type == "cuda":
+        report["clocks_after"] = cuda_environment.clocks()
+    harness.show(rows, COLUMNS)
+    for row in rows:
+        if "minutes_for_50000" in row:
+            print(f"# {row['case']}, {row['precision']}, sigma {row['sigma']:.3g}: 50,000 such images "
+                  f"{row['minutes_for_50000']:.3g} minutes, of the phases mvn_cdf takes "
+                  f"{row['cdf_share']:.1%}")  # fmt: skip
+    harness.write("pipeline", report, rows, args.out)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

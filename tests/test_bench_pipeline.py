@@ -1,0 +1,114 @@
+"""bench pipeline: the network, its images, and a tiny run whose phases fill its time."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+from bench import __main__ as front
+from bench import cuda_floor_pipeline, harness, page, resnet, sections
+from bench.synthetic_images import SyntheticImages
+
+TINY = [
+    "--device", "cpu", "--images", "4", "--chunk", "2", "--levels", ".9", "--side", "32",
+    "--classes", "40", "--blocks", "1,1", "--width", "8", "--norm-images", "32", "--pilot", "1",
+    "--per-class", "6",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A tiny run: (exit code, result or None)."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    threads = torch.get_num_threads()
+
+    def call(*more):
+        monkeypatch.setattr(sys, "argv", ["bench"])
+        monkeypatch.setattr(harness, "subcommand", None)
+        monkeypatch.setattr(harness, "written", [])
+        code = front.main(["pipeline", *TINY, *more, "--out", str(tmp_path)])
+        path = tmp_path / "pipeline.json"
+        return code, json.loads(path.read_text()) if path.exists() else None
+
+    yield call
+    torch.set_num_threads(threads)
+
+
+def test_shape_is_resnet_50_s():
+    model = resnet.ResNet()
+    assert sum(p.numel() for p in model.parameters()) == 25_557_032
+    counted = cuda_floor_pipeline.work(
+        lambda: model.to("meta")(torch.empty(2, 3, 224, 224, device="meta"))
+    )
+    assert counted.flop / 2 == pytest.approx(8.178e9, rel=1e-3)  # torchvision's: 4.089 GMAC
+    assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
+
+
+def test_images_are_their_own():
+    made = SyntheticImages(7, 16)
+    whole, part = made.images(0, 5), made.images(3, 2)
+    torch.testing.assert_close(whole[3:], part, rtol=0, atol=1e-6)
+    assert whole.min() >= 0 and whole.max() <= 1
+    assert (whole[0] - made.images(0, 1, salt=1)[0]).abs().mean() > 1e-3
+    assert (whole[0] - made.images(7, 1)[0]).abs().mean() > 1e-3  # of the same class
+
+
+@pytest.mark.parametrize(("parquet", "precision"), [(True, "float32"), (False, "bfloat16")])
+def test_phases_fill_the_time(run, monkeypatch, parquet, precision):
+    if parquet:
+        pytest.importorskip("pyarrow")
+    else:
+        monkeypatch.setitem(sys.modules, "pyarrow", None)
+    code, result = run("--precisions", precision)
+    from bench.bench_pipeline import PARTS  # when the threads are set
+
+    assert code == 0
+    bands = [row for row in result["rows"] if row["table"] == "band"]
+    (mixed,) = [row for row in result["rows"] if row["table"] == "mix"]
+    assert result["environment"]["network"]["accuracy"] >= 0.75
+    for row in result["rows"]:
+        assert set(row["shares"]) == set(PARTS)
+        assert sum(row["shares"].values()) == pytest.approx(1)
+        assert min(row["shares"].values()) >= 0
+        milliseconds = sum(row[f"{part}_ms"] for part in PARTS)
+        assert milliseconds == pytest.approx(1e3 / row["images_per_s"])
+        assert all(row[f"{part}_ms"] > 0 for part in ("forward", "jvp", "vjp", "covariance", "cdf"))
+        assert row["files"].startswith("Parquet" if parquet else "JSON")
+    assert sum(row["share"] for row in bands) == pytest.approx(1)
+    seconds = sum(row["share"] / row["images_per_s"] for row in bands)
+    assert mixed["minutes_for_50000"] == pytest.approx(50_000 * seconds / 60)
+    assert 0.5 < float(mixed["p"].split()[-1]) < 0.995  # .9 was asked for
+    ((_, columns, rows),) = sections.pipeline_tables(result["rows"])
+    assert rows == result["rows"] and page.table(columns, rows).count("\n") == 2 + len(rows)
+
+
+def test_wrong_answer_is_not_timed(run, monkeypatch, capsys):
+    import mvnrob
+
+    right = mvnrob.evaluation.runner.robustness
+
+    def wrong(*args, **options):
+        made = right(*args, **options)
+        made.prob.sub_(0.1)
+        return made
+
+    monkeypatch.setattr(mvnrob.evaluation.runner, "robustness", wrong)
+    code, result = run()
+    assert code == 1 and result is None
+    assert "it is not timed" in capsys.readouterr().out
+
+
+def test_floor_counts_an_expanded_number_once():
+    x = torch.zeros(3, 1, dtype=torch.float64).expand(3, 100)
+    assert cuda_floor_pipeline.held(x) == 24
+    assert cuda_floor_pipeline.held(x.contiguous()) == 2400
+
+
+def test_splits_of_directions():
+    assert cuda_floor_pipeline.splits(8, 6) == [6, 2]
+    assert cuda_floor_pipeline.splits(8, 8) == cuda_floor_pipeline.splits(8, 20) == [8]
