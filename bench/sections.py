@@ -647,7 +647,7 @@ SECTIONS = (
         "`mvnrob.evaluate` with 1,000 classes, chunk files and all, on made-up images (`bench/resnet.py`, "
         "`bench/synthetic_images.py`); noise so that the median image's p is about the level. A band's "
         "row is a chunk of that run's images in it, repeated to fill it; `all` is the run itself, its "
-        "minutes for 50,000 images are the bands' seconds by their shares, without decoding. Milliseconds "
+        "minutes for 50,000 images are the bands' seconds by their shares, without decoding. Wall milliseconds "
         "an image. The CDF's share is of the time in forward to other.", pipeline_tables,
     ),
 )  # fmt: skip
