@@ -11,7 +11,8 @@ from torch import Tensor
 from .estimators import ESTIMATORS
 from .jacobian import check_choice
 from .network import owning_module
-from .robustness import RobustnessResult, robustness
+from .options import check_options
+from .robustness import OPTIONS, RobustnessResult, robustness
 
 
 class Estimator:
@@ -39,6 +40,9 @@ class Estimator:
             raise TypeError(
                 f"Estimator: forward_func must be callable, got {type(forward_func).__name__}"
             )
+        check_options(
+            "Estimator", options, known=OPTIONS, own=("model", "x", "sigma", "method", "target")
+        )
         self.forward_func, self.sigma, self.method = forward_func, sigma, method
         self.options = options
 

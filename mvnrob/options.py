@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 
 def check_int(op: str, name: str, value, least: int | None) -> None:
@@ -18,3 +19,14 @@ def check_number(op: str, name: str, value, wanted: str, *, positive: bool) -> N
         raise TypeError(f"{op}: {name} must be {wanted}, got {kind}")
     if not math.isfinite(value) or (positive and value <= 0):
         raise ValueError(f"{op}: {name} must be {wanted}, got {value}")
+
+
+def check_options(
+    op: str, options: Mapping | None, *, known: Collection[str], own: Collection[str]
+) -> None:
+    """Keyword arguments that are passed on: ``known`` ones, except those that ``op`` sets itself."""
+    for name in options or ():
+        if name not in known:
+            raise TypeError(f"{op}: options must be one of {', '.join(known)}, got {name!r}")
+        if name in own:
+            raise TypeError(f"{op}: options must leave out what is set otherwise, got {name!r}")

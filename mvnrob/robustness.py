@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -266,6 +267,10 @@ def robustness(
     return RobustnessResult(
         **values, target=chosen, sigma=sigma_levels(sigma), method=method, cost=cost
     )
+
+
+#: Names of all arguments of :func:`robustness`.
+OPTIONS = inspect.signature(robustness).parameters.keys()
 
 
 def sigma_levels(sigma) -> Tensor:

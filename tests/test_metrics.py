@@ -1,5 +1,7 @@
 """The shapes of other libraries: a torchmetrics metric and Captum's estimator object."""
 
+import pickle
+
 import pytest
 import torch
 
@@ -123,3 +125,138 @@ def test_options_and_methods_are_looked_at_before_the_first_batch():
         metrics.AverageCaseRobustness(net(), 0.2, method="mc", n_samples=10)
     with pytest.raises(ValueError, match="method must be one of"):
         metrics.AverageCaseRobustness(net(), 0.2, method="monte-carlo")
+
+
+def collection():
+    """Two metrics that agree on the first of two batches, whatever they are asked; and the batches."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    identity = torch.nn.Identity().eval()
+    easy = torch.tensor([[50.0, 0, 0], [60, 0, 0]])
+    hard = torch.tensor([[0.1, 0, 0], [0.2, 0.1, 0]])
+    small = metrics.AverageCaseRobustness(identity, 0.01)
+    large = metrics.AverageCaseRobustness(identity, 1.0)
+    alone = [mvnrob.robustness(identity, hard, sigma).prob.mean() for sigma in (0.01, 1.0)]
+    assert alone[0] - alone[1] > 0.3
+    return torchmetrics.MetricCollection({"small": small, "large": large}), easy, hard, alone
+
+
+def look(both, easy, hard, alone):
+    """That each metric has its own answer after both batches."""
+    both.update(easy)
+    both.update(hard)
+    got = both.compute()
+    torch.testing.assert_close(got["small"], (1 + alone[0]) / 2, atol=1e-3, rtol=0)
+    torch.testing.assert_close(got["large"], (1 + alone[1]) / 2, atol=1e-3, rtol=0)
+
+
+def test_metrics_of_a_collection_keep_apart():
+    both, easy, hard, alone = collection()
+    look(both, easy, hard, alone)
+    assert all(len(group) == 1 for group in both.compute_groups.values())
+    both.reset()
+    look(both, easy, hard, alone)
+    for copied in (both.clone(), pickle.loads(pickle.dumps(both))):
+        copied.reset()
+        look(copied, easy, hard, alone)
+    both.reset()
+    both.set_dtype(torch.float64)
+    both.add_metrics({"again": both["large"].clone()})  # groups are looked for anew
+    look(both, easy, hard, alone)
+    assert len(both.compute_groups) == 3
+    assert both["large"](easy) == 1 and both["small"](hard) == alone[0]  # one at a time
+    several = both(hard)
+    torch.testing.assert_close(several["small"], alone[0], atol=1e-3, rtol=0)
+    torch.testing.assert_close(several["large"], alone[1], atol=1e-3, rtol=0)
+
+
+def test_a_copy_with_another_model_keeps_apart():
+    """A clone has the model as it was then."""
+    torchmetrics = pytest.importorskip("torchmetrics")
+    model, x = net(), data()[0]
+    now = metrics.AverageCaseRobustness(model, 0.2)
+    both = torchmetrics.MetricCollection({"now": now, "then": now.clone()})
+    both.update(x)
+    before = both.compute()
+    with torch.no_grad():
+        model[0].weight.mul_(0.01)
+    both.reset()
+    both.update(x)
+    after = both.compute()
+    assert after["then"] == before["then"] and after["now"] != before["now"]
+
+
+@pytest.mark.parametrize("on_step", [False, True])
+def test_numbers_go_on_after_forward(on_step):
+    """Noise of an input is its number's, by whatever mixture of calls it came."""
+    x = torch.rand(1, 6, generator=torch.Generator().manual_seed(2)).repeat(8, 1)
+    options = {"n_samples": 200}
+    whole = mvnrob.robustness(net(), x, 2.0, method="mc", **options).prob
+    assert len(set(whole.tolist())) > 4
+    metric = metrics.AverageCaseRobustness(
+        net(), 2.0, method="mc", reduction="none", options=options, dist_sync_on_step=on_step
+    )
+    for _ in range(2):
+        assert torch.equal(metric(x[:2]), whole[:2])
+        metric.update(x[2:3])
+        with pytest.raises(ValueError, match="target must lie"):
+            metric.update(x[3:5], torch.tensor([0, 7]))
+        assert torch.equal(metric(x[3:5]), whole[3:5])
+        metric = pickle.loads(pickle.dumps(metric))
+        metric.update(x[5:6])
+        assert torch.equal(metric(x[6:]), whole[6:])
+        assert torch.equal(metric.compute(), whole)
+        metric.reset()
+
+
+def test_a_process_without_inputs_sends_the_others_dtypes():
+    """Two processes, of which the other is played: it had all inputs, this one had none."""
+    x, _ = data(4)
+    other = metrics.AverageCaseRobustness(net(), 0.2)
+    other.update(x)
+    theirs = {torch.float64: other.prob[0], torch.int64: other.target[0]}
+
+    def gather(mine, group=None):
+        return [mine, mine if mine.dim() == 0 else theirs[mine.dtype]]
+
+    metric = metrics.AverageCaseRobustness(
+        net(), 0.2, dist_sync_fn=gather, distributed_available_fn=lambda: True
+    )
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert metric.compute() == other.compute()
+    metric.update(x[:1])
+    assert len(metric.prob[-1]) == 1 and metric.apart.isnan()
+
+
+def test_classes_beyond_num_classes_are_refused():
+    metric = metrics.AverageCaseRobustness(net(), 0.2, reduction="class", num_classes=2)
+    x, _ = data(2)
+    with pytest.raises(ValueError, match=r"target .* must lie in \[0, num_classes\), got 2"):
+        metric.update(x, torch.tensor([0, 2]))
+    metric.update(x, torch.tensor([0, 1]))
+    assert metric.compute().shape == (2,)
+    sure = metrics.AverageCaseRobustness(
+        torch.nn.Identity().eval(), 0.2, reduction="class", num_classes=2
+    )
+    with pytest.raises(ValueError, match=r"prediction.* must lie in \[0, num_classes\), got 2"):
+        sure.update(torch.tensor([[0.0, 0.0, 9.0]]))
+    with pytest.raises(TypeError, match="num_classes must be an int, got float"):
+        metrics.AverageCaseRobustness(net(), 0.2, reduction="class", num_classes=2.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("first_index", "metrics: options must leave out .*, got 'first_index'"),
+        ("sigma", "metrics: options must leave out .*, got 'sigma'"),
+        ("target", "metrics: options must leave out .*, got 'target'"),
+        ("samples", "metrics: options must be one of .*, got 'samples'"),
+    ],
+)
+def test_options_that_are_none_of_the_users(name, text):
+    with pytest.raises(TypeError, match=text):
+        metrics.AverageCaseRobustness(net(), 0.2, options={name: 1})
+    if name == "first_index":  # the estimator counts nothing
+        assert Estimator(net(), 0.2, first_index=1).estimate(data(2)[0]).prob.shape == (2,)
+    elif name != "sigma":  # which is an argument of its own
+        with pytest.raises(TypeError, match=text.replace("metrics", "Estimator")):
+            Estimator(net(), 0.2, **{name: 1})
