@@ -67,8 +67,9 @@ class MultivariateNormal(_Delegating):
         Args:
             x: upper limits ``[..., n]`` (``[k]`` are k limits where n = 1, one limit otherwise).
             mean: ``[n]``; none means zero.
-            cov: a variance, n variances, a matrix ``[n, n]`` whose lower triangle is read, or a
-                ``scipy.stats.Covariance``.
+            cov: a variance, n variances, a matrix ``[n, n]``, or a ``scipy.stats.Covariance``. Of a
+                matrix that is not symmetric, that is read which SciPy 1.17 reads: the lower triangle,
+                but in two dimensions the upper one (and the lower one's eigenvalues are looked at).
             allow_singular: take a covariance that is singular to SciPy's tolerance (an eigenvalue
                 below 2.2e-10 of the largest).
             maxpts: most integrand evaluations for a limit (default ``1000000 * n``).
@@ -221,9 +222,7 @@ def _parameters(mean, cov, allow_singular) -> tuple[np.ndarray, np.ndarray]:
         )
     if not np.isfinite(cov).all():
         raise ValueError("array must not contain infs or NaNs")
-    # mvn_cdf reads one entry of each pair and does not say which; SciPy says it.
-    cov = np.tril(cov) + np.tril(cov, -1).T
-    eigenvalues = np.linalg.eigvalsh(cov)
+    eigenvalues = np.linalg.eigvalsh(cov, UPLO="L")  # SciPy's eigh reads the lower triangle
     negligible = 1e6 * np.finfo(float).eps * np.abs(eigenvalues).max()
     if eigenvalues[0] < -negligible:
         raise ValueError("The input matrix must be symmetric positive semidefinite.")
@@ -256,6 +255,13 @@ def _cdf(x, mean, cov, maxpts, abseps, releps, lower_limit, rng, *, log):
         signs = 1.0 - 2.0 * (swapped.sum(-1) % 2)
         upper, lower = np.where(swapped, lower, upper), np.where(swapped, upper, lower)
         lower = torch.from_numpy(lower - mean)
+    # mvn_cdf reads one entry of each pair and does not say which. SciPy's sampler (n > 2) factorises the
+    # lower triangle; its closed form of two variables takes the entry above the diagonal.
+    cov = np.triu(cov) + np.triu(cov, 1).T if n == 2 else np.tril(cov) + np.tril(cov, -1).T
+    if (
+        n == 2 and cov[0, 1] ** 2 > (1 + 1e-9) * cov[0, 0] * cov[1, 1]
+    ):  # SciPy's answer has no meaning
+        raise ValueError("The input matrix must be symmetric positive semidefinite.")
     points = int(maxpts or 1_000_000 * n)
     info = mvn_cdf(
         torch.from_numpy(upper - mean),

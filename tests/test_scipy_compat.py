@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+import scipy
 from scipy import stats
 
 from mvnrob import scipy_compat
@@ -131,11 +132,29 @@ def test_shapes_that_do_not_fit():
         ours.cdf([1.0, 2.0], lower_limit=[0.0, 1.0])
 
 
-def test_lower_triangle_is_read():
+def test_one_triangle_is_read():
+    """SciPy's: in two dimensions the upper one."""
+    skew = np.array([[1.0, 0.9], [0.1, 2.0]])
+    upper = ours.cdf([0.3, 1.0], cov=[[1.0, 0.9], [0.9, 2.0]])
+    assert abs(upper - ours.cdf([0.3, 1.0], cov=[[1.0, 0.1], [0.1, 2.0]])) > 0.02
+    frozen = ours(cov=skew)
+    for got in (ours.cdf([0.3, 1.0], cov=skew), frozen.cdf([0.3, 1.0])):
+        assert got == upper
+    if tuple(map(int, scipy.__version__.split(".")[:2])) >= (1, 17):  # another integrator before
+        assert abs(upper - stats.multivariate_normal.cdf([0.3, 1.0], cov=skew)) < 1e-6
+    assert (frozen.cov == skew).all() and frozen.pdf([0, 1]) == stats.multivariate_normal.pdf(
+        [0, 1], cov=skew
+    )
+    with pytest.raises(ValueError, match="must be symmetric positive semidefinite"):
+        ours.cdf([0.3, 1.0], cov=[[1.0, 2.0], [0.1, 1.0]])
     cov = random_call(1, 3, ())["cov"]
     for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):  # the integrator sorts the variables
         x, lower = X[order], cov[order][:, order]
         above = np.triu(np.full((3, 3), 0.1), 1)
+        theirs = stats.multivariate_normal.cdf(
+            x, cov=np.tril(lower) + above, rng=np.random.default_rng(0)
+        )
+        assert abs(theirs - ours.cdf(x, cov=lower)) < 1e-4
         assert ours.cdf(x, cov=np.tril(lower) + above) == ours.cdf(x, cov=lower)
 
 
