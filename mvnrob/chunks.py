@@ -62,9 +62,11 @@ def run(
     batch, device = len(x), x.device
     meter = Meter(batch, device)
     with meter.clock("forward"), memory_of_one(network.op):
-        graph = network.graph_bytes(x[:1])
+        # methods that take no gradient serve models that have none
+        linearised = method in LINEARISED
+        graph = network.graph_bytes(x[:1]) if linearised else network.pass_bytes(x[:1])
         passes = 1
-        if method in LINEARISED:
+        if linearised:
             network.head = read_head(network.op, head, network, x[:1])
             passes += 2 * (network.head is not None)
     meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), passes)

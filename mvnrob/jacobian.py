@@ -497,8 +497,12 @@ def check_inputs(op: str, x) -> None:
         raise TypeError(f"{op}: x must be a dense tensor, got {kind}")
     if x.is_meta:
         raise ValueError(f"{op}: x must hold numbers, got a tensor on device meta")
-    if x.dim() < 2 or x[0:1].numel() == 0 and x.shape[0] > 0:
+    if x.dim() < 2:
         raise ValueError(f"{op}: x must have shape [B, *shape], got {list(x.shape)}")
+    if x.shape[0] > 0 and x.numel() == 0:
+        raise ValueError(
+            f"{op}: x must have at least one number for each input, got shape {list(x.shape)}"
+        )
 
 
 def check_choice(op: str, name: str, value, choices: tuple[str, ...]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .live_bytes import LiveBytes
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
@@ -208,6 +210,10 @@ class Network:
         seen: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
+            if (
+                tensor.layout is not torch.strided
+            ):  # a sparse weight, whose numbers are not in one place
+                return tensor.detach()
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in shared:
                 seen[storage.data_ptr()] = storage.nbytes()
@@ -218,6 +224,12 @@ class Network:
             leaf = x.detach().requires_grad_()
             out = self(leaf)
         return sum(seen.values()) + x.nbytes + out.nbytes
+
+    def pass_bytes(self, x: Tensor) -> int:
+        """Bytes that an input takes in a forward pass without gradients, measured on ``x [1, ...]``."""
+        with torch.no_grad(), LiveBytes() as live:
+            self(x)
+        return live.most + x.nbytes
 
 
 def _read_preprocessing(

@@ -932,6 +932,11 @@ BAD_CALLS = [
         r"model must return logits on the device of x \(cpu\), got meta",
     ),
     (
+        {"x": inputs(3, 5)[:, :0]},
+        ValueError,
+        r"x must have at least one number for each input, got shape \[3, 0\]",
+    ),
+    (
         {"x": inputs(3, 5)},
         ValueError,
         r"x must be what the model takes, got shape \[3, 5\] torch.float64: mat1 and mat2 shapes",
@@ -1084,3 +1089,45 @@ def test_bad_calls_of_jacobian():
             jacobian(MODEL, X, **change)
     inside = robustness(MODEL, torch.rand(3, 6).double(), 0.1, bounds=(0, 1))
     assert inside.prob.shape == (3,), "inputs within bounds pass"
+
+
+@pytest.mark.parametrize("method", ["mc", "logit_moments", "softmax"])
+def test_methods_without_a_gradient_ask_for_none(method):
+    """Of a model that NumPy computes, or that refuses inputs with a gradient."""
+    options = {} if method == "softmax" else {"n_samples": 200}
+    weight = torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(6, 3).sin()
+
+    def plain(x):
+        assert not x.requires_grad and not torch.is_grad_enabled()
+        return x @ weight
+
+    wanted = robustness(lambda x: x @ weight, X, 0.3, method=method, **options)
+    for model in (lambda x: torch.from_numpy(x.numpy() @ weight.numpy()), plain):
+        got = robustness(model, X, 0.3, method=method, **options)
+        torch.testing.assert_close(got.prob, wanted.prob, atol=1e-9, rtol=0)
+    with pytest.raises(ValueError, match="x must be what the model takes, .*requires grad"):
+        robustness(lambda x: torch.from_numpy(x.numpy() @ weight.numpy()), X, 0.3)
+
+
+def test_bytes_of_a_forward_pass():
+    """The most that is alive at once; weights, views and what is there before are none of it."""
+    wide = torch.nn.Linear(6, 1000, bias=False).double().eval()
+    narrow = torch.nn.Linear(1000, 4, bias=False).double().eval()
+    x = X[:1].double()
+
+    def deep(v):
+        for _ in range(5):  # one wide activation, its tanh and the next input, never more
+            v = wide(v).tanh()[:, :6] @ wide.weight[:6].T
+        return narrow(wide(v))
+
+    network = Network("test", deep, None, x)
+    used = network.pass_bytes(x)
+    assert 2 * 8000 <= used <= 2 * 8000 + 500
+    assert network.graph_bytes(x) > 5 * 8000
+
+
+def test_sparse_weights():
+    weight = torch.eye(6, 4, dtype=torch.float64).to_sparse()
+    dense = robustness(lambda x: x @ weight.to_dense(), X, 0.3)
+    sparse = robustness(lambda x: torch.sparse.mm(weight.T, x.T).T, X, 0.3, check="off")
+    torch.testing.assert_close(sparse.prob, dense.prob, atol=2e-3, rtol=0)
