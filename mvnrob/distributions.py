@@ -10,6 +10,7 @@ from torch.distributions import constraints
 from torch.distributions.distribution import Distribution
 from torch.distributions.utils import _standard_normal, lazy_property
 
+from ._checks import check_tensor
 from ._mvn_cdf import MVNResult, gram, mvn_cdf
 from ._mvn_log_cdf import log_tolerances
 
@@ -40,6 +41,7 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
     Raises:
         ValueError: not exactly one matrix, a shape that does not fit, or (with ``validate_args``) a
             value outside its domain.
+        TypeError: ``cov_factor`` is not a tensor of the dtype of ``loc``.
     """
 
     arg_constraints: ClassVar[dict] = {
@@ -68,6 +70,8 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         if cov_factor is None:
             super().__init__(loc, covariance_matrix, precision_matrix, scale_tril, validate_args)
             return
+        for name, given in (("loc", loc), ("cov_factor", cov_factor)):
+            check_tensor("MultivariateNormal", name, given, gradients=True)
         if loc.dim() < 1:
             raise ValueError("loc must be at least one-dimensional.")
         n = loc.shape[-1]
@@ -76,7 +80,18 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
                 f"MultivariateNormal: cov_factor must have shape [..., {n}, r], "
                 f"got {list(cov_factor.shape)}"
             )
-        batch_shape = torch.broadcast_shapes(cov_factor.shape[:-2], loc.shape[:-1])
+        if cov_factor.dtype != loc.dtype:  # draws would be of neither
+            raise TypeError(
+                f"MultivariateNormal: cov_factor must have the dtype of loc ({loc.dtype}), "
+                f"got {cov_factor.dtype}"
+            )
+        try:
+            batch_shape = torch.broadcast_shapes(cov_factor.shape[:-2], loc.shape[:-1])
+        except RuntimeError:
+            raise ValueError(
+                "MultivariateNormal: cov_factor must have batch dimensions that broadcast with those "
+                f"of loc, {list(loc.shape[:-1])}, got {list(cov_factor.shape[:-2])}"
+            ) from None
         self.loc = loc.expand(*batch_shape, n)
         self.cov_factor = cov_factor.expand(*batch_shape, *cov_factor.shape[-2:])
         self._unbroadcasted_cov_factor = cov_factor
@@ -160,7 +175,8 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         :class:`mvnrob.MVNResult`. What it says of tolerance, edges, errors raised, cost and sources
         holds here. Limits may be infinite. The dtype is float32 or float64.
 
-        Raises also ValueError, with ``validate_args``, for a value that is NaN or does not fit.
+        Raises also ValueError, with ``validate_args``, for a value that is NaN or does not fit, and
+        TypeError for a limit, a mean or a matrix among the options.
         """
         return self._probability(None, value, options)
 
@@ -188,6 +204,11 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         return (log, info) if return_info else log
 
     def _probability(self, lower, upper, options):
+        for name in options.keys() & {"upper", "cov", "lower", "mean", "factor"}:
+            raise TypeError(
+                "MultivariateNormal: options must leave out limits (see rectangle), mean and matrices, "
+                f"got {name!r}"
+            )
         for limit in (lower, upper):
             if limit is not None and self._validate_args:
                 self._validate_sample(limit)
@@ -201,6 +222,5 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
             upper - self.loc,
             **matrix,
             lower=None if lower is None else lower - self.loc,
-            mean=None,  # named here, an option of this name is an error
             **options,
         )

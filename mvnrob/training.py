@@ -68,9 +68,15 @@ def taylor_probability(
     gradient through ||u_i|| out.
 
     Raises:
-        TypeError, ValueError: a bad argument; a model whose logits do not depend on x.
+        TypeError, ValueError: a bad argument; a model whose logits do not depend on x; a call within
+            ``torch.inference_mode`` (``torch.no_grad`` will do, and :func:`mvnrob.robustness`).
     """
     op = "taylor_probability"
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            f"{op}: x must be given outside of torch.inference_mode, where nothing has a gradient, got "
+            "a call within it; torch.no_grad will do"
+        )
     _check(op, model, x, sigma, target, method, rivals, slope)
     leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
     with torch.enable_grad(), plain_attention():

@@ -77,7 +77,7 @@ def test_options_reach_mvn_cdf():
     assert isinstance(info, mvnrob.MVNResult)
     assert isinstance(d.rectangle(value - 9, value, return_info=True), mvnrob.MVNResult)
     for name in ("mean", "lower"):
-        with pytest.raises(TypeError, match=f"multiple values for keyword argument '{name}'"):
+        with pytest.raises(TypeError, match=f"Normal: options must leave out .*, got '{name}'"):
             d.cdf(value, **{name: value})
 
 
@@ -249,3 +249,19 @@ def test_posteriors_of_botorch(kind):
     torch.manual_seed(0)
     draws = (posterior.rsample(torch.Size([100_000])) <= 0.9).flatten(2).all(-1).double()
     assert abs(float(p) - float(draws.mean())) < 5 * (float(p) * (1 - float(p)) / 1e5) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("loc", "factor", "kind", "text"),
+    [
+        (torch.zeros(3, 2), torch.zeros(2, 2, 2), ValueError,
+         r"cov_factor must have batch dimensions .* of loc, \[3\], got \[2\]"),
+        (torch.zeros(2), [[1.0], [0.0]], TypeError, "cov_factor must be a tensor, got list"),
+        ([0.0, 0.0], torch.zeros(2, 1), TypeError, "loc must be a tensor, got list"),
+        (torch.zeros(2), torch.zeros(2, 1, dtype=DOUBLE), TypeError,
+         r"cov_factor must have the dtype of loc \(torch.float32\), got torch.float64"),
+    ],
+)  # fmt: skip
+def test_factors_that_do_not_fit_the_means(loc, factor, kind, text):
+    with pytest.raises(kind, match=f"^MultivariateNormal: {text}"):
+        MultivariateNormal(loc, cov_factor=factor)

@@ -310,3 +310,15 @@ def test_logits_of_another_dtype():
     half = lambda v: torch.cat([v + 100.5, 0 * v + 0.30078125], 1).bfloat16()
     p = taylor_probability(half, torch.zeros(1, 1), 100.0).detach()
     torch.testing.assert_close(p, torch.special.ndtr(torch.tensor([1.0019921875])))
+
+
+def test_inference_mode_is_refused():
+    model, x = torch.nn.Linear(4, 3).eval(), torch.ones(2, 4)
+    with torch.no_grad():
+        value = taylor_probability(model, x, 0.3)
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match="x must be given outside of torch.inference_mode.* got"),
+    ):
+        taylor_probability(model, x, 0.3)
+    assert value.shape == (2,)
