@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import mvnrob
-from mvnrob.cli import FINISHED, USAGE, WITH_GAPS, main
+from mvnrob.cli import FINISHED, INTERRUPTED, USAGE, WITH_GAPS, main
 from mvnrob.evaluation import Evaluation, Source, load_model, load_source
 from mvnrob.evaluation import results as results_module
 from mvnrob.evaluation.results import OUT_OF_MEMORY, UNREADABLE
@@ -416,13 +416,22 @@ def test_a_failing_model_keeps_what_was_done(tmp_path):
         ({"limit": 0}, "limit must be at least 1"),
         ({"options": {"mc": {"n_samples": 5}}}, "options must be for methods taylor"),
         ({"options": {"taylor": {"n_samples": 5}}}, "n_samples must be left out"),
+        (
+            {"options": {"taylor": {"abs_tol": torch.tensor(0.1)}}},
+            "abs_tol must be a positive number",
+        ),
+        ({"options": {"taylor": {"seed": 1}}}, "options must leave out"),
+        ({"abs_tol": float("nan")}, "abs_tol must be a positive number, got nan"),
         ({"options": {"taylor": {"foo": 1}}}, "options must be arguments of robustness, got 'foo'"),
-        ({"n_samples": 5}, "n_samples must be left out"),
+        ({"n_samples": 5}, "n_samples must be left out for taylor, got 5"),
         ({"options": {"taylor": {"screen": "maybe"}}}, "screen must be one of"),
         ({"data": "no-such"}, "data must be"),
         ({"model": "no-such"}, "model must be"),
         ({"model": "missing.py:make"}, "model must name a file"),
-        ({"data": torch.utils.data.DataLoader([1, 2], shuffle=True)}, "in the order of its data"),
+        (
+            {"data": torch.utils.data.DataLoader([1, 2], shuffle=True)},
+            "that draws by RandomSampler",
+        ),
         ({"data": torch.utils.data.DataLoader([1], collate_fn=list)}, "without a collate_fn"),
     ],
 )
@@ -614,6 +623,19 @@ def test_command_line(tmp_path, files, capfd):
     base[4] = str(tmp_path / "gap.npz")
     assert main([*base, "--out", str(tmp_path / "gaps")]) == WITH_GAPS
     assert "2 rows have no answer" in capfd.readouterr().out
+
+
+def test_interruptions_have_a_status_of_their_own(tmp_path, capfd, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mvnrob.evaluation.evaluate", interrupted)
+    base = ["evaluate", "--model", "digits", "--data", "digits", "--sigma", "0.1"]
+    assert main([*base, "--out", str(tmp_path / "out")]) == INTERRUPTED == 130
+    assert "interrupted; what was finished is kept" in capfd.readouterr().err
+    main(["evaluate", "--help"])
+    text = " ".join(capfd.readouterr().out.split())
+    assert f"{INTERRUPTED} interrupted, --resume goes on" in text
 
 
 def test_digits_from_the_command_line(tmp_path):

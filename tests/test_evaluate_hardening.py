@@ -84,10 +84,16 @@ def test_odd_data_is_refused_before_anything_is_written(tmp_path, source, text):
     ("options", "text"),
     [
         ({"model": torch.nn.Linear(FEATURES, 1).eval()}, "C >= 2"),
-        ({"model": torch.nn.Linear(3, 2).eval()}, "x must be what the model takes, got shape"),
+        (
+            {"model": torch.nn.Linear(3, 2).eval()},
+            rf"x must be what the model takes, got shape .*a chunk: 8 inputs of shape \[{FEATURES}\]",
+        ),
         ({"bounds": (1, 0)}, r"bounds must be \(low, high\)"),
         ({"bounds": (1,)}, r"bounds must be \(low, high\)"),
-        ({"bounds": (0, float("inf"))}, "must be finite numbers"),
+        (
+            {"bounds": (0, float("inf"))},
+            r"bounds must be finite numbers and text, got \(0.0, inf\)",
+        ),
         ({"device": "nonsense"}, "device must be one of torch's"),
         ({"device": "cuda:99"}, "device must be cpu or one of"),
         ({"workers": 0}, "workers must be a positive int"),
@@ -99,6 +105,76 @@ def test_odd_arguments_are_refused_before_anything_is_written(tmp_path, options,
     with pytest.raises(ValueError, match=f"evaluate: .*{text}"):
         run(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"out": None}, "out must be a folder's path, got NoneType"),
+        (
+            {"sigma": torch.full((FEATURES,), 0.1)},
+            rf"sigma must be a number or a list of numbers, got a tensor of shape \[{FEATURES}\]",
+        ),
+        # of different numbers, it would be taken for so many levels
+        ({"sigma": torch.linspace(0.1, 0.2, 3)}, r"sigma must be .*, got a tensor of shape \[3\]"),
+    ],
+)
+def test_arguments_of_another_type(tmp_path, options, text):
+    with pytest.raises(TypeError, match=f"^evaluate: {text}"):
+        run(**{"out": tmp_path / "out", **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_are_no_class_are_said(tmp_path, capfd):
+    """They count as wrong answers, whatever the target is."""
+    x, y = data()
+    y[3], y[12] = CLASSES, -1
+    notes = {3: f"label {CLASSES} of {CLASSES} classes", 12: f"label -1 of {CLASSES} classes"}
+    rows = run(tmp_path / "a", source=(x, y), progress=True).table().to_pylist()
+    assert [row["note"] for row in rows] == [notes.get(at) for at in range(20)]
+    assert all(row["prob"] is not None and row["status"] != "UNREADABLE" for row in rows)
+    said = capfd.readouterr().err
+    assert said.count("it counts as wrong") == 1 and f"example 3 has {notes[3]}" in said
+    x[3] = float("nan")
+    rows = run(tmp_path / "b", source=(x, y), target="label").table().to_pylist()
+    assert [row["note"] for row in rows] == [notes.get(at) for at in range(20)]
+    assert [at for at, row in enumerate(rows) if row["status"] == "UNREADABLE"] == [3, 12]
+    rows = run(tmp_path / "c", source=(x, y)).table().to_pylist()
+    assert rows[3]["note"] == "NaN in the input"
+
+
+def test_loaders_that_leave_examples_out_are_refused():
+    """What a loader draws is not looked at: examples are read one by one."""
+    from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
+
+    class Backwards(SequentialSampler):
+        def __iter__(self):
+            return reversed(range(len(self)))
+
+    pairs = TensorDataset(*data())
+    two = SequentialSampler([0, 1])
+    for options, text in (
+        ({"batch_size": 3, "drop_last": True}, "whose drop_last leaves out 2 of 20 examples"),
+        ({"batch_sampler": BatchSampler(two, 2, False)}, "whose sampler draws 2 of 20 examples"),
+        ({"sampler": two}, "whose sampler draws 2 of 20 examples"),
+        ({"batch_sampler": [[0, 1], [1, 2]]}, "with batches by list"),
+        ({"sampler": Backwards(pairs)}, "that draws by Backwards"),
+        (
+            {"batch_sampler": BatchSampler(SequentialSampler(pairs), 3, True)},
+            "whose drop_last leaves out 2 of 20 examples",
+        ),
+    ):
+        with pytest.raises(
+            ValueError, match=f"^evaluate: data must be a DataLoader .*got one {text}"
+        ):
+            load_source(DataLoader(pairs, **options))
+    for options in (
+        {"batch_size": 3},
+        {"batch_size": 5, "drop_last": True},
+        {"batch_size": None},
+        {"batch_sampler": BatchSampler(SequentialSampler(pairs), 3, False)},
+    ):
+        assert len(load_source(DataLoader(pairs, **options))) == 20
 
 
 def test_whole_float_labels_and_array_sigmas_serve(tmp_path):

@@ -120,7 +120,7 @@ def evaluate(method, options, mean, std, quiet, bounds, **rest) -> int:
     Under torchrun: torchrun --nproc-per-node N -m mvnrob evaluate ... shares the work.
 
     Exit status: 0 done; 1 stopped, --resume goes on; 2 bad usage; 3 done, but some rows have no
-    answer (0 under torchrun, which knows only failure).
+    answer (0 under torchrun, which knows only failure); 130 interrupted, --resume goes on.
     """
     from ..evaluation import evaluate as run
 

@@ -190,7 +190,8 @@ class Evaluation:
         ``predicted``, ``target``, ``prob``, ``complement``, ``error``, ``lower``, ``upper``,
         ``runner_up``, ``status`` (of :class:`mvnrob.Status`, or UNREADABLE, OUT_OF_MEMORY),
         ``n_screened``; ``forward``, ``jvp``, ``vjp``: passes of the example with that method, all
-        sigmas together; ``note``: why a row has no probability. Null where it has none.
+        sigmas together; ``note``: why a row has no probability, or that its label is no class. Null
+        where there is nothing to say.
 
         Raises:
             ValueError: the run is not finished.

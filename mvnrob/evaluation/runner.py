@@ -78,7 +78,8 @@ def evaluate(
     Args:
         model: see :func:`load_model`.
         data: see :func:`load_source`.
-        sigma: standard deviations of the noise, in units of the raw inputs (pixels in [0, 1]).
+        sigma: standard deviations of the noise, in units of the raw inputs (pixels in [0, 1]): a
+            number, or several as a list or a NumPy array.
         out: the folder. Results appear in it chunk by chunk; a killed run goes on with ``resume``.
         method: one or several of :func:`mvnrob.robustness`'s.
         target: ``"prediction"``, the class at the clean input, or ``"label"``.
@@ -110,6 +111,7 @@ def evaluate(
     Under ``torchrun`` the ranks share the chunks; the table is the same for any number of ranks,
     shards and interruptions, to the bit, on one type of device with the same software and threads.
 
+    A label that is no class of the model's (-1, say) counts as a wrong answer, and ``note`` says so.
     An example that cannot be read (or has another shape, or no label where it is the target), gives
     NaN logits, or does not fit into memory by itself is a row without probability and with a
     ``status`` and ``note`` that say so. Anything else that fails ends the run, whose finished chunks
@@ -118,12 +120,14 @@ def evaluate(
     Returns the :class:`Evaluation` of the folder, finished unless ``shard`` left chunks to others.
 
     Raises:
-        ValueError: a bad argument; ``out`` cannot be made or written, or holds another run, or the same
+        TypeError, ValueError: a bad argument; ``out`` cannot be made or written, or holds another run, or the same
             one without ``resume``.
         Stopped: the model fails on examples, whose numbers the message says (a RuntimeError).
         OSError: a part cannot be written (a full disk): those before it stay, resume later.
         MissingExtra: a package that is needed is not installed.
     """
+    if not isinstance(out, (str, Path)):
+        raise TypeError(f"evaluate: out must be a folder's path, got {type(out).__name__}")
     ranks = Ranks.join()
     try:
         loaded, source = load_model(model, weights=weights), load_source(data)
@@ -285,7 +289,9 @@ class _Run:
         for name, value in shared.items():
             readers = [m for m in methods if self._reads(m, name)]
             if value is not None and not readers:
-                raise ValueError(f"evaluate: {name} must be left out for {', '.join(methods)}")
+                raise ValueError(
+                    f"evaluate: {name} must be left out for {', '.join(methods)}, got {value!r}"
+                )
             for m in readers if value is not None else ():
                 of_method[m].setdefault(name, value)
         loaded = self.loaded
@@ -313,16 +319,18 @@ class _Run:
             if scaling is None
             else {k: v.tolist() if hasattr(v, "tolist") else v for k, v in scaling.items()},
         )
-        try:
-            json.dumps(self.config.as_json(), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"evaluate: options, bounds and preprocessing must be finite numbers and text: {error}"
-            ) from None
         # An empty batch has robustness check every option before anything long runs.
         empty = self._like.new_zeros(0, *self._like.shape, device=self.device)
         for m in methods:
             self._ask(m, empty, None, 0, max_bytes)
+        for name in ("options", "bounds", "preprocessing"):  # the manifest has them as JSON
+            value = getattr(self.config, name)
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"evaluate: {name} must be finite numbers and text, got {value!r}"
+                ) from None
         self._try_out()
         return self.config
 
@@ -344,6 +352,10 @@ class _Run:
             ) from None
         except Exception as error:
             text = str(error)
+            if size == len(x) and text.startswith("evaluate: x must be what the model takes"):
+                raise ValueError(
+                    f"{text} (a chunk: {size} inputs of shape {list(self._like.shape)})"
+                ) from error
             if size == len(x) and text.startswith("evaluate: "):
                 raise
             text = text.removeprefix("evaluate: ")
@@ -470,12 +482,18 @@ class _Run:
             if bool(unusable[at])
         }
         target = predicted.clone()
-        if config.target == "label":
-            for at, (example, text) in enumerate(examples):
-                if text is None and not 0 <= example.label < classes:
-                    wrong[at] = f"label {example.label} of {classes} classes"
-                elif text is None:
-                    target[at] = example.label
+        for at, (example, text) in enumerate(examples):
+            if text is not None or example.label is None:
+                continue
+            if not 0 <= example.label < classes:
+                strange = f"label {example.label} of {classes} classes"
+                if config.target == "label":
+                    wrong[at] = strange
+                elif at not in unsaid:
+                    unsaid[at] = strange
+                    self._say_of_label(strange, members[at])
+            elif config.target == "label":
+                target[at] = example.label
         rows: dict[int, list[dict[str, Any]]] = {at: [] for at in range(len(examples))}
         timings = []
         own = {"seconds_read": waited, "seconds_forward": meter.cost().seconds["forward"]}
@@ -581,6 +599,14 @@ class _Run:
                 self._warned.add(kind)
                 self._say(text)
         return result
+
+    def _say_of_label(self, strange: str, index: int) -> None:
+        """Says once that a label is no class: the report counts its example as answered wrongly."""
+        if "labels" not in self._warned:
+            self._warned.add("labels")
+            self._say(
+                f"evaluate: example {index} has {strange}: it counts as wrong (notes say which do)"
+            )
 
     def _look_at(self, x: Tensor) -> None:
         """Says once when the inputs leave their bounds, or look normalised without them."""
@@ -761,6 +787,11 @@ def _threads(out: str | Path) -> int:
 
 def sigmas_of(op: str, sigma) -> tuple[float, ...]:
     """One or several noise levels as floats, without repeats."""
+    if isinstance(sigma, Tensor) and sigma.dim() > 0:  # one for each feature, elsewhere
+        raise TypeError(
+            f"{op}: sigma must be a number or a list of numbers, got a tensor of shape "
+            f"{list(sigma.shape)}"
+        )
     try:
         values = [float(v) for v in (sigma if hasattr(sigma, "__iter__") else (sigma,))]
     except (TypeError, ValueError, RuntimeError):

@@ -118,7 +118,9 @@ def selfcheck(
     if unknown:
         raise ValueError(f"selfcheck: methods must be of {', '.join(METHODS)}, got {unknown[0]!r}")
     if n_samples is not None and not set(methods) & set(_PER_SIGMA):
-        raise ValueError(f"selfcheck: n_samples must be left out for {', '.join(methods)}")
+        raise ValueError(
+            f"selfcheck: n_samples must be left out for {', '.join(methods)}, got {n_samples!r}"
+        )
     for name, value, least in (("n_examples", n_examples, 2), ("draws", draws, 100)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"selfcheck: {name} must be an int of at least {least}, got {value!r}")

@@ -316,20 +316,20 @@ def load_source(spec) -> Source:
             or files alone); ``*.npz`` with ``x`` (or ``images``) ``[N, *shape]`` and ``y`` (or
             ``labels``); WebDataset shards ``*.tar``, ``NAME-{0000..0099}.tar`` included;
             ``"hf:NAME[:SPLIT]"`` or ``"hf:FOLDER"`` (Hugging Face ``datasets``); or a :class:`Source`,
-            a map-style ``Dataset``, a ``DataLoader`` that does not shuffle, or a tuple of tensors or
+            a map-style ``Dataset``, a ``DataLoader`` that yields all of one in its order, or a tuple of tensors or
             NumPy arrays ``(x, labels)``.
 
     Raises:
-        ValueError: a spec that names nothing; a loader that shuffles.
+        ValueError: a spec that names nothing; a loader that shuffles or leaves examples out.
         MissingExtra: the package that the spec needs is not installed.
     """
     if isinstance(spec, Source):
         return spec
     if isinstance(spec, torch.utils.data.DataLoader):
-        if not isinstance(spec.sampler, torch.utils.data.SequentialSampler):
-            raise ValueError(  # noqa: TRY004  (the loader is of the right type)
-                "evaluate: data must be a DataLoader in the order of its data set, got one that "
-                f"draws by {type(spec.sampler).__name__}"
+        if (odd := _departs(spec)) is not None:
+            raise ValueError(
+                "evaluate: data must be a DataLoader of its whole data set in its order (examples are "
+                f"read one by one), got one {odd}"
             )
         plain = (torch.utils.data.default_collate, torch.utils.data.default_convert)
         if spec.collate_fn not in plain:
@@ -355,6 +355,24 @@ def load_source(spec) -> Source:
         return _load_named(str(spec))
     except OSError as error:
         raise ValueError(f"evaluate: data must be readable, got {spec}: {error}") from None
+
+
+def _departs(loader: torch.utils.data.DataLoader) -> str | None:
+    """What makes the loader yield other examples than its data set has, in its order, if anything."""
+    sampler, drops = loader.sampler, loader.drop_last
+    size = loader.batch_size
+    if loader.batch_sampler is not None and size is None:  # the user's own
+        if type(loader.batch_sampler) is not torch.utils.data.BatchSampler:
+            return f"with batches by {type(loader.batch_sampler).__name__}"
+        sampler, drops = loader.batch_sampler.sampler, loader.batch_sampler.drop_last
+        size = loader.batch_sampler.batch_size
+    if type(sampler) is not torch.utils.data.SequentialSampler:
+        return f"that draws by {type(sampler).__name__}"
+    if len(sampler) != len(loader.dataset):
+        return f"whose sampler draws {len(sampler)} of {len(loader.dataset)} examples"
+    if drops and len(sampler) % size:
+        return f"whose drop_last leaves out {len(sampler) % size} of {len(sampler)} examples"
+    return None
 
 
 def _tensor(x: Tensor | np.ndarray) -> Tensor:
