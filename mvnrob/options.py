@@ -27,6 +27,7 @@ def check_options(
     """Keyword arguments that are passed on: ``known`` ones, except those that ``op`` sets itself."""
     for name in options or ():
         if name not in known:
-            raise TypeError(f"{op}: options must be one of {', '.join(known)}, got {name!r}")
+            served = ", ".join(k for k in known if k not in own)
+            raise TypeError(f"{op}: options must be one of {served}, got {name!r}")
         if name in own:
             raise TypeError(f"{op}: options must leave out what is set otherwise, got {name!r}")
