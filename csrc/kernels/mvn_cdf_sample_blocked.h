@@ -54,9 +54,8 @@ struct MvnCdfSampleBlocked {
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
-    RoundCounters& counters = a.counters[a.round()];
     for_each_item(
-        a, counters.blocked, counters.blocked_next, a.blocked, shared.work,
+        a, &RoundCounters::blocked, &RoundCounters::blocked_next, a.blocked, shared.work,
         [&](int64_t row, int64_t item) { MvnCdfSampleBlocked(a, row, shared).sample_item(item); });
   }
 

@@ -85,8 +85,7 @@ struct MvnCdfSampleTensor {
     shared.history[threadIdx.x] = reinterpret_cast<Words*>(static_cast<unsigned char*>(a.history) +
                                                            blockIdx.x * a.tensor_history) +
                                   (place.warp * (kTileSamples / 8) * kWarp + place.lane);
-    RoundCounters& counters = a.counters[a.round()];
-    for_each_item(a, counters.tensor, counters.tensor_next, a.tensor, shared.work,
+    for_each_item(a, &RoundCounters::tensor, &RoundCounters::tensor_next, a.tensor, shared.work,
                   [&](int64_t, int64_t item) { MvnCdfSampleTensor(a, shared).sample_item(item); });
   }
 

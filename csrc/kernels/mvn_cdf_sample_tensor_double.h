@@ -71,8 +71,7 @@ struct MvnCdfSampleTensorDouble {
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
-    RoundCounters& counters = a.counters[a.round()];
-    for_each_item(a, counters.tensor, counters.tensor_next, a.tensor, shared.work,
+    for_each_item(a, &RoundCounters::tensor, &RoundCounters::tensor_next, a.tensor, shared.work,
                   [&](int64_t row, int64_t item) {
                     MvnCdfSampleTensorDouble(a, row, shared).sample_item(item);
                   });

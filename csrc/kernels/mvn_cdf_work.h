@@ -65,19 +65,21 @@ struct BlockWork {
 };
 
 // Items, a few streams of one row each, handed out to blocks: sample(row, index of the item in the
-// row) for each of this block's, which is in `work` then. `packed` is read anew for each of them:
-// the samplers want the registers.
+// row) for each of this block's, which is in `work` then. The round's counters are found anew for
+// each of them: the samplers want the registers.
 template <class Sample>
-MVNROB_DEVICE_FN void for_each_item(const MvnCdfArgs& a, const unsigned long long& packed,
-                                    unsigned long long& next, const WorkEntry* list,
+MVNROB_DEVICE_FN void for_each_item(const MvnCdfArgs& a, unsigned long long RoundCounters::*packed,
+                                    unsigned long long RoundCounters::*next, const WorkEntry* list,
                                     BlockWork& work, const Sample& sample) {
+  const auto counters = [&]() -> RoundCounters& { return a.counters[a.round()]; };
   for (;;) {
-    if (threadIdx.x == 0) work.item = atomicAdd(&next, 1ull);
+    if (threadIdx.x == 0) work.item = atomicAdd(&(counters().*next), 1ull);
     __syncthreads();
     const uint64_t item = work.item;
     __syncthreads();
-    if (item >= items_of(packed)) return;
-    const WorkEntry entry = list[find_entry(list, entries_of(packed), item)];
+    const uint64_t all = counters().*packed;
+    if (item >= items_of(all)) return;
+    const WorkEntry entry = list[find_entry(list, entries_of(all), item)];
     if (threadIdx.x == 0) {
       const RowState& state = *a.at<RowState>(entry.row, a.layout.state);
       work.program = state.program;

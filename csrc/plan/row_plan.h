@@ -107,13 +107,17 @@ MVNROB_HD double unseen(const RowPlan& plan, const Estimate& e) {
   return math::min(range, plan.mass - plan.largest);
 }
 
-// The same for tilted samples, in units of exp(log_unit): weights are about 1 at the most (without
-// a saddle point, where samples are plain, what the least probable variable lets them be). In few
-// directions, or where the others hang on few, they jump, and all shifts count alike.
+// The same for tilted samples, in units of exp(log_unit). In few directions, or where the others
+// hang on few, their weights jump, and all shifts count alike. What is not seen there may weigh
+// twice what the sum's samples weigh on average, and where few carry the sum what a weight can be
+// at the most: about 1, or without a saddle point, where samples are plain, what the least probable
+// variable lets it be.
 MVNROB_HD double unseen_weight(const RowPlan& plan, const Estimate& e, double unit) {
-  const double largest =
+  const double n = double(kShifts) * double(plan.points);
+  const double most =
       plan.has_saddle ? 1.0 : math::max(1 - plan.largest, 0x1p-53) / math::max(unit, 1e-300);
-  return unseen_points(e) * largest / (double(kShifts) * double(plan.points));
+  const double weight = e.effective >= 50 ? math::min(2 * e.value * n / e.effective, most) : most;
+  return unseen_points(e) * weight / n;
 }
 
 // float32 limits near a narrow interval are wrong by an ulp of the limits, so its error is
