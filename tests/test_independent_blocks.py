@@ -282,9 +282,9 @@ def test_a_rest_of_a_thousand():
 
 @pytest.mark.parametrize("kind", ["absolute", "small", "near one"])
 def test_errors_cover_the_truth(kind):
-    """600 rows of 6 one-factor, 2 independent and 7 dense variables, truths by the blocks."""
+    """300 rows of 6 one-factor, 2 independent and 7 dense variables, truths by the blocks."""
     rng = np.random.default_rng(10)
-    count, sizes = 600, (6, 2, 7)
+    count, sizes = 300, (6, 2, 7)
     shift = {"absolute": (0.7, 0.7), "small": (-1.5, -1.5), "near one": (3.0, 3.2)}[kind]
     n = sum(sizes)
     cov = np.zeros((count, n, n))

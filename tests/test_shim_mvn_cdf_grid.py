@@ -27,7 +27,7 @@ def bits(fields):
     return [np.asarray(x).tobytes() for x in fields]
 
 
-def by_block_and_grid(shim, call, blocks=(1, 2, 5)):
+def by_block_and_grid(shim, call, blocks=(3,)):
     """What ``call(together)`` gives by one block; a grid of any size must give the same."""
     before = shim.grown()
     alone = call(0)
@@ -39,7 +39,7 @@ def by_block_and_grid(shim, call, blocks=(1, 2, 5)):
     return [np.asarray(x) for x in alone]
 
 
-def plan(shim, upper, matrix, lower=None, *, blocks=(1, 2, 5), **options):
+def plan(shim, upper, matrix, lower=None, *, blocks=(3,), **options):
     options = {
         "abs_tol": 1e-2, "rel_tol": 0.0, "max_points": 8 * 256, "method": "auto",
         "compute_dtype": "auto", "points": "lattice",
@@ -70,8 +70,7 @@ def covariances(n, seed):
     return sd * rng.uniform(1.5, 3.5, (6, n)), cov, sd
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("method", ["sov", "auto"])
+@pytest.mark.parametrize("method, dtype", [("sov", np.float32), ("auto", np.float64)])
 def test_covariances(shim, method, dtype):
     upper, cov, sd = (x.astype(dtype) for x in covariances(290, 0))
     upper[3] = sd[3] * np.random.default_rng(1).uniform(0.5, 1, 290)
@@ -134,7 +133,7 @@ def test_forced_orders(shim, pivots):
             )
         ]  # fmt: skip
 
-    (sums,) = by_block_and_grid(shim, call)
+    (sums,) = by_block_and_grid(shim, call, blocks=(1, 2, 5))
     assert np.isfinite(sums[0]).all() and np.isnan(sums[1]).all() == (pivots > 1)
 
 
