@@ -81,6 +81,10 @@ class Case:
     device: torch.device
     half: torch.nn.Module | None = None
 
+    def __post_init__(self):
+        with torch.no_grad():
+            self.classes = self.model(self.x[:1].to(self.device)).shape[1]
+
     def loaded(self, precision):
         if precision != "bfloat16":
             return LoadedModel(self.model, self.name, bounds=(0.0, 1.0))
@@ -323,8 +327,7 @@ def level_rows(case, level, sigma, args, precision, budget):
 
 def kept(case, done):
     """Rivals in the integral, on average."""
-    classes = case.model.fc.out_features if hasattr(case.model, "fc") else 1000
-    return classes - 1 - statistics.fmean(row["n_screened"] for row in done.rows)
+    return case.classes - 1 - statistics.fmean(row["n_screened"] for row in done.rows)
 
 
 def synthetic_case(args, device):

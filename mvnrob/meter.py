@@ -26,7 +26,8 @@ class Cost:
     forward: Tensor  #: int64 ``[B]``, forward passes (those that VJPs start from included)
     jvp: Tensor  #: int64 ``[B]``, Jacobian-vector products
     vjp: Tensor  #: int64 ``[B]``, vector-Jacobian products (backward passes)
-    #: of each phase (see ``PHASES``), which sum to the call's; on CUDA those of the stream, where a phase lasts until the next one's work begins
+    #: of each phase (see ``PHASES``), which sum to the call's; on CUDA those of the stream, where a
+    #: phase lasts until the next one's work begins
     seconds: dict[str, float]
 
     @property

@@ -210,9 +210,8 @@ class Network:
         seen: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            if (
-                tensor.layout is not torch.strided
-            ):  # a sparse weight, whose numbers are not in one place
+            # A sparse weight's numbers are not in one place.
+            if tensor.layout is not torch.strided:
                 return tensor.detach()
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in shared:

@@ -258,9 +258,8 @@ def _cdf(x, mean, cov, maxpts, abseps, releps, lower_limit, rng, *, log):
     # mvn_cdf reads one entry of each pair and does not say which. SciPy's sampler (n > 2) factorises the
     # lower triangle; its closed form of two variables takes the entry above the diagonal.
     cov = np.triu(cov) + np.triu(cov, 1).T if n == 2 else np.tril(cov) + np.tril(cov, -1).T
-    if (
-        n == 2 and cov[0, 1] ** 2 > (1 + 1e-9) * cov[0, 0] * cov[1, 1]
-    ):  # SciPy's answer has no meaning
+    # SciPy's answer has no meaning then.
+    if n == 2 and cov[0, 1] ** 2 > (1 + 1e-9) * cov[0, 0] * cov[1, 1]:
         raise ValueError("The input matrix must be symmetric positive semidefinite.")
     points = int(maxpts or 1_000_000 * n)
     info = mvn_cdf(

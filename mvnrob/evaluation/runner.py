@@ -120,8 +120,8 @@ def evaluate(
     Returns the :class:`Evaluation` of the folder, finished unless ``shard`` left chunks to others.
 
     Raises:
-        TypeError, ValueError: a bad argument; ``out`` cannot be made or written, or holds another run, or the same
-            one without ``resume``.
+        TypeError, ValueError: a bad argument; ``out`` cannot be made or written, or holds another run, or
+            the same one without ``resume``.
         Stopped: the model fails on examples, whose numbers the message says (a RuntimeError).
         OSError: a part cannot be written (a full disk): those before it stay, resume later.
         MissingExtra: a package that is needed is not installed.

@@ -316,8 +316,8 @@ def load_source(spec) -> Source:
             or files alone); ``*.npz`` with ``x`` (or ``images``) ``[N, *shape]`` and ``y`` (or
             ``labels``); WebDataset shards ``*.tar``, ``NAME-{0000..0099}.tar`` included;
             ``"hf:NAME[:SPLIT]"`` or ``"hf:FOLDER"`` (Hugging Face ``datasets``); or a :class:`Source`,
-            a map-style ``Dataset``, a ``DataLoader`` that yields all of one in its order, or a tuple of tensors or
-            NumPy arrays ``(x, labels)``.
+            a map-style ``Dataset``, a ``DataLoader`` that yields all of one in its order, or a tuple of
+            tensors or NumPy arrays ``(x, labels)``.
 
     Raises:
         ValueError: a spec that names nothing; a loader that shuffles or leaves examples out.
