@@ -138,7 +138,8 @@ def mvn_cdf(
     On CUDA tensors the call returns without waiting for the device. Captured into a graph
     (torch.cuda.graph) it repeats its rounds on the device until every row is done, with about a fifth of
     the launches; drivers before CUDA 12.4 have no loops in graphs, which then hold the launches of all
-    rounds, as a call without capture makes them. It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
+    rounds, as a call without capture makes them.
+    It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
     otherwise they agree within the sum of their errors. No warning is raised there, since that would
     wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status
     ``NO_CLOSED_FORM``. Memory there is about ``10 n^2`` bytes a row (``12 n^2`` where samples are
