@@ -718,7 +718,7 @@ def test_gradients(cuda, dtype, rectangular):
     given = [upper, cov, *([-upper - 1] if rectangular else [])]
     found = []
     for device in ("cpu", cuda):
-        leaves = [t.to(device, dtype).requires_grad_() for t in given]
+        leaves = [t.detach().to(device, dtype).requires_grad_() for t in given]
         prob = mvn_cdf(*leaves[:2], lower=leaves[2] if rectangular else None, abs_tol=1e-4)
         found.append(torch.autograd.grad(prob.sum(), leaves))
     for here, there in zip(*found, strict=True):

@@ -173,7 +173,8 @@ def test_autograd_chooses_as_on_the_cpu(cuda, n, rectangular, monkeypatch):
     upper, cov = random_problem(n, 3, batch=(4,))
     found = []
     for device in ("cpu", cuda):
-        u, c = (t.to(device).requires_grad_() for t in (upper, cov))
+        # detached: on the CPU upper itself would require a gradient, and lower depend on it
+        u, c = (t.detach().to(device).requires_grad_() for t in (upper, cov))
         lower = (-upper - 1).to(device) if rectangular else None
         prob = mvn_cdf(u, c, lower=lower, abs_tol=1e-3)
         found.append(torch.autograd.grad(prob.sum(), (u, c)))
@@ -191,7 +192,7 @@ def test_gradient_of_the_sums(cuda):
     order, seed = torch.arange(9).expand(2, 9).contiguous(), torch.tensor([5, 6])
     found = []
     for device in ("cpu", cuda):
-        u, c = (t.to(device).requires_grad_() for t in (upper, cov))
+        u, c = (t.detach().to(device).requires_grad_() for t in (upper, cov))
         sums = torch.ops.mvnrob.mvn_cdf_sums(
             u, c, None, seed.to(device), order.to(device), 128, "float64"
         )

@@ -287,7 +287,9 @@ def test_streaming_gives_the_bits_of_one_call(shim, classes, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("classes, columns", [(1, 5), (3, 1), (9, 17), (70, 1025), (6, 4099)])
+@pytest.mark.parametrize(
+    "classes, columns", [(1, 5), (3, 1), (4, 0), (9, 17), (70, 1025), (6, 4099)]
+)
 def test_norms(shim, classes, columns, dtype):
     J, _, target, _ = problem(3, classes, columns, dtype)
     got = shim.norms(array(J), target.numpy())

@@ -12,9 +12,10 @@ inline unsigned jac_grid(int64_t wanted) {
   return unsigned(std::max<int64_t>(1, std::min<int64_t>(wanted, int64_t(1) << 30)));
 }
 
+// One at least: without columns it has nothing in it, and its sums are zero.
 template <class in_t>
 int64_t jac_chunks(int64_t columns) {
-  return (columns + kJacChunk<in_t> - 1) / kJacChunk<in_t>;
+  return std::max<int64_t>(1, (columns + kJacChunk<in_t> - 1) / kJacChunk<in_t>);
 }
 
 // How many problems, and chunks of their columns, go through one launch, and the memory for that.
