@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/graph_loop.h"
 
@@ -15,6 +16,12 @@ __global__ void __launch_bounds__(Body::kThreads, Body::kResidentBlocks)
   Body::run(args);
 }
 
+// The most dynamic shared memory that a body asks for, where it says so.
+template <class Body, class = void>
+constexpr size_t kMostShared = 0;
+template <class Body>
+constexpr size_t kMostShared<Body, std::void_t<decltype(Body::kSharedBytes)>> = Body::kSharedBytes;
+
 // Keeps the first error; later launches are left out.
 class Launcher {
  public:
@@ -24,6 +31,7 @@ class Launcher {
 
   template <class Body>
   void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    allow_shared<Body>();
     if (error_ != cudaSuccess) return;
     if (loop_) {
       const auto function = reinterpret_cast<const void*>(&kernel<Body>);
@@ -59,6 +67,7 @@ class Launcher {
   // For a body whose blocks wait for each other; `blocks` is at most what resident_together says.
   template <class Body>
   void launch_together(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    allow_shared<Body>();
     if (error_ != cudaSuccess) return;
     if (loop_) {
       const auto function = reinterpret_cast<const void*>(&kernel<Body>);
@@ -82,16 +91,12 @@ class Launcher {
     if (error_ == cudaSuccess) keep(cudaMemsetAsync(pointer, 0, bytes, stream_));
   }
 
-  // Blocks that the device holds at once. Also lets the kernel have the most shared memory that it
-  // ever asks for: the limit is the whole process's, and a lower one, set by another thread between
-  // this call and the launch, would make the launch fail.
+  // Blocks that the device holds at once.
   template <class Body>
   int64_t resident_blocks(size_t shared_bytes) {
+    allow_shared<Body>();
     if (error_ != cudaSuccess) return 1;
     int processors = 0, each = 0;
-    if (Body::kSharedBytes > 48 * 1024)
-      keep(cudaFuncSetAttribute(kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                int(Body::kSharedBytes)));
     keep(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
     keep(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel<Body>, Body::kThreads,
                                                        shared_bytes));
@@ -108,6 +113,17 @@ class Launcher {
   }
 
  private:
+  // Without it a launch with more than 48 KiB fails. Always the most that the kernel ever asks for:
+  // the limit is the whole process's, and a lower one, set by another thread between this call and
+  // the launch, would make that fail.
+  template <class Body>
+  void allow_shared() {
+    if constexpr (kMostShared<Body> > 48 * 1024)
+      if (error_ == cudaSuccess)
+        keep(cudaFuncSetAttribute(kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  int(kMostShared<Body>)));
+  }
+
   void keep(cudaError_t error) {
     if (error_ == cudaSuccess) error_ = error;
   }
