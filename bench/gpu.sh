@@ -2,7 +2,8 @@
 # Everything that needs a GPU, in one call: bench/gpu.sh OUTDIR [SECTION ...]
 #
 #   build     compiles mvnrob with this machine's torch and nvcc, for the GPU at hand only
-#   tests     tests/test_cuda*.py; a test that would be skipped for want of a GPU fails
+#   tests     tests/test_cuda*.py; a test that would be skipped for want of a GPU fails; what fails is
+#             told at once, and after a crash or a hang the other tests go on (bench/each_test.py)
 #   sanitize  compute-sanitizer (memcheck, racecheck, initcheck) on a small set
 #   time      bench/bench_cuda.py, bench/bench_jac_cov.py
 #   pipeline  bench/bench_pipeline.py: mvnrob.evaluate with ResNet-50's shape and 1,000 classes
@@ -33,7 +34,7 @@ shift
 every=(build tests sanitize time pipeline profile)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
-declare -A limit=([build]=110 [tests]=120 [sanitize]=130 [time]=140 [pipeline]=90 [profile]=70)
+declare -A limit=([build]=110 [tests]=150 [sanitize]=130 [time]=140 [pipeline]=90 [profile]=70)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]}, got $section" >&2
@@ -88,8 +89,15 @@ sys.exit(load.cuda_unavailable and "gpu.sh: " + load.cuda_unavailable)'
 
 run_tests() {
   needs_build || return
-  MVNROB_REQUIRE_CUDA=1 "$python" -m pytest -p no:cacheprovider --durations=10 \
-    "$root"/tests/test_cuda*.py
+  local begun=$work/tests_begun lines=-1 bad=0
+  : >"$begun"
+  # A crash, a hang or an unusable CUDA context ends a session: the next one goes on behind it.
+  while ! grep -qx finished "$begun" && [[ $(wc -l <"$begun") -gt $lines ]]; do
+    lines=$(wc -l <"$begun")
+    MVNROB_REQUIRE_CUDA=1 "$python" -m pytest -p no:cacheprovider -p bench.each_test \
+      --tests-done "$begun" --durations=10 "$root"/tests/test_cuda*.py || bad=1
+  done
+  return $bad
 }
 
 run_sanitize() {
