@@ -121,6 +121,16 @@ def find_nvcc():
     return nvcc, nvcc.resolve().parent.parent
 
 
+def cudart_options(top):
+    """What links CUDA's runtime library of the toolkit ``top``. The packages of a registry, which torch
+    brings, lack the name without a version: the file itself is linked then."""
+    folders = [path for path in (top / "lib64", top / "lib") if path.is_dir()]
+    if any((folder / "libcudart.so").exists() for folder in folders):
+        return ["-L" + str(folder) for folder in folders] + ["-lcudart"]
+    versions = sorted(path for folder in folders for path in folder.glob("libcudart.so.*"))
+    return [str(versions[-1])] if versions else ["-lcudart"]
+
+
 def gencode_flags():
     flags = []
     for name in os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHITECTURES).split(";"):
@@ -229,17 +239,14 @@ def extensions():
         cuda_options = dict(options)
         cuda_options["include_dirs"] = [*options["include_dirs"], str(top / "include")]
         cuda_options["extra_compile_args"] = [*options["extra_compile_args"], "-DUSE_CUDA"]
-        libraries = [str(path) for path in (top / "lib64", top / "lib") if path.is_dir()]
         modules.append(
             CppExtension(
                 "mvnrob._C_cuda",
                 CUDA_SOURCES,
                 depends=headers,
-                libraries=["cudart"],
-                library_dirs=libraries,
                 # The stream comes from libtorch_cuda, reached through libtorch, which defines nothing
                 # of its own: a linker that drops such libraries leaves a module that does not load.
-                extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
+                extra_link_args=["-Wl,--no-as-needed", "-ltorch", *cudart_options(top)],
                 **cuda_options,
             )
         )

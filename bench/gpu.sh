@@ -34,7 +34,7 @@ shift
 every=(build tests sanitize time pipeline profile)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
-declare -A limit=([build]=110 [tests]=150 [sanitize]=130 [time]=140 [pipeline]=90 [profile]=70)
+declare -A limit=([build]=240 [tests]=150 [sanitize]=130 [time]=140 [pipeline]=90 [profile]=70)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]}, got $section" >&2

@@ -137,6 +137,30 @@ def test_a_torch_without_cuda_gets_no_cuda_module(tmp_path):
         assert done.stdout.split()[-1] == answer
 
 
+def test_runtime_library_of_a_toolkit(tmp_path):
+    """A toolkit of its own has libcudart.so, one of packages only the file with its version."""
+    wanted = (
+        "import setuptools, sys; setuptools.setup = dict; import setup; from pathlib import Path;"
+        "print(*setup.cudart_options(Path(sys.argv[1])))"
+    )
+    folder = tmp_path / "lib"
+    answers = []
+    for name in (None, "libcudart.so.13", "libcudart.so"):
+        folder.mkdir(exist_ok=True)
+        if name:
+            (folder / name).touch()
+        done = subprocess.run(
+            [sys.executable, "-c", wanted, str(tmp_path)],
+            cwd=ROOT,
+            env={**os.environ, "MVNROB_CUDA": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answers.append(done.stdout.splitlines()[-1])
+    assert answers == ["-lcudart", str(folder / "libcudart.so.13"), f"-L{folder} -lcudart"]
+
+
 def test_cuda_build_without_nvcc_is_an_error(tmp_path):
     environment = {**os.environ, "MVNROB_CUDA": "1", "PATH": str(tmp_path)}
     environment.pop("CUDA_HOME", None)
