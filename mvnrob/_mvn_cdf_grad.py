@@ -40,11 +40,8 @@ and a subgradient to a factor of cov: P falls like |change of the factor|, symme
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,18 +49,29 @@ from torch import Tensor
 from . import _load, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
 from ._autograd import refuse, register
 from ._mvn_cdf_blocks import blocks_of_split_rows, parts_of
+from ._mvn_cdf_conditional import (
+    FEWEST,
+    Rows,
+    Units,
+    conditional,
+    conditional_near_one,
+    entry_error,
+    finite,
+    limit_units,
+    pair_matrices,
+    pair_units,
+    rows_at_once,
+    signed,
+    standardised,
+)
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
-#: so do those of the pairs; each at least _FEWEST, the first look of mvn_cdf.
+#: so do those of the pairs; each at least FEWEST, the first look of mvn_cdf.
 COST = 3
-_INDEFINITE = 3  # mvnrob.Status
-_FEWEST = 512
 #: and so many where digits of a tail are asked for, whose tilt or union comes after the first look.
-_FEWEST_OF_TAIL = 8 * _FEWEST
+_FEWEST_OF_TAIL = 8 * FEWEST
 #: Up to so many variables that matter the conditional problems have closed forms: none is skipped.
 _EXACT = 4
-#: Problems of so many variables have closed forms to all digits that may be asked for: no points.
-_CLOSED = 2
 #: A row that was not sampled has conditional problems that are not either, as a rule; where rounding
 #: keeps their form from being recognised they take what their tolerance asks for.
 #: Conditional probabilities are the most accurate: they are taken while they cost at most _AFFORDABLE
@@ -75,392 +83,15 @@ _FEW_DIRECTIONS = 4
 #: Below it the smaller side has digits of its own: plan/row_plan.h tilts p, or unites 1 - p.
 _SMALL = 0.05
 _SETUP = 4
-_BYTES = 64 * 2**20
-_BYTES_PER_ENTRY = 32  # of a conditional matrix: as read, in float64, masks, the op's own
 
 
-class _Rows(NamedTuple):
-    """The batch, in units of the standard deviations; float64 but for the matrix."""
-
-    matrix: Tensor  # as given: cov [B, n, n], or where factored a factor [B, n, r]
-    factored: bool
-    dead: Tensor  # [B, n] variables without a limit or a variance
-    all_live: bool  # there are none of them, as far as is known
-    scale: Tensor  # [B, n] 1 / standard deviation, 0 for the dead
-    limits: Tensor  # [B, 1 or 2, n]: upper, and lower where there are any
-    seed: Tensor
-    entry_error: float  # of R, by rounding, as in csrc/plan/variable.h
-    log_unit: Tensor | None  # [B] slopes are in units of its exponential; none: of one
-    fewest: Tensor | None  # [B] points that a conditional probability may take; none: _FEWEST
-    exact: Tensor  # [B] independent blocks of one factor, which conditional problems are again
-    options: tuple  # abs_tol, rel_tol
-    rest: tuple  # method, compute_dtype, points
-
-    @property
-    def open(self) -> Tensor:
-        """[B, n] variables that have a density between their limits."""
-        if self.limits.shape[1] == 1:
-            return ~self.dead
-        return (self.limits[:, 1] <= self.limits[:, 0]) & ~self.dead
-
-    def problems(self, rows: Tensor) -> Tensor:
-        """What the op takes for these rows, a copy: R, or the factor's rows of length one."""
-        return self.unit_rows(rows) if self.factored else self.correlations(rows)
-
-    def unit_rows(self, rows: Tensor | slice) -> Tensor:
-        """The factor's rows of length one ``[b, n, r]``, a copy: zero for the dead."""
-        u = self.matrix[rows] * self.scale[rows][:, :, None]
-        return u.masked_fill_(self.dead[rows][:, :, None], 0.0)
-
-    def correlations(self, rows: Tensor | slice, some: slice = slice(None)) -> Tensor:
-        """R of these rows ``[b, i, n]``, i some of its variables; a copy: zero beside the dead,
-        whatever cov has there."""
-        if self.factored:
-            u = self.unit_rows(rows)
-            r = u[:, some] @ u.mT
-        else:
-            scale = self.scale[rows]
-            r = self.matrix[rows, some] * scale[:, some, None]
-            r *= scale[:, None, :]
-        diagonal = r.diagonal(some.start or 0, dim1=1, dim2=2)
-        if self.all_live:
-            diagonal.fill_(1.0)
-            return r
-        dead = self.dead[rows]
-        r.masked_fill_(dead[:, some, None] | dead[:, None, :], 0.0)
-        diagonal.copy_(~dead[:, some])
-        return r
-
-
-class _Units(NamedTuple):
-    """Conditional problems: row b given that the variables i lie at their limits `side`."""
-
-    row: Tensor  # [m]
-    index: Tensor  # [m, 1 or 2]
-    side: Tensor  # [m, 1 or 2] 0 upper, 1 lower
-    log_density: Tensor  # [m] there
-    stream: Tensor  # [m] number within the row, for the seed
-
-    def of(self, rows: Tensor) -> _Units:
-        """Those of the rows that the mask [B] marks."""
-        return self.where(rows[self.row])
-
-    def where(self, which: Tensor | slice) -> _Units:
-        if isinstance(which, Tensor) and which.dtype == torch.bool:
-            which = which.nonzero()[:, 0]
-        return _Units(*(t[which] for t in self))
-
-    @staticmethod
-    def join(parts: list[_Units]) -> _Units:
-        if len(parts) == 1:
-            return parts[0]
-        return _Units(*(torch.cat(p) for p in zip(*parts, strict=True)))
-
-
-@functools.lru_cache(maxsize=16)
-def _bounds(max_points: int, device: torch.device) -> Tensor:
-    return torch.tensor(_levels(max_points), dtype=torch.float64, device=device)
-
-
-@functools.lru_cache(maxsize=16)
-def _levels(max_points: int) -> list[int]:
-    """Numbers of points that calls ask for; rows with the same one go together."""
-    levels = [_FEWEST]
-    for k in range(1, 64):
-        for level in (_FEWEST * 2**k, _FEWEST * 3 * 2 ** (k - 1)):
-            if level <= max_points:
-                levels.append(level)
-        if levels[-1] < _FEWEST * 2**k:
-            break
-    return levels
-
-
-def _given(rows: _Rows, r: Tensor, limits: Tensor, index: Tensor, side: Tensor) -> Tensor | None:
-    """Conditions in place on X_index at its limit; returns the share of that variable, if there are
-    ties."""
-    unit, entry_error = torch.arange(len(r), device=r.device), rows.entry_error
-    mine = r[unit, index]
-    # Zero is as in the forward: a few entries' rounding, and once more by the pivot.
-    if rows.factored:
-        before = r.square().sum(2)
-        variance, zero = before[unit, index][:, None], 128 * entry_error**2
-        q = mine / variance.sqrt()
-        c = torch.linalg.vecdot(r, q[:, None, :])
-        r.addcmul_(c[:, :, None], q[:, None, :], value=-1)
-        after = r.square().sum(2)
-    else:
-        variance, zero = mine.gather(1, index[:, None]), 16 * entry_error
-        c = mine / variance.sqrt()
-        after = r.diagonal(dim1=1, dim2=2)
-        before = after.clone()
-        r.addcmul_(c[:, :, None], c[:, None, :], value=-1)
-    shift = (c * (limits[unit, side, index][:, None] / variance.sqrt()))[:, None, :]
-    zero = zero / variance
-    gone = after <= zero
-    multiple = gone & (before > zero)
-    multiple.scatter_(1, index[:, None], False)
-    unlimited = list(zip(limits.unbind(1), (math.inf, -math.inf), strict=False))
-    share = None
-    if bool(multiple.any()):
-        size = limits.abs() + shift.abs()
-        limits.sub_(shift)
-        tie = (limits.abs() <= 8 * entry_error * size) & limits.isfinite() & multiple[:, None, :]
-        tie = tie.any(1)
-        share = 1 / (1 + tie.sum(1).double())
-        for limit, infinite in unlimited:
-            limit.masked_fill_(tie, infinite)
-    else:
-        limits.sub_(shift)
-    for limit, infinite in unlimited:
-        limit.scatter_(1, index[:, None], infinite)
-    r.masked_fill_(gone[:, :, None], 0.0)
-    if not rows.factored:
-        r.masked_fill_(gone[:, None, :], 0.0)
-    return share
-
-
-def _conditional(rows: _Rows, units: _Units, budget: Tensor, max_points: int) -> Tensor:
-    """density * Q / exp(log_unit) of each unit; `budget` [B] is what a row's may cost together."""
-    if len(units.row) == 0:
-        return torch.zeros_like(units.log_density)
-    pieces = list(_pieces(rows, units, budget, max_points))
-    if len(pieces) == 1:
-        return _probabilities(rows, units, *pieces[0][1:])
-    out = torch.empty_like(units.log_density)
-    for some, *how in pieces:
-        out[some] = _probabilities(rows, units.where(some), *how)
-    return out
-
-
-def _pieces(
-    rows: _Rows, units: _Units, budget: Tensor, max_points: int
-) -> Iterator[tuple[Tensor | slice, int, torch.dtype]]:
-    """The units that are computed together: which, the most points of each, and their dtype."""
-    size, chunk = len(units.row), _chunk(rows.matrix[0].numel())
-    if rows.dead.shape[1] - units.index.shape[1] <= _CLOSED and rows.rest[0] != "sov":
-        for first in range(0, size, chunk):
-            yield slice(first, first + chunk), max_points, torch.float64
-        return
-    levels = _levels(max_points)
-    # A row's share of its budget; that of a row without units is not looked at.
-    each = budget / torch.bincount(units.row, minlength=len(budget))
-    if rows.fewest is not None:
-        each = torch.maximum(each, rows.fewest)
-    each = each.clamp(_FEWEST, max(max_points, _FEWEST)).double()
-    level = torch.bucketize(each, _bounds(max_points, each.device), right=True) - 1
-    level = (2 * level + rows.exact)[units.row]
-    least, most = (int(t) for t in level.aminmax())
-    for number in [least] if least == most else level.unique().tolist():
-        # What has its form to float32's rounding has it in float32 alone.
-        how = levels[number // 2], rows.matrix.dtype if number % 2 else torch.float64
-        for some in (level == number).nonzero()[:, 0].split(chunk):
-            yield some, *how
-
-
-def _near_one(rows: _Rows, units: _Units, budget: Tensor, max_points: int) -> Tensor:
-    """The same where p is near 1 and so is Q as a rule: its error absolute, then as digits of Q where
-    that is small, among the variables that matter."""
-    out = torch.zeros_like(units.log_density)
-    if out.numel() == 0:
-        return out
-    abs_tol, rel_tol = rows.options
-    enough = max(abs_tol, 0.5 * rel_tol)
-    each = budget / torch.bincount(units.row, minlength=len(budget)).clamp_min(1)
-    for part in torch.arange(len(out), device=out.device).split(_chunk(8 * rows.dead.shape[1])):
-        piece = _Units(*(t[part] for t in units))
-        order, count = _that_matter(rows, piece, 0.1 * enough)
-        for size in count.unique().tolist():
-            mine = (count == size).nonzero()[:, 0]
-            few = _Units(*(t[mine] for t in piece))
-            at = torch.arange(len(mine), device=out.device)
-            among = _among(rows, few, order[mine, :size])._replace(options=(enough, 0.0))
-            alone = few._replace(row=at, index=torch.zeros_like(few.index))
-            out[part[mine]] = _conditional(among, alone, each[few.row], max_points)
-    log_unit = 0.0 if rows.log_unit is None else rows.log_unit[units.row]
-    again = (out < 0.5 * (units.log_density - log_unit).exp()).nonzero()[:, 0]
-    if len(again):
-        out[again] = _conditional(rows, _Units(*(t[again] for t in units)), budget, max_points)
-    return out
-
-
-def _that_matter(rows: _Rows, units: _Units, dropped: float) -> tuple[Tensor, Tensor]:
-    """[m, n] the units' own variable and then the others, those most likely to fail given it first;
-    [m] how many matter: those after them fail with at most the probability `dropped`, all together.
-    It is rounded up to a power of two, so that few sizes occur."""
-    n = rows.dead.shape[1]
-    row, i = units.row, units.index[:, 0]
-    if rows.factored:
-        some, mine = row.unique(return_inverse=True)
-        w = rows.unit_rows(some)
-        r = (w @ w.mT)[mine, i]
-    else:
-        r = rows.matrix[row, i].double() * rows.scale[row] * rows.scale[row, i][:, None]
-    dead = rows.dead[row]
-    r.masked_fill_(dead, 0.0)
-    left = 1 - r * r
-    spread = left.clamp_min(0).sqrt()
-    value = rows.limits[row, units.side[:, 0], i][:, None]
-    upper, *lower = ((limit - r * value) / spread for limit in rows.limits[row].unbind(1))
-    fails = torch.special.ndtr(-upper)
-    for t in lower:
-        fails += torch.special.ndtr(t)
-    # Multiples of it, and what is not a number, stay.
-    fails = torch.where(left > 32 * rows.entry_error, fails, 2.0).nan_to_num(2.0)
-    fails.masked_fill_(dead, 0.0)
-    fails[torch.arange(len(row), device=row.device), i] = 3.0
-    fails, order = fails.sort(1, descending=True)
-    rest = fails.flip(1).cumsum(1).flip(1)  # of this variable and those after it
-    count = (rest > dropped).sum(1)
-    power = torch.exp2((count - 0.5).log2().ceil()).long()
-    return order, power.clamp(1, n)
-
-
-def _among(rows: _Rows, units: _Units, kept: Tensor) -> _Rows:
-    """A row for each unit, of the variables `kept` [m, k] alone."""
-    row = units.row
-    at = row[:, None]
-    if rows.factored:
-        matrix = rows.matrix[at, kept]
-    else:
-        matrix = rows.matrix[at[:, :, None], kept[:, :, None], kept[:, None, :]]
-    return rows._replace(
-        matrix=matrix,
-        dead=rows.dead[at, kept],
-        scale=rows.scale[at, kept],
-        limits=rows.limits[row].gather(2, kept[:, None].expand(-1, rows.limits.shape[1], -1)),
-        seed=rows.seed[row],
-        log_unit=None if rows.log_unit is None else rows.log_unit[row],
-        fewest=None if rows.fewest is None else rows.fewest[row],
-        exact=rows.exact[row],
-    )
-
-
-def _chunk(entries: int) -> int:
-    """How many matrices of so many entries are worked on at once."""
-    return max(1, _BYTES // (_BYTES_PER_ENTRY * max(1, entries)))
-
-
-def _probabilities(rows: _Rows, units: _Units, max_points: int, dtype: torch.dtype) -> Tensor:
-    r = rows.problems(units.row)
-    limits = rows.limits[units.row]
-    shares = []
-    for index, side in zip(units.index.unbind(1), units.side.unbind(1), strict=True):
-        shares.append(_given(rows, r, limits, index, side))
-    # Steps of the golden ratio: the streams of a row and the seeds of a batch do not meet.
-    seed = rows.seed[units.row] + (units.stream + 1) * -0x61C8864680B583EB
-    r = r.to(dtype)
-    upper, *lower = (t.contiguous() for t in limits.to(dtype).unbind(1))
-    lower = lower[0] if lower and bool((lower[0] != -math.inf).any()) else None
-
-    def call(*problem):
-        out = torch.ops.mvnrob.mvn_cdf(
-            *problem, *rows.options, max_points, *rows.rest, rows.factored
-        )
-        return out[0].double(), out[7].double(), out[3]
-
-    prob, log_prob, status = call(upper, r, lower, seed)
-    # A small conditional variance is rounding of the matrix made large. The forward takes what
-    # float32's rounding explains as singular, so here as much is added to the diagonal.
-    bad = (status == _INDEFINITE).nonzero()[:, 0]
-    if len(bad):
-        diagonal = r.diagonal(dim1=1, dim2=2)
-        jitter = 4 * r.shape[-1] * torch.finfo(torch.float32).eps
-        r.diagonal(dim1=1, dim2=2).add_((diagonal != 0) * jitter)
-        again = call(upper[bad], r[bad], None if lower is None else lower[bad], seed[bad])
-        prob = prob.index_copy(0, bad, again[0])
-        log_prob = log_prob.index_copy(0, bad, again[1])
-    value = units.log_density.exp() * prob
-    if rows.log_unit is not None:
-        # Relative to p where its logarithm is asked for, in logarithms: no factor need be a number.
-        unit = rows.log_unit[units.row]
-        relative = (units.log_density + log_prob - unit).exp()
-        value = torch.where(unit == 0, value, relative)
-    for share in shares:
-        if share is not None:
-            value = value * share
-    return value
-
-
-def _log_phi(x: Tensor) -> Tensor:
-    return -0.5 * x * x - 0.5 * math.log(2 * math.pi)
-
-
-def _limit_units(rows: _Rows, wanted: Tensor, log_least: Tensor | float) -> _Units:
-    """``log_least`` ``[B, 1]``: densities that matter are larger; those at infinity are zero."""
-    n = rows.dead.shape[-1]
-    parts = []
-    open_ = rows.open & wanted[:, None]
-    for side, z in enumerate(rows.limits.unbind(1)):
-        density = _log_phi(z)
-        row, i = (open_ & (density > log_least)).nonzero(as_tuple=True)
-        index = i[:, None]
-        parts.append(
-            _Units(row, index, torch.full_like(index, side), density[row, i], side * n + i)
-        )
-    return _Units.join(parts)
-
-
-def _pair_units(rows: _Rows, wanted: Tensor, log_least: Tensor | float) -> _Units:
-    n = rows.dead.shape[-1]
-    sides = range(rows.limits.shape[1])
-    usable = rows.open
-    parts = []
-    height = min(n, _chunk(n))  # variables of a piece of R
-    for some in wanted.nonzero()[:, 0].split(_chunk(n * n)):
-        for first in range(0, n, height):
-            here = slice(first, min(first + height, n))
-            r = rows.correlations(some, here)
-            left = 1 - r * r
-            pair = (usable[some, here, None] & usable[some, None, :]).triu(1 + first)
-            # |R_ij| = 1 to rounding: no density, or an infinite one where the limits meet.
-            pair &= left > 32 * rows.entry_error
-            spread = torch.where(pair, left, 1.0).sqrt()
-            least = log_least if isinstance(log_least, float) else log_least[some, :, None]
-            for of_i, of_j in itertools.product(sides, sides):
-                a = rows.limits[some, of_i, here, None]
-                b = rows.limits[some, of_j, None, :]
-                # At infinity it is zero, or not a number: neither is larger.
-                density = _log_phi(a) + _log_phi((b - r * a) / spread) - spread.log()
-                row, i, j = (pair & (density > least)).nonzero(as_tuple=True)
-                side = torch.tensor([of_i, of_j], device=i.device).expand(len(i), 2)
-                weight, i = density[row, i, j], i + first
-                stream = (2 + (2 * of_i + of_j) * n + i) * n + j
-                parts.append(_Units(some[row], torch.stack([i, j], 1), side, weight, stream))
-    return _Units.join(parts)
-
-
-def _too_dear(rows: _Rows, units: _Units, n_points: Tensor) -> Tensor:
+def _too_dear(rows: Rows, units: Units, n_points: Tensor) -> Tensor:
     """[B] rows whose conditional probabilities would cost more than sampling their slopes."""
     counts = torch.bincount(units.row, minlength=len(n_points))
     n = rows.dead.shape[-1]
     # In points: what a call takes at least, and its matrix, read and factored.
-    cost = counts * (_FEWEST + _SETUP * n)
+    cost = counts * (FEWEST + _SETUP * n)
     return cost > _AFFORDABLE * n_points
-
-
-def _signed(units: _Units, values: Tensor, sides: int) -> Tensor:
-    """Negative for each lower limit among its conditions."""
-    if sides == 1:
-        return values
-    return torch.where(units.side.sum(1) % 2 == 0, values, -values)
-
-
-def _of_pairs(rows: _Rows, pairs: _Units, values: Tensor) -> Tensor:
-    """H [B, n, n] from its corners."""
-    batch, n = rows.dead.shape
-    sides = rows.limits.shape[1]
-    h = torch.zeros(batch, n, n, dtype=torch.float64, device=values.device)
-    values = _signed(pairs, values, sides)
-    for mine in _corners(pairs, sides):  # one at a time: within one, no entry comes twice
-        h[(pairs.row[mine], *pairs.index[mine].unbind(1))] += values[mine]
-    return h.add_(h.mT.clone())
-
-
-def _corners(pairs: _Units, sides: int) -> list[Tensor | slice]:
-    if sides == 1:
-        return [slice(None)]
-    corner = 2 * pairs.side[:, 0] + pairs.side[:, 1]
-    return [(corner == k).nonzero()[:, 0] for k in range(4)]
 
 
 def _backward_op(
@@ -501,7 +132,7 @@ def _backward_op(
     rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _SMALL)
     if not bool(rows.any()):
         return _backward_rows(*whole, *flags)
-    limited = _finite(upper) if lower is None else _finite(upper) | _finite(lower)
+    limited = finite(upper) if lower is None else finite(upper) | finite(lower)
     live = (cov.diagonal(dim1=1, dim2=2) > 0) & limited
     block = blocks_of_split_rows(upper, cov, lower, seed, live, rows)
     split = (block >= 0).any(1)
@@ -537,18 +168,13 @@ def _backward_op(
         # d2p / dx_i dx_j, x limits of different blocks, is p times both slopes of log p.
         weight = torch.zeros_like(log_total) if grad is None else grad.double() * log_total.exp()
         weight = weight if grad_log is None else weight + grad_log
-        for row in split.nonzero()[:, 0].split(_chunk(n * n)):
+        for row in split.nonzero()[:, 0].split(rows_at_once(n * n)):
             moves = to_upper[row].double() + to_lower[row]
             apart = block[row][:, :, None] != block[row][:, None, :]
             half = torch.where(weight[row] == 0, 0.0, 0.5 / weight[row])[:, None, None]
             cross = torch.where(apart, moves[:, :, None] * moves[:, None, :] * half, 0.0)
             to_cov[row] += cross.to(to_cov.dtype)
     return to_upper, upper.new_empty(0) if lower is None else to_lower, to_cov
-
-
-def _finite(t: Tensor) -> Tensor:
-    """torch.isfinite in two operations; it takes four."""
-    return t.abs() < math.inf
 
 
 def _has_no_zero(cov: Tensor) -> bool:
@@ -586,21 +212,7 @@ def _backward_rows(
             upper.new_zeros(cov.shape) if wants_cov else nothing,
         )
     log_prob = log_prob.double()
-    limits = upper[:, None] if lower is None else torch.stack([upper, lower], 1)
-    limits = limits.double()
-    if factored:
-        shared = cov[:1] if cov.stride(0) == 0 else cov
-        variance = shared.double().square().sum(2).expand(batch, n)
-    else:
-        variance = cov.diagonal(dim1=1, dim2=2).double()
-    finite = _finite(upper) if lower is None else _finite(upper) | _finite(lower)
-    dead = ~((variance > 0) & finite)
-    sd = variance.sqrt().masked_fill_(dead, 0.0)
-    inverse = 1 / sd
-    scale = inverse.masked_fill(dead, 0.0)
-    # A step has its limit in its own units; only its sign matters.
-    limits = limits * inverse.masked_fill_(dead, 1.0)[:, None]
-    entry_error = (4 if dtype == torch.float64 else 1) * torch.finfo(dtype).eps
+    limits, dead, scale, sd = standardised(upper, cov, lower, factored)
     # Slopes are in units of p where its logarithm moves the loss.
     log_unit, factor = None, 0.0 if grad is None else grad.double()
     if grad_log is not None:
@@ -619,13 +231,13 @@ def _backward_rows(
     if rel_tol > 0:
         small = torch.minimum(prob, complement).double()
         digits = rel_tol * small >= abs_tol
-        fewest = torch.where(digits, _FEWEST_OF_TAIL, _FEWEST)
+        fewest = torch.where(digits, _FEWEST_OF_TAIL, FEWEST)
         # In logarithms, since p may have underflowed where its logarithm has not.
         log_small = torch.where(prob <= complement, log_prob, small.log())
         log_tolerance = (log_small + math.log(rel_tol)).clamp_min(log_tolerance)
     exact = (n_points == 0) & (n_pivots > 3)
-    rows = _Rows(
-        cov, factored, dead, not bool(dead.any()), scale, limits, seed, entry_error, log_unit, fewest,
+    rows = Rows(
+        cov, factored, dead, not bool(dead.any()), scale, limits, seed, entry_error(dtype), log_unit, fewest,
         exact, (abs_tol, rel_tol), (method, compute_dtype, points),
     )  # fmt: skip
     live = n - dead.sum(1) if n > _EXACT else None
@@ -640,10 +252,10 @@ def _backward_rows(
 
     budget = torch.where(exact, torch.iinfo(torch.int64).max, COST * n_points)
 
-    units = _limit_units(rows, wanted, least(_EXACT))
+    units = limit_units(rows, wanted, least(_EXACT))
     pairs = h = bad = by_path = cov_by_path = near_one = tilted = None
     if wants_cov:
-        pairs = _pair_units(rows, wanted, least(_EXACT + 1))
+        pairs = pair_units(rows, wanted, least(_EXACT + 1))
     sampled = compute_dtype
     if sampled == "auto":
         sampled = "float32" if abs_tol >= 1e-5 else "float64"
@@ -695,7 +307,7 @@ def _backward_rows(
             slope = to_limit * how.standard_deviation
             slopes[picks, side] = slope if unit is None else slope / unit
         # Where no sample met the rectangle, or nothing could be factored.
-        known = _finite(out.error)
+        known = finite(out.error)
         if not bool(known.all()):
             lost = picks[~known.all(1)]
             by_path[lost], slopes[lost] = False, 0.0
@@ -709,14 +321,14 @@ def _backward_rows(
     if by_path is not None and bool(by_path.any()):
         by_formula = units.of(~by_path)
     if near_one is None or not bool(near_one.any()):
-        values = _conditional(rows, by_formula, budget, max_points)
+        values = conditional(rows, by_formula, budget, max_points)
     else:
         values = torch.empty_like(by_formula.log_density)
         near = near_one[by_formula.row]
-        for mine, of in ((near, _near_one), (~near, _conditional)):
+        for mine, of in ((near, conditional_near_one), (~near, conditional)):
             values[mine] = of(rows, by_formula.where(mine), budget, max_points)
     at = by_formula.row, by_formula.side[:, 0], by_formula.index[:, 0]
-    slopes[at] = _signed(by_formula, values, limits.shape[1])
+    slopes[at] = signed(by_formula, values, limits.shape[1])
     # NaN rows have NaN gradients, but where nothing depends on them.
     undefined = nan & moves
     if log_unit is not None:
@@ -729,14 +341,14 @@ def _backward_rows(
     if not wants_cov:
         return to_upper, to_lower, nothing
 
-    scaled = torch.where(_finite(limits), limits, 0.0).mul_(slopes).sum(1)
+    scaled = torch.where(finite(limits), limits, 0.0).mul_(slopes).sum(1)
     if factored:
-        values = _signed(pairs, _conditional(rows, pairs, budget, max_points), limits.shape[1])
+        values = signed(pairs, conditional(rows, pairs, budget, max_points), limits.shape[1])
         return to_upper, to_lower, _to_factor(rows, pairs, values, scaled, factor).to(dtype)
     if bad is not None:
         by_entry = pairs.row, *pairs.index.unbind(1)
         pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
-    plackett = _of_pairs(rows, pairs, _conditional(rows, pairs, budget, max_points))
+    plackett = pair_matrices(rows, pairs, conditional(rows, pairs, budget, max_points))
     if h is None:
         h = plackett
     else:
@@ -761,11 +373,11 @@ def _sampled_together(
             yield of_cov, True, mask & tilted
 
 
-def _to_cov(rows: _Rows, h: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
+def _to_cov(rows: Rows, h: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
     """The gradient to cov, in place of H, which has the pairs; ``scaled``: the limits' slopes times
     the limits."""
     batch, n = scaled.shape
-    half, chunk = 0.5 * factor[:, :, None], _chunk(n * n)
+    half, chunk = 0.5 * factor[:, :, None], rows_at_once(n * n)
     for first in range(0, batch, chunk):
         some = slice(first, first + chunk)
         part, s = h[some], rows.scale[some]
@@ -779,15 +391,13 @@ def _to_cov(rows: _Rows, h: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
     return h
 
 
-def _to_factor(
-    rows: _Rows, pairs: _Units, values: Tensor, scaled: Tensor, factor: Tensor
-) -> Tensor:
+def _to_factor(rows: Rows, pairs: Units, values: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:
     """The same to a factor of cov. With w the rows of length one,
     dP/dU_i = (sum_j H_ij w_j - (scaled_i + sum_j R_ij H_ij) w_i) / s_i."""
     batch, n = scaled.shape
     w = rows.unit_rows(torch.arange(batch, device=scaled.device)).reshape(batch * n, -1)
     out, sums = torch.zeros_like(w), scaled.reshape(-1).clone()
-    for part in torch.arange(len(values), device=w.device).split(_chunk(w.shape[1])):
+    for part in torch.arange(len(values), device=w.device).split(rows_at_once(w.shape[1])):
         first, second = ((pairs.row[part] * n)[:, None] + pairs.index[part]).unbind(1)
         value = values[part]
         # A NaN of some other row or of a value that is not used stays there.
@@ -800,7 +410,7 @@ def _to_factor(
 
 
 def _pathwise_pairs(
-    rows: _Rows, picks: Tensor, out: _mvn_cdf_pathwise.Slopes, how: _mvn_cdf_pathwise.Samples
+    rows: Rows, picks: Tensor, out: _mvn_cdf_pathwise.Slopes, how: _mvn_cdf_pathwise.Samples
 ) -> tuple[Tensor, Tensor]:
     """H [m, n, n] of these rows, zero on the diagonal, and the pairs that it does not know well.
 

@@ -295,7 +295,7 @@ def test_gradient_forms_no_covariance(monkeypatch):
 
 def test_gradient_in_pieces(monkeypatch):
     """Pairs are looked for in pieces of R: their size does not matter."""
-    from mvnrob import _mvn_cdf_grad
+    from mvnrob import _mvn_cdf_conditional
 
     def gradient():
         (leaf,) = leaves(factor)
@@ -304,7 +304,7 @@ def test_gradient_in_pieces(monkeypatch):
 
     upper, factor = factor_problem(12, 15, 4)
     whole = gradient()
-    monkeypatch.setattr(_mvn_cdf_grad, "_BYTES", 32 * 12 * 5)
+    monkeypatch.setattr(_mvn_cdf_conditional, "_BYTES", 32 * 12 * 5)
     assert (whole - gradient()).abs().max() <= 1e-12
 
 

@@ -388,11 +388,11 @@ def test_a_row_s_gradient_is_its_own():
 
 
 def test_chunks_do_not_matter(monkeypatch):
-    from mvnrob import _mvn_cdf_grad
+    from mvnrob import _mvn_cdf_conditional
 
     upper, cov = random_problem(7, 7, batch=(3,))
     whole = gradients(upper, cov)
-    monkeypatch.setattr(_mvn_cdf_grad, "_BYTES", 10_000)  # six matrices at a time
+    monkeypatch.setattr(_mvn_cdf_conditional, "_BYTES", 10_000)  # six matrices at a time
     for x, y in zip(whole, gradients(upper, cov), strict=True):
         assert torch.equal(x, y)
 
