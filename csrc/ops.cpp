@@ -24,6 +24,18 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "Tensor n_pivots, float abs_tol, float rel_tol, int max_points, str method, "
       "str compute_dtype, str points, bool wants_cov, bool factored=False) "
       "-> (Tensor upper, Tensor lower, Tensor cov)");
+  // The products of second derivatives with to_upper, to_lower [B, n] and to_cov (shaped like cov;
+  // those not given are zero), which are cotangents of what mvn_cdf_backward returns: of grad [B]
+  // times prob plus grad_log times log_prob, to upper, lower and, where wants_cov, to cov; where
+  // wants_slopes also the products of the slopes of prob and of log_prob with them, [B]. What is
+  // not wanted is empty. mvnrob/_mvn_cdf_hvp.py.
+  m.def(
+      "mvn_cdf_hvp(Tensor? grad, Tensor? grad_log, Tensor? to_upper, Tensor? to_lower, "
+      "Tensor? to_cov, Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor prob, "
+      "Tensor complement, Tensor log_prob, Tensor n_points, Tensor n_pivots, float abs_tol, "
+      "float rel_tol, int max_points, str method, str compute_dtype, str points, "
+      "bool wants_slopes, bool wants_cov, bool factored=False) "
+      "-> (Tensor along, Tensor along_log, Tensor upper, Tensor lower, Tensor cov)");
   // Sums over the points of each shift, float64 [B, 8, 5], with the pivots order int64 [B, k]: no
   // screening, no decisions. For tests and benchmarks.
   m.def(

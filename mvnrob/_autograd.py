@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
 
-def _nothing(ctx, inputs, output) -> None:
-    pass
+def _nothing(ctx, inputs, output) -> tuple[Tensor | None, ...]:
+    return ()
+
+
+#: By the names of their ops.
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
 
 def refuse(message: str) -> Callable:
@@ -20,34 +27,79 @@ def refuse(message: str) -> Callable:
     return refused
 
 
-def register(name: str, backward: Callable, save: Callable = _nothing) -> Callable:
+def _primal(t: Tensor | None) -> Tensor | None:
+    return None if t is None else forward_ad.unpack_dual(t).primal
+
+
+def along_tangents(slopes: tuple, tangents: tuple) -> Tensor:
+    """``[B]``: the slopes ``[B, ...]`` of each argument times its tangent, summed; a tangent of None is
+    zero."""
+    total = 0.0
+    for slope, tangent in zip(slopes, tangents, strict=True):
+        if tangent is not None:
+            total = total + (slope * tangent).flatten(1).sum(1, dtype=torch.float64)
+    return total.to(slopes[0].dtype)
+
+
+def register(name: str, backward: Callable, jvp: Callable, save: Callable = _nothing) -> Callable:
     """torch.library.register_autograd for the op ``mvnrob::<name>``; returns what calls the op.
 
-    Within torch.func's transforms (grad, vjp, jacrev) what register_autograd makes is refused by
-    torch; the callable goes through an autograd.Function there, which they accept.
+    ``save(ctx, inputs, output)`` returns the tensors that ``backward(ctx, *cotangents)`` finds in
+    ``ctx.saved_tensors``, and which ``jvp(ctx, saved, *tangents)`` is given. What register_autograd makes has no forward
+    mode, and torch refuses it within torch.func's transforms (grad, vjp, jacrev); there and among dual
+    numbers the callable goes through an autograd.Function.
     """
     op = getattr(torch.ops.mvnrob, name)
-    torch.library.register_autograd(f"mvnrob::{name}", backward, setup_context=save)
+
+    def save_for_backward(ctx, inputs, output):
+        ctx.save_for_backward(*save(ctx, inputs, output))
+
+    def save_for_both(ctx, inputs, output):
+        saved = save(ctx, inputs, output)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    def forward_mode(ctx, *tangents):
+        # torch calls it with forward mode off, where an outer derivative in forward mode would be zero.
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved, tangents = (
+                tuple(map(_primal, given)) for given in (ctx.saved_tensors, tangents)
+            )
+            return jvp(ctx, saved, *tangents)
+
+    torch.library.register_autograd(f"mvnrob::{name}", backward, setup_context=save_for_backward)
     function = type(
         name,
         (torch.autograd.Function,),
         {
-            "generate_vmap_rule": True,
             "forward": staticmethod(lambda *args: op(*args)),
-            "setup_context": staticmethod(save),
+            "setup_context": staticmethod(save_for_both),
             "backward": staticmethod(backward),
-            "jvp": staticmethod(
-                refuse(
-                    f"{name.removesuffix('_backward')}: derivatives must be taken in reverse mode "
-                    "(grad, vjp, jacrev), got forward mode (jvp, jacfwd, hessian)"
-                )
-            ),
+            "jvp": staticmethod(forward_mode),
         },
     )
 
+    _FUNCTIONS[name] = function
+
     def call(*args):
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if not torch.compiler.is_compiling() and (
+            torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        ):
             return function.apply(*args)
         return op(*args)
 
     return call
+
+
+def register_vmap(name: str, rule: Callable) -> None:
+    """``rule(op, info, in_dims, *args)`` for the op ``mvnrob::<name>``, within torch.func's derivatives
+    and without; what it calls, below the map, is ``op``."""
+    op = getattr(torch.ops.mvnrob, name)
+    torch.library.register_vmap(f"mvnrob::{name}", functools.partial(rule, op))
+    function = _FUNCTIONS.get(name)
+    if function is not None:
+
+        def mapped(info, in_dims, *args):
+            return rule(function.apply, info, in_dims, *args)
+
+        function.vmap = staticmethod(mapped)

@@ -23,7 +23,7 @@ def bvn_cdf(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
     below 1e-15. NaN where an argument is NaN or rho is outside [-1, 1]. Cost: about 0.1 us an
     element. Source: Genz, Statistics and Computing 14 (2004).
 
-    Differentiable, as often as wanted where |rho| < 1. At rho = 1 and -1 the gradient is one-sided
+    Differentiable, as often as wanted where |rho| < 1, in reverse and in forward mode. At rho = 1 and -1 the gradient is one-sided
     where the limits differ (h and k; h and -k); where they meet they share the slope equally, and
     that to rho is infinite.
 
@@ -54,12 +54,12 @@ def _(h, k, rho):
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
-def _save(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
+def _save(ctx, inputs, output) -> tuple[Tensor, ...]:
+    return inputs
 
 
-def _backward(ctx, grad):
-    h, k, rho = ctx.saved_tensors
+def _slopes(h: Tensor, k: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The derivatives to each argument, differentiable themselves."""
     left = (1 - rho) * (1 + rho)
     inside = left > 0
     s = torch.where(inside, left, 1.0).sqrt()
@@ -80,18 +80,23 @@ def _backward(ctx, grad):
     pair = _density(x) * torch.where(inside, _density(z / s) / s, line)
     # A NaN answer has NaN slopes.
     nan = torch.where(h.isnan() | k.isnan() | rho.isnan(), math.nan, 0.0)
-    return (
-        grad * (slope(h, k) + nan),
-        grad * (slope(k, h) + nan),
-        grad * (torch.where(finite, pair, 0.0) + nan),
-    )
+    return slope(h, k) + nan, slope(k, h) + nan, torch.where(finite, pair, 0.0) + nan
+
+
+def _backward(ctx, grad):
+    return tuple(grad * slope for slope in _slopes(*ctx.saved_tensors))
+
+
+def _jvp(ctx, saved, *tangents):
+    slopes = _slopes(*saved)
+    return sum(s * t for s, t in zip(slopes, tangents, strict=True) if t is not None)
 
 
 def _density(x: Tensor) -> Tensor:
     return torch.exp(-0.5 * x * x) * (1 / math.sqrt(2 * math.pi))
 
 
-_call = register("bvn_cdf", _backward, _save)
+_call = register("bvn_cdf", _backward, _jvp, _save)
 
 
 def bvn_cdf_reference(h: Tensor, k: Tensor, rho: Tensor, n_nodes: int = 4000) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import _load  # noqa: F401  (the schemas)
-from ._autograd import refuse, register
+from ._autograd import along_tangents, refuse, register
 
 
 def rows(
@@ -59,19 +59,17 @@ def _(grad, upper, cov, lower, wants_cov):
     )
 
 
-_call_backward = register(
-    "mendell_elston_backward",
-    refuse(
-        "mvn_cdf: second derivatives of method mendell_elston are not built; first ones are, "
-        "without create_graph"
-    ),
+_no_second = refuse(
+    "mvn_cdf: second derivatives of method mendell_elston are not built; first ones are, without "
+    "create_graph"
 )
+_call_backward = register("mendell_elston_backward", _no_second, _no_second)
 
 
-def _save(ctx, inputs, output) -> None:
+def _save(ctx, inputs, output) -> tuple[Tensor | None, ...]:
     prob, _, _, *integers = output
     ctx.mark_non_differentiable(*integers)
-    ctx.save_for_backward(*inputs, prob)
+    return *inputs, prob
 
 
 def _backward(ctx, grad_prob, grad_complement, grad_log_prob, *_):
@@ -87,8 +85,17 @@ def _backward(ctx, grad_prob, grad_complement, grad_log_prob, *_):
     )
 
 
+def _jvp(ctx, saved, to_upper, to_cov, to_lower):
+    upper, cov, lower, prob = saved
+    one = torch.ones_like(prob, dtype=torch.float64)
+    slopes = _call_backward(one, upper, cov, lower, to_cov is not None)
+    along = along_tangents(slopes, (to_upper, to_lower, to_cov))
+    of_prob = along * prob
+    return of_prob, -of_prob, along, None, None, None
+
+
 #: torch.ops.mvnrob.mendell_elston, also within torch.func.
-_call = register("mendell_elston", _backward, _save)
+_call = register("mendell_elston", _backward, _jvp, _save)
 
 
 def mendell_elston_reference(

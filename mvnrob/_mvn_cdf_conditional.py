@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import _load  # noqa: F401  (the schemas)
 
-_INDEFINITE = 3  # mvnrob.Status
+INDEFINITE = 3  # mvnrob.Status
 #: A conditional probability may take at least so many points, the first look of mvn_cdf.
 FEWEST = 512
 #: Problems of so many variables have closed forms to all digits that may be asked for: no points.
@@ -152,6 +152,33 @@ def standardised(
     scale = inverse.masked_fill(dead, 0.0)
     # A step has its limit in its own units; only its sign matters.
     return limits * inverse.masked_fill_(dead, 1.0)[:, None], dead, scale, sd
+
+
+def contain(limits: Tensor) -> Tensor:
+    """[B] rows whose limits [B, 1 or 2, n] contain something."""
+    low = -math.inf if limits.shape[1] == 1 else limits[:, 1]
+    return (low < limits[:, 0]).all(1)
+
+
+def moves(*cotangents: Tensor | None) -> Tensor:
+    """[B] rows that one of them, at least one of which there is, is not zero for."""
+    given = [t != 0 for t in cotangents if t is not None]
+    return given[0] if len(given) == 1 else given[0] | given[1]
+
+
+def in_units_of_p(
+    grad: Tensor | None, grad_log: Tensor | None, log_prob: Tensor
+) -> tuple[Tensor | None, Tensor | float]:
+    """Logarithms of the units ``[B]`` in which slopes are wanted, p where its logarithm moves the loss
+    and else one (none: one everywhere), and the cotangents in them."""
+    factor = 0.0 if grad is None else grad.double()
+    if grad_log is None:
+        return None, factor
+    grad_log = grad_log.double()
+    log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
+    if grad is not None:
+        factor = torch.where(factor == 0, 0.0, factor * log_unit.exp())
+    return log_unit, factor + grad_log
 
 
 def _given(rows: Rows, r: Tensor, limits: Tensor, index: Tensor, side: Tensor) -> Tensor | None:
@@ -364,7 +391,7 @@ def _probabilities(rows: Rows, units: Units, max_points: int, dtype: torch.dtype
     prob, log_prob, status = call(upper, r, lower, seed)
     # A small conditional variance is rounding of the matrix made large. The forward takes what
     # float32's rounding explains as singular, so here as much is added to the diagonal.
-    bad = (status == _INDEFINITE).nonzero()[:, 0]
+    bad = (status == INDEFINITE).nonzero()[:, 0]
     if len(bad):
         repair(r)
         again = call(upper[bad], r[bad], None if lower is None else lower[bad], seed[bad])

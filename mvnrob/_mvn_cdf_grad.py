@@ -46,8 +46,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _load, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
-from ._autograd import refuse, register
+from . import _load, _mvn_cdf_hvp, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
+from ._autograd import along_tangents, register
 from ._mvn_cdf_blocks import blocks_of_split_rows, parts_of
 from ._mvn_cdf_conditional import (
     FEWEST,
@@ -55,9 +55,12 @@ from ._mvn_cdf_conditional import (
     Units,
     conditional,
     conditional_near_one,
+    contain,
     entry_error,
     finite,
+    in_units_of_p,
     limit_units,
+    moves,
     pair_matrices,
     pair_units,
     rows_at_once,
@@ -127,7 +130,7 @@ def _backward_op(
     # covariance is one block.
     if factored or method != "auto" or n <= _EXACT or _has_no_zero(cov):
         return _backward_rows(*whole, *flags)
-    rows = (n_points > 0) & (n_pivots > _EXACT) & (prob > 0) & _moves(grad, grad_log)
+    rows = (n_points > 0) & (n_pivots > _EXACT) & (prob > 0) & moves(grad, grad_log)
     # Near 1 with digits of 1 - p, conditional probabilities are taken.
     rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _SMALL)
     if not bool(rows.any()):
@@ -169,10 +172,10 @@ def _backward_op(
         weight = torch.zeros_like(log_total) if grad is None else grad.double() * log_total.exp()
         weight = weight if grad_log is None else weight + grad_log
         for row in split.nonzero()[:, 0].split(rows_at_once(n * n)):
-            moves = to_upper[row].double() + to_lower[row]
+            both = to_upper[row].double() + to_lower[row]
             apart = block[row][:, :, None] != block[row][:, None, :]
             half = torch.where(weight[row] == 0, 0.0, 0.5 / weight[row])[:, None, None]
-            cross = torch.where(apart, moves[:, :, None] * moves[:, None, :] * half, 0.0)
+            cross = torch.where(apart, both[:, :, None] * both[:, None, :] * half, 0.0)
             to_cov[row] += cross.to(to_cov.dtype)
     return to_upper, upper.new_empty(0) if lower is None else to_lower, to_cov
 
@@ -180,18 +183,6 @@ def _backward_op(
 def _has_no_zero(cov: Tensor) -> bool:
     cov = cov[:1] if cov.stride(0) == 0 else cov
     return int(cov.count_nonzero()) == cov.numel()
-
-
-def _contain(limits: Tensor) -> Tensor:
-    """[B] rows whose limits [B, 1 or 2, n] contain something."""
-    low = -math.inf if limits.shape[1] == 1 else limits[:, 1]
-    return (low < limits[:, 0]).all(1)
-
-
-def _moves(*cotangents: Tensor | None) -> Tensor:
-    """[B] rows that one of them, at least one of which there is, is not zero for."""
-    given = [t != 0 for t in cotangents if t is not None]
-    return given[0] if len(given) == 1 else given[0] | given[1]
 
 
 def _backward_rows(
@@ -214,16 +205,10 @@ def _backward_rows(
     log_prob = log_prob.double()
     limits, dead, scale, sd = standardised(upper, cov, lower, factored)
     # Slopes are in units of p where its logarithm moves the loss.
-    log_unit, factor = None, 0.0 if grad is None else grad.double()
-    if grad_log is not None:
-        grad_log = grad_log.double()
-        log_unit = torch.where((grad_log != 0) & (log_prob != 0), log_prob, 0.0)
-        if grad is not None:
-            factor = torch.where(factor == 0, 0.0, factor * log_unit.exp())
-        factor = factor + grad_log
-    nan, moves = prob.isnan(), _moves(grad, grad_log)
+    log_unit, factor = in_units_of_p(grad, grad_log, log_prob)
+    nan, moving = prob.isnan(), moves(grad, grad_log)
     # Where p is not told from zero it has no slopes of its logarithm.
-    wanted = moves & ~nan
+    wanted = moving & ~nan
     if log_unit is not None:
         wanted &= log_unit > -math.inf
     fewest = digits = None
@@ -330,14 +315,17 @@ def _backward_rows(
     at = by_formula.row, by_formula.side[:, 0], by_formula.index[:, 0]
     slopes[at] = signed(by_formula, values, limits.shape[1])
     # NaN rows have NaN gradients, but where nothing depends on them.
-    undefined = nan & moves
+    undefined = nan & moving
     if log_unit is not None:
         # And where p is not told from zero although its limits contain something.
-        undefined |= (log_unit == -math.inf) & _contain(limits)
+        undefined |= (log_unit == -math.inf) & contain(limits)
     factor = factor.masked_fill(undefined, math.nan)[:, None]
     to_limits = (slopes * scale[:, None] * factor[:, None]).to(dtype)
-    to_upper = to_limits[:, 0].contiguous()
-    to_lower = nothing if lower is None else to_limits[:, 1].contiguous()
+    # Not views of one tensor, as contiguous() leaves those of one row: dual numbers want a layout.
+    to_upper, *to_lower = (
+        t.clone(memory_format=torch.contiguous_format) for t in to_limits.unbind(1)
+    )
+    to_lower = to_lower[0] if to_lower else nothing
     if not wants_cov:
         return to_upper, to_lower, nothing
 
@@ -448,37 +436,78 @@ def _(
     )
 
 
-@torch.library.register_vmap("mvnrob::mvn_cdf_backward")
-def _(info, in_dims, *args):
-    """The mapped dimension joins the rows, each of which has its own seed."""
-    size = info.batch_size
-    joined, rows = [], 0
-    for x, dim in zip(args, in_dims, strict=True):
-        if isinstance(x, Tensor):
-            x = x[None].expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-            rows = x.shape[1]
-            x = x.reshape(size * rows, *x.shape[2:])
-        joined.append(x)
-    out = torch.ops.mvnrob.mvn_cdf_backward(*joined)
-    shape = (size, rows)
-    # An empty output stands for none.
-    return tuple(t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, shape) for t in out), 0
+def _save_backward(ctx, inputs, output) -> tuple[Tensor | None, ...]:
+    *tensors, abs_tol, rel_tol, max_points, method, compute_dtype, points, wants_cov, factored = (
+        inputs
+    )
+    ctx.set_materialize_grads(False)
+    ctx.options = abs_tol, rel_tol, max_points, method, compute_dtype, points
+    ctx.wants_cov, ctx.factored = wants_cov, factored
+    return tuple(tensors)
 
 
-_call_backward = register(
-    "mvn_cdf_backward",
-    refuse("mvn_cdf: second derivatives are not built; first ones are, without create_graph"),
-)
+def _second_backward(ctx, to_upper, to_lower, to_cov):
+    """Second derivatives; p and what else came with it count as given."""
+    grad, grad_log, *rest = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    cotangents = (
+        to_upper,
+        to_lower if rest[2] is not None else None,
+        to_cov if ctx.wants_cov else None,
+    )
+    if all(t is None for t in cotangents):
+        return (None,) * 19
+    along, along_log, *to_problem = _mvn_cdf_hvp.call(
+        grad,
+        grad_log,
+        *cotangents,
+        *rest,
+        *ctx.options,
+        needs[0] or needs[1],
+        needs[3],
+        ctx.factored,
+    )
+    to_upper, to_lower, to_cov = to_problem
+    return (
+        along if needs[0] else None,
+        along_log if needs[1] else None,
+        to_upper if needs[2] else None,
+        to_cov if needs[3] else None,
+        to_lower if needs[4] else None,
+        *[None] * 14,
+    )
 
 
-def _save(ctx, inputs, output) -> None:
+def _second_jvp(ctx, saved, grad, grad_log, upper, cov, lower, *_):
+    """The same: second derivatives are symmetric."""
+    saved_grad, saved_log, *rest = saved
+    parts = []
+    if grad is not None or grad_log is not None:
+        parts.append(
+            _call_backward(grad, grad_log, *rest, *ctx.options, ctx.wants_cov, ctx.factored)
+        )
+    if any(t is not None for t in (upper, cov, lower)):
+        product = _mvn_cdf_hvp.call(
+            saved_grad, saved_log, upper, lower, cov, *rest, *ctx.options, False, ctx.wants_cov,
+            ctx.factored,
+        )  # fmt: skip
+        parts.append(product[2:])
+    if not parts:
+        return None, None, None
+    return tuple(sum(p[1:], p[0]) for p in zip(*parts, strict=True))
+
+
+_call_backward = register("mvn_cdf_backward", _second_backward, _second_jvp, _save_backward)
+
+
+def _save(ctx, inputs, output) -> tuple[Tensor | None, ...]:
     upper, cov, lower, seed, *options = inputs
     prob, complement, error, status, n_points, n_active, n_pivots, log_prob, log_error = output
     ctx.mark_non_differentiable(error, status, n_points, n_active, n_pivots, log_error)
     # Which outputs the loss depends on decides what is computed.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots)
     ctx.options = options
+    return upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots
 
 
 def _backward(ctx, grad_prob, grad_complement, *grads):
@@ -509,5 +538,29 @@ def _backward(ctx, grad_prob, grad_complement, *grads):
     )
 
 
+def _jvp(ctx, saved, to_upper, to_cov, to_lower, *_):
+    """The slopes of the backward times the tangents."""
+    if to_upper is None and to_cov is None and to_lower is None:
+        return (None,) * 9
+    upper, _, lower, _, prob, _, log_prob, *_ = saved
+    *options, factored = ctx.options
+    told = log_prob > -math.inf  # from zero
+    # Relative to p where it is, which has all digits wherever p has them.
+    slopes = _call_backward(
+        (~told).to(prob.dtype),
+        told.to(prob.dtype),
+        *saved,
+        *options,
+        to_cov is not None,
+        factored,
+    )
+    along = along_tangents(slopes, (to_upper, to_lower, to_cov))
+    of_prob = along * torch.where(told, prob, 1.0)
+    contains = True if lower is None else (lower < upper).all(1)
+    undefined = torch.where(prob.isnan() | contains, math.nan, 0.0).to(prob.dtype)
+    of_log = torch.where(told, along, undefined)
+    return of_prob, -of_prob, None, None, None, None, None, of_log, None
+
+
 #: torch.ops.mvnrob.mvn_cdf, also within torch.func.
-call = register("mvn_cdf", _backward, _save)
+call = register("mvn_cdf", _backward, _jvp, _save)

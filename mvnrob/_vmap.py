@@ -7,9 +7,10 @@ itself and its seed alone, so every answer is the one without vmap, to the bit.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from . import _bvn_cdf, _pivoted_cholesky  # noqa: F401  (the ops)
+from ._autograd import register_vmap
 from ._mvn_cdf import _result, _warn
 
 
@@ -35,48 +36,42 @@ def _rows(info, in_dims, args) -> tuple[list, int]:
     return folded, rows
 
 
-@torch.library.register_vmap("mvnrob::mvn_cdf")
-def _(info, in_dims, *args):
+def _unfolded(op, info, in_dims, *args):
+    """For an op of rows; of outputs that are not wanted, which are empty, ``[0]``, there is nothing."""
     folded, rows = _rows(info, in_dims, args)
-    out = torch.ops.mvnrob.mvn_cdf(*folded)
+    out = op(*folded)
+    out = (out,) if isinstance(out, Tensor) else out
+    size = info.batch_size
+    unfolded = tuple(
+        t.expand(size, 0)
+        if t.dim() == 1 and len(t) != size * rows
+        else t.unflatten(0, (size, rows))
+        for t in out
+    )
+    if len(out) == 1:
+        return unfolded[0], 0
+    return unfolded, (0,) * len(out)
+
+
+def _with_warning(op, info, in_dims, *args):
+    out, dims = _unfolded(op, info, in_dims, *args)
     # Inside the map nothing can be read, so mvn_cdf itself stays silent there.
     _warn(_result(out, out[0].shape))
-    return tuple(t.reshape(info.batch_size, rows) for t in out), (0,) * len(out)
+    return out, dims
 
 
-@torch.library.register_vmap("mvnrob::mvn_cdf_sums")
-def _(info, in_dims, *args):
-    folded, rows = _rows(info, in_dims, args)
-    out = torch.ops.mvnrob.mvn_cdf_sums(*folded)
-    return out.reshape(info.batch_size, rows, *out.shape[1:]), 0
+def _elementwise(op, info, in_dims, *args):
+    return op(*(_first(t, d, info.batch_size) for t, d in zip(args, in_dims, strict=True))), 0
 
 
-@torch.library.register_vmap("mvnrob::mendell_elston")
-def _(info, in_dims, *args):
-    folded, rows = _rows(info, in_dims, args)
-    out = torch.ops.mvnrob.mendell_elston(*folded)
-    return tuple(t.reshape(info.batch_size, rows) for t in out), (0,) * len(out)
-
-
-@torch.library.register_vmap("mvnrob::mendell_elston_backward")
-def _(info, in_dims, *args):
-    folded, rows = _rows(info, in_dims, args)
-    out = torch.ops.mvnrob.mendell_elston_backward(*folded)
-    size = info.batch_size
-    # An empty output stands for none.
-    return tuple(
-        t.expand(size, 0) if t.dim() == 1 else t.unflatten(0, (size, rows)) for t in out
-    ), 0
-
-
-@torch.library.register_vmap("mvnrob::pivoted_cholesky")
-def _(info, in_dims, *args):
-    folded, rows = _rows(info, in_dims, args)
-    out = torch.ops.mvnrob.pivoted_cholesky(*folded)
-    return tuple(t.unflatten(0, (info.batch_size, rows)) for t in out), (0,) * len(out)
-
-
-@torch.library.register_vmap("mvnrob::bvn_cdf")
-def _(info, in_dims, h, k, rho):
-    wide = [_first(t, d, info.batch_size) for t, d in zip((h, k, rho), in_dims, strict=True)]
-    return torch.ops.mvnrob.bvn_cdf(*wide), 0
+register_vmap("mvn_cdf", _with_warning)
+register_vmap("bvn_cdf", _elementwise)
+for name in (
+    "mvn_cdf_backward",
+    "mvn_cdf_hvp",
+    "mvn_cdf_sums",
+    "mendell_elston",
+    "mendell_elston_backward",
+    "pivoted_cholesky",
+):
+    register_vmap(name, _unfolded)

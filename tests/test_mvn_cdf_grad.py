@@ -577,45 +577,6 @@ def test_nothing_is_mapped():
     assert [list(t.shape) for t in slopes] == [[0, 5], [0, 5, 5]]
 
 
-@pytest.mark.parametrize("method", ["auto", "mendell_elston"])
-@pytest.mark.parametrize("transform", [torch.func.jacfwd, torch.func.hessian])
-def test_forward_mode_is_refused_clearly(method, transform):
-    upper, cov = random_problem(5, 2)
-    with pytest.raises(
-        NotImplementedError, match="^m.*: derivatives must be taken in reverse mode"
-    ):
-        transform(lambda u: mvn_cdf(u, cov, method=method))(upper)
-
-
-def test_second_derivatives_are_refused():
-    upper, cov = random_problem(3, 1)
-    (u,) = leaves(upper)
-    (first,) = torch.autograd.grad(mvn_cdf(u, cov), u, create_graph=True)
-    with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built"):
-        first.sum().backward()
-    nested = torch.func.grad(lambda u: torch.func.grad(lambda v: mvn_cdf(v, cov))(u).sum())
-    for second in (nested, torch.func.jacrev(torch.func.jacrev(lambda u: mvn_cdf(u, cov)))):
-        with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built"):
-            second(upper)
-    with pytest.raises(
-        NotImplementedError, match="mvn_cdf: derivatives must be .* got forward mode"
-    ):
-        torch.func.hessian(lambda u: mvn_cdf(u, cov))(upper)
-
-
-@pytest.mark.parametrize("name", ["prob", "complement", "log_prob"])
-@pytest.mark.parametrize("kind", ["cov", "factor"])
-def test_second_derivatives_of_every_output_are_refused(name, kind):
-    upper, cov = random_problem(6, 1)
-    matrix = cov if kind == "cov" else torch.linalg.cholesky(cov)
-    u, m = leaves(upper, matrix)
-    value = getattr(mvn_cdf(u, **{kind: m}, return_info=True), name)
-    first = torch.autograd.grad(value, (u, m), create_graph=True)
-    for slope in first:
-        with pytest.raises(NotImplementedError, match="mvn_cdf: second derivatives are not built"):
-            torch.autograd.grad(slope.square().sum(), (u, m), retain_graph=True)
-
-
 def test_training_moves_the_probability():
     """Limits of a fixed length, and a factor of fixed row norms, both towards larger p."""
     g = torch.Generator().manual_seed(0)
