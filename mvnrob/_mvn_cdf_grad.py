@@ -36,6 +36,8 @@ of the rest, and the limits' gradients are right where the limits differ. Where 
 (a minimum of limits): the variables share the slope equally, as torch.amin does. There dP/dR_ij is
 infinite; H_ij is taken as zero, which is exact in directions that leave them multiples of each other,
 and a subgradient to a factor of cov: P falls like |change of the factor|, symmetrically.
+
+Second derivatives: _mvn_cdf_hvp.py. Forward mode takes the same slopes, times the tangents.
 """
 
 from __future__ import annotations
@@ -321,11 +323,12 @@ def _backward_rows(
         undefined |= (log_unit == -math.inf) & contain(limits)
     factor = factor.masked_fill(undefined, math.nan)[:, None]
     to_limits = (slopes * scale[:, None] * factor[:, None]).to(dtype)
-    # Not views of one tensor, as contiguous() leaves those of one row: dual numbers want a layout.
-    to_upper, *to_lower = (
-        t.clone(memory_format=torch.contiguous_format) for t in to_limits.unbind(1)
-    )
-    to_lower = to_lower[0] if to_lower else nothing
+    if lower is None:
+        to_upper, to_lower = to_limits[:, 0], nothing
+    else:
+        # Not views of one tensor, as contiguous() leaves those of one row: dual numbers want a layout.
+        layout = torch.contiguous_format
+        to_upper, to_lower = (t.clone(memory_format=layout) for t in to_limits.unbind(1))
     if not wants_cov:
         return to_upper, to_lower, nothing
 
