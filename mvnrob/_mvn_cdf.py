@@ -258,19 +258,20 @@ def mvn_cdf(
     Second derivatives (``create_graph=True`` and once more, ``torch.func.hessian``, ``jacrev`` of
     ``jacrev``, mapped too) are densities of one and two limits times conditional probabilities, and the
     slopes of these, whichever way the row's gradient takes. Each conditional probability has the tolerance
-    asked for and takes what points it needs, up to ``max_points``; its slopes are as above. So an error is the
+    asked for and takes what points it needs, up to ``max_points``, where nothing says so; its slopes are as
+    above. So an error is the
     tolerance times a density of two limits, ``.16 / sqrt(1 - R_ij^2)`` at most, for second derivatives to
     limits and mean, to cov those of three and four, summed over the variables (in units of the standard
     deviations, and times the limits, as the formulas have them); those of ``log_prob`` divide it by p,
     or are differences of terms of the size of the slopes' products, each known to ``rel_tol``: at p = 1e-30
-    with terms of 60 and a difference of .6, a ``rel_tol`` of 1e-3 left 1 %. Up to four variables they are
+    with terms of 80 and a difference of .6, a ``rel_tol`` of 1e-3 left 1 %. Up to four variables they are
     closed forms. For more, densities below a hundredth of the tolerance, divided by the number of
     variables, are skipped. Products with a vector cost ``n (n - 1) / 2`` conditional problems for limits and
     mean (four times as many with ``lower``), all in one call; a Hessian twice that, and is symmetric to the
     bit there. Where cov takes part each problem is differentiated, too, to limits and cov. To a factor they
     go by its covariance, ``[n, n]``. At a singular cov they are one-sided as the gradients are; where limits
-    of multiples meet, or those of variables that are multiples given one or two others, there are none, and
-    the row is NaN. Third derivatives are refused.
+    of multiples meet (within what rounding of cov may move them), or those of variables that are multiples
+    given one or two others, there are none, and the row is NaN. Third derivatives are refused.
 
     Sources: Genz (1992), J. Comput. Graph. Stat. 1(2) (separation of variables); Gibson, Glasbey and
     Elston (1994) (order); Hickernell (2002) (tent-transformed lattices); Cools, Kuo and Nuyens

@@ -251,7 +251,7 @@ def _of_rows(
 def _product(
     rows: Rows, vector: _Vector, wanted: Tensor, log_least: Tensor, max_points: int, wants_cov: bool
 ) -> _Product:
-    batch, _, n = rows.limits.shape
+    batch, n = rows.scale.shape
     device = rows.limits.device
     every = torch.arange(batch, device=device)
     at = torch.where(finite(rows.limits), rows.limits, 0.0)
@@ -270,7 +270,8 @@ def _product(
 
     out = torch.zeros_like(rows.limits)
     out_r = torch.zeros_like(r) if wants_cov else None
-    kink = torch.zeros(batch, dtype=torch.bool, device=device)
+    low = rows.limits[:, 1] if rows.limits.shape[1] == 2 else None
+    kink = _meet(rows.limits[:, 0], r, low, rows.entry_error, nearly=True) & active.any(1)
     by_limit = torch.zeros_like(out)  # v_a
     sums = torch.zeros_like(rows.scale)  # sum_j R_ij H_ij
 
@@ -495,12 +496,12 @@ def _add_conditional(
         _add_block(out_r, units, along[:, :, None] * y[:, None, :] + b.mT @ g @ b)
 
 
-def _meet(upper: Tensor, matrix: Tensor, lower: Tensor | None, zero: float) -> Tensor:
-    """``[m]`` problems in which limits of two variables that are multiples of each other meet."""
-    n = matrix.shape[1]
+def _meet(
+    upper: Tensor, matrix: Tensor, lower: Tensor | None, zero: float, nearly: bool = False
+) -> Tensor:
+    """``[m]`` problems in which limits of two variables that are multiples of each other meet, to the
+    rounding of the limits; ``nearly``: to what rounding of the matrix may move such variables apart."""
     out = torch.zeros(len(upper), dtype=torch.bool, device=upper.device)
-    if n < 2:
-        return out
     variance = matrix.diagonal(dim1=1, dim2=2)
     alive = variance > 0
     sd = torch.where(alive, variance, 1.0).sqrt()
@@ -511,11 +512,15 @@ def _meet(upper: Tensor, matrix: Tensor, lower: Tensor | None, zero: float) -> T
     if len(m) == 0:
         return out
     sides = [upper / sd] + ([] if lower is None else [lower / sd])
+    least = torch.minimum(sd[m, i], sd[m, j])
     for a in sides:
         for b in sides:
             x, z = a[m, i], torch.where(r[m, i, j] > 0, 1.0, -1.0) * b[m, j]
-            near = (x - z).abs() <= 32 * zero * (1 + x.abs()) / torch.minimum(sd[m, i], sd[m, j])
-            out[m[near & finite(x)]] = True
+            gap = 32 * zero * (1 + x.abs()) / least
+            if nearly:
+                # Four of the standard deviations that 1 - R^2 = 32 zero leaves.
+                gap += 4 * math.sqrt(32 * zero)
+            out[m[((x - z).abs() <= gap) & finite(x)]] = True
     return out
 
 

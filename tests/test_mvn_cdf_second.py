@@ -147,7 +147,7 @@ def test_classifier_like_margins():
         return mvn_cdf(u, cov, abs_tol=1e-5).sum()
 
     (ours,) = products(summed, (upper,), (along,))
-    slopes = lambda t: gradients(upper + t * along, cov, abs_tol=1e-6, compute_dtype=DOUBLE)[0]
+    slopes = lambda t: gradients(upper + t * along, cov, abs_tol=2e-6, compute_dtype=DOUBLE)[0]
     assert (ours - difference(slopes, 3e-2)).abs().max() < 2e-4
     assert ours.abs().amax(1).min() > 1e-2
     for b in range(3):
@@ -156,13 +156,13 @@ def test_classifier_like_margins():
 
 
 @pytest.mark.parametrize(
-    ("n", "limit", "off"), [(8, -5.2, 0.05), (12, -3.0, 0.05), (20, 4.5, 1e-3)]
+    ("n", "limit", "off"), [(8, -5.7, 0.05), (12, -3.0, 0.05), (20, 4.5, 1e-3)]
 )
 def test_log_p_in_either_tail(n, limit, off):
     """Down to p = 1e-30: a difference of terms of the size of the slopes' products, 40 to 60 of them
     at small p, to rel_tol each (measured: .01 of the result); and near p = 1."""
     upper, cov, log_p, _ = chain(n, limit)
-    assert limit > 0 or -75 < log_p < -30
+    assert limit > 0 or -71 < log_p < -30
     (ours,) = products(lambda u: mvn_log_cdf(u, cov), (upper,), (torch.ones(n, dtype=DOUBLE),))
     exact = difference(lambda t: chain(n, limit + t)[3], 1e-2)
     assert (ours - exact).abs().max() < off * exact.abs().max()
@@ -226,6 +226,11 @@ def test_multiples():
     (product,) = products(lambda u: mvn_cdf(u, meet).sum(), (upper,), (torch.ones_like(upper),))
     assert product[0].isnan().all() and product[1].isfinite().all()
     assert hessian(lambda u: mvn_cdf(u, ones), torch.full((2,), 0.4, dtype=DOUBLE)).isnan().all()
+    # Multiples but for rounding, whose limits differ by less than it may move them.
+    for gap, kink in ((1e-9, True), (1e-4, False)):
+        u = torch.tensor([0.4, 0.4 + gap], dtype=DOUBLE)
+        h = hessian(lambda u: mvn_cdf(u, ones.clone().fill_diagonal_(1 + 4e-15)), u)
+        assert bool(h.isnan().any()) == kink
     # To cov the same of limits that meet given one variable: X_1 and X_2 are given X_0.
     given = torch.tensor([[1.0, 0.0], [0.5, 1.0], [0.5, 1.0]], dtype=DOUBLE)
     cov = given @ given.T
