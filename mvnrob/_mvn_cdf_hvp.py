@@ -271,7 +271,8 @@ def _product(
     out = torch.zeros_like(rows.limits)
     out_r = torch.zeros_like(r) if wants_cov else None
     low = rows.limits[:, 1] if rows.limits.shape[1] == 2 else None
-    kink = _meet(rows.limits[:, 0], r, low, rows.entry_error, nearly=True) & active.any(1)
+    kink = _meet(rows.limits[:, 0], r, low, rows.entry_error, nearly=True)
+    kink &= active.any(1) | (of_pair != 0).any(2).any(1)
     by_limit = torch.zeros_like(out)  # v_a
     sums = torch.zeros_like(rows.scale)  # sum_j R_ij H_ij
 

@@ -226,6 +226,9 @@ def test_multiples():
     (product,) = products(lambda u: mvn_cdf(u, meet).sum(), (upper,), (torch.ones_like(upper),))
     assert product[0].isnan().all() and product[1].isfinite().all()
     assert hessian(lambda u: mvn_cdf(u, ones), torch.full((2,), 0.4, dtype=DOUBLE)).isnan().all()
+    apart = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=DOUBLE)
+    u = torch.full((2,), 0.4, dtype=DOUBLE)
+    assert products(mvn_cdf, (u, ones), (torch.zeros_like(u), apart))[0].isnan().all()
     # Multiples but for rounding, whose limits differ by less than it may move them.
     for gap, kink in ((1e-9, True), (1e-4, False)):
         u = torch.tensor([0.4, 0.4 + gap], dtype=DOUBLE)
