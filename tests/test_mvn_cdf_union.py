@@ -106,3 +106,24 @@ def test_float32_input_and_output():
     r = integrate(upper.astype(np.float32), cov.astype(np.float32), None, abs_tol=0.0, rel_tol=1e-2)
     # float32 limits move the complement by about u * ulp(u) of itself
     assert abs(float(r.complement) - truth) <= 1.01e-2 * truth
+
+
+@pytest.mark.parametrize("height", [20.0, 27.0, 33.0])
+def test_complements_whose_squares_are_no_numbers(height):
+    """1 - p of 1e-89 to 1e-239: as good where squares of samples underflow (below 1e-154)."""
+    rng = np.random.default_rng(3)
+    a = np.concatenate([np.full((12, 1), 3.0), 0.15 * rng.standard_normal((12, 12))], 1)
+    cov = a @ a.T
+    s = np.sqrt(np.diag(cov))
+    upper = torch.from_numpy(s * (height + 0.02 * np.arange(12))).expand(8, 12)
+
+    def integrate(rel_tol, first):
+        return mvn_cdf(
+            upper, torch.from_numpy(cov), abs_tol=0.0, rel_tol=rel_tol,
+            seed=torch.arange(first, first + 8), return_info=True,
+        )  # fmt: skip
+
+    r, truth = integrate(1e-2, 0), integrate(1e-3, 100)
+    assert (r.status == Status.CONVERGED).all()
+    assert (truth.status == Status.CONVERGED).all()
+    assert ((r.complement - truth.complement.mean()).abs() <= r.error).all()

@@ -43,6 +43,7 @@ void Tilt::find(const Factor& factor) {
   if (tilted_) return;
   mu_.assign(pivots, 0.0);
   found_ = {};
+  found_.log_unit = plan::kPlainLogUnit;
 }
 
 void Tilt::forward(const Factor& f) {

@@ -70,6 +70,7 @@ class TiltFinder {
     if (!has_saddle) {
       for (int k = team_.thread(); k < pivots_; k += team_.size()) mu[k] = 0;
       found = {};
+      found.log_unit = plan::kPlainLogUnit;
     }
     if (team_.thread() == 0) plan::tilt_found(s_.plan, found, has_saddle);
     team_.sync();

@@ -36,8 +36,11 @@ struct Estimate {
   double error = HUGE_VAL;  // sampling and completion together
   double sampling = 0;      // the part that more points make smaller
   double bias = 0;          // the part that more pivots make smaller
-  double effective = 0;     // effective number of samples
+  double effective = 0;     // effective number of samples; 0 where their squares do not tell
 };
+
+// Squares of less are no numbers, or have lost digits.
+constexpr double kLeastSquare = 1e-280;
 
 // Mean over the shifts and its standard error.
 struct Spread {
@@ -49,8 +52,12 @@ MVNROB_HD_FN Spread spread(const Get& get) {
   double mean = 0, square = 0;
   for (int s = 0; s < kShifts; ++s) mean += get(s);
   mean /= kShifts;
-  for (int s = 0; s < kShifts; ++s) square += (get(s) - mean) * (get(s) - mean);
-  return {mean, ::sqrt(square / (kShifts * (kShifts - 1)))};
+  const double scale = mean * mean < kLeastSquare ? 0x1p600 : 1.0;
+  for (int s = 0; s < kShifts; ++s) {
+    const double away = (get(s) - mean) * scale;
+    square += away * away;
+  }
+  return {mean, ::sqrt(square / (kShifts * (kShifts - 1))) / scale};
 }
 
 // The interval at t standard errors after n points of each shift. The truth lies between
@@ -76,7 +83,7 @@ MVNROB_HD_FN Estimate estimate(const SampleSums* sums, double n, double t, bool 
       math::max(middle.mean - low.mean + t * low.error, high.mean - middle.mean + t * high.error);
   e.sampling = t * middle.error;
   e.bias = math::max(e.error - e.sampling, 0.0);
-  e.effective = square > 0 ? sum * sum / square : 0;
+  e.effective = square > kLeastSquare ? sum * sum / square : 0;
   return e;
 }
 

@@ -198,7 +198,7 @@ MVNROB_HD_FN bool union_is_cheaper(const RowPlan& plan, const RowOptions& option
                                   corner * (1 - plan.largest));
   const double c = math::min(math::max(e.complement, plan.largest), plan.mass);
   const double united =
-      math::max(t_next * t_next * c * (plan.mass - c) / (allowed * allowed), corner * plan.mass);
+      math::max(t_next * t_next * (c / allowed) * ((plan.mass - c) / allowed), corner * plan.mass);
   const double m = plan.rest, rank = math::min(m, double(plan.rank));
   // The whole factor first, a third of m^3; then a product of m^2 for each sample.
   const double cost =

@@ -44,11 +44,15 @@ struct IntervalSlopes {
 
 // What the search has found.
 struct FoundTilt {
-  double log_unit = 0;  // psi at the saddle point
+  double log_unit = 0;  // psi at the saddle point; without one kPlainLogUnit
   // Of ln p: by the limits' rounding, and by moving the limits of pivots that bound other rows, or
   // that multiples were merged into, which may be any.
   double by_rounding = 0, by_groups = 0;
 };
+
+// The unit of plain samples' weights, which are at most 1. Their squares, and those of the shifts'
+// sums from their mean, are numbers for weights down to exp(2 kPlainLogUnit), and add up.
+constexpr double kPlainLogUnit = -340;
 
 // Residual up to which mu is taken for the saddle point, where psi cannot be positive (mu = 0 gives
 // the logarithm of a product of probabilities). Otherwise samples stay plain: weights far from each
