@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._checks import warn_caller
+from .forward_mode import LinearLayers
 from .head import FeatureNetwork, Head
 from .meter import Meter
-from .network import Network, first_line, memory_of_one, safe_norm, without_autocast
+from .network import Network, first_line, memory_of_one, safe_norm, uncompiled, without_autocast
 from .noise import PROBES, row_keys, standard_normal
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
@@ -264,10 +265,11 @@ class LogitMap:
             return self._logits(x, first, count)
 
         # no graph for the weights; forward mode does not need one
-        with torch.no_grad(), plain_attention():
+        with torch.no_grad(), plain_attention(), uncompiled():
             if along.shape[1] > 1 and self.network.batch_tangents:
                 try:
-                    return _batched_tangents(summed, self.x, along)
+                    with LinearLayers(any_layout=True):
+                        return _batched_tangents(summed, self.x, along)
                 except torch.OutOfMemoryError:
                     raise
                 except (NotImplementedError, RuntimeError, ValueError):
@@ -284,7 +286,8 @@ class LogitMap:
                 noisy = x[:, None] + noise.flatten(0, 1)
                 return self.network(noisy.flatten(0, 1)).unflatten(0, (b * m, count)).sum(1)
 
-            _, out = torch.func.jvp(repeated, (point,), (along.flatten(0, 1),))
+            with LinearLayers(any_layout=False):
+                _, out = torch.func.jvp(repeated, (point,), (along.flatten(0, 1),))
         return out.unflatten(0, (b, m))
 
     def _jvp_double_backward(self, along: Tensor, first: int, count: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -60,6 +61,16 @@ def _present_autocast(device: str) -> Callable[[], contextlib.AbstractContextMan
         torch.get_autocast_dtype(device),
         cache_enabled=torch.is_autocast_cache_enabled(),
     )
+
+
+def uncompiled() -> contextlib.AbstractContextManager:
+    """What ``torch.compile`` made runs as it was written.
+
+    Compiled graphs have no forward mode, and most let go of what a second backward pass needs.
+    """
+    if "torch._dynamo" not in sys.modules:  # slow to import, and nothing is compiled
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def owning_module(model: Callable) -> nn.Module | None:
@@ -126,7 +137,8 @@ class Network:
             x = (x - self._mean.to(x)) / self._std.to(x)
         # its own memory: a model may work in place on what it is given
         x = x.to(self._entry_dtype, copy=self._mean is None)
-        with self._autocast():
+        takes_rows = torch.is_grad_enabled()
+        with self._autocast(), uncompiled() if takes_rows else contextlib.nullcontext():
             out = self.model(x) if self.classes is not None else self._first_pass(x)
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])

@@ -1,0 +1,180 @@
+"""Layers that are linear in their input: torch's derivatives, for one operation each."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from mvnrob.forward_mode import LinearLayers
+from mvnrob.robustness import robustness
+
+
+def made(*shape, seed=0):
+    """Numbers without a pattern; torch.func.vmap refuses random ones."""
+    steps = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+    return (steps.square() * 0.37 + 1.3 * steps + seed).sin()
+
+
+def batch_norm(x, weight=None, bias=None):
+    mean, variance = made(3, seed=7), made(3, seed=8).exp()
+    return functional.batch_norm(x, mean, variance, weight, bias, eps=0.1)
+
+
+POINTWISE = made(5, 3, 1), made(5)
+SQUARE = made(6, 1, 3, 3), made(6)
+LAYERS = {
+    "linear": ((4, 3), lambda x: functional.linear(x, made(5, 3), made(5))),
+    "linear without bias": ((4, 2, 3), lambda x: functional.linear(x, weight=made(5, 3))),
+    "conv1d": ((4, 3, 7), lambda x: functional.conv1d(x, *POINTWISE, stride=2)),
+    "conv2d": ((4, 3, 6, 6), lambda x: functional.conv2d(x, *SQUARE, 2, 1, groups=3)),
+    "conv2d, same": ((4, 3, 5, 6), lambda x: functional.conv2d(x, made(2, 3, 3, 2), padding="same")),
+    "conv3d": ((2, 3, 4, 4, 4), lambda x: functional.conv3d(x, made(2, 3, 2, 2, 2), made(2))),
+    "conv_transpose2d": (
+        (4, 3, 4, 4),
+        lambda x: functional.conv_transpose2d(x, made(3, 2, 3, 3), made(2), stride=2),
+    ),
+    "batch_norm": ((4, 3, 5, 5), lambda x: batch_norm(x, made(3), made(3))),
+    "batch_norm, bare": ((4, 3), batch_norm),
+    "batch_norm, scaled": ((4, 3, 5), lambda x: batch_norm(x, weight=made(3))),
+    "aten": (
+        (4, 3, 6, 6),
+        lambda x: torch.ops.aten.convolution.default(
+            x, *SQUARE, [1, 1], [1, 1], [1, 1], False, [0, 0], 3
+        ),
+    ),
+    "aten batch_norm": (
+        (4, 3, 5),
+        lambda x: torch.ops.aten.batch_norm.default(
+            x, made(3), None, made(3), made(3).exp(), False, 0.1, 1e-5, True
+        ),
+    ),
+    # weights that are variables, too
+    "made weights": (
+        (4, 3),
+        lambda x: functional.linear(x, x.mean(0).outer(x[0]) + 1, x.square().mean(0)),
+    ),
+    "made bias": ((4, 3, 7), lambda x: functional.conv1d(x, POINTWISE[0], bias=x[0, 0, :5])),
+    "made kernel, constant input": (
+        (4, 3, 3),
+        lambda x: functional.conv2d(made(2, 4, 6, 6), x.unsqueeze(0)),
+    ),
+    "made norm": ((4, 3, 5), lambda x: batch_norm(x, x[0, :, 0], x[1, :, 2])),
+    "made norm, constant input": (
+        (2, 3),
+        lambda x: batch_norm(made(4, 3, 5), x[0], x[1]),
+    ),
+    # an ensemble
+    "vmap over weights": (
+        (4, 3),
+        lambda x: torch.func.vmap(lambda w, b: functional.linear(x, w, b))(
+            made(6, 5, 3), made(6, 5)
+        ),
+    ),
+    "vmap over norms": (
+        (4, 3, 5),
+        lambda x: torch.func.vmap(lambda w: batch_norm(x, w, w + 1))(made(6, 3)),
+    ),
+    "vmap over inputs": (
+        (4, 3, 6, 6),
+        lambda x: torch.func.vmap(lambda one: functional.conv2d(one, *SQUARE, groups=3))(x),
+    ),
+    # twice in a row, and through itself
+    "twice": (
+        (4, 3, 6, 6),
+        lambda x: batch_norm(functional.conv2d(x, made(3, 3, 3, 3), padding=1).relu() + x),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_derivatives_are_torch_s(name):
+    shape, layer = LAYERS[name]
+    x, along = made(*shape, seed=1), made(3, *shape, seed=2)
+    push = lambda tangent: torch.func.jvp(layer, (x,), (tangent,))
+    value, expected = push(along[0])
+    all_expected = torch.func.vmap(push)(along)[1]
+    for any_layout in (False, True):
+        with LinearLayers(any_layout=any_layout):
+            values = push(along[0])
+            together = torch.func.vmap(push)(along)
+            assert torch.equal(layer(x), value)
+        torch.testing.assert_close(values, (value, expected), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(together[0][1], value, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(together[1], all_expected, rtol=1e-12, atol=1e-12)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.body = nn.Sequential(
+                nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True),
+                nn.Conv2d(16, 16, 3, groups=4), nn.BatchNorm2d(16), nn.Hardswish(),
+            )  # fmt: skip
+            self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+def built():
+    return Small().eval().double().requires_grad_(False)
+
+
+@pytest.mark.parametrize("directions", [1, 5])
+def test_the_operations_of_a_forward_pass_for_each_direction(directions):
+    net, x = built(), made(2, 3, 8, 8)
+    along = made(directions, *x.shape, seed=1)
+
+    def flops(run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    one = flops(lambda: net(x))
+    push = lambda tangent: torch.func.jvp(net, (x,), (tangent,))[1]
+    with LinearLayers(any_layout=True):
+        assert flops(lambda: torch.func.vmap(push)(along)) == (1 + directions) * one
+    assert flops(lambda: torch.func.vmap(push)(along)) == (2 + directions) * one
+
+
+class Laid(nn.Module):
+    """Asks for channels_last, as networks for CPUs do; ``torch.func.vmap`` has no such layout."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(x.dtype, memory_format=torch.channels_last)
+        return self.net(x.to(memory_format=torch.channels_last))
+
+
+def exported(net):
+    size = {0: torch.export.Dim("rows", min=1)}
+    program = torch.export.export(net, (made(2, 3, 8, 8),), dynamic_shapes=(size,))
+    return lambda x: program.module()(x)
+
+
+@pytest.mark.parametrize("way", ["channels_last", "exported"])
+def test_networks_as_they_come(way):
+    net, x = built(), made(3, 3, 8, 8).sigmoid()
+    way = {"channels_last": lambda net: Laid(net).eval(), "exported": exported}[way](net)
+    options = {"head": "off", "screen": "sketch", "check": "raise"}
+    expected = robustness(net, x, 0.3, **options)
+    got = robustness(way, x, 0.3, **options)
+    torch.testing.assert_close(got.prob, expected.prob, rtol=0, atol=1e-9)
+    assert torch.equal(got.cost.jvp, expected.cost.jvp)
+
+
+def test_the_network_runs_once_for_all_directions_of_a_layout(monkeypatch):
+    seen = []
+    net = Laid(built()).eval()
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    robustness(net, made(1, 3, 8, 8).sigmoid(), 0.3, head="off", screen="sketch", check="raise")
+    assert max(seen) <= 16  # not a copy of the input for every direction
