@@ -27,8 +27,8 @@ LINEARISED = (*LINEAR, "argmax")
 _SCREENED = ("taylor", "mmse", "argmax")
 #: Forward passes gain nothing from larger batches than this many bytes or copies (cache).
 _FORWARD_BYTES, _FORWARD_COPIES = 2**27, 64
-#: The same for forward mode, in bytes of autograd's graph (EfficientNet-Lite0: four copies).
-_TANGENT_BYTES = 2**28
+#: The same for forward mode, in bytes of autograd's graph (EfficientNet-Lite0: eight tangents).
+_TANGENT_BYTES = 2**29
 #: Arrays of one number a class that an input holds where rivals are ranked and sketched.
 _RANKED = 48
 
@@ -75,7 +75,7 @@ def run(
         network.op, method, network.classes, x, noise, settings, graph
     )
     # on a CPU few tangents at a time, whose activations the allocator keeps
-    most = most if device.type != "cpu" else max(1, min(copies, _TANGENT_BYTES // graph))
+    most = most if device.type != "cpu" else max(1, min(most, _TANGENT_BYTES // graph))
     parts, targets, start = [], [], 0
     while start < batch:
         numbers = torch.arange(start, min(start + step, batch), device=device)

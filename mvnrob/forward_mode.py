@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 _aten = torch.ops.aten
-#: ``op(x, weight, bias, ...)``, bilinear in x and weight without the bias.
+#: ``op(x, weight, bias, ...)``, linear in x without the bias.
 _PRODUCTS = {
     functional.linear, _aten.linear.default, _aten.convolution.default,
     torch.conv1d, _aten.conv1d.default, _aten.conv1d.padding,
@@ -27,7 +28,10 @@ _CHANNELS_LAST = {torch.channels_last, torch.channels_last_3d}
 
 
 class LinearLayers(TorchFunctionMode):
-    """Convolutions, linear layers and batch norms in eval mode, wherever the model calls them.
+    """Convolutions, linear layers, batch norms in eval mode and padding, wherever the model calls them.
+
+    Those whose weights have tangents themselves, because the model makes them of its input, are left to
+    torch.
 
     Args:
         any_layout: requests for the layout channels_last are ignored; ``torch.func.vmap`` refuses
@@ -46,6 +50,8 @@ class LinearLayers(TorchFunctionMode):
             return _batch_norm(*args, **kwargs)
         if func is torch.batch_norm or func is _aten.batch_norm.default:
             return _batch_norm_of_aten(*args, **kwargs)
+        if func is functional.pad:
+            return _pad(*args, **kwargs)
         if self._any_layout and kwargs.get("memory_format") in _CHANNELS_LAST:
             others = {name: value for name, value in kwargs.items() if name != "memory_format"}
             if func is Tensor.contiguous:
@@ -55,24 +61,32 @@ class LinearLayers(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _is_plain(*tensors: Tensor | None) -> bool:
-    """Whether torch's own kernels take them: not for quantised or distributed weights."""
-    return all(t is None or type(t) in (Tensor, nn.Parameter) for t in tensors)
-
-
 def _product(op: Callable, input, weight, bias=None, *options, **named) -> Tensor:
-    if not _is_plain(input, weight, bias):
-        return op(input, weight, bias, *options, **named)
-    return _Product.apply(input, weight, bias, op, options, named)
+    return _pushed(
+        lambda x: op(x, weight, bias, *options, **named),
+        lambda tangent: op(tangent, weight, None, *options, **named),
+        input,
+        weight,
+        bias,
+    )
 
 
 def _batch_norm(
     input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ) -> Tensor:
-    tensors = input, running_mean, running_var, weight, bias
-    if training or running_mean is None or not _is_plain(*tensors):
-        return functional.batch_norm(*tensors, training, momentum, eps)
-    return _BatchNorm.apply(*tensors, eps)
+    """Over dimension 1. In eval mode the statistics are no variables, for torch either."""
+
+    def value(x: Tensor) -> Tensor:
+        return functional.batch_norm(
+            x, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+
+    def slope(tangent: Tensor) -> Tensor:
+        scale = (running_var + eps).rsqrt()
+        scale = scale if weight is None else scale * weight
+        return tangent * scale.to(tangent.dtype).view(-1, *[1] * (tangent.dim() - 2))
+
+    return value(input) if training else _pushed(value, slope, input, weight, bias)
 
 
 def _batch_norm_of_aten(
@@ -81,79 +95,27 @@ def _batch_norm_of_aten(
     return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def vmap(info, in_dims, *operands):
-        return _vmapped(_Product.forward, in_dims, operands)
+def _pad(input, pad, mode="constant", value=None) -> Tensor:
+    if mode != "constant":
+        return functional.pad(input, pad, mode, value)
+    # torch copies a tangent whose layout is not the value's; vmap lays out what it pads by dimensions
+    is_channels_last = input.dim() == 4 and len(pad) <= 4 and input.stride(1) == 1 < input.shape[1]
 
-    @staticmethod
-    def forward(x, weight, bias, op, options, named):
-        return op(x, weight, bias, *options, **named)
+    def slope(tangent: Tensor) -> Tensor:
+        if is_channels_last:
+            return functional.pad(tangent.movedim(1, 3), (0, 0, *pad)).movedim(3, 1)
+        return functional.pad(tangent, pad)
 
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, weight, _, ctx.op, ctx.options, ctx.named = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_forward(x, weight)
-
-    @staticmethod
-    def jvp(ctx, x_tangent, weight_tangent, bias_tangent, *_):
-        x, weight = ctx.saved_tensors
-        parts = []
-        if x_tangent is not None:
-            parts.append((x_tangent, weight, None))
-        if weight_tangent is not None or bias_tangent is not None:
-            # a layer whose weights the model makes of its input
-            own = torch.zeros_like(weight) if weight_tangent is None else weight_tangent
-            parts.append((x, own, bias_tangent))
-        products = [ctx.op(*part, *ctx.options, **ctx.named) for part in parts]
-        return sum(products[1:], products[0]) if products else None
+    return _pushed(lambda x: functional.pad(x, pad, value=value), slope, input)
 
 
-class _BatchNorm(torch.autograd.Function):
-    """In eval mode, over dimension 1."""
-
-    @staticmethod
-    def vmap(info, in_dims, *operands):
-        return _vmapped(_BatchNorm.forward, in_dims, operands)
-
-    @staticmethod
-    def forward(x, mean, variance, weight, bias, eps):
-        return functional.batch_norm(x, mean, variance, weight, bias, eps=eps)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        *tensors, ctx.eps = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_forward(*tensors)
-
-    @staticmethod
-    def jvp(ctx, x_tangent, mean_tangent, variance_tangent, weight_tangent, bias_tangent, _):
-        x, mean, variance, weight, _ = ctx.saved_tensors
-        inverse = (variance + ctx.eps).rsqrt()
-        parts = []
-        if x_tangent is not None:
-            parts.append(x_tangent * _channels(inverse if weight is None else inverse * weight, x))
-        # of weights that the model makes of its input; statistics are no variables, as in torch
-        if weight_tangent is not None:
-            parts.append((x - _channels(mean, x)) * _channels(inverse * weight_tangent, x))
-        if bias_tangent is not None:
-            parts.append(_channels(bias_tangent, x).expand_as(x))
-        return sum(parts[1:], parts[0]) if parts else None
-
-
-def _vmapped(layer: Callable, in_dims: tuple, operands: tuple) -> tuple[Tensor, int]:
-    """Where the model itself maps over a layer's tensors, derivatives are by torch's own rules."""
-    moving = [i for i, operand in enumerate(operands)
-              if isinstance(operand, Tensor) and in_dims[i] is not None]  # fmt: skip
-
-    def run(*parts: Tensor) -> Tensor:
-        at = dict(zip(moving, parts, strict=True))
-        return layer(*(at.get(i, operand) for i, operand in enumerate(operands)))
-
-    dims = tuple(in_dims[i] for i in moving)
-    return torch.func.vmap(run, dims)(*(operands[i] for i in moving)), 0
-
-
-def _channels(values: Tensor, x: Tensor) -> Tensor:
-    return values.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+def _pushed(value: Callable, slope: Callable, x: Tensor, *weights: Tensor | None) -> Tensor:
+    """``value(x)``, with ``slope`` of the tangent of x."""
+    try:
+        point, tangent = unpack_dual(x)
+        are_variables = any(w is not None and unpack_dual(w).tangent is not None for w in weights)
+    except RuntimeError:  # within a vmap of the model itself
+        return value(x)
+    if tangent is None or are_variables:
+        return value(x)
+    return make_dual(value(point), slope(tangent))

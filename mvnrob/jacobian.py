@@ -240,6 +240,11 @@ class LogitMap:
         models with operations that have no forward-mode rule.
         """
         b, m, _ = directions.shape
+        # few inputs rather than few directions: the network runs once for all directions of an input
+        few = max(1, self._tangents // max(1, m))
+        if self._offsets is None and few < b:
+            parts = torch.arange(b, device=self.x.device).split(few)
+            return torch.cat([self.subset(part).jvp(directions[part]) for part in parts])
         along = directions.reshape(b, m, *self.x.shape[1:]).to(self.x)
         push = self._jvp_forward if self._jvp_mode == "forward" else self._jvp_double_backward
         total: Tensor | None = None

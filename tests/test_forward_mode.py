@@ -51,6 +51,16 @@ LAYERS = {
             x, made(3), None, made(3), made(3).exp(), False, 0.1, 1e-5, True
         ),
     ),
+    "pad": ((4, 3, 5, 4), lambda x: functional.pad(x, (1, 2, 0, 3), value=0.7)),
+    "pad, channels_last": (
+        (4, 3, 5, 4),
+        lambda x: functional.pad(x.permute(0, 2, 3, 1).exp().permute(0, 3, 1, 2), (1, 2, 0, 3)),
+    ),
+    "pad of all dimensions": (
+        (4, 3, 5, 4),
+        lambda x: functional.pad(x.permute(0, 2, 3, 1).permute(0, 3, 1, 2), (1, 0, 0, 2, 1, 1)),
+    ),
+    "reflected": ((4, 3, 5), lambda x: functional.pad(x, (1, 2), mode="reflect")),
     # weights that are variables, too
     "made weights": (
         (4, 3),
