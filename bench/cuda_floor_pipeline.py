@@ -29,6 +29,7 @@ from torch.utils.flop_counter import flop_registry
 from bench import cuda_floor, cuda_floor_tensor, cuda_prediction, resnet
 from bench.cuda_floor import EXPECTED_SHARE, H200
 from bench.cuda_floor_jac_cov import DRAM, L2
+from mvnrob.forward_mode import LinearLayers
 
 RESULTS = Path(__file__).parent / "results" / "cuda_predicted_pipeline.json"
 #: Dense products of the data sheet, FLOP/s.
@@ -45,7 +46,8 @@ MEMORY = 139 * 2**30
 GROUPS = [1, 3, 8]
 #: Operations without work on the device.
 _VIEWS = ("view", "expand", "alias", "detach", "permute", "aten.t.", "select.int", "unsqueeze",
-          "empty", "_efficientzerotensor", "to.dtype_layout", "_unsafe_view", "transpose")  # fmt: skip
+          "empty", "_efficientzerotensor", "to.dtype_layout", "_unsafe_view", "transpose",
+          "is_same_size", "_has_same_storage_numel")  # fmt: skip
 PHASES = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other")
 
 
@@ -83,22 +85,29 @@ def work(call):
     return counted
 
 
-def splits(directions, at_once):
-    """A forward-mode product of so many directions, in passes of at most ``at_once``."""
-    return [min(at_once, directions - at) for at in range(0, directions, at_once)]
+def splits(directions, tangents):
+    """[(images, directions)] of the passes that push so many directions of a chunk's images, at most
+    so many tangents in each (mvnrob/jacobian.py: all directions of few images)."""
+    few, at_once = max(1, tangents // directions), min(directions, tangents)
+    images = [min(few, CHUNK - at) for at in range(0, CHUNK, few)]
+    return [
+        (n, min(at_once, directions - at)) for n in images for at in range(0, directions, at_once)
+    ]
 
 
-def passes(tangents, batch=CHUNK):
-    """{"forward", "vjp", ("jvp", m): Work} of a batch, m tangents at each image."""
+def passes(pushed):
+    """{("forward", images, 0), ("vjp", images, 1), ("jvp", images, m): Work}, m directions of each."""
     model = resnet.ResNet().to("meta")
-    x = torch.empty(batch, 3, SIDE, SIDE, device="meta")
+    x = torch.empty(CHUNK, 3, SIDE, SIDE, device="meta")
     with torch.no_grad():
-        out = {"forward": work(lambda: model(x))}
+        out = {("forward", CHUNK, 0): work(lambda: model(x))}
     leaf = x.clone().requires_grad_()
     logits = model(leaf)
-    out["vjp"] = work(lambda: torch.autograd.grad(logits[:, 0].sum(), leaf, retain_graph=True))
-    for m in tangents:
-        out["jvp", m] = work(lambda m=m: push(model, x, m))
+    out["vjp", CHUNK, 1] = work(
+        lambda: torch.autograd.grad(logits[:, 0].sum(), leaf, retain_graph=True)
+    )
+    for images, m in pushed:
+        out["jvp", images, m] = work(lambda images=images, m=m: push(model, x[:images], m))
     return out
 
 
@@ -106,7 +115,7 @@ def push(model, x, m):
     """``m`` directions of each input by forward mode, as mvnrob/jacobian.py does it."""
     along = x.new_empty(len(x), m, *x.shape[1:])
     one = lambda v: torch.func.jvp(model, (x,), (v,))[1]
-    with torch.no_grad():
+    with torch.no_grad(), LinearLayers(any_layout=m > 1):
         return one(along[:, 0]) if m == 1 else torch.func.vmap(one, 1, 1)(along)
 
 
@@ -132,7 +141,7 @@ def directions_bytes():
 
 
 def seconds_of(counted, launch):
-    """Of a pass of the whole chunk: (expected, whether launches are the longer part)."""
+    """Of a pass: (expected, whether launches are the longer part)."""
     device, host = counted.seconds / EXPECTED_SHARE, counted.launches * launch
     return max(device, host), host > device
 
@@ -186,19 +195,19 @@ def jac_cov_seconds(rows):
     return 2 * moved(rows * INPUTS)
 
 
-def image_seconds(jvp, vjp, rivals, direct, counted, at_once, drawn, known):
+def image_seconds(jvp, vjp, rivals, direct, counted, tangents, drawn, known):
     """{phase: seconds of an image} in a chunk of images alike."""
-    of = lambda kind, launch: seconds_of(counted[kind], launch)[0] / CHUNK
+    of = lambda launch, *kind: seconds_of(counted[kind], launch)[0] / CHUNK
     out = dict.fromkeys(PHASES, 0.0)
     # evaluate's own, the targets', the features' check, one with a graph for each set of rows; and of
     # an image alone, whose launches are the time, three to measure the graph and find the last layer
     sets = 1 if jvp == 1 else 2
-    alone = 3 * counted["forward"].launches * LAUNCH / CHUNK
-    out["forward"] = (3 + sets) * of("forward", LAUNCH) + alone
-    out["vjp"] = vjp * (of("vjp", LAUNCH) + moved(3 * INPUTS))
+    alone = 3 * counted["forward", CHUNK, 0].launches * LAUNCH / CHUNK
+    out["forward"] = (3 + sets) * of(LAUNCH, "forward", CHUNK, 0) + alone
+    out["vjp"] = vjp * (of(LAUNCH, "vjp", CHUNK, 1) + moved(3 * INPUTS))
     groups = GROUPS[:1] if jvp == 1 else [*GROUPS[:2], *GROUPS[2:] * round((jvp - 4) / 8)]
     for size in groups:
-        out["jvp"] += sum(of(("jvp", m), LAUNCH_FUNC) for m in splits(size, at_once))
+        out["jvp"] += sum(of(LAUNCH_FUNC, "jvp", *part) for part in splits(size, tangents))
     out["covariance"] = jac_cov_seconds(1 + rivals)
     if direct:
         out["covariance"] += moved(CLASSES * INPUTS)  # the norms of all rows
@@ -215,15 +224,14 @@ def image_seconds(jvp, vjp, rivals, direct, counted, at_once, drawn, known):
 def main():
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     kept, known = graph_bytes(), integrals()
-    copies = MEMORY // 4 // (2 * (kept + 32 * INPUTS + 48 * CLASSES))
-    at_once = max(1, copies // CHUNK)
-    counted = passes(sorted({m for size in GROUPS for m in splits(size, at_once)}))
+    tangents = MEMORY // 4 // (2 * (kept + 32 * INPUTS + 48 * CLASSES))
+    counted = passes(sorted({part for size in GROUPS for part in splits(size, tangents)}))
     drawn = directions_bytes()
     levels, rows = {}, []
     for level, *case in cases():
         levels.setdefault(level, []).append(case)
     for level, images in sorted(levels.items()):
-        every = [image_seconds(*i, counted, at_once, drawn, known) for i in images]
+        every = [image_seconds(*i, counted, tangents, drawn, known) for i in images]
         seconds = {phase: statistics.fmean(e[phase] for e in every) for phase in PHASES}
         total = sum(seconds.values())
         rows.append({
@@ -236,14 +244,14 @@ def main():
         })  # fmt: skip
     rounded = [{k: float(f"{v:.3g}") for k, v in row.items()} for row in rows]
     work_rows = [
-        {"pass": " ".join(map(str, k)) if isinstance(k, tuple) else k,
-         "gflop_an_image": w.flop / CHUNK / 1e9, "mb_an_image": w.bytes / CHUNK / 1e6,
-         "launches": w.launches, "floor_ms_an_image": 1e3 * w.seconds / CHUNK,
+        {"pass": kind, "images": images, "directions": m,
+         "gflop_an_image": w.flop / images / 1e9, "mb_an_image": w.bytes / images / 1e6,
+         "launches": w.launches, "floor_ms_an_image": 1e3 * w.seconds / images,
          "tflops_at_floor": w.flop / w.seconds / 1e12,
-         "launches_longer": seconds_of(w, LAUNCH_FUNC if isinstance(k, tuple) else LAUNCH)[1]}
-        for k, w in counted.items()
+         "launches_longer": seconds_of(w, LAUNCH_FUNC if kind == "jvp" else LAUNCH)[1]}
+        for (kind, images, m), w in counted.items()
     ]  # fmt: skip
-    data = {"passes": work_rows, "integrals": known, "directions_at_once": at_once,
+    data = {"passes": work_rows, "integrals": known, "tangents_at_once": tangents,
             "graph_mb": kept / 1e6, "rows": rounded}  # fmt: skip
     cuda_prediction.write(
         RESULTS, "mvnrob.evaluate", "cuda_floor_pipeline", data, lines_of(data),
@@ -275,15 +283,15 @@ def lines_of(data):
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "A pass of a chunk, counted; `jvp m` are m directions at once:",
+        "A pass, counted; directions and floor of each image:",
         "",
-        "| pass | GFLOP an image | MB an image | operations | floor, ms an image | TFLOP/s there |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| pass | images | directions | GFLOP an image | MB an image | operations | floor, ms | TFLOP/s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for w in data["passes"]:
         mark = " (launches take longer)" if w["launches_longer"] else ""
         lines.append(
-            f"| {w['pass']} | {w['gflop_an_image']:.1f} | {w['mb_an_image']:.0f} | {w['launches']}{mark} "
+            f"| {w['pass']} | {w['images']} | {w['directions']} | {w['gflop_an_image']:.1f} | {w['mb_an_image']:.0f} | {w['launches']}{mark} "
             f"| {w['floor_ms_an_image']:.2f} | {w['tflops_at_floor']:.0f} |"
         )
     assumed = (
@@ -294,8 +302,8 @@ def lines_of(data):
         "mvn_cdf as the CPU backend took them on the hardest group of the next larger n "
         f"(`bench/results/mvn_cdf.json`); {1e3 * LEADING:.0f} ms an image for the QR and SVD of the near "
         "rivals' gradients; inputs reach the device at 10 GB/s. "
-        f"Autograd keeps {data['graph_mb']:.0f} MB an image, so that {data['directions_at_once']} "
-        "directions pass at once."
+        f"Autograd keeps {data['graph_mb']:.0f} MB an image, so that {data['tangents_at_once']} "
+        "tangents pass at once."
     )
     return [*lines, "", assumed]
 

@@ -125,7 +125,7 @@ def robustness(
         model: ``[B, *shape] -> [B, C]`` logits, C >= 2: an ``nn.Module`` in eval mode, or a callable;
             an output object with ``.logits`` is accepted. Rows must be independent of each other.
             Half precision outputs are computed with in float32; autocast around the call reaches the
-            model alone. Train mode is refused where it can be seen: in a module, its bound methods and
+            model alone. What ``torch.compile`` made runs compiled where no derivatives are taken. Train mode is refused where it can be seen: in a module, its bound methods and
             ``functools.partial`` of them. A lambda or function that calls a module is not searched;
             call ``model.eval()`` yourself.
         x: inputs ``[B, *shape]``, a dense floating point tensor of the dtype and on the device that

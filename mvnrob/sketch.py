@@ -39,10 +39,10 @@ SKETCH_SIZES = (8, 16, 32, 64, 128, 256)
 SKETCH_RISK = 1e-3
 #: Directions in memory at a time, in float64; divides the steps of SKETCH_SIZES.
 _DIRECTIONS_AT_ONCE = 8
-#: What a forward-mode product costs in backward passes. EfficientNet-Lite0 on a CPU: 43 to 60 ms in
-#: batches of four tangents, 58 to 83 ms with the inputs repeated, beside 20 ms for a backward pass;
-#: torch.func.linearize 20 ms after 1.4 s of tracing for each input, double backward 410 ms.
-JVP_IN_VJPS = 2.5
+#: What a forward-mode product costs in backward passes. EfficientNet-Lite0 on a CPU: 33 ms each of eight
+#: together, 50 ms one alone, beside 21 ms for a backward pass; residual networks less
+#: (mvnrob/forward_mode.py; by torch's own rules it was 40 to 80 ms).
+JVP_IN_VJPS = 1.5
 
 
 def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:

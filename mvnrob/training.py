@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ._mvn_cdf import mvn_cdf
 from .jacobian import plain_attention
-from .network import owning_module, without_autocast
+from .network import owning_module, uncompiled, without_autocast
 from .options import check_number
 
 METHODS = ("taylor", "taylor_mvs", "taylor_mendell_elston")
@@ -79,7 +79,7 @@ def taylor_probability(
         )
     _check(op, model, x, sigma, target, method, rivals, slope)
     leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
-    with torch.enable_grad(), plain_attention():
+    with torch.enable_grad(), plain_attention(), uncompiled():
         logits = model(leaf)
     logits = getattr(logits, "logits", logits)
     with torch.enable_grad(), without_autocast(x.device):

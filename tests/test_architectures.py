@@ -11,6 +11,7 @@ from mvnrob.jacobian import LogitMap, jacobian
 from mvnrob.meter import Meter
 from mvnrob.network import Network
 from mvnrob.robustness import robustness
+from mvnrob.training import taylor_probability
 
 
 def inputs(*shape, seed=1, dtype=torch.float64):
@@ -212,3 +213,16 @@ def test_mmse_keeps_no_jacobian_of_a_copy(monkeypatch):
         robustness(net, x, 0.2, method="mmse", n_samples=n, head="off", screen="none")
         sizes[n] = max(largest)
     assert sizes[16] == sizes[64] == 60 * 8 * 128  # classes, groups, numbers of an input
+
+
+def test_compiled_models():
+    """As they were written where derivatives are taken: a compiled graph is differentiated once."""
+    net, x = built(Convolutional).float(), inputs(3, 2, 8, 8, dtype=torch.float32)
+    compiled = torch.compile(net, backend="aot_eager")
+    for options in ({"head": "off", "screen": "none"}, {"screen": "sketch"}, {"method": "mmse"},
+                    {"method": "mc", "n_samples": 50}):  # fmt: skip
+        plain = robustness(net, x, 0.2, check="raise", **options)
+        result = robustness(compiled, x, 0.2, check="raise", **options)
+        torch.testing.assert_close(result.prob, plain.prob, rtol=0, atol=1e-5)
+    plain = taylor_probability(net, x, 0.2, method="taylor_mvs")
+    torch.testing.assert_close(taylor_probability(compiled, x, 0.2, method="taylor_mvs"), plain)
