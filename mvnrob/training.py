@@ -80,7 +80,7 @@ def taylor_probability(
     _check(op, model, x, sigma, target, method, rivals, slope)
     leaf = x if x.requires_grad else x.detach().clone().requires_grad_()
     with torch.enable_grad(), plain_attention(), uncompiled():
-        logits = model(leaf)
+        logits = model(leaf.clone())  # a model may work in place on what it is given
     logits = getattr(logits, "logits", logits)
     with torch.enable_grad(), without_autocast(x.device):
         if logits.dim() != 2 or len(logits) != len(x) or logits.shape[1] < 2:

@@ -110,5 +110,8 @@ def test_floor_counts_an_expanded_number_once():
 
 
 def test_splits_of_directions():
-    assert cuda_floor_pipeline.splits(8, 6) == [6, 2]
-    assert cuda_floor_pipeline.splits(8, 8) == cuda_floor_pipeline.splits(8, 20) == [8]
+    """All of an image's at a time: few images rather than few directions."""
+    assert cuda_floor_pipeline.splits(8, 6) == 32 * [(1, 6), (1, 2)]
+    assert cuda_floor_pipeline.splits(8, 8) == 32 * [(1, 8)]
+    assert cuda_floor_pipeline.splits(8, 204) == [(25, 8), (7, 8)]
+    assert cuda_floor_pipeline.splits(3, 204) == [(32, 3)]
