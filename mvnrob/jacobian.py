@@ -395,7 +395,8 @@ def _batched_tangents(function: Callable[[Tensor], Tensor], x: Tensor, along: Te
     with warnings.catch_warnings():
         # an operation without a batching rule is looped over: slower, not wrong
         warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-        return torch.func.vmap(push, in_dims=1, out_dims=1)(along)
+        # contiguous: matrix products of what is not repeat the weights for every direction
+        return torch.func.vmap(push, out_dims=1)(along.transpose(0, 1).contiguous())
 
 
 def jacobian(

@@ -41,7 +41,7 @@ def growth(call):
 
 small = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 500)).eval()
 start = torch.randn(2, 8)
-for options in ({}, {"screen": "none", "head": "off"}, {"method": "logit_moments"}):
+for options in ({}, {"screen": "none", "head": "off"}, {"method": "mmse"}, {"method": "logit_moments"}):
     robustness(small, start, 0.1, **options)  # what is loaded once
 argmax_probabilities(small, start, 0.1)
 budget = 48 * 2**20
