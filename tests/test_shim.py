@@ -132,7 +132,7 @@ def programs():
 
     def build(item):
         name, flags = item
-        flags = ["-O1", "-g", *flags]
+        flags = ["-O1", "-g1", *flags]
         return native_build.executable("shim_sanitize.cpp", f"shim_sanitize_{name}", flags)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
