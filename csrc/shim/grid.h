@@ -28,14 +28,17 @@ struct Grid {
     gridDim.x = blocks;
   }
 
-  // "block 3 of mvnrob::kernels::SomeKernel"
-  std::string name() const {
+  // "mvnrob::kernels::SomeKernel"
+  std::string kernel() const {
     int status = 0;
     char* text = abi::__cxa_demangle(body->name(), nullptr, nullptr, &status);
     const std::string kernel = status == 0 ? text : body->name();
     std::free(text);
-    return "block " + std::to_string(block) + " of " + kernel;
+    return kernel;
   }
+
+  // "block 3 of mvnrob::kernels::SomeKernel"
+  std::string name() const { return "block " + std::to_string(block) + " of " + kernel(); }
 };
 
 }  // namespace mvnrob::shim

@@ -6,11 +6,13 @@
 // the first byte beyond, otherwise a guard area is looked at after the block), asynchronous copies
 // arrive as late as allowed (copy_async.h), and threads and blocks can be run in other orders
 // (set_order, or MVNROB_SHIM_ORDER in the environment). Not modelled: blocks at work at the same
-// time between barriers, memory weaker than the host's, bank conflicts, anything in PTX.
+// time between barriers, memory weaker than the host's, bank conflicts, anything in PTX but where
+// it has been translated to stand in for bodies (StandIns).
 #pragma once
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <map>
 #include <new>
 #include <numeric>
 #include <stdexcept>
@@ -71,6 +73,30 @@ inline int64_t& launches() {
   return count;
 }
 
+// What runs in place of bodies, by their names, and how often each has: code translated from what
+// nvcc makes of them (tests/native/ptx). None, where none is linked.
+struct StandIns {
+  std::map<std::string, Scheduler::Body> bodies;
+  std::map<std::string, int64_t> launches;
+  bool wanted = true, required = false;
+  uint64_t approximate = 0;  // seed of the errors of approximate instructions; 0: none to speak of
+};
+inline StandIns& stand_ins() {
+  static StandIns all;
+  return all;
+}
+inline Scheduler::Body body_or_stand_in(const Grid& grid, Scheduler::Body body) {
+  StandIns& all = stand_ins();
+  if (!all.wanted) return body;
+  const auto found = all.bodies.find(grid.kernel());
+  if (found == all.bodies.end()) {
+    if (all.required) throw std::runtime_error(grid.kernel() + " has no stand-in");
+    return body;
+  }
+  ++all.launches[found->first];
+  return found->second;
+}
+
 inline void begin_launch(const Grid& grid) {
   ++launches();
   if (grid.blocks == 0) throw std::invalid_argument("launch: blocks must be positive, got 0");
@@ -102,6 +128,7 @@ inline void launch_grid(Grid grid, Scheduler::Body body, const void* args) {
   SharedMemory shared(grid.shared_bytes);
   grid.shared = shared.data();
   Scheduler scheduler(grid.threads, order());
+  body = body_or_stand_in(grid, body);
   for_each_block(grid.blocks, [&](unsigned block) {
     grid.block = block;
     shared.fill();
@@ -117,6 +144,7 @@ inline void launch_grid_together(Grid grid, Scheduler::Body body, const void* ar
   std::deque<SharedMemory> shared;
   std::deque<Scheduler> blocks;
   Together together;
+  body = body_or_stand_in(grid, body);
   for (unsigned block = 0; block < grid.blocks; ++block) {
     shared.emplace_back(grid.shared_bytes).fill();
     grid.block = block;

@@ -24,6 +24,7 @@ namespace mvnrob::shim {
 // barrier orders, two in turn as in Group.
 struct Together {
   char order[2] = {};
+  uint64_t workspace = 0;  // of a barrier that translated PTX makes itself
 };
 
 class Scheduler {
@@ -120,6 +121,20 @@ class Scheduler {
     meet(block_.together(), site);
     acquire(order);
   }
+
+  // A thread, before it looks at what other blocks are to change: they go on to where they do the
+  // same, and the rest of its own block to where it waits.
+  void pause(const Site& site) {
+    const Unseen unseen;
+    if (failure_) throw Cancelled{};
+    block_.together().site = site;
+    ready_[current_ / kWarp] |= 1u << current_ % kWarp;
+    fiber(current_).switch_to(host_);
+    if (failure_) throw Cancelled{};
+  }
+
+  // Null where the launch is not cooperative.
+  void* workspace() { return together_ == nullptr ? nullptr : &together_->workspace; }
 
  private:
   // Stacks are kept for later blocks and launches.

@@ -86,37 +86,67 @@ def compiled(source, name, suffix, flags, folder=None):
     digest = hashlib.sha256(" ".join([compiler(), sys.version, *flags]).encode())
     for path in with_headers(source):
         digest.update(path.read_bytes())
+    return made([source], name, digest, suffix, flags, folder)
+
+
+def linked(objects, name, suffix, flags, folder=None):
+    """The same of objects, whose names tell what is in them."""
+    words = [compiler(), *flags, *(path.name for path in objects)]
+    return made(objects, name, hashlib.sha256(" ".join(words).encode()), suffix, flags, folder)
+
+
+def made(inputs, name, digest, suffix, flags, folder):
     folder = Path(folder or ROOT / "build" / "native")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}-{digest.hexdigest()[:16]}{suffix}"
     if not target.exists():
         # Under another name first: several test processes may build at once.
         partial = target.with_suffix(f".{os.getpid()}")
-        subprocess.run([compiler(), *flags, str(source), "-o", str(partial)], check=True)
+        words = [compiler(), *flags, *map(str, inputs), "-o", str(partial)]
+        subprocess.run(words, check=True)
         partial.replace(target)
     return target
 
 
-def load(source, isa, folder=None):
-    """The module compiled from tests/native/<source> for isa; rebuilt when a header changed."""
+def load(source, isa, folder=None, objects=None):
+    """The module compiled from tests/native/<source> for isa; rebuilt when a header changed.
+
+    With objects linked to it: None takes every kernel as translated PTX where MVNROB_SHIM_PTX names
+    an architecture (ptx/ptx_objects.py), such as 90.
+    """
     import pybind11
 
+    all_ptx = objects is None and os.environ.get("MVNROB_SHIM_PTX")
+    if all_ptx:
+        objects = every_ptx_object(source, all_ptx)
     source = HERE / source
     name = f"{source.stem}_{isa}"
     flags = [
         *build_flags(isa),
         "-fPIC",
-        "-shared",
         "-fvisibility=hidden",
         f"-DMVNROB_MODULE={name}",
         f"-isystem{pybind11.get_include()}",
         f"-isystem{sysconfig.get_paths()['include']}",
     ]
-    target = compiled(source, name, ".so", flags, folder)
+    # In two steps: what is linked to more objects is compiled once.
+    module = compiled(source, name, ".o", [*flags, "-c"], folder)
+    target = linked([module, *(objects or ())], name, ".so", ["-shared"], folder)
     spec = importlib.util.spec_from_file_location(name, target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if objects and all_ptx:
+        seed = int(os.environ.get("MVNROB_PTX_APPROXIMATE", "0"))
+        module.use_stand_ins(True, required=True, approximate=seed)
     return module
+
+
+def every_ptx_object(program, architecture):
+    """Objects of the kernels that a program launches; none where it launches no kernel of csrc."""
+    sys.path.append(str(HERE / "ptx"))
+    import ptx_objects
+
+    return ptx_objects.every_object(program, architecture) if program in ptx_objects.SOURCES else ()
 
 
 def executable(source, name, flags, folder=None):

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include "shim_jac_cov.h"
+#include "stand_in_bindings.h"
 
 namespace py = pybind11;
 using namespace mvnrob;
@@ -111,5 +112,6 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   m.def("to_float", &convert<double, float>);
   m.def("from_half", &from_half);
   m.def("to_half", &to_half);
+  define_stand_ins(m);
   m.def("set_order", [](uint64_t seed) { shim::set_order(seed); });
 }

@@ -11,6 +11,7 @@
 #include "shim_mendell_elston.h"
 #include "shim_mvn_cdf.h"
 #include "shim_pivoted_cholesky.h"
+#include "stand_in_bindings.h"
 
 namespace py = pybind11;
 using mvnrob::kernels::MvnCdfArgs;
@@ -266,5 +267,6 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   m.def("launches", [] { return mvnrob::shim::launches(); });
   m.def("multiplies_doubles", &mvnrob::kernels::multiplies_doubles);
   m.def("grown", [] { return mvnrob::shim::grown(); });
+  define_stand_ins(m);
   m.def("set_order", [](uint64_t seed) { mvnrob::shim::set_order(seed); });
 }
