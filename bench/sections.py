@@ -302,19 +302,6 @@ def points_tables(rows):
     )  # fmt: skip
 
 
-def levels_tables(rows):
-    between = lambda r: f"{r['gain_low']:.2f} to {r['gain_high']:.2f}"
-    yield (
-        "",
-        [("problems", "group"), ("n", "n"), ("abs_tol", "abs_tol"),
-         ("rows", lambda r: r["problems"] * r["seeds"]), ("ms", "ms"), ("ms by levels", "other_ms"),
-         ("time ratio", "time_ratio"), ("rms", "rms"), ("rms by levels", "other_rms"),
-         ("misses", "missed"), ("misses by levels", "other_missed"), ("gain", "gain"),
-         ("16 % to 84 %", between), ("gain by the stated error", "gain_stated")],
-        rows,
-    )  # fmt: skip
-
-
 def bvn_tables(rows):
     yield (
         "",
@@ -611,16 +598,6 @@ SECTIONS = (
         "points", "Point sets of mvn_cdf",
         "Two seeds are behind an error and tolerances go in steps of sqrt 2: a time is known to about "
         "a factor of two.", points_tables,
-    ),
-    Section(
-        "levels", "mvn_cdf by levels: tried, not taken",
-        "Where too few variables are sampled `mvn_cdf` starts anew with more of them. By levels (Giles "
-        "2008) the samples so far stay, as the coarse part of a sum whose finer terms take fewer points; "
-        "the other checkout had that, and is not in the history: these figures cannot be made again. "
-        "At 1e-3 it reaches the tolerance 1.2 to 1.8 times sooner from "
-        "n = 499 on, and hardly so below. But its true error is larger at the same stated one: the "
-        "gain, time times squared true error, is nowhere 1.3 and mostly below 1. Up to n = 48 "
-        "there are none.", levels_tables,
     ),
     Section("bvn", "bvn_cdf", "Beside SciPy's, a matrix at a time.", bvn_tables),
     Section("scaling", "Scaling", "Hierarchical problems with p near .7.", scaling_tables, draw_scaling),
