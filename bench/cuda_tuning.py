@@ -11,7 +11,8 @@ bench/results/cuda_tuning.json, in place of one with the same words, command and
 A row is a kernel at a size, with before and after: `floor`, problems/s by counted instructions;
 `limiter`, the unit that sets it; where a GPU has measured, `rate` in problems/s and `share`, of that
 floor. `ratio` is after/before: of the rates where both are measured, or of the floors. Rows of one
-file only are left out and counted.
+file only are left out and counted. cuda_predicted_pipeline.json has images/s, expected rather than a floor,
+and the longest phase as limiter.
 """
 
 import argparse
@@ -80,6 +81,15 @@ def lines_of(result):
             }
             for row in result["rows"]
             if row["table"] == "sov" and "problems_per_s" in row
+        }
+    if "images_per_s" in result["rows"][0]:  # the whole pipeline, as expected
+        phase = lambda row: max((k for k in row if k.endswith("_ms")), key=row.get)
+        return {
+            ("mvnrob.evaluate, images/s", f"p {row['p']}"): {
+                "floor": row["images_per_s"],
+                "limiter": phase(row).removesuffix("_ms"),
+            }
+            for row in result["rows"]
         }
     kernel = KERNELS.get(result["command"].rpartition(".")[2])
     return {
