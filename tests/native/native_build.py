@@ -132,7 +132,8 @@ def load(source, isa, folder=None, objects=None):
     # In two steps: what is linked to more objects is compiled once.
     module = compiled(source, name, ".o", [*flags, "-c"], folder)
     target = linked([module, *(objects or ())], name, ".so", ["-shared"], folder)
-    spec = importlib.util.spec_from_file_location(name, target)
+    # pybind11 keeps one module for each qualified name.
+    spec = importlib.util.spec_from_file_location(f"{target.stem}.{name}", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if objects and all_ptx:
