@@ -82,7 +82,7 @@ def lines_of(result):
             for row in result["rows"]
             if row["table"] == "sov" and "problems_per_s" in row
         }
-    if "images_per_s" in result["rows"][0]:  # the whole pipeline, as expected
+    if any("images_per_s" in row for row in result["rows"]):  # the whole pipeline, as expected
         phase = lambda row: max((k for k in row if k.endswith("_ms")), key=row.get)
         return {
             ("mvnrob.evaluate, images/s", f"p {row['p']}"): {
