@@ -9,7 +9,7 @@
 #   pipeline  bench/bench_pipeline.py: mvnrob.evaluate with ResNet-50's shape and 1,000 classes
 #   profile   Nsight Compute on each kernel, where ncu is there
 #
-# Default: all of them, in that order, in about ten minutes. Each has its limit of time, and one
+# Default: all of them, in that order. Each has its limit of time, 820 s together, and one
 # that fails does not stop the others. `build` installs into build/gpu of this checkout and the
 # others use what lies there. Exit code: 0 if every section passed.
 #
