@@ -65,12 +65,14 @@ def _slopes(h: Tensor, k: Tensor, rho: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     s = torch.where(inside, left, 1.0).sqrt()
 
     def slope(x, y):  # phi(x) Phi((y - rho x) / s); x infinite: no density
-        finite = x.isfinite()
+        finite, within = x.isfinite(), y.isfinite()
         x = torch.where(finite, x, 0.0)
-        z = y - rho.clamp(-1, 1) * x
+        # finite where y is not, or the derivatives of what is not used there would be NaN
+        z = torch.where(within, y, 0.0) - rho.clamp(-1, 1) * x
         # s = 0: a step, one half on it
         step = torch.where(z == 0, 0.5, (z > 0).to(z.dtype))
         given = torch.where(inside, 0.5 * torch.erfc(z / s * -(0.5**0.5)), step)
+        given = torch.where(within, given, (y > 0).to(z.dtype))
         return torch.where(finite, _density(x) * given, 0.0)
 
     finite = h.isfinite() & k.isfinite()
@@ -88,8 +90,12 @@ def _backward(ctx, grad):
 
 
 def _jvp(ctx, saved, *tangents):
-    slopes = _slopes(*saved)
-    return sum(s * t for s, t in zip(slopes, tangents, strict=True) if t is not None)
+    total = 0.0
+    for slope, t in zip(_slopes(*saved), tangents, strict=True):
+        if t is not None:
+            # An infinite slope has no part in a direction that does not change its argument.
+            total = total + torch.where(slope.isinf() & (t == 0), 0.0, slope * t)
+    return total
 
 
 def _density(x: Tensor) -> Tensor:

@@ -197,12 +197,13 @@ def _backward_rows(
     abs_tol, rel_tol, max_points, method, compute_dtype, points = options
     batch, n = upper.shape
     dtype = upper.dtype
-    nothing = upper.new_empty(0)
+    # Two tensors: each output has a tangent of its own.
+    no_lower, no_cov = upper.new_empty(0), upper.new_empty(0)
     if batch == 0 or n == 0:
         return (
             torch.zeros_like(upper),
-            nothing if lower is None else torch.zeros_like(upper),
-            upper.new_zeros(cov.shape) if wants_cov else nothing,
+            no_lower if lower is None else torch.zeros_like(upper),
+            upper.new_zeros(cov.shape) if wants_cov else no_cov,
         )
     log_prob = log_prob.double()
     limits, dead, scale, sd = standardised(upper, cov, lower, factored)
@@ -324,13 +325,13 @@ def _backward_rows(
     factor = factor.masked_fill(undefined, math.nan)[:, None]
     to_limits = (slopes * scale[:, None] * factor[:, None]).to(dtype)
     if lower is None:
-        to_upper, to_lower = to_limits[:, 0], nothing
+        to_upper, to_lower = to_limits[:, 0], no_lower
     else:
         # Not views of one tensor, as contiguous() leaves those of one row: dual numbers want a layout.
         layout = torch.contiguous_format
         to_upper, to_lower = (t.clone(memory_format=layout) for t in to_limits.unbind(1))
     if not wants_cov:
-        return to_upper, to_lower, nothing
+        return to_upper, to_lower, no_cov
 
     scaled = torch.where(finite(limits), limits, 0.0).mul_(slopes).sum(1)
     if factored:
@@ -559,7 +560,7 @@ def _jvp(ctx, saved, to_upper, to_cov, to_lower, *_):
     )
     along = along_tangents(slopes, (to_upper, to_lower, to_cov))
     of_prob = along * torch.where(told, prob, 1.0)
-    contains = True if lower is None else (lower < upper).all(1)
+    contains = contain(upper[:, None] if lower is None else torch.stack([upper, lower], 1))
     undefined = torch.where(prob.isnan() | contains, math.nan, 0.0).to(prob.dtype)
     of_log = torch.where(told, along, undefined)
     return of_prob, -of_prob, None, None, None, None, None, of_log, None

@@ -108,6 +108,7 @@ def _hvp_op(
             upper.new_zeros(cov.shape) if wants_cov else upper.new_empty(0),
         )  # fmt: skip
     told = log_prob > -math.inf  # from zero
+    contains = contain(upper[:, None] if lower is None else torch.stack([upper, lower], 1))
     along, along_log = upper.new_empty(0), upper.new_empty(0)
     if wants_slopes or grad_log is not None:
         # Relative to p where it is told from zero.
@@ -118,7 +119,6 @@ def _hvp_op(
         of_log = _along(slopes, vector)
     if wants_slopes:
         along = (of_log * torch.where(told, log_prob.double().exp(), 1.0)).to(prob.dtype)
-        contains = True if lower is None else (lower < upper).all(1)
         undefined = torch.where(prob.isnan() | contains, math.nan, 0.0)
         along_log = torch.where(told, of_log, undefined).to(prob.dtype)
     of = _of_factor if factored else _of_cov
@@ -126,7 +126,7 @@ def _hvp_op(
     if grad_log is not None:
         # d(dP / P) = d2P / P - (dP / P)^2
         weight = torch.where(grad_log == 0, 0.0, grad_log.double() * of_log)
-        weight = torch.where(told | (grad_log == 0), weight, math.nan)
+        weight = torch.where(told | ~contains | (grad_log == 0), weight, math.nan)
         for total, slope in zip(totals, slopes, strict=True):
             if total is not None:
                 each = weight.reshape(-1, *[1] * (slope.dim() - 1))

@@ -7,6 +7,8 @@ itself and its seed alone, so every answer is the one without vmap, to the bit.
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from . import _bvn_cdf, _pivoted_cholesky  # noqa: F401  (the ops)
@@ -36,17 +38,19 @@ def _rows(info, in_dims, args) -> tuple[list, int]:
     return folded, rows
 
 
-def _unfolded(op, info, in_dims, *args):
-    """For an op of rows; of outputs that are not wanted, which are empty, ``[0]``, there is nothing."""
+def _unfolded(op, info, in_dims, *args, vectors=None):
+    """For an op of rows, whose first ``vectors`` outputs (none: all) are ``[B]`` where they are wanted;
+    of outputs that are not, which are empty, ``[0]``, there is nothing."""
     folded, rows = _rows(info, in_dims, args)
     out = op(*folded)
     out = (out,) if isinstance(out, Tensor) else out
     size = info.batch_size
+    vectors = len(out) if vectors is None else vectors
     unfolded = tuple(
         t.expand(size, 0)
-        if t.dim() == 1 and len(t) != size * rows
+        if t.dim() == 1 and (len(t) != size * rows or at >= vectors)
         else t.unflatten(0, (size, rows))
-        for t in out
+        for at, t in enumerate(out)
     )
     if len(out) == 1:
         return unfolded[0], 0
@@ -66,9 +70,9 @@ def _elementwise(op, info, in_dims, *args):
 
 register_vmap("mvn_cdf", _with_warning)
 register_vmap("bvn_cdf", _elementwise)
+for name, vectors in (("mvn_cdf_backward", 0), ("mvn_cdf_hvp", 2)):
+    register_vmap(name, functools.partial(_unfolded, vectors=vectors))
 for name in (
-    "mvn_cdf_backward",
-    "mvn_cdf_hvp",
     "mvn_cdf_sums",
     "mendell_elston",
     "mendell_elston_backward",

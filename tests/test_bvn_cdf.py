@@ -65,6 +65,26 @@ def test_gradients():
         assert torch.equal(x, y)
 
 
+def test_second_derivatives_at_infinite_limits():
+    def at(*values):
+        given = [torch.tensor(v, dtype=torch.float64) for v in values]
+        return torch.stack([torch.stack(r) for r in torch.func.hessian(bvn_cdf, (0, 1, 2))(*given)])
+
+    only = torch.zeros(3, 3, dtype=torch.float64)
+    only[1, 1] = -0.2 * stats.norm.pdf(0.2)
+    torch.testing.assert_close(at(math.inf, 0.2, 0.4), only)
+    torch.testing.assert_close(at(0.2, math.inf, 0.4), only[[1, 0, 2]][:, [1, 0, 2]])
+    assert not at(0.2, -math.inf, 0.4).any() and not at(math.inf, math.inf, 0.4).any()
+
+
+@pytest.mark.parametrize("rho", [-1.0, 1.0])
+def test_forward_mode_where_limits_of_multiples_meet(rho):
+    given = torch.tensor([0.3, 0.3 * rho, rho], dtype=torch.float64).unbind()
+    nothing, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    slope = torch.func.jvp(bvn_cdf, given, (one, nothing, nothing))[1]
+    torch.testing.assert_close(slope, torch.func.grad(bvn_cdf)(*given))
+
+
 def test_gradients_at_the_edges():
     def slopes(*values):
         given = [torch.tensor(float(v), dtype=torch.float64, requires_grad=True) for v in values]

@@ -272,6 +272,41 @@ def test_infinite_limits_zero_variances_and_nan():
     assert product.shape == (3, 0)
 
 
+@pytest.mark.parametrize("with_lower", [False, True])
+def test_log_of_limits_that_contain_nothing(with_lower):
+    upper, cov = random_problem(3, 2)
+    upper[1] = -INF
+    lower = upper - 1 if with_lower else None
+    f = lambda u, c: mvn_log_cdf(u, c, lower=lower)
+    for t in (*jacfwd(f, (0, 1))(upper, cov), *jacrev(f, (0, 1))(upper, cov)):
+        assert not t.any()
+    for t in products(f, (upper, cov), (torch.ones_like(upper), cov)):
+        assert not t.any()
+
+
+def test_no_variables():
+    empty = torch.zeros(0, dtype=DOUBLE)
+    for f in (mvn_cdf, mvn_log_cdf):
+        of_none = lambda u, f=f: f(u, u.new_zeros(0, 0))
+        assert torch.func.hessian(of_none)(empty).shape == (0, 0)
+        assert jacfwd(of_none)(empty).shape == (0,)
+
+
+def test_backward_passes_among_dual_numbers():
+    upper, cov = random_problem(3, 2)
+    along = torch.tensor([1.0, -0.5, 0.3], dtype=DOUBLE)
+    (expected,) = products(lambda u: mvn_cdf(u, cov), (upper,), (along,))
+    for of_tangent in (True, False):
+        (leaf,) = leaves(upper)
+        with forward_ad.dual_level():
+            p = mvn_cdf(forward_ad.make_dual(leaf, along), cov)
+            got = forward_ad.unpack_dual(p).tangent if of_tangent else p
+            (got,) = torch.autograd.grad(got, leaf)
+            got = forward_ad.unpack_dual(got)
+        got = got.primal if of_tangent else got.tangent
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_cotangents_that_depend_on_the_input():
     """(p - c)^2 with p = c: the cotangent is zero, its slope is not."""
     upper, cov = random_problem(3, 2)
