@@ -68,7 +68,8 @@ def uncompiled() -> contextlib.AbstractContextManager:
 
     Compiled graphs have no forward mode, and most let go of what a second backward pass needs.
     """
-    if "torch._dynamo" not in sys.modules:  # slow to import, and nothing is compiled
+    # Slow to import, and nothing is compiled; or the caller is being compiled, which refuses a stance.
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
 
@@ -212,7 +213,9 @@ class Network:
         """Bytes that autograd keeps per input for one backward pass, measured on ``x [1, ...]``.
 
         Tensors that need no gradient path through x (weights) are shared by a batch; they are told
-        from activations by belonging to the module, or count as activations (an overestimate).
+        from activations by belonging to the module, or count as activations (an overestimate). Where
+        the model itself calls ``torch.func.grad``, which refuses the hooks: all that its operations
+        have alive at once.
         """
         module = owning_module(self.model)
         shared = set()
@@ -222,8 +225,8 @@ class Network:
         seen: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
-            # A sparse weight's numbers are not in one place.
-            if tensor.layout is not torch.strided:
+            # A sparse weight's numbers are not in one place; torch's symbolic zeros have none.
+            if tensor.layout is not torch.strided or tensor._is_zerotensor():
                 return tensor.detach()
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in shared:
@@ -231,9 +234,16 @@ class Network:
             # A saved output that held its own node would never be freed.
             return tensor.detach()
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            leaf = x.detach().requires_grad_()
-            out = self(leaf)
+        leaf = x.detach().requires_grad_()
+        try:
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+                out = self(leaf)
+        except (RuntimeError, ValueError) as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            with torch.enable_grad(), LiveBytes() as live:
+                self(leaf)
+            return live.most + x.nbytes
         return sum(seen.values()) + x.nbytes + out.nbytes
 
     def pass_bytes(self, x: Tensor) -> int:

@@ -215,6 +215,17 @@ def test_mmse_keeps_no_jacobian_of_a_copy(monkeypatch):
     assert sizes[16] == sizes[64] == 60 * 8 * 128  # classes, groups, numbers of an input
 
 
+def test_compiled_callers():
+    net, x = built(Convolutional).double(), inputs(3, 2, 8, 8)
+    options = {"screen": "sketch", "head": "off"}
+
+    @torch.compile(backend="eager")
+    def program(x):
+        return robustness(net, x, 0.2, **options).prob
+
+    torch.testing.assert_close(program(x), robustness(net, x, 0.2, **options).prob)
+
+
 def test_compiled_models():
     """As they were written where derivatives are taken: a compiled graph is differentiated once."""
     net, x = built(Convolutional).float(), inputs(3, 2, 8, 8, dtype=torch.float32)
@@ -227,3 +238,31 @@ def test_compiled_models():
         torch.testing.assert_close(result.prob, plain.prob, rtol=0, atol=1e-5)
     plain = taylor_probability(net, x, 0.2, method="taylor_mvs")
     torch.testing.assert_close(taylor_probability(compiled, x, 0.2, method="taylor_mvs"), plain)
+
+
+class Energy(nn.Module):
+    """Logits of the gradient of a scalar, by ``torch.func``: per input, or along a direction."""
+
+    def __init__(self, forward_mode):
+        super().__init__()
+        self.inner, self.head = nn.Linear(5, 7), nn.Linear(5, 4)
+        self.forward_mode = forward_mode
+
+    def forward(self, x):
+        if self.forward_mode:
+            inner = lambda v: self.inner(v).tanh()
+            return torch.func.jvp(inner, (x,), (x.cos(),))[1][:, :4]
+        energy = lambda v: self.inner(v).tanh().square().sum()
+        return self.head(torch.func.vmap(torch.func.grad(energy))(x))
+
+
+@pytest.mark.parametrize("forward_mode", [False, True])
+def test_models_that_differentiate(forward_mode):
+    net, x = built(lambda: Energy(forward_mode)).double(), inputs(3, 5)
+    options = {"check": "raise", "head": "off"}
+    plain, sketched = (robustness(net, x, 0.3, screen=s, **options) for s in ("none", "sketch"))
+    torch.testing.assert_close(sketched.prob, plain.prob, rtol=0, atol=1e-9)
+    rows = jacobian(net, x)
+    for at in range(len(x)):
+        reference = torch.autograd.functional.jacobian(net, x[at : at + 1])[0, :, 0]
+        torch.testing.assert_close(rows[at], reference, rtol=1e-9, atol=1e-12)
