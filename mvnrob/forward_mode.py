@@ -54,10 +54,11 @@ class LinearLayers(TorchFunctionMode):
             return _pad(*args, **kwargs)
         if self._any_layout and kwargs.get("memory_format") in _CHANNELS_LAST:
             others = {name: value for name, value in kwargs.items() if name != "memory_format"}
-            if func is Tensor.contiguous:
-                return args[0].contiguous()
-            if func is Tensor.to:
-                return args[0].to(*args[1:], **others) if args[1:] or others else args[0]
+            if func is Tensor.contiguous or func is Tensor.to:
+                is_asked = func is Tensor.contiguous or args[1:] or others
+                out = func(*args, **others) if is_asked else args[0]
+                # What is laid out anew has memory of its own, for a model that works in place on it.
+                return out.clone() if out is args[0] else out
         return func(*args, **kwargs)
 
 

@@ -188,3 +188,17 @@ def test_the_network_runs_once_for_all_directions_of_a_layout(monkeypatch):
     net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     robustness(net, made(1, 3, 8, 8).sigmoid(), 0.3, head="off", screen="sketch", check="raise")
     assert max(seen) <= 16  # not a copy of the input for every direction
+
+
+@pytest.mark.parametrize("any_layout", [False, True])
+@pytest.mark.parametrize("ask", [torch.Tensor.contiguous, torch.Tensor.to])
+def test_what_is_laid_out_anew_has_its_own_memory(ask, any_layout):
+    x = made(2, 3, 4, 4)
+
+    def layer(x):
+        return x + ask(x, memory_format=torch.channels_last).mul_(2)
+
+    with LinearLayers(any_layout=any_layout):
+        value, slope = torch.func.jvp(layer, (x * 1,), (x.cos(),))
+    torch.testing.assert_close(value, 3 * x)
+    torch.testing.assert_close(slope, 3 * x.cos())
