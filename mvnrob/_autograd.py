@@ -82,9 +82,12 @@ def register(name: str, backward: Callable, jvp: Callable, save: Callable = _not
     _FUNCTIONS[name] = function
 
     def call(*args):
-        if not torch.compiler.is_compiling() and (
-            torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-        ):
+        if torch.compiler.is_compiling():
+            if forward_ad._current_level >= 0:
+                # In the graph it would have no tangents, and nothing would say so.
+                torch._dynamo.graph_break()
+                return function.apply(*args)
+        elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return function.apply(*args)
         return op(*args)
 

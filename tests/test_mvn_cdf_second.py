@@ -307,6 +307,12 @@ def test_backward_passes_among_dual_numbers():
         torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_compiled_forward_mode():
+    upper, cov = random_problem(3, 2)
+    push = lambda u: jvp(lambda t: mvn_cdf(t, cov), (u,), (u.cos(),))[1]
+    torch.testing.assert_close(torch.compile(push, backend="eager")(upper), push(upper))
+
+
 def test_cotangents_that_depend_on_the_input():
     """(p - c)^2 with p = c: the cotangent is zero, its slope is not."""
     upper, cov = random_problem(3, 2)
