@@ -8,11 +8,13 @@ float32).
 
 import functools
 import math
+import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from math import isqrt
 from pathlib import Path
@@ -30,18 +32,27 @@ DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"]
 MODES = ["scalar", "pack", "wide"]
 
 
+@pytest.fixture(scope="session")
+def modules():
+    """By instruction set, compiled beside each other."""
+    sets = [isa for isa in native_build.ISA_FLAGS if not native_build.missing_features(isa)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        loaded = pool.map(lambda isa: native_build.load("math_bindings.cpp", isa), sets)
+        return dict(zip(sets, loaded, strict=True))
+
+
 @pytest.fixture(scope="session", params=list(native_build.ISA_FLAGS))
-def native(request):
+def native(request, modules):
     missing = native_build.missing_features(request.param)
     if missing:
         pytest.skip(f"this processor lacks {' '.join(sorted(missing))}")
-    return native_build.load("math_bindings.cpp", request.param)
+    return modules[request.param]
 
 
 @pytest.fixture(scope="session")
-def plain():
+def plain(modules):
     """The baseline build, for what does not depend on the instruction set."""
-    return native_build.load("math_bindings.cpp", "generic")
+    return modules["generic"]
 
 
 def errors(values, exact, relative):
