@@ -45,9 +45,9 @@ def register(name: str, backward: Callable, jvp: Callable, save: Callable = _not
     """torch.library.register_autograd for the op ``mvnrob::<name>``; returns what calls the op.
 
     ``save(ctx, inputs, output)`` returns the tensors that ``backward(ctx, *cotangents)`` finds in
-    ``ctx.saved_tensors``, and which ``jvp(ctx, saved, *tangents)`` is given. What register_autograd makes has no forward
-    mode, and torch refuses it within torch.func's transforms (grad, vjp, jacrev); there and among dual
-    numbers the callable goes through an autograd.Function.
+    ``ctx.saved_tensors``, and which ``jvp(ctx, saved, *tangents)`` is given. What register_autograd makes
+    has no forward mode, and torch refuses it within torch.func's transforms (grad, vjp, jacrev); there and
+    among dual numbers the callable goes through an autograd.Function.
     """
     op = getattr(torch.ops.mvnrob, name)
 

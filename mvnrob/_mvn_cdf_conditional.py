@@ -21,6 +21,8 @@ from . import _load  # noqa: F401  (the schemas)
 INDEFINITE = 3  # mvnrob.Status
 #: A conditional probability may take at least so many points, the first look of mvn_cdf.
 FEWEST = 512
+#: Up to so many variables that matter the conditional problems have closed forms: none is skipped.
+EXACT = 4
 #: Problems of so many variables have closed forms to all digits that may be asked for: no points.
 _CLOSED = 2
 _BYTES = 64 * 2**20

@@ -52,6 +52,7 @@ from . import _load, _mvn_cdf_hvp, _mvn_cdf_pathwise  # noqa: F401  (the schemas
 from ._autograd import along_tangents, register
 from ._mvn_cdf_blocks import blocks_of_split_rows, parts_of
 from ._mvn_cdf_conditional import (
+    EXACT,
     FEWEST,
     Rows,
     Units,
@@ -75,19 +76,15 @@ from ._mvn_cdf_conditional import (
 COST = 3
 #: and so many where digits of a tail are asked for, whose tilt or union comes after the first look.
 _FEWEST_OF_TAIL = 8 * FEWEST
-#: Up to so many variables that matter the conditional problems have closed forms: none is skipped.
-_EXACT = 4
-#: A row that was not sampled has conditional problems that are not either, as a rule; where rounding
-#: keeps their form from being recognised they take what their tolerance asks for.
 #: Conditional probabilities are the most accurate: they are taken while they cost at most _AFFORDABLE
 #: times the value's points (a call's set-up counts _SETUP a variable).
 _AFFORDABLE = 0.5
+_SETUP = 4
 #: In so few directions the slopes of tilted samples jump in step at all shifts, whose spread then says
 #: nothing; the conditional problems have a direction less, and each its own error.
 _FEW_DIRECTIONS = 4
 #: Below it the smaller side has digits of its own: plan/row_plan.h tilts p, or unites 1 - p.
 _SMALL = 0.05
-_SETUP = 4
 
 
 def _too_dear(rows: Rows, units: Units, n_points: Tensor) -> Tensor:
@@ -130,9 +127,9 @@ def _backward_op(
     batch, n = upper.shape
     # Only samples are differentiated whole where the value was not sampled whole; without a zero a
     # covariance is one block.
-    if factored or method != "auto" or n <= _EXACT or _has_no_zero(cov):
+    if factored or method != "auto" or n <= EXACT or _has_no_zero(cov):
         return _backward_rows(*whole, *flags)
-    rows = (n_points > 0) & (n_pivots > _EXACT) & (prob > 0) & moves(grad, grad_log)
+    rows = (n_points > 0) & (n_pivots > EXACT) & (prob > 0) & moves(grad, grad_log)
     # Near 1 with digits of 1 - p, conditional probabilities are taken.
     rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _SMALL)
     if not bool(rows.any()):
@@ -228,7 +225,7 @@ def _backward_rows(
         cov, factored, dead, not bool(dead.any()), scale, limits, seed, entry_error(dtype), log_unit, fewest,
         exact, (abs_tol, rel_tol), (method, compute_dtype, points),
     )  # fmt: skip
-    live = n - dead.sum(1) if n > _EXACT else None
+    live = n - dead.sum(1) if n > EXACT else None
 
     def least(all_matter: int) -> Tensor | float:
         """Up to ``all_matter`` variables none is skipped; what is cannot move any sum over the
@@ -238,16 +235,18 @@ def _backward_rows(
         log_least = math.log(0.1) + log_tolerance - live.double().log()
         return log_least.masked_fill_(live <= all_matter, -math.inf)[:, None]
 
+    # A row that was not sampled has conditional problems that are not either, as a rule; where rounding
+    # keeps their form from being recognised they take what their tolerance asks for.
     budget = torch.where(exact, torch.iinfo(torch.int64).max, COST * n_points)
 
-    units = limit_units(rows, wanted, least(_EXACT))
+    units = limit_units(rows, wanted, least(EXACT))
     pairs = h = bad = by_path = cov_by_path = near_one = tilted = None
     if wants_cov:
-        pairs = pair_units(rows, wanted, least(_EXACT + 1))
+        pairs = pair_units(rows, wanted, least(EXACT + 1))
     sampled = compute_dtype
     if sampled == "auto":
         sampled = "float32" if abs_tol >= 1e-5 else "float64"
-    if digits is not None or n > _EXACT:
+    if digits is not None or n > EXACT:
         integrated = (n_points > 0) & (n_pivots > 0) & ~nan
     if digits is not None:
         near_one = integrated & digits & (complement < _SMALL)
@@ -256,8 +255,8 @@ def _backward_rows(
             tilted = integrated & digits & (prob < _SMALL)
             flat = tilted & (n_pivots <= _FEW_DIRECTIONS)
             tilted &= ~flat
-    if n > _EXACT:
-        by_samples = integrated & wanted & (live > _EXACT)
+    if n > EXACT:
+        by_samples = integrated & wanted & (live > EXACT)
         if tilted is None:
             by_samples &= prob > 0
         else:

@@ -34,6 +34,7 @@ from torch import Tensor
 from . import _load  # noqa: F401  (the schemas)
 from ._autograd import refuse, register
 from ._mvn_cdf_conditional import (
+    EXACT,
     INDEFINITE,
     Problem,
     Rows,
@@ -51,9 +52,9 @@ from ._mvn_cdf_conditional import (
     standardised,
 )
 
-#: Up to so many variables that matter no density is skipped, and elsewhere none that is larger than
-#: this share of the tolerance, divided by the number of variables.
-_EXACT, _SKIPPED = 4, 0.01
+#: With more than EXACT variables that matter no density is skipped that is larger than this share of the
+#: tolerance, divided by the number of variables.
+_SKIPPED = 0.01
 
 
 class _Vector(NamedTuple):
@@ -225,7 +226,7 @@ def _of_rows(
         log_tolerance = torch.maximum(log_tolerance, small + math.log(rel_tol))
     live = n - dead.sum(1)
     log_least = math.log(_SKIPPED) + log_tolerance - live.double().log()
-    log_least = log_least.masked_fill(live <= _EXACT, -math.inf)[:, None]
+    log_least = log_least.masked_fill(live <= EXACT, -math.inf)[:, None]
 
     sides = [t for t in (to_upper, to_lower)[: limits.shape[1]]]
     sides = [torch.zeros_like(scale) if t is None else t.double() * scale for t in sides]

@@ -44,9 +44,10 @@ def mvn_log_cdf(
     samples stay plain, and ``log_error``, then often infinite, and ``status`` say what they know.
 
     Differentiable twice and in forward mode, as :func:`mvnrob.mvn_cdf` is, also where p itself is no
-    number of the dtype: slopes to the limits are those of the tilted samples, within ``rel_tol`` of the largest of them at
-    the value's points or before, or for p near 1 each within ``rel_tol`` of itself. Messages are those of ``mvn_cdf``. Cost: as
-    :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
+    number of the dtype: slopes to the limits are those of the tilted samples, within ``rel_tol`` of the
+    largest of them at the value's points or before, or for p near 1 each within ``rel_tol`` of itself.
+    Messages are those of ``mvn_cdf``. Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a
+    plain one.
     """
     result = mvn_cdf(
         upper,
