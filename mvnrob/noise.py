@@ -17,7 +17,7 @@ _FACTOR_1 = 0xBF58476D1CE4E5B9 - 2**64
 _FACTOR_2 = 0x94D049BB133111EB - 2**64
 
 #: Streams that must not share draws; they enter the hash.
-SAMPLES, DIRECTIONS, PROBES, CDF = range(4)
+SAMPLES, DIRECTIONS, PROBES, CDF, INFLUENCES = range(5)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class Screened:
     once per weighting of the groups; or, where fewer features than classes give it, ``factor``
     [L, b, 1 + S, k] with scatter = factor factor^T, which is never multiplied out. ``dropped``
     [n_sigma, b]: bound on the mass of the other classes. ``n_screened`` [b]: how many those are.
-    ``share``: of abs_tol, spent on them.
+    ``share``: of abs_tol, spent on them. ``sampled`` [n_sigma, b]: 99 % bound on what the sampling of
+    the factor's last columns does to p (:mod:`mvnrob.low_rank`), beside the integral's own error.
     """
 
     inputs: Tensor
@@ -55,6 +56,7 @@ class Screened:
     n_screened: Tensor
     share: float
     factor: Tensor | None = None
+    sampled: Tensor | None = None
 
     def sums(self, version: int) -> Tensor:
         """The scatter of a version, multiplied out if need be."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -15,17 +15,13 @@ from .linearised import Linearised, mean_rows, scatter_sums
 from .network import first_line
 from .noise import standard_normal
 from .screening import (
-    EXACT_SHARE,
     SKETCH_SHARE,
     Screened,
     alike,
-    cheaper,
     dropped_mass,
-    find_features,
     keep_largest,
     packed,
     rival_order,
-    screen_exact,
     tail,
 )
 
@@ -38,48 +34,19 @@ SKETCH_SIZES = (8, 16, 32, 64, 128, 256)
 #: Probability that any bound on a sketched norm fails, over all classes and looks of one input.
 SKETCH_RISK = 1e-3
 #: Directions in memory at a time, in float64; divides the steps of SKETCH_SIZES.
-_DIRECTIONS_AT_ONCE = 8
+DRAWN_AT_ONCE = 8
 #: What a forward-mode product costs in backward passes. EfficientNet-Lite0 on a CPU: 33 ms each of eight
 #: together, 50 ms one alone, beside 21 ms for a backward pass; residual networks less
 #: (mvnrob/forward_mode.py; by torch's own rules it was 40 to 80 ms).
 JVP_IN_VJPS = 1.5
 
 
-def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
-    """All rows, the features' rows or a sketch, by the backward passes that each is expected to
-    take (a forward-mode product counts as ``JVP_IN_VJPS``).
-
-    ``direct``, what all rows cost, is known beforehand: C, or the number of live features. The near
-    rivals' rows give a first guess of all norms, and every look at the sketch a better one of how
-    many more rows it would save. An input leaves for the direct way as soon as that is cheaper.
-    """
-    classes = problem.values.shape[2]
-    least = NEAR_ROWS + JVP_IN_VJPS * (DEFLATED + SKETCH_SIZES[0])
-    exact = {"allowed": EXACT_SHARE * abs_tol, "share": EXACT_SHARE}
-    features, left = None, torch.arange(len(problem.target), device=problem.target.device)
-    if classes > least:  # fewer cost no more than a sketch
-        features = find_features(problem)
-        direct = features.passes(problem.rows_at_once) if cheaper(problem, features) else classes
-        if direct > least:
-            # without forward mode all are left
-            with contextlib.suppress(_NoForwardMode):
-                with problem.logits.meter.clock("sketch"):
-                    sketched, left = _sketch(problem, SKETCH_SHARE * abs_tol, direct)
-                yield from sketched
-    if len(left):
-        some = None if features is None else features.subset(left)
-        for part in screen_exact(problem.subset(left), features=some, **exact):
-            part.inputs = left[part.inputs]
-            yield part
-            del part  # before the next one comes
-
-
 def screen_sketch(problem: Linearised, *, allowed: float) -> Iterator[Screened]:
     """Bounds from a sketch and rows of those that may matter, whatever that costs."""
     try:
         with problem.logits.meter.clock("sketch"):
-            parts, _ = _sketch(problem, allowed, math.inf)
-    except _NoForwardMode as error:
+            parts, _, _ = sketch(problem, allowed, lambda drawn: math.inf)
+    except NoForwardMode as error:
         raise ValueError(
             f"{problem.logits.network.op}: model must have forward-mode derivatives for "
             f"screen='sketch', got {error}; pass jvp_mode='double_backward' or screen='exact'"
@@ -87,14 +54,39 @@ def screen_sketch(problem: Linearised, *, allowed: float) -> Iterator[Screened]:
     return parts
 
 
-class _NoForwardMode(Exception):
+class NoForwardMode(Exception):
     pass
 
 
-def _sketch(
-    problem: Linearised, allowed: float, direct: float
-) -> tuple[Iterator[Screened], Tensor]:
-    r"""Survivors by bounds on the norms, and the numbers of inputs that ``direct`` rows serve better.
+@dataclass
+class Begun:
+    """What a sketch knows of the inputs that it leaves.
+
+    ``order`` [b, C - 1]: the rivals by margin; ``near_rows`` [b, near, 1, r]: the rows of the target and
+    the nearest of them. ``basis`` [b, d, r]: orthonormal directions in the span of their u_i, with the
+    products ``inside`` [b, d, C]; ``products`` [b, K, C]: along the first K draws, orthogonal to them.
+    """
+
+    order: Tensor
+    near_rows: Tensor
+    basis: Tensor
+    inside: Tensor
+    products: Tensor
+
+    def subset(self, rows: Tensor) -> Begun:
+        return Begun(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def sketch(
+    problem: Linearised,
+    allowed: float,
+    otherwise: Callable[[int], float],
+    *,
+    hand_over: bool = False,
+) -> tuple[Iterator[Screened], Tensor, list[tuple[Tensor, Begun]]]:
+    r"""Survivors by bounds on the norms; the numbers of inputs that another way serves better, which
+    takes ``otherwise`` (of the directions drawn so far) passes; with ``hand_over`` these in parts of
+    equally many draws, beside what is known of them.
 
     The target's and the nearest rivals' rows (``NEAR_ROWS`` in all) are computed. Products along the
     leading ``DEFLATED`` directions Q of their u_i give the part of every u_i inside Q exactly; K
@@ -112,14 +104,14 @@ def _sketch(
     Rivals are kept in the order of their bounds until the rest is allowed. K doubles while the rows
     that exact norms would save exceed the price of the next products.
     """
-    target, margins, keys = problem.target, problem.margins, problem.keys
+    target, margins = problem.target, problem.margins
     b, classes = margins.shape
     order = rival_order(margins, target)
     near = min(NEAR_ROWS, classes, max(2, problem.row_budget // 2))
     near_rows = problem.rows(torch.cat([target[:, None], order[:, : near - 1]], 1))
     mean = mean_rows(near_rows, problem.weights[0]).double()
     differences = mean[:, :1] - mean[:, 1:]
-    basis = _leading(differences, DEFLATED)
+    basis, _ = leading(differences, DEFLATED)
     forced = torch.zeros_like(order, dtype=torch.bool)
     forced[:, : near - 1] = True
     largest = max(problem.noise.sigmas)
@@ -134,13 +126,16 @@ def _sketch(
     first_price = JVP_IN_VJPS * (basis.shape[1] + SKETCH_SIZES[0])
     # an input without numbers has no survivors to look for
     broken = margins.isnan().any(1)
-    active = survivors(everyone, guess).sum(1) + first_price <= direct
+    active = survivors(everyone, guess).sum(1) + first_price <= otherwise(0)
     left = ~active & ~broken
     active &= ~broken
 
     keep = forced.clone()
     most = torch.full_like(margins, math.nan)
-    inside, outside = torch.zeros_like(margins), torch.zeros_like(margins)
+    inside = margins.new_zeros(b, basis.shape[1], classes)
+    # what has been drawn: its sum of squares for all, the products themselves of those that may leave
+    outside, products = torch.zeros_like(margins), margins.new_zeros(b, 0, classes)
+    counts = torch.zeros_like(target)
     drawn = 0
     for look, size in enumerate(SKETCH_SIZES):
         rows = active.nonzero()[:, 0]
@@ -148,25 +143,28 @@ def _sketch(
             break
         part = problem.subset(rows)
         if look == 0:
-            inside[rows] = _margin_products(part, basis[rows]).square().sum(1)
-        for first in range(drawn, size, _DIRECTIONS_AT_ONCE):
-            directions = standard_normal(
-                keys[rows], first, _DIRECTIONS_AT_ONCE, problem.noise.dim, torch.float64
-            )
-            directions -= (directions @ basis[rows].mT) @ basis[rows]
-            outside[rows] += _margin_products(part, directions).square().sum(1)
+            inside[rows] = margin_products(part, basis[rows])
+        for first in range(drawn, size, DRAWN_AT_ONCE):
+            directions = orthogonal_draws(part, basis[rows], first, DRAWN_AT_ONCE)
+            along = margin_products(part, directions)
+            outside[rows] += along.square().sum(1)
+            if hand_over:
+                products = torch.cat([products, products.new_zeros(b, DRAWN_AT_ONCE, classes)], 1)
+                products[rows, first:] = along
         drawn = size
+        counts[rows] = size
         stretch = torch.zeros_like(margins[rows])
         stretch.scatter_(
-            1, order[rows], _stretches(classes - 1, size).to(order.device).expand(len(rows), -1)
+            1, order[rows], stretches(classes - 1, size).to(order.device).expand(len(rows), -1)
         )
-        most[rows] = (inside[rows] + outside[rows] * stretch).sqrt()
+        known = inside[rows].square().sum(1)
+        most[rows] = (known + outside[rows] * stretch).sqrt()
         kept = survivors(rows, most[rows])
         keep[rows] = kept | forced[rows]
-        likely = survivors(rows, (inside[rows] + outside[rows] / size).sqrt()).sum(1)
+        likely = survivors(rows, (known + outside[rows] / size).sqrt()).sum(1)
         last = look + 1 == len(SKETCH_SIZES)
         price = math.inf if last else JVP_IN_VJPS * (SKETCH_SIZES[look + 1] - size)
-        lost = torch.minimum(kept.sum(1).double(), likely + price) > direct
+        lost = torch.minimum(kept.sum(1).double(), likely + price) > otherwise(size)
         left[rows[lost]] = True
         active[rows] = (kept.sum(1) - likely > price) & ~lost
 
@@ -186,14 +184,28 @@ def _sketch(
         n_screened = (~keep[rows]).sum(1)
         return Screened(rows, chosen, scatter, dropped, n_screened, SKETCH_SHARE)
 
-    return map(covariances, alike(problem, keep.sum(1), ~left)), left.nonzero()[:, 0]
+    begun = []
+    for size in counts[left].unique().tolist() if hand_over else ():
+        rows = (left & (counts == size)).nonzero()[:, 0]
+        if size == 0:  # left at the guess, before any product
+            inside[rows] = margin_products(problem.subset(rows), basis[rows])
+        known = (order, near_rows, basis, inside, products[:, :size])
+        begun.append((rows, Begun(*(part[rows] for part in known))))
+    return map(covariances, alike(problem, keep.sum(1), ~left)), left.nonzero()[:, 0], begun
 
 
-def _leading(vectors: Tensor, count: int) -> Tensor:
-    """Orthonormal leading directions of ``vectors`` [b, m, r]: ``[b, min(count, m, r), r]``."""
+def orthogonal_draws(problem: Linearised, basis: Tensor, first: int, count: int) -> Tensor:
+    """Gaussian directions ``first ...`` of each input, less their part inside ``basis`` [b, d, r]."""
+    draws = standard_normal(problem.keys, first, count, problem.noise.dim, torch.float64)
+    return draws - (draws @ basis.mT) @ basis
+
+
+def leading(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal leading directions of ``vectors`` [b, m, r]: ``[b, min(count, m, r), r]``, and their
+    singular values."""
     orthonormal, triangle = torch.linalg.qr(vectors.nan_to_num(0.0, 0.0, 0.0).mT)
-    left = torch.linalg.svd(triangle).U
-    return (orthonormal @ left[:, :, :count]).mT
+    left, sizes, _ = torch.linalg.svd(triangle)
+    return (orthonormal @ left[:, :, :count]).mT, sizes[:, :count]
 
 
 def _risks(rivals: int) -> list[tuple[int, float]]:
@@ -204,7 +216,7 @@ def _risks(rivals: int) -> list[tuple[int, float]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _stretches(rivals: int, size: int) -> Tensor:
+def stretches(rivals: int, size: int) -> Tensor:
     """1 / chi2_size(a_i) for rivals by rank: ``[rivals]`` float64."""
     risk = SKETCH_RISK / len(SKETCH_SIZES)
     return torch.cat(
@@ -215,7 +227,7 @@ def _stretches(rivals: int, size: int) -> Tensor:
     )
 
 
-def _margin_products(problem: Linearised, e: Tensor) -> Tensor:
+def margin_products(problem: Linearised, e: Tensor) -> Tensor:
     """u_i . e for directions e ``[b, m, r]``: ``[b, m, C]``, float64."""
     b, m, _ = e.shape
     logits = problem.logits
@@ -225,5 +237,5 @@ def _margin_products(problem: Linearised, e: Tensor) -> Tensor:
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or logits.jvp_mode != "forward":
             raise
-        raise _NoForwardMode(repr(first_line(error))) from error
+        raise NoForwardMode(repr(first_line(error))) from error
     return out.gather(2, problem.target[:, None, None].expand(b, m, 1)) - out

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from .._jac_cov import jac_cov_finalize
 from .._mvn_cdf import mvn_cdf
+from ..auto import screen_auto
 from ..jacobian import LogitMap
 from ..linearised import Linearised, in_range, margins_of
 from ..noise import DIRECTIONS, Noise, row_keys
 from ..screening import EXACT_SHARE, SKETCH_SHARE, Screened, screen_exact, standardised
-from ..sketch import screen_auto, screen_sketch
+from ..sketch import screen_sketch
 from .chunk import LEVEL, Chunk, Estimate, clamped, statuses_not_warnings
 from .jackknife import group_weights, sampling_error
 
@@ -87,6 +88,8 @@ def _integrate(chunk: Chunk, problem: Linearised, screened: Screened, sampled: b
         if version == 0:
             whole, z_whole = infos, z
     error = torch.stack([info.error for info in whole])
+    if screened.sampled is not None:  # independent of the integral's
+        error = torch.hypot(error, screened.sampled)
     if sampled:
         error = error + sampling_error(torch.stack(probs), problem.logits.groups, LEVEL)
     error_with_dropped = error + screened.dropped

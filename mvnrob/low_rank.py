@@ -1,0 +1,319 @@
+"""Screening by low rank: the likeliest rivals' rows, and a sample of what these leave of the others'.
+
+Jacobians of networks have few large singular values: what the rows of some dozens of rivals do not
+span is a few per cent of the other rivals' rows. Where several hundred rivals matter, their
+covariances need not be known row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .influence import DrawnColumns
+from .intervals import student_t_quantile
+from .linearised import Linearised
+from .noise import INFLUENCES, row_keys, standard_normal
+from .screening import (
+    EXACT_SHARE,
+    LEAST_KEPT,
+    Screened,
+    dropped_mass,
+    keep_largest,
+    packed,
+    standardised,
+    tail,
+)
+from .sketch import (
+    DRAWN_AT_ONCE,
+    JVP_IN_VJPS,
+    SKETCH_SIZES,
+    Begun,
+    leading,
+    margin_products,
+    orthogonal_draws,
+    stretches,
+)
+
+#: (rivals whose rows are computed, directions that sample the rest): each step adds to the last.
+LEVELS = ((16, 24), (32, 24), (64, 40), (96, 56), (128, 56), (192, 88))
+#: The first draws rank the rivals and nothing else: of those that are not chosen, a sample that had
+#: chosen would know too small a rest (p off by .02 where all rivals are alike).
+RANKING = SKETCH_SIZES[0]
+#: 99 % bound on what the sampled directions do to p, in abs_tol.
+SAMPLED = 0.7
+#: Share of abs_tol that the integral does not get. Its error and the sample's are independent, and
+#: their squares add: .1 + sqrt(.7^2 + .55^2) = .99 with the dropped classes.
+LOW_RANK_SHARE = 0.45
+#: Smallest abs_tol: what estimates the sample's error takes 1 / abs_tol^2 draws.
+LEAST_TOL = 5e-4
+#: Draws at an abs_tol of 1e-3. Their own noise is part of the error that they estimate.
+_DRAWS = 2**14
+_FEWEST_DRAWS = 2**12
+#: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE. EfficientNet-Lite0: 1.3
+#: to 1.7 from 16 to 128 where p = .3, more elsewhere.
+_RATE = 1.3
+_LEVEL = 0.99
+#: Standard errors of the second order's estimate that are added to it.
+_CURVATURE_ERRORS = 2.0
+
+
+def serves(problem: Linearised, abs_tol: float) -> bool:
+    """One linearisation (averages over noisy copies would need each group's products), for the margins
+    to one target (``argmax_probabilities`` takes differences of covariances), with cheap products."""
+    single = len(problem.weights) == 1 and problem.values.shape[1] == 1 and not problem.double
+    cheap = problem.logits.jvp_mode == "forward" and problem.logits.scale is None
+    return single and cheap and abs_tol >= LEAST_TOL and _levels(problem) != ()
+
+
+def price(level: tuple[int, int]) -> float:
+    """Backward passes that a level takes in all."""
+    rivals, directions = level
+    return rivals + JVP_IN_VJPS * (rivals + RANKING + directions)
+
+
+def first_price(near: int, drawn: int) -> float:
+    """What the first level takes beyond ``near`` rows and ``drawn`` directions."""
+    rivals, directions = LEVELS[0]
+    return rivals - near + JVP_IN_VJPS * (rivals + max(0, RANKING + directions - drawn))
+
+
+def _levels(problem: Linearised) -> tuple[tuple[int, int], ...]:
+    """Those whose rows and basis fit in the budget for one input, and are fewer than the rivals."""
+    most = min(problem.rows_at_once // 4, problem.values.shape[2] - 2)
+    return tuple(level for level in LEVELS if level[0] <= most)
+
+
+def screen_low_rank(
+    problem: Linearised, begun: Begun, direct: float, abs_tol: float
+) -> Iterator[tuple[Screened | None, Tensor]]:
+    r"""The inputs in pieces: (what was found for some, numbers of those that ``direct`` serves better).
+
+    With Q an orthonormal basis of the u_i of the k likeliest rivals, products along Q give A = U Q for
+    all rivals, and m Gaussian directions the products X sqrt(m) of U (I - Q Q^T). X X^T estimates the
+    Gram matrix of the rest without bias (its rows are zero for the k rivals themselves), and p is taken
+    from the factor [A, X]. To first order that moves p by a mean of m independent terms, the influences
+    of the columns (:func:`mvnrob.influence.column_influences`): Student's t with m - 1 degrees of
+    freedom on their spread is the 99 % bound ``sampled``. k and m grow (``LEVELS``) until that is at
+    most ``SAMPLED * abs_tol`` at every sigma, or the way to it is expected to cost more than ``direct``
+    backward passes.
+    """
+    levels = _levels(problem)
+    most = levels[-1][0]
+    each = 8 * problem.values.shape[2] * 4 * sum(levels[-1])
+    at_once = min(problem.rows_at_once // (4 * most), problem.inputs_at_once(each))
+    draws = _draws(problem, abs_tol, sum(levels[-1]))
+    every = torch.arange(len(problem.target), device=problem.target.device)
+    for rows in every.split(max(1, at_once)):
+        part = problem.subset(rows)
+        state = _State(part, begun.subset(rows))
+        order = begun.order[rows]
+        yield from _refine(part, state, rows, order, levels, draws, direct, abs_tol)
+
+
+def _draws(problem: Linearised, abs_tol: float, dim: int) -> Tensor:
+    count = max(_FEWEST_DRAWS, round(_DRAWS * (1e-3 / abs_tol) ** 2))
+    first = torch.zeros(1, dtype=torch.int64, device=problem.target.device)
+    return standard_normal(row_keys(0, INFLUENCES, first), 0, count, dim, torch.float32)[0]
+
+
+class _State:
+    """A, X and what they come from, for some inputs of equal progress."""
+
+    def __init__(self, problem: Linearised, begun: Begun) -> None:
+        b, classes = problem.margins.shape
+        self.first_basis, self.products = begun.basis, begun.products
+        self.own = begun.near_rows[:, 0, 0]
+        self.taken = torch.zeros(b, classes, dtype=torch.bool, device=problem.target.device)
+        self.taken.scatter_(1, problem.target[:, None], True)
+        near = begun.near_rows.shape[1] - 1
+        self.taken.scatter_(1, begun.order[:, :near], True)
+        self.fresh = self.own[:, None] - begun.near_rows[:, 1:, 0]
+        self.rivals = near
+        self.basis = begun.basis.to(self.own)
+        self.inside = begun.inside
+        self.ranking: Tensor | None = None
+        self.rest: Tensor | None = None
+
+    def subset(self, rows: Tensor) -> _State:
+        part = object.__new__(_State)
+        for name, value in vars(self).items():
+            setattr(part, name, value[rows] if isinstance(value, Tensor) else value)
+        return part
+
+    def grow(self, problem: Linearised, rivals: int, directions: int) -> None:
+        self._draw(problem, RANKING + directions)
+        ranking = self.products[:, :RANKING] if self.ranking is None else self.ranking
+        squares = self.inside.square().sum(1) + ranking.square().mean(1)
+        mass = tail(problem.margins, squares.sqrt(), max(problem.noise.sigmas)).nan_to_num(nan=1.0)
+        wanted = rivals - self.rivals
+        if wanted > 0:
+            new = mass.masked_fill(self.taken, -1.0).topk(wanted, dim=1).indices
+            self.taken.scatter_(1, new, True)
+            differences = self.own[:, None] - problem.rows(new)[:, :, 0]
+            self.fresh = torch.cat([self.fresh, differences], 1)
+            self.rivals = rivals
+        self._extend(problem)
+        self._find_rest(problem)
+
+    def _omega(self, problem: Linearised, first: int, count: int) -> Tensor:
+        return orthogonal_draws(problem, self.first_basis, first, count)
+
+    def _draw(self, problem: Linearised, directions: int) -> None:
+        for first in range(self.products.shape[1], directions, DRAWN_AT_ONCE):
+            omega = self._omega(problem, first, DRAWN_AT_ONCE)
+            self.products = torch.cat([self.products, margin_products(problem, omega)], 1)
+
+    def _extend(self, problem: Linearised) -> None:
+        """The basis by the fresh u_i, and the products along what is new in it."""
+        vectors = self.fresh
+        for _ in range(2):  # the second time for what rounding left of the first
+            vectors = vectors - (vectors @ self.basis.mT) @ self.basis
+        # directions of the first basis lie in the span of the nearest rivals' u_i
+        new = _independent(vectors, self.fresh, self.rivals - self.basis.shape[1])
+        self.basis = torch.cat([self.basis, new], 1)
+        self.inside = torch.cat([self.inside, margin_products(problem, new)], 1)
+        self.fresh = self.fresh[:, :0]
+
+    def _find_rest(self, problem: Linearised) -> None:
+        """X: the products along the draws without their part inside the basis."""
+        skip, parts = self.first_basis.shape[1], []
+        for first in range(0, self.products.shape[1], DRAWN_AT_ONCE):
+            omega = self._omega(problem, first, DRAWN_AT_ONCE).to(self.basis)
+            parts.append((omega @ self.basis[:, skip:].mT).double())
+        along = torch.cat(parts, 1)
+        rest = self.products - along @ self.inside[:, skip:]
+        self.ranking, rest = rest[:, :RANKING], rest[:, RANKING:]
+        self.rest = rest / rest.shape[1] ** 0.5
+        # the rows that were computed lie inside: what is left of them is rounding
+        self.rest = self.rest.masked_fill(self.taken[:, None], 0.0)
+
+    def keep(self, problem: Linearised, order: Tensor, allowed: float) -> tuple[Tensor, Tensor]:
+        """Rivals [b, C - 1] (in ``order``) that may matter, and bounds on all norms [b, C]."""
+        known = self.inside.square().sum(1)
+        spread = self.rest.square().sum(1) * self.rest.shape[1]
+        ranks = stretches(order.shape[1], self.rest.shape[1]).to(order.device)
+        stretch = torch.zeros_like(known).scatter(1, order, ranks.expand(len(order), -1))
+        norms = (known + spread * stretch).sqrt()
+        mass = tail(problem.margins, norms, max(problem.noise.sigmas)).gather(1, order)
+        return keep_largest(mass, allowed, LEAST_KEPT), norms
+
+
+def _independent(rest: Tensor, whole: Tensor, count: int) -> Tensor:
+    """The ``count`` leading directions of ``rest`` [b, m, r], what is left of ``whole``; zero where that
+    is rounding, whose directions would not be orthogonal to those taken before."""
+    directions, sizes = leading(rest, count)
+    size = torch.linalg.vector_norm(whole, dim=2).amax(1, keepdim=True)
+    known = sizes > 1e3 * torch.finfo(rest.dtype).eps * size
+    return directions * known[..., None]
+
+
+def _refine(
+    problem: Linearised,
+    state: _State,
+    numbers: Tensor,
+    order: Tensor,
+    levels: tuple[tuple[int, int], ...],
+    draws: Tensor,
+    direct: float,
+    abs_tol: float,
+) -> Iterator[tuple[Screened | None, Tensor]]:
+    """Grows ``state`` until what is sampled is known well enough; inputs part where they go on differently."""
+    waiting = [(problem, state, numbers, order, 0)]
+    while waiting:
+        problem, state, numbers, order, at = waiting.pop()
+        state.grow(problem, *levels[at])
+        keep, norms = state.keep(problem, order, EXACT_SHARE * abs_tol)
+        sampled = _sampled(problem, state, order, keep, draws, SAMPLED * abs_tol)
+        ratio = sampled.amax(0) / (SAMPLED * abs_tol)
+        done = ratio <= 1.0
+        if done.any():
+            rows = done.nonzero()[:, 0]
+            yield _screened(problem, state, numbers, order, keep, norms, sampled, rows), numbers[:0]
+        following = [
+            _next_level(levels, at, value, direct) if not ended else -1
+            for value, ended in zip(ratio.tolist(), done.tolist(), strict=True)
+        ]
+        for level in sorted({level for level in following if level >= 0}):
+            rows = torch.tensor([i for i, it in enumerate(following) if it == level])
+            rows = rows.to(numbers.device)
+            if level == len(levels):
+                yield None, numbers[rows]
+                continue
+            part = problem.subset(rows), state.subset(rows), numbers[rows], order[rows], level
+            waiting.append(part)
+
+
+def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, direct: float) -> int:
+    """The level that is expected to do, or ``len(levels)`` where the direct way is cheaper."""
+    for level in range(at + 1, len(levels)):
+        expected = ratio * (levels[at][0] / levels[level][0]) ** _RATE
+        if expected <= 1.0 or level == len(levels) - 1 and expected <= 2.0:
+            further = price(levels[level]) - price(levels[at])
+            return level if further < direct else len(levels)
+    return len(levels)
+
+
+def _sampled(
+    problem: Linearised, state: _State, order: Tensor, keep: Tensor, draws: Tensor, allowed: float
+) -> Tensor:
+    """99 % bounds ``[n_sigma, b]`` on what drawing other directions would change."""
+    directions = state.rest.shape[1]
+    quantile = student_t_quantile(_LEVEL, directions - 1)
+    out = problem.values.new_zeros(len(problem.noise.sigmas), len(order))
+    with problem.logits.meter.clock("sketch"):
+        for row in range(len(order)):
+            kept = order[row, keep[row]]
+            exact, rest = state.inside[row][:, kept].mT, state.rest[row][:, kept].mT
+            norms = torch.cat([exact, rest], 1).norm(dim=1)
+            if not norms.isfinite().all():  # the direct way says which
+                out[:, row] = math.inf
+                continue
+            scale = torch.where(norms > 0, norms, 1.0)[:, None]
+            for s, sigma in enumerate(problem.noise.sigmas):
+                z = standardised(problem.margins[row, kept], norms, sigma)
+                columns = DrawnColumns(z, exact / scale, rest / scale, draws)
+                each = columns.influences()
+                spread = (each - each.mean()).square().sum() * directions / (directions - 1)
+                bound = quantile * spread.sqrt().item()
+                if bound <= allowed:
+                    value, error = columns.curvature()
+                    bound += abs(value) + _CURVATURE_ERRORS * error
+                out[s, row] = bound
+    return out
+
+
+def _screened(
+    problem: Linearised,
+    state: _State,
+    numbers: Tensor,
+    order: Tensor,
+    keep: Tensor,
+    norms: Tensor,
+    sampled: Tensor,
+    rows: Tensor,
+) -> Screened:
+    part, state = problem.subset(rows), state.subset(rows)
+    order, keep, norms = order[rows], keep[rows], norms[rows]
+    chosen, _ = packed(order, keep, part.target)
+    columns = torch.cat([state.inside, state.rest], 1)  # zero for the target itself
+    at = chosen[:, None].expand(-1, columns.shape[1], -1)
+    factor = columns.gather(2, at).mT.masked_fill((chosen == chosen[:, :1])[..., None], 0.0)[None]
+    scatter = None
+    if chosen.shape[1] <= factor.shape[3]:
+        part.check_pairs(chosen.shape[1])
+        scatter, factor = (factor @ factor.mT).contiguous(), None
+    dropped = dropped_mass(part.margins, norms, order, keep, part.noise.sigmas)
+    return Screened(
+        numbers[rows],
+        chosen,
+        scatter,
+        dropped,
+        (~keep).sum(1),
+        LOW_RANK_SHARE,
+        factor,
+        sampled[:, rows],
+    )

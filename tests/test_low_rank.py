@@ -1,0 +1,210 @@
+"""Screening by low rank: what drawn directions do to p, and the bounds on it."""
+
+import math
+
+import pytest
+import torch
+from test_screening import inputs, problem_of
+
+import mvnrob
+from mvnrob import low_rank, sketch
+from mvnrob.influence import DrawnColumns
+from mvnrob.noise import row_keys, standard_normal
+from mvnrob.robustness import robustness
+
+
+def crowd(kind, classes=100, numbers=300, seed=3):
+    """Rows [classes, numbers] of a linear model with logits 8, 0, 0, ... at x = 0."""
+    rows = inputs(classes, numbers, seed=seed)
+    if kind == "decay":
+        rows = rows * torch.arange(1, numbers + 1).double() ** -1.2
+    logits = torch.zeros(classes, dtype=torch.float64)
+    logits[0] = 8.0
+    return rows, logits
+
+
+def true_p(rows, logits, sigma, abs_tol=1e-4):
+    u = rows[:1] - rows[1:]
+    z = (logits[0] - logits[1:]) / sigma
+    return float(mvnrob.mvn_cdf(z, u @ u.mT, abs_tol=abs_tol, seed=9))
+
+
+def sigma_for(rows, logits, p):
+    low, high = 1e-3, 1e3
+    for _ in range(20):
+        sigma = math.sqrt(low * high)
+        low, high = (sigma, high) if true_p(rows, logits, sigma, 3e-3) > p else (low, sigma)
+    return sigma
+
+
+def columns(seed=1, rivals=6, exact=3, drawn=4, draws=2**17):
+    a, x = inputs(rivals, exact, seed=seed), 0.5 * inputs(rivals, drawn, seed=seed + 1)
+    a[:, 0] = a[:, 0].abs() + 0.5
+    norms = torch.cat([a, x], 1).norm(dim=1, keepdim=True)
+    a, x = a / norms, x / norms
+    z = torch.linspace(0.2, 1.8, rivals, dtype=torch.float64)
+    e = standard_normal(
+        row_keys(0, 4, torch.tensor([seed])), 0, draws, exact + drawn, torch.float32
+    )
+    return z, a, x, e[0]
+
+
+def p_of(z, a, x):
+    return float(mvnrob.mvn_cdf(z, a @ a.mT + x @ x.mT, abs_tol=1e-6))
+
+
+# --- influences and curvature -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_influences_are_derivatives_by_the_weights(seed):
+    z, a, x, draws = columns(seed)
+    got = DrawnColumns(z, a, x, draws).influences()
+    step = 0.1
+    expected = []
+    for j in range(x.shape[1]):
+        sides = []
+        for sign in (1, -1):
+            moved = x.clone()
+            moved[:, j] *= math.exp(sign * step / 2)
+            sides.append(p_of(z, a, moved))
+        expected.append((sides[0] - sides[1]) / (2 * step))
+    expected = torch.tensor(expected, dtype=torch.float64)
+    assert expected.abs().max() > 5e-3  # there is something to find
+    # 131,072 draws: standard errors of about 3e-4
+    torch.testing.assert_close(got, expected, rtol=0, atol=1.2e-3)
+
+
+@pytest.mark.parametrize("seed", [1, 5])
+def test_curvature_is_what_halves_differ_by(seed):
+    z, a, x, draws = columns(seed)
+    value, error = DrawnColumns(z, a, x, draws).curvature()
+    halves = [p_of(z, a, math.sqrt(2) * part) for part in (x[:, :2], x[:, 2:])]
+    expected = sum(halves) / 2 - p_of(z, a, x)
+    assert 0 < error < abs(expected) / 3
+    assert abs(value - expected) < 4 * error + 1e-5
+
+
+def test_rivals_that_never_come_near_have_no_influence():
+    z, a, x, draws = columns(draws=2**12)
+    far = torch.cat([z, torch.tensor([math.inf, math.inf]).double()])
+    zeros = a.new_zeros(2, 3), x.new_zeros(2, 4)
+    wide = DrawnColumns(far, torch.cat([a, zeros[0]]), torch.cat([x, zeros[1]]), draws)
+    alone = DrawnColumns(z, a, x, draws)
+    torch.testing.assert_close(wide.influences(), alone.influences())
+    assert wide.curvature() == pytest.approx(alone.curvature(), abs=1e-7)
+
+
+# --- the screen -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, p", [("flat", 0.3), ("flat", 0.9), ("decay", 0.8)])
+def test_bounds_on_what_is_sampled_hold_whatever_they_are(monkeypatch, kind, p):
+    """Every level is accepted here, however large its bound. Rivals chosen by the draws that sample
+    the rest would show: p then came out .03 too large, beyond most bounds."""
+    monkeypatch.setattr(low_rank, "LEVELS", ((32, 24),))
+    monkeypatch.setattr(low_rank, "SAMPLED", 1e9)
+    monkeypatch.setattr(low_rank, "_DRAWS", 2**12)
+    rows, logits = crowd(kind)
+    sigma = sigma_for(rows, logits, p)
+    truth = true_p(rows, logits, sigma)
+    gaps, bounds = [], []
+    for seed in range(24):
+        problem = problem_of(lambda x: x @ rows.mT + logits, inputs(1, 300) * 0, sigma, seed)
+        _, left, begun = sketch.sketch(problem, 5e-4, lambda drawn: 0.0, hand_over=True)
+        assert left.tolist() == [0]
+        parts = low_rank.screen_low_rank(problem, begun[0][1], 1e9, 1e-3)
+        (part,) = [part for part, _ in parts if part is not None]
+        u = part.factor[0, 0, 1:] if part.factor is not None else None
+        cov = part.scatter[0, 0, 1:, 1:] if u is None else u @ u.mT
+        z = (logits[0] - logits[part.classes[0, 1:]]) / sigma
+        gaps.append(float(mvnrob.mvn_cdf(z, cov, abs_tol=1e-3, seed=seed)) - truth)
+        bounds.append(float(part.sampled[0, 0]))
+    gaps, bounds = torch.tensor(gaps), torch.tensor(bounds)
+    assert int((gaps.abs() > bounds + 5e-4).sum()) <= 1  # nominal: 1 in 100
+    assert gaps.mean().abs() < 0.5 * bounds.mean()
+    # and they are bounds on something: not ten times too large
+    assert gaps.square().mean().sqrt() > 0.1 * bounds.mean()
+
+
+def test_p_within_its_error_for_fewer_passes():
+    rows, logits = crowd("decay", classes=400, numbers=600)
+    x = 0.2 * inputs(2, 600)
+    sigmas = [sigma_for(rows, logits, 0.9), sigma_for(rows, logits, 0.6)]
+
+    def model(x):
+        return x @ rows.mT + logits
+
+    target = torch.zeros(2, dtype=torch.int64)
+    full = robustness(model, x, sigmas, screen="none", abs_tol=2e-4, target=target)
+    assert 0.2 < full.prob.min() < 0.8 < full.prob.max()
+    for seed in range(2):
+        got = robustness(model, x, sigmas, seed=seed, target=target)
+        assert ((got.prob - full.prob).abs() <= got.error + full.error).all()
+        assert (got.error <= 2e-3).all()
+        assert (full.prob <= got.upper + full.error).all()
+        assert (full.prob >= got.lower - full.error).all()
+        price = got.cost.vjp + sketch.JVP_IN_VJPS * got.cost.jvp
+        assert (got.cost.vjp > sketch.NEAR_ROWS).all() and (price < 390).all(), price
+
+
+def test_what_does_not_fall_off_takes_every_row():
+    rows, logits = crowd("flat", classes=300, numbers=400)
+    sigma = sigma_for(rows, logits, 0.4)
+    got = robustness(lambda x: x @ rows.mT + logits, torch.zeros(1, 400).double(), sigma)
+    truth = true_p(rows, logits, sigma)
+    assert int(got.cost.vjp) >= 300 and abs(float(got.prob) - truth) <= float(got.error) + 1e-4
+    # it was noticed before the levels had cost as much again
+    assert int(got.cost.vjp) < 300 + 64 and int(got.cost.jvp) < 80
+
+
+@pytest.mark.parametrize("kind", ["equal rows", "few numbers", "equal to the target's"])
+def test_dependent_rows(kind):
+    """The span of the rivals' rows is smaller than their number: no direction is made up."""
+    numbers = 14 if kind == "few numbers" else 300
+    rows, logits = crowd("flat" if kind == "few numbers" else "decay", 300, numbers)
+    if kind == "equal rows":
+        rows[2::2] = rows[1:-1:2]
+    if kind == "equal to the target's":
+        rows[5:9] = rows[:1]
+        logits[5:9] = 1.0
+    sigma = sigma_for(rows, logits, 0.5)
+    x = torch.zeros(1, numbers).double()
+    got = robustness(lambda x: x @ rows.mT + logits, x, sigma)
+    full = robustness(lambda x: x @ rows.mT + logits, x, sigma, screen="none", abs_tol=2e-4)
+    assert abs(float(got.prob - full.prob)) <= float(got.error + full.error)
+    assert float(got.error) <= 1e-3
+    if kind != "equal rows":  # of which the likeliest rivals hold two each
+        assert int(got.cost.vjp) < 200
+
+
+def test_single_precision_and_scaled_noise():
+    rows, logits = crowd("decay", classes=300, numbers=400)
+    weights = rows.float()
+    sigma = torch.linspace(0.5, 1.5, 400)
+    scale = sigma_for(rows * sigma.double(), logits, 0.7)
+    x = torch.zeros(2, 400)
+
+    def model(x):
+        return x @ weights.mT + logits.float()
+
+    got = robustness(model, x, sigma * scale)
+    full = robustness(model, x, sigma * scale, screen="none", abs_tol=2e-4)
+    assert (got.cost.vjp < 200).all()
+    assert ((got.prob - full.prob).abs() <= got.error + full.error).all()
+
+
+def test_gradients_that_are_no_numbers():
+    rows, logits = crowd("decay", classes=300)
+    sigma, x = sigma_for(rows, logits, 0.5), torch.zeros(1, 300).double()
+
+    def model(x):  # an infinite slope of one class
+        return (
+            x @ rows.mT
+            + logits
+            + torch.nn.functional.one_hot(torch.tensor(150), 300) * x[:, :1].abs().sqrt()
+        )
+
+    got, exact = robustness(model, x, sigma), robustness(model, x, sigma, screen="exact")
+    assert got.status.tolist() == exact.status.tolist()
+    torch.testing.assert_close(got.prob, exact.prob, equal_nan=True)
