@@ -30,6 +30,7 @@ from bench import cuda_floor, cuda_floor_tensor, cuda_prediction, resnet
 from bench.cuda_floor import EXPECTED_SHARE, H200
 from bench.cuda_floor_jac_cov import DRAM, L2
 from mvnrob.forward_mode import LinearLayers
+from mvnrob.low_rank import LEVELS, RANKING
 
 RESULTS = Path(__file__).parent / "results" / "cuda_predicted_pipeline.json"
 #: Dense products of the data sheet, FLOP/s.
@@ -37,6 +38,8 @@ TF32 = 494e12
 #: Assumed, seconds: of the host for an operation, for one under torch.func (forward mode, vmap), for a
 #: call of mvn_cdf, and of the device for an image's QR and SVD of seven gradients.
 LAUNCH, LAUNCH_FUNC, CDF_CALL, LEADING = 5e-6, 10e-6, 5e-4, 1e-3
+#: Assumed bytes that the influences of a low rank move for each draw and rival: some 40 float32.
+INFLUENCE = 2**14 * 160
 #: Assumed: calls of mvn_cdf in a chunk (its images in groups of similar numbers of rivals).
 CDF_CALLS = 4
 CHUNK, SIDE, CLASSES = 32, 224, 1000
@@ -151,11 +154,17 @@ def moved(numbers, size=4):
 
 
 def cases():
-    """Rows of screening.json: (level, JVPs, VJPs, rivals), where all rows were cheapest for 1,000."""
+    """Rows of screening.json: (level, JVPs, VJPs, rivals, way), where all rows were cheapest for 1,000."""
     rows = json.loads((RESULTS.parent / "screening.json").read_text())["rows"]
     for row in rows:
-        direct = row["kept"] + 1 > row["vjp"]  # the rows were those of the features
-        yield row["level"], row["jvp"], CLASSES if direct else row["vjp"], row["kept"], direct
+        jvp, vjp = row["jvp"], row["vjp"]
+        way = "sketch"
+        # the target's row and k rivals'; k products along their span, the draws', and the check's
+        if (vjp - 1, jvp - vjp - RANKING) in LEVELS:
+            way = "low rank"
+        elif row["kept"] + 1 > vjp:  # the rows were those of the features
+            way, vjp = "direct", CLASSES
+        yield row["level"], jvp, vjp, row["kept"], way
 
 
 def integrals():
@@ -195,25 +204,30 @@ def jac_cov_seconds(rows):
     return 2 * moved(rows * INPUTS)
 
 
-def image_seconds(jvp, vjp, rivals, direct, counted, tangents, drawn, known):
+def image_seconds(jvp, vjp, rivals, way, counted, tangents, drawn, known):
     """{phase: seconds of an image} in a chunk of images alike."""
     of = lambda launch, *kind: seconds_of(counted[kind], launch)[0] / CHUNK
     out = dict.fromkeys(PHASES, 0.0)
     # evaluate's own, the targets', the features' check, one with a graph for each set of rows; and of
     # an image alone, whose launches are the time, three to measure the graph and find the last layer
-    sets = 1 if jvp == 1 else 2
+    sets = 1 if jvp == 1 else 4 if way == "low rank" else 2
     alone = 3 * counted["forward", CHUNK, 0].launches * LAUNCH / CHUNK
     out["forward"] = (3 + sets) * of(LAUNCH, "forward", CHUNK, 0) + alone
     out["vjp"] = vjp * (of(LAUNCH, "vjp", CHUNK, 1) + moved(3 * INPUTS))
     groups = GROUPS[:1] if jvp == 1 else [*GROUPS[:2], *GROUPS[2:] * round((jvp - 4) / 8)]
     for size in groups:
         out["jvp"] += sum(of(LAUNCH_FUNC, "jvp", *part) for part in splits(size, tangents))
-    out["covariance"] = jac_cov_seconds(1 + rivals)
-    if direct:
+    if way != "low rank":
+        out["covariance"] = jac_cov_seconds(1 + rivals)
+    if way == "direct":
         out["covariance"] += moved(CLASSES * INPUTS)  # the norms of all rows
     if jvp > 1:
         eights = (jvp - 4) / 8
         out["sketch"] = LEADING + eights * drawn / DRAM / EXPECTED_SHARE
+    if way == "low rank":
+        # QR of the rows in eights like the first; the draws once more; influences twice, halves once
+        out["sketch"] += LEADING * vjp / 8 + eights * drawn / DRAM / EXPECTED_SHARE
+        out["sketch"] += 3 * moved(INFLUENCE * rivals, 1)
     out["cdf"] = cdf_seconds(rivals, known)
     # zeroed, gathered, and read three times by the check against a forward-mode product
     out["other"] = moved(6 * (vjp + 1) * INPUTS)
@@ -300,8 +314,8 @@ def lines_of(data):
         f"the host takes {1e6 * LAUNCH:.0f} us an operation, {1e6 * LAUNCH_FUNC:.0f} in forward mode, and "
         f"{1e3 * CDF_CALL:.1f} ms a call of mvn_cdf, of which a chunk has {CDF_CALLS}; points and pivots of "
         "mvn_cdf as the CPU backend took them on the hardest group of the next larger n "
-        f"(`bench/results/mvn_cdf.json`); {1e3 * LEADING:.0f} ms an image for the QR and SVD of the near "
-        "rivals' gradients; inputs reach the device at 10 GB/s. "
+        f"(`bench/results/mvn_cdf.json`); {1e3 * LEADING:.0f} ms an image for the QR and SVD of eight "
+        "gradients, and as much for every eight more; inputs reach the device at 10 GB/s. "
         f"Autograd keeps {data['graph_mb']:.0f} MB an image, so that {data['tangents_at_once']} "
         "tangents pass at once."
     )

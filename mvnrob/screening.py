@@ -3,9 +3,10 @@
 With u_i = J_t - J_i and z_i = (f_t - f_i) / (sigma ||u_i||), dropping a set of classes changes
 P(X <= z) by at most the sum of their Phi(-z_i): P_S - sum <= P <= P_S.
 
-Three ways to the rows that matter: all rows (C backward passes); all rows of the last linear layer's
+Four ways to the rows that matter: all rows (C backward passes); all rows of the last linear layer's
 features (:mod:`mvnrob.factorised`); a few rows, and bounds on the other norms from forward-mode
-products (:mod:`mvnrob.sketch`). ``"auto"`` takes the one that it expects to cost least.
+products (:mod:`mvnrob.sketch`); some dozens of rows, and a sample of what they leave of the others
+(:mod:`mvnrob.low_rank`). ``"auto"`` takes the one that it expects to cost least (:mod:`mvnrob.auto`).
 """
 
 from __future__ import annotations
