@@ -234,7 +234,15 @@ class LogitMap:
             yield column, gradient.reshape(b, -1)
 
     def jvp(self, directions: Tensor) -> Tensor:
-        """Derivatives of the mean over all samples along ``directions`` [b, m, D]: ``[b, m, C]``.
+        """Derivatives of the mean over all samples along ``directions`` [b, m, D]: ``[b, m, C]``."""
+        groups = self.group_jvp(directions)
+        if groups.shape[2] == 1:
+            return groups[:, :, 0]
+        sizes = torch.tensor([count for _, count in self.groups]).to(groups)
+        return torch.einsum("bmgc,g->bmc", groups, sizes / self.samples)
+
+    def group_jvp(self, directions: Tensor) -> Tensor:
+        """Derivatives of the group means along ``directions`` [b, m, D]: ``[b, m, G, C]``, float64.
 
         Forward mode by default; ``double_backward`` differentiates the VJP by its cotangent, for
         models with operations that have no forward-mode rule.
@@ -244,20 +252,22 @@ class LogitMap:
         few = max(1, self._tangents // max(1, m))
         if self._offsets is None and few < b:
             parts = torch.arange(b, device=self.x.device).split(few)
-            return torch.cat([self.subset(part).jvp(directions[part]) for part in parts])
+            return torch.cat([self.subset(part).group_jvp(directions[part]) for part in parts])
         along = directions.reshape(b, m, *self.x.shape[1:]).to(self.x)
         push = self._jvp_forward if self._jvp_mode == "forward" else self._jvp_double_backward
-        total: Tensor | None = None
+        out: Tensor | None = None
         with self.meter.clock("jvp"):
-            for _, first, count, _ in self._blocks():
+            for group, first, count, weight in self._blocks():
                 at_once = max(1, self._tangents // (b * count))
                 parts = [
                     push(along[:, at : at + at_once], first, count) for at in range(0, m, at_once)
                 ]
                 part = torch.cat(parts, 1).double()
-                total = part if total is None else total + part
+                if out is None:
+                    out = part.new_zeros(b, m, len(self.groups), part.shape[2])
+                out[:, :, group] += part * weight
         self.meter.passes("jvp", self.inputs, m * self.samples)
-        return self._in_scale(total) / self.samples
+        return self._in_scale(out)
 
     def _jvp_forward(self, along: Tensor, first: int, count: int) -> Tensor:
         """``[b, m, C]`` for ``along`` [b, m, *shape].

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .influence import DrawnColumns
 from .intervals import student_t_quantile
-from .linearised import Linearised
+from .linearised import Linearised, mean_rows
 from .noise import INFLUENCES, row_keys, standard_normal
 from .screening import (
     EXACT_SHARE,
@@ -62,11 +62,10 @@ _CURVATURE_ERRORS = 2.0
 
 
 def serves(problem: Linearised, abs_tol: float) -> bool:
-    """One linearisation (averages over noisy copies would need each group's products), for the margins
-    to one target (``argmax_probabilities`` takes differences of covariances), with cheap products."""
-    single = len(problem.weights) == 1 and problem.values.shape[1] == 1 and not problem.double
+    """Margins to one target (``argmax_probabilities`` takes differences of covariances), cheap products,
+    and room for those of one input."""
     cheap = problem.logits.jvp_mode == "forward" and problem.logits.scale is None
-    return single and cheap and abs_tol >= LEAST_TOL and _levels(problem) != ()
+    return not problem.double and cheap and abs_tol >= LEAST_TOL and _levels(problem) != ()
 
 
 def price(level: tuple[int, int]) -> float:
@@ -82,9 +81,19 @@ def first_price(near: int, drawn: int) -> float:
 
 
 def _levels(problem: Linearised) -> tuple[tuple[int, int], ...]:
-    """Those whose rows and basis fit in the budget for one input, and are fewer than the rivals."""
+    """Those whose rows, basis and products fit in the budget for one input, of fewer rows than rivals."""
     most = min(problem.rows_at_once // 4, problem.values.shape[2] - 2)
-    return tuple(level for level in LEVELS if level[0] <= most)
+    return tuple(
+        level
+        for level in LEVELS
+        if level[0] <= most and 2 * _bytes(problem, level) <= problem.max_bytes
+    )
+
+
+def _bytes(problem: Linearised, level: tuple[int, int]) -> int:
+    """What the products of one input take, and their copies: by groups, and by versions as a factor."""
+    _, groups, classes = problem.values.shape
+    return 8 * classes * (3 * groups + 2 * len(problem.weights)) * (sum(level) + RANKING)
 
 
 def screen_low_rank(
@@ -103,8 +112,8 @@ def screen_low_rank(
     """
     levels = _levels(problem)
     most = levels[-1][0]
-    each = 8 * problem.values.shape[2] * 4 * sum(levels[-1])
-    at_once = min(problem.rows_at_once // (4 * most), problem.inputs_at_once(each))
+    fits = problem.inputs_at_once(_bytes(problem, levels[-1]))
+    at_once = min(problem.rows_at_once // (4 * most), fits)
     draws = _draws(problem, abs_tol, sum(levels[-1]))
     every = torch.arange(len(problem.target), device=problem.target.device)
     for rows in every.split(max(1, at_once)):
@@ -126,12 +135,13 @@ class _State:
     def __init__(self, problem: Linearised, begun: Begun) -> None:
         b, classes = problem.margins.shape
         self.first_basis, self.products = begun.basis, begun.products
-        self.own = begun.near_rows[:, 0, 0]
+        near_rows = mean_rows(begun.near_rows, problem.weights[0])
+        self.own = near_rows[:, 0]
         self.taken = torch.zeros(b, classes, dtype=torch.bool, device=problem.target.device)
         self.taken.scatter_(1, problem.target[:, None], True)
-        near = begun.near_rows.shape[1] - 1
+        near = near_rows.shape[1] - 1
         self.taken.scatter_(1, begun.order[:, :near], True)
-        self.fresh = self.own[:, None] - begun.near_rows[:, 1:, 0]
+        self.fresh = self.own[:, None] - near_rows[:, 1:]
         self.rivals = near
         self.basis = begun.basis.to(self.own)
         self.inside = begun.inside
@@ -147,13 +157,14 @@ class _State:
     def grow(self, problem: Linearised, rivals: int, directions: int) -> None:
         self._draw(problem, RANKING + directions)
         ranking = self.products[:, :RANKING] if self.ranking is None else self.ranking
-        squares = self.inside.square().sum(1) + ranking.square().mean(1)
+        inside, ranking = (mean_rows(part, problem.weights[0]) for part in (self.inside, ranking))
+        squares = inside.square().sum(1) + ranking.square().mean(1)
         mass = tail(problem.margins, squares.sqrt(), max(problem.noise.sigmas)).nan_to_num(nan=1.0)
         wanted = rivals - self.rivals
         if wanted > 0:
             new = mass.masked_fill(self.taken, -1.0).topk(wanted, dim=1).indices
             self.taken.scatter_(1, new, True)
-            differences = self.own[:, None] - problem.rows(new)[:, :, 0]
+            differences = self.own[:, None] - mean_rows(problem.rows(new), problem.weights[0])
             self.fresh = torch.cat([self.fresh, differences], 1)
             self.rivals = rivals
         self._extend(problem)
@@ -185,17 +196,23 @@ class _State:
             omega = self._omega(problem, first, DRAWN_AT_ONCE).to(self.basis)
             parts.append((omega @ self.basis[:, skip:].mT).double())
         along = torch.cat(parts, 1)
-        rest = self.products - along @ self.inside[:, skip:]
+        rest = self.products - (along @ self.inside[:, skip:].flatten(2)).view_as(self.products)
         self.ranking, rest = rest[:, :RANKING], rest[:, RANKING:]
         self.rest = rest / rest.shape[1] ** 0.5
-        # the rows that were computed lie inside: what is left of them is rounding
-        self.rest = self.rest.masked_fill(self.taken[:, None], 0.0)
+        if (
+            len(problem.weights) == 1
+        ):  # the rows that were computed lie inside: what is left is rounding
+            self.rest = self.rest.masked_fill(self.taken[:, None, None], 0.0)
+
+    def means(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A and X, transposed, of the groups' weighted mean: ``[b, k, C]`` and ``[b, m, C]``."""
+        return mean_rows(self.inside, weight), mean_rows(self.rest, weight)
 
     def keep(self, problem: Linearised, order: Tensor, allowed: float) -> tuple[Tensor, Tensor]:
         """Rivals [b, C - 1] (in ``order``) that may matter, and bounds on all norms [b, C]."""
-        known = self.inside.square().sum(1)
-        spread = self.rest.square().sum(1) * self.rest.shape[1]
-        ranks = stretches(order.shape[1], self.rest.shape[1]).to(order.device)
+        inside, rest = self.means(problem.weights[0])
+        known, spread = inside.square().sum(1), rest.square().sum(1) * rest.shape[1]
+        ranks = stretches(order.shape[1], rest.shape[1]).to(order.device)
         stretch = torch.zeros_like(known).scatter(1, order, ranks.expand(len(order), -1))
         norms = (known + spread * stretch).sqrt()
         mass = tail(problem.margins, norms, max(problem.noise.sigmas)).gather(1, order)
@@ -264,10 +281,11 @@ def _sampled(
     directions = state.rest.shape[1]
     quantile = student_t_quantile(_LEVEL, directions - 1)
     out = problem.values.new_zeros(len(problem.noise.sigmas), len(order))
+    inside, outside = state.means(problem.weights[0])
     with problem.logits.meter.clock("sketch"):
         for row in range(len(order)):
             kept = order[row, keep[row]]
-            exact, rest = state.inside[row][:, kept].mT, state.rest[row][:, kept].mT
+            exact, rest = inside[row][:, kept].mT, outside[row][:, kept].mT
             norms = torch.cat([exact, rest], 1).norm(dim=1)
             if not norms.isfinite().all():  # the direct way says which
                 out[:, row] = math.inf
@@ -299,9 +317,13 @@ def _screened(
     part, state = problem.subset(rows), state.subset(rows)
     order, keep, norms = order[rows], keep[rows], norms[rows]
     chosen, _ = packed(order, keep, part.target)
-    columns = torch.cat([state.inside, state.rest], 1)  # zero for the target itself
-    at = chosen[:, None].expand(-1, columns.shape[1], -1)
-    factor = columns.gather(2, at).mT.masked_fill((chosen == chosen[:, :1])[..., None], 0.0)[None]
+    padding = (chosen == chosen[:, :1])[..., None]  # and the target itself
+    factor = []
+    for weight in part.weights:
+        columns = torch.cat(state.means(weight), 1)
+        at = chosen[:, None].expand(-1, columns.shape[1], -1)
+        factor.append(columns.gather(2, at).mT.masked_fill(padding, 0.0))
+    factor = torch.stack(factor)
     scatter = None
     if chosen.shape[1] <= factor.shape[3]:
         part.check_pairs(chosen.shape[1])

@@ -62,9 +62,10 @@ class NoForwardMode(Exception):
 class Begun:
     """What a sketch knows of the inputs that it leaves.
 
-    ``order`` [b, C - 1]: the rivals by margin; ``near_rows`` [b, near, 1, r]: the rows of the target and
-    the nearest of them. ``basis`` [b, d, r]: orthonormal directions in the span of their u_i, with the
-    products ``inside`` [b, d, C]; ``products`` [b, K, C]: along the first K draws, orthogonal to them.
+    ``order`` [b, C - 1]: the rivals by margin; ``near_rows`` [b, near, G, r]: the rows of the target and
+    the nearest of them. ``basis`` [b, d, r]: orthonormal directions in the span of their mean u_i, with
+    products ``inside`` [b, d, G, C]; ``products`` [b, K, G, C]: along the first K draws, orthogonal to
+    them.
     """
 
     order: Tensor
@@ -132,9 +133,10 @@ def sketch(
 
     keep = forced.clone()
     most = torch.full_like(margins, math.nan)
-    inside = margins.new_zeros(b, basis.shape[1], classes)
+    groups, mean_weight = problem.values.shape[1], problem.weights[0]
+    inside = margins.new_zeros(b, basis.shape[1], groups, classes)
     # what has been drawn: its sum of squares for all, the products themselves of those that may leave
-    outside, products = torch.zeros_like(margins), margins.new_zeros(b, 0, classes)
+    outside, products = torch.zeros_like(margins), margins.new_zeros(b, 0, groups, classes)
     counts = torch.zeros_like(target)
     drawn = 0
     for look, size in enumerate(SKETCH_SIZES):
@@ -147,9 +149,10 @@ def sketch(
         for first in range(drawn, size, DRAWN_AT_ONCE):
             directions = orthogonal_draws(part, basis[rows], first, DRAWN_AT_ONCE)
             along = margin_products(part, directions)
-            outside[rows] += along.square().sum(1)
+            outside[rows] += mean_rows(along, mean_weight).square().sum(1)
             if hand_over:
-                products = torch.cat([products, products.new_zeros(b, DRAWN_AT_ONCE, classes)], 1)
+                room = products.new_zeros(b, DRAWN_AT_ONCE, groups, classes)
+                products = torch.cat([products, room], 1)
                 products[rows, first:] = along
         drawn = size
         counts[rows] = size
@@ -157,7 +160,7 @@ def sketch(
         stretch.scatter_(
             1, order[rows], stretches(classes - 1, size).to(order.device).expand(len(rows), -1)
         )
-        known = inside[rows].square().sum(1)
+        known = mean_rows(inside[rows], mean_weight).square().sum(1)
         most[rows] = (known + outside[rows] * stretch).sqrt()
         kept = survivors(rows, most[rows])
         keep[rows] = kept | forced[rows]
@@ -228,14 +231,15 @@ def stretches(rivals: int, size: int) -> Tensor:
 
 
 def margin_products(problem: Linearised, e: Tensor) -> Tensor:
-    """u_i . e for directions e ``[b, m, r]``: ``[b, m, C]``, float64."""
+    """u_i . e for directions e ``[b, m, r]``, of each group: ``[b, m, G, C]``, float64."""
     b, m, _ = e.shape
     logits = problem.logits
     along = problem.noise.push(e.flatten(0, 1).to(logits.x)).reshape(b, m, -1)
     try:
-        out = logits.jvp(along)
+        out = logits.group_jvp(along)
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or logits.jvp_mode != "forward":
             raise
         raise NoForwardMode(repr(first_line(error))) from error
-    return out.gather(2, problem.target[:, None, None].expand(b, m, 1)) - out
+    own = problem.target[:, None, None, None].expand(b, m, out.shape[2], 1)
+    return out.gather(3, own) - out

@@ -208,3 +208,22 @@ def test_gradients_that_are_no_numbers():
     got, exact = robustness(model, x, sigma), robustness(model, x, sigma, screen="exact")
     assert got.status.tolist() == exact.status.tolist()
     torch.testing.assert_close(got.prob, exact.prob, equal_nan=True)
+
+
+def test_means_over_noisy_copies():
+    """The products of each group give the jackknife's versions, which leave one out."""
+    rows, logits = crowd("decay", classes=300, numbers=400)
+    sigma = sigma_for(rows, logits, 0.75)
+    x = torch.zeros(2, 400).double()
+
+    def model(x):  # bent, so that the groups' gradients differ
+        steps = x @ rows.mT
+        return steps + 0.05 * torch.sin(steps) + logits
+
+    call = dict(method="mmse", n_samples=8, target=torch.zeros(2, dtype=torch.int64))
+    full = robustness(model, x, sigma, screen="none", abs_tol=2e-4, **call)
+    got = robustness(model, x, sigma, **call)
+    assert (got.cost.vjp < 8 * 200).all() and (got.cost.jvp > 8 * 40).all()
+    integral = 1e-3  # both errors contain the copies' sampling, which is the same
+    assert ((got.prob - full.prob).abs() <= 2 * integral).all()
+    torch.testing.assert_close(got.error, full.error, rtol=0.1, atol=2 * integral)
