@@ -220,7 +220,7 @@ def test_means_over_noisy_copies():
         steps = x @ rows.mT
         return steps + 0.05 * torch.sin(steps) + logits
 
-    call = dict(method="mmse", n_samples=8, target=torch.zeros(2, dtype=torch.int64))
+    call = {"method": "mmse", "n_samples": 8, "target": torch.zeros(2, dtype=torch.int64)}
     full = robustness(model, x, sigma, screen="none", abs_tol=2e-4, **call)
     got = robustness(model, x, sigma, **call)
     assert (got.cost.vjp < 8 * 200).all() and (got.cost.jvp > 8 * 40).all()
