@@ -39,7 +39,16 @@ from .sketch import (
 )
 
 #: (rivals whose rows are computed, directions that sample the rest): each step adds to the last.
-LEVELS = ((16, 24), (32, 24), (64, 40), (96, 56), (128, 56), (192, 88))
+LEVELS = (
+    (16, 24),
+    (32, 24),
+    (32, 56),
+    (64, 56),
+    (96, 56),
+    (128, 56),
+    (160, 56),
+    (192, 88),
+)
 #: The first draws rank the rivals and nothing else: of those that are not chosen, a sample that had
 #: chosen would know too small a rest (p off by .02 where all rivals are alike).
 RANKING = SKETCH_SIZES[0]
@@ -53,9 +62,11 @@ LEAST_TOL = 5e-4
 #: Draws at an abs_tol of 1e-3. Their own noise is part of the error that they estimate.
 _DRAWS = 2**14
 _FEWEST_DRAWS = 2**12
-#: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE. EfficientNet-Lite0: 1.3
-#: to 1.7 from 16 to 128 where p = .3, more elsewhere.
+#: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE (EfficientNet-Lite0 where
+#: p = .3: 1 to 1.5). From m to M directions it falls by sqrt(M / m).
 _RATE = 1.3
+#: From how few rivals that is believed, and how much of the direct way's price is spent on the belief.
+_FARTHEST, _SPENT = 4, 0.9
 _LEVEL = 0.99
 #: Standard errors of the second order's estimate that are added to it.
 _CURVATURE_ERRORS = 2.0
@@ -181,6 +192,8 @@ class _State:
     def _extend(self, problem: Linearised) -> None:
         """The basis by the fresh u_i, and the products along what is new in it."""
         vectors = self.fresh
+        if vectors.shape[1] == 0:
+            return
         for _ in range(2):  # the second time for what rounding left of the first
             vectors = vectors - (vectors @ self.basis.mT) @ self.basis
         # directions of the first basis lie in the span of the nearest rivals' u_i
@@ -265,13 +278,20 @@ def _refine(
 
 
 def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, direct: float) -> int:
-    """The level that is expected to do, or ``len(levels)`` where the direct way is cheaper."""
+    """Where to go on from ``at`` with a bound ``ratio`` times too large: toward the level that is expected
+    to do, or ``len(levels)`` where the direct way is cheaper."""
+    rivals, directions = levels[at]
     for level in range(at + 1, len(levels)):
-        expected = ratio * (levels[at][0] / levels[level][0]) ** _RATE
-        if expected <= 1.0 or level == len(levels) - 1 and expected <= 2.0:
-            further = price(levels[level]) - price(levels[at])
-            return level if further < direct else len(levels)
-    return len(levels)
+        more = (levels[level][0] / rivals) ** _RATE * (levels[level][1] / directions) ** 0.5
+        if ratio <= more:
+            break
+    else:
+        return len(levels)
+    if price(levels[level]) - price(levels[at]) > _SPENT * direct:
+        return len(levels)
+    while level > at + 1 and levels[level][0] > _FARTHEST * rivals:
+        level -= 1
+    return level
 
 
 def _sampled(
