@@ -191,13 +191,15 @@ class _State:
 
     def _extend(self, problem: Linearised) -> None:
         """The basis by the fresh u_i, and the products along what is new in it."""
-        vectors = self.fresh
-        if vectors.shape[1] == 0:
+        if self.fresh.shape[1] == 0:
             return
+        # rows of one length: what is small beside the steepest rival's may be all of another's
+        sizes = torch.linalg.vector_norm(self.fresh, dim=2, keepdim=True)
+        vectors = self.fresh / torch.where(sizes > 0, sizes, 1.0)
         for _ in range(2):  # the second time for what rounding left of the first
             vectors = vectors - (vectors @ self.basis.mT) @ self.basis
         # directions of the first basis lie in the span of the nearest rivals' u_i
-        new = _independent(vectors, self.fresh, self.rivals - self.basis.shape[1])
+        new = _independent(vectors, self.rivals - self.basis.shape[1])
         self.basis = torch.cat([self.basis, new], 1)
         self.inside = torch.cat([self.inside, margin_products(problem, new)], 1)
         self.fresh = self.fresh[:, :0]
@@ -212,9 +214,8 @@ class _State:
         rest = self.products - (along @ self.inside[:, skip:].flatten(2)).view_as(self.products)
         self.ranking, rest = rest[:, :RANKING], rest[:, RANKING:]
         self.rest = rest / rest.shape[1] ** 0.5
-        if (
-            len(problem.weights) == 1
-        ):  # the rows that were computed lie inside: what is left is rounding
+        # rows that were computed lie inside, and what is left of them is rounding (not of single groups)
+        if len(problem.weights) == 1:
             self.rest = self.rest.masked_fill(self.taken[:, None, None], 0.0)
 
     def means(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,13 +233,11 @@ class _State:
         return keep_largest(mass, allowed, LEAST_KEPT), norms
 
 
-def _independent(rest: Tensor, whole: Tensor, count: int) -> Tensor:
-    """The ``count`` leading directions of ``rest`` [b, m, r], what is left of ``whole``; zero where that
-    is rounding, whose directions would not be orthogonal to those taken before."""
-    directions, sizes = leading(rest, count)
-    size = torch.linalg.vector_norm(whole, dim=2).amax(1, keepdim=True)
-    known = sizes > 1e3 * torch.finfo(rest.dtype).eps * size
-    return directions * known[..., None]
+def _independent(vectors: Tensor, count: int) -> Tensor:
+    """The ``count`` leading directions of what is left of unit ``vectors`` [b, m, r]; zero where that is
+    rounding, whose directions would not be orthogonal to those taken before."""
+    directions, sizes = leading(vectors, count)
+    return directions * (sizes > 1e3 * torch.finfo(vectors.dtype).eps)[..., None]
 
 
 def _refine(

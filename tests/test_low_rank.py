@@ -148,6 +148,22 @@ def test_p_within_its_error_for_fewer_passes():
         assert (got.cost.vjp > sketch.NEAR_ROWS).all() and (price < 390).all(), price
 
 
+def test_slopes_of_very_different_sizes():
+    """Rivals of hardly any slope, and hardly any margin, beside hundreds of steep ones."""
+    rows, logits = crowd("decay", classes=300, numbers=400)
+    rows[0] = 0.0
+    sigma = sigma_for(rows, logits, 0.85)
+    rows[1:14] *= 2e-5
+    logits[0], logits[14:] = 0.0, -8.0
+    margins = sigma * rows[1:14].norm(dim=1) * torch.linspace(1.2, 2.5, 13).double()
+    logits[1:14] = -margins
+    weights, x = rows.float(), torch.zeros(1, 400)
+    got = robustness(lambda x: x @ weights.mT + logits, x, sigma)
+    truth = true_p(weights.double(), logits, sigma)
+    assert abs(float(got.prob) - truth) <= float(got.error) + 1e-4
+    assert 0.3 < truth < 0.75 and int(got.cost.jvp) > 40 and int(got.cost.vjp) < 200
+
+
 def test_what_does_not_fall_off_takes_every_row():
     rows, logits = crowd("flat", classes=300, numbers=400)
     sigma = sigma_for(rows, logits, 0.4)
