@@ -30,7 +30,6 @@ from bench import cuda_floor, cuda_floor_tensor, cuda_prediction, resnet
 from bench.cuda_floor import EXPECTED_SHARE, H200
 from bench.cuda_floor_jac_cov import DRAM, L2
 from mvnrob.forward_mode import LinearLayers
-from mvnrob.low_rank import LEVELS, RANKING
 
 RESULTS = Path(__file__).parent / "results" / "cuda_predicted_pipeline.json"
 #: Dense products of the data sheet, FLOP/s.
@@ -159,11 +158,11 @@ def cases():
     for row in rows:
         jvp, vjp = row["jvp"], row["vjp"]
         way = "sketch"
-        # the target's row and k rivals'; k products along their span, the draws', and the check's
-        if (vjp - 1, jvp - vjp - RANKING) in LEVELS:
-            way = "low rank"
-        elif row["kept"] + 1 > vjp:  # the rows were those of the features
-            way, vjp = "direct", CLASSES
+        if row["kept"] + 1 > vjp:  # fewer rows than rivals
+            # a low rank takes a product for every row and for every draw, all features hardly any
+            way = "low rank" if jvp > vjp else "direct"
+        if way == "direct":
+            vjp = CLASSES
         yield row["level"], jvp, vjp, row["kept"], way
 
 
