@@ -23,6 +23,9 @@ ROOT := $(CURDIR)
 # Threads of torch that wait asleep. Spinning ones are no faster on an idle machine and 30 times
 # slower on a busy one (EfficientNet-Lite0 forward on two cores: .02 and .69 seconds).
 export OMP_WAIT_POLICY ?= passive
+# NumPy's threads spin whatever that says, and yield their core to whoever else computes: with one
+# core busy, eigenvalues of a matrix of 500 take ten times as long as by one thread.
+export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := setup.py pyproject.toml README.md LICENSE \
   $(shell find csrc mvnrob -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.py')
 PIP = -m pip --disable-pip-version-check install --quiet
