@@ -30,15 +30,19 @@ import reference
 F32, F64 = np.float32, np.float64
 DTYPES = pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 MODES = ["scalar", "pack", "wide"]
+SETS = [isa for isa in native_build.ISA_FLAGS if not native_build.missing_features(isa)]
+
+
+def compile_ahead():
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda isa: native_build.module_file("math_bindings.cpp", isa), SETS))
 
 
 @pytest.fixture(scope="session")
 def modules():
     """By instruction set, compiled beside each other."""
-    sets = [isa for isa in native_build.ISA_FLAGS if not native_build.missing_features(isa)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        loaded = pool.map(lambda isa: native_build.load("math_bindings.cpp", isa), sets)
-        return dict(zip(sets, loaded, strict=True))
+    compile_ahead()
+    return {isa: native_build.load("math_bindings.cpp", isa) for isa in SETS}
 
 
 @pytest.fixture(scope="session", params=list(native_build.ISA_FLAGS))

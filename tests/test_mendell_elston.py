@@ -33,6 +33,11 @@ def rectangle(n, seed, batch=()):
     return upper, cov, -upper.abs() - 0.5 * cov.diagonal(dim1=-2, dim2=-1).sqrt()
 
 
+def compile_ahead():
+    native_build.module_file("math_bindings.cpp", ISA)
+    native_build.module_file("shim_kernel_bindings.cpp", ISA)
+
+
 # ---- one truncated normal -------------------------------------------------------------------------
 
 

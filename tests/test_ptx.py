@@ -148,12 +148,15 @@ FAULTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def written():
+def written_objects():
     bodies = {name: body for name, (body, _) in (MEANINGS | FAULTS).items()} | {"Lanes": EXCHANGE}
     text = HEAD + "".join(kernel(name, body) for name, body in bodies.items())
-    objects = [ptx_objects.machine(), *ptx_objects.objects_of(text, "written")]
-    return native_build.load("ptx_bindings.cpp", "generic", objects=objects)
+    return [ptx_objects.machine(), *ptx_objects.objects_of(text, "written")]
+
+
+@pytest.fixture(scope="module")
+def written():
+    return native_build.load("ptx_bindings.cpp", "generic", objects=written_objects())
 
 
 def run(module, name, words, threads=None, shared_bytes=0):
@@ -207,20 +210,35 @@ def both(module, run, *names, approximate=0):
     return bodies, translated
 
 
-@pytest.fixture(scope="module")
-def mvn():
+def mvn_objects():
     objects = [ptx_objects.machine()]
     objects += ptx_objects.objects("bvn_cdf", ARCHITECTURE)
     objects += ptx_objects.objects(
         "mvn_cdf_double", ARCHITECTURE, "MvnCdfSample(Small|Blocked|Tensor)"
     )
-    return native_build.load("shim_kernel_bindings.cpp", best_isa(), objects=objects)
+    return objects
+
+
+def jac_objects():
+    return [ptx_objects.machine(), *ptx_objects.objects("jac_cov_float", ARCHITECTURE)]
+
+
+def compile_ahead():
+    native_build.module_file("ptx_bindings.cpp", "generic", objects=written_objects())
+    if ptx_objects.find_nvcc():
+        isa = best_isa()
+        native_build.module_file("shim_kernel_bindings.cpp", isa, objects=mvn_objects())
+        native_build.module_file("shim_jac_cov_bindings.cpp", isa, objects=jac_objects())
+
+
+@pytest.fixture(scope="module")
+def mvn():
+    return native_build.load("shim_kernel_bindings.cpp", best_isa(), objects=mvn_objects())
 
 
 @pytest.fixture(scope="module")
 def jac():
-    objects = [ptx_objects.machine(), *ptx_objects.objects("jac_cov_float", ARCHITECTURE)]
-    return native_build.load("shim_jac_cov_bindings.cpp", best_isa(), objects=objects)
+    return native_build.load("shim_jac_cov_bindings.cpp", best_isa(), objects=jac_objects())
 
 
 @needs_nvcc

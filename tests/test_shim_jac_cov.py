@@ -23,12 +23,16 @@ CLASSES = (1, 2, 3, 9, 10, 11, 12, 16, 17, 33, 64, 97, 104, 105, 128, 129, 140)
 DTYPES = tuple(TOLERANCE)
 # A few hundred products of a kernel in each of its ways.
 WAYS = (7, 30, 110)
+ISA = next(isa for isa in ("avx2", "generic") if not native_build.missing_features(isa))
+
+
+def compile_ahead():
+    native_build.module_file("shim_jac_cov_bindings.cpp", ISA)
 
 
 @pytest.fixture(scope="module")
 def shim():
-    isa = next(isa for isa in ("avx2", "generic") if not native_build.missing_features(isa))
-    return native_build.load("shim_jac_cov_bindings.cpp", isa)
+    return native_build.load("shim_jac_cov_bindings.cpp", ISA)
 
 
 @pytest.fixture

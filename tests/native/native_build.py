@@ -4,6 +4,8 @@ What was compiled lies in build/native under a hash of the compiler, the flags, 
 header of the project that it includes.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -99,26 +101,35 @@ def made(inputs, name, digest, suffix, flags, folder):
     folder = Path(folder or ROOT / "build" / "native")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}-{digest.hexdigest()[:16]}{suffix}"
-    if not target.exists():
-        # Under another name first: several test processes may build at once.
-        partial = target.with_suffix(f".{os.getpid()}")
-        words = [compiler(), *flags, *map(str, inputs), "-o", str(partial)]
-        subprocess.run(words, check=True)
-        partial.replace(target)
+    with missing(target) as partial:
+        if partial:
+            words = [compiler(), *flags, *map(str, inputs), "-o", str(partial)]
+            subprocess.run(words, check=True)
     return target
 
 
-def load(source, isa, folder=None, objects=None):
-    """The module compiled from tests/native/<source> for isa; rebuilt when a header changed.
+@contextlib.contextmanager
+def missing(target):
+    """Another name to make a file under, which the target then takes; None where it is there.
 
-    With objects linked to it: None takes every kernel as translated PTX where MVNROB_SHIM_PTX names
-    an architecture (ptx/ptx_objects.py), such as 90.
+    Whoever else wants the same file meanwhile, in whatever process, waits instead of making it twice.
     """
+    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            yield None
+            return
+        partial = target.with_name(f"{os.getpid()}-{target.name}")
+        yield partial
+        partial.replace(target)
+
+
+def module_file(source, isa, folder=None, objects=None):
+    """Path of the module that `load` loads."""
     import pybind11
 
-    all_ptx = objects is None and os.environ.get("MVNROB_SHIM_PTX")
-    if all_ptx:
-        objects = every_ptx_object(source, all_ptx)
+    if objects is None and os.environ.get("MVNROB_SHIM_PTX"):
+        objects = every_ptx_object(source, os.environ["MVNROB_SHIM_PTX"])
     source = HERE / source
     name = f"{source.stem}_{isa}"
     flags = [
@@ -131,12 +142,22 @@ def load(source, isa, folder=None, objects=None):
     ]
     # In two steps: what is linked to more objects is compiled once.
     module = compiled(source, name, ".o", [*flags, "-c"], folder)
-    target = linked([module, *(objects or ())], name, ".so", ["-shared"], folder)
+    return linked([module, *(objects or ())], name, ".so", ["-shared"], folder)
+
+
+def load(source, isa, folder=None, objects=None):
+    """The module compiled from tests/native/<source> for isa; rebuilt when a header changed.
+
+    With objects linked to it: None takes every kernel as translated PTX where MVNROB_SHIM_PTX names
+    an architecture (ptx/ptx_objects.py), such as 90.
+    """
+    target = module_file(source, isa, folder, objects)
+    name = f"{Path(source).stem}_{isa}"
     # pybind11 keeps one module for each qualified name.
     spec = importlib.util.spec_from_file_location(f"{target.stem}.{name}", target)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if objects and all_ptx:
+    if objects is None and launches_ptx(source):
         seed = int(os.environ.get("MVNROB_PTX_APPROXIMATE", "0"))
         module.use_stand_ins(True, required=True, approximate=seed)
     return module
@@ -144,10 +165,21 @@ def load(source, isa, folder=None, objects=None):
 
 def every_ptx_object(program, architecture):
     """Objects of the kernels that a program launches; none where it launches no kernel of csrc."""
+    if not launches_ptx(program):
+        return ()
+    import ptx_objects
+
+    return ptx_objects.every_object(program, architecture)
+
+
+def launches_ptx(program):
+    """Whether MVNROB_SHIM_PTX asks for translated kernels, and the program launches any."""
+    if not os.environ.get("MVNROB_SHIM_PTX"):
+        return False
     sys.path.append(str(HERE / "ptx"))
     import ptx_objects
 
-    return ptx_objects.every_object(program, architecture) if program in ptx_objects.SOURCES else ()
+    return program in ptx_objects.SOURCES
 
 
 def executable(source, name, flags, folder=None):

@@ -5,7 +5,6 @@ every function. All of it lies in build/native/ptx, under a hash of what it was 
 """
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -44,11 +43,9 @@ def made(name, suffix, ingredients, make):
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()[:16]
     target = folder / f"{name}-{digest}{suffix}"
-    if not target.exists():
-        # Under another name first: several test processes may build at once.
-        partial = target.with_name(f"{os.getpid()}-{target.name}")
-        make(partial)
-        partial.replace(target)
+    with native_build.missing(target) as partial:
+        if partial:
+            make(partial)
     return target
 
 
