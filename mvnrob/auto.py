@@ -29,7 +29,7 @@ def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
         features = find_features(problem)
         direct = features.passes(problem.rows_at_once) if cheaper(problem, features) else classes
         if direct > least:
-            low_rank = serves(problem, abs_tol) and first_price(0, 0) < direct
+            low_rank = serves(problem, abs_tol, direct)
 
             def otherwise(drawn: int) -> float:
                 return first_price(NEAR_ROWS, drawn) if low_rank else direct

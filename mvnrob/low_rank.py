@@ -72,11 +72,14 @@ _LEVEL = 0.99
 _CURVATURE_ERRORS = 2.0
 
 
-def serves(problem: Linearised, abs_tol: float) -> bool:
+def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
     """Margins to one target (``argmax_probabilities`` takes differences of covariances), cheap products,
-    and room for those of one input."""
+    room for those of one input, and a direct way that costs twice the first level or more."""
     cheap = problem.logits.jvp_mode == "forward" and problem.logits.scale is None
-    return not problem.double and cheap and abs_tol >= LEAST_TOL and _levels(problem) != ()
+    saves = 2 * first_price(0, 0) <= direct
+    return (
+        not problem.double and cheap and saves and abs_tol >= LEAST_TOL and _levels(problem) != ()
+    )
 
 
 def price(level: tuple[int, int]) -> float:
