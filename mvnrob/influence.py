@@ -7,12 +7,16 @@ import math
 import torch
 from torch import Tensor
 
+from .noise import INFLUENCES, row_keys, standard_normal
+
 #: Numbers of samples times rivals in memory at a time.
 _AT_ONCE = 2**21
 #: Smallest slope of a unit row along v: ends of smaller ones lie a million standard deviations away.
 _LEAST_SLOPE = 1e-6
 #: Share of the draws that the curvature takes: its noise is below that of the influences.
 _CURVATURE_SHARE = 0.25
+#: Random directions that are tried beside the leading one.
+_TRIED = 16
 
 
 class DrawnColumns:
@@ -24,35 +28,114 @@ class DrawnColumns:
             zero where z is infinite.
         draws: standard normal ``[N, k + m or more]``, float32.
 
-    Given all but the leading direction v of A the event is an interval of v's coordinate, between the
-    nearest of the limits (z_i - rest_i) / f_i, f = A v, from either side: its probability is smooth in
-    X along almost every draw. Sums are float32 inside. A pass costs N S (k + m) multiplications.
+    Given all of (a, c) but the part along one direction v, the event is an interval of v's coordinate,
+    between the nearest ends from either side, (z_i - A_i a - X_i c) / f_i beyond the coordinate drawn,
+    f = (A, X) v: its probability is smooth in X along almost every draw. Sums are float32 inside. A
+    pass costs N S (k + m) multiplications.
     """
 
     def __init__(self, z: Tensor, exact: Tensor, drawn: Tensor, draws: Tensor) -> None:
+        self.z, self.exact, self.drawn = z, exact, drawn
         self.columns = drawn.shape[1]
-        lead = torch.linalg.eigh(exact.mT @ exact).eigenvectors[:, -1]
-        slope = exact @ lead
-        # an end that never comes near: its sign does not matter
-        slope = torch.where(slope.abs() < _LEAST_SLOPE, _LEAST_SLOPE, slope)
-        order = slope.argsort(descending=True)  # those that rise with v, then those that fall
-        slope = slope[order, None]
-        self.rising = int((slope > 0).sum())
-        self.lead = lead.float()
-        self.limit = (z[order, None] / slope).float().flatten()
-        self.exact, self.drawn = ((part[order] / slope).float() for part in (exact, drawn))
+        self.lead = _direction(z, exact, drawn)
         self.parts = draws.split(max(1, _AT_ONCE // max(1, len(z))))
         self.count = len(draws)
 
-    def _samples(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        """Ends without X's part ``[n, S]``, and c ``[n, m]``."""
+    def _split(self, part: Tensor) -> tuple[Tensor, Tensor]:
         k = self.exact.shape[1]
-        a, c = part[:, :k], part[:, k : k + self.columns]
-        a = a - (a @ self.lead)[:, None] * self.lead
-        return torch.addmm(self.limit, a, self.exact.mT, alpha=-1.0), c
+        return part[:, :k], part[:, k : k + self.columns]
 
-    def _nearest(self, ends: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(end, rival there) from above and from below; rivals of one side only: the other is open."""
+    def influences(self) -> Tensor:
+        """d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X: float64 ``[m]``.
+
+        Pathwise: column j moves an end, where rival i is nearest, by -y_j X_ij / f_i, y the value of c
+        there. Each draw is taken with c and with -c, and what these have in common cancels.
+        """
+        ends = _Ends(self.z, self.exact, self.drawn, self.lead)
+        along_a, along_c = self._split(self.lead[None].float())
+        out = self.drawn.new_zeros(self.columns)
+        for part in self.parts:
+            a, c = self._split(part)
+            free, outside = ends.free(a), c @ ends.drawn.mT
+            moved = torch.zeros_like(c)
+            for sign in (1.0, -1.0):
+                drawn_at = (a @ along_a.mT + sign * c @ along_c.mT)[:, 0]
+                (upper, above), (lower, below) = ends.nearest(free - sign * outside)
+                open_ = upper > lower
+                for end, at, way in ((upper, above, 1.0), (lower, below, -1.0)):
+                    if at is None:
+                        continue
+                    density = torch.exp(-0.5 * (end + drawn_at).square()) / math.sqrt(2 * math.pi)
+                    rate = torch.where(open_, density, 0.0)
+                    shift = torch.where(rate == 0, 0.0, end)  # may be infinite there
+                    there = sign * c + shift[:, None] * along_c
+                    moved -= way * rate[:, None] * ends.drawn[at] * there
+            # w enters as its square root; the mean of two signs
+            out += 0.25 * moved.sum(0, dtype=torch.float64)
+        return out / self.count
+
+    def curvature(self) -> tuple[float, float]:
+        """The mean of p with either half of X alone, times sqrt(2), less p: (value, standard error).
+
+        The halves' Gram matrices average to X X^T, so that terms of first order cancel. What remains is
+        of second order: the expected difference between p from m drawn columns and from all directions.
+        Draws are taken with all signs of each half's c.
+        """
+        halves = slice(0, self.columns // 2), slice(self.columns // 2, None)
+        alone = []
+        for half in halves:
+            doubled = torch.zeros_like(self.drawn)
+            doubled[:, half] = math.sqrt(2.0) * self.drawn[:, half]
+            alone.append(_Ends(self.z, self.exact, doubled, self.lead))
+        whole = _Ends(self.z, self.exact, self.drawn, self.lead)
+        along_a, along_c = self._split(self.lead[None].float())
+        total = squares = count = 0
+        for part in self.parts[: max(1, math.ceil(len(self.parts) * _CURVATURE_SHARE))]:
+            a, c = self._split(part)
+            free = [ends.free(a) for ends in (whole, *alone)]
+            both = [c[:, half] @ whole.drawn[:, half].mT for half in halves]
+            each = [
+                c[:, half] @ ends.drawn[:, half].mT
+                for half, ends in zip(halves, alone, strict=True)
+            ]
+            inner = [(c[:, half] @ along_c[:, half].mT)[:, 0] for half in halves]
+            base = (a @ along_a.mT)[:, 0]
+            gap = base.new_zeros(len(a), dtype=torch.float64)
+            for signs in ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)):
+                drawn_at = base + signs[0] * inner[0] + signs[1] * inner[1]
+                gap -= whole.mass(free[0] - signs[0] * both[0] - signs[1] * both[1], drawn_at)
+                for i in range(2):
+                    gap += 0.5 * alone[i].mass(free[1 + i] - signs[i] * each[i], drawn_at)
+            gap *= 0.25
+            total += gap.sum().item()
+            squares += gap.square().sum().item()
+            count += len(gap)
+        mean = total / count
+        return mean, math.sqrt(max(0.0, squares / count - mean**2) / count)
+
+
+class _Ends:
+    """Where a draw leaves the event along v, in v's coordinate, relative to where the draw is.
+
+    Rows in the order of their slopes f: those that rise with v, then those that fall.
+    """
+
+    def __init__(self, z: Tensor, exact: Tensor, drawn: Tensor, lead: Tensor) -> None:
+        slope = torch.cat([exact, drawn], 1) @ lead
+        # an end that never comes near: its sign does not matter
+        slope = torch.where(slope.abs() < _LEAST_SLOPE, _LEAST_SLOPE, slope)
+        order = slope.argsort(descending=True)
+        slope = slope[order, None]
+        self.rising = int((slope > 0).sum())
+        self.limit = (z[order, None] / slope).float().flatten()
+        self.exact, self.drawn = ((part[order] / slope).float() for part in (exact, drawn))
+
+    def free(self, a: Tensor) -> Tensor:
+        """Ends without X's part ``[n, S]``."""
+        return torch.addmm(self.limit, a, self.exact.mT, alpha=-1.0)
+
+    def nearest(self, ends: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """(end, row there) from above and from below; without rows on a side it is open."""
         out = []
         for part, first, way in (
             (ends[:, : self.rising], 0, 1.0),
@@ -65,56 +148,31 @@ class DrawnColumns:
                 out.append((ends.new_full(ends.shape[:1], way * math.inf), None))
         return out
 
-    def influences(self) -> Tensor:
-        """d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X: float64 ``[m]``.
+    def mass(self, ends: Tensor, drawn_at: Tensor) -> Tensor:
+        """P(event) given all but v's coordinate, float64 ``[n]``."""
+        (upper, _), (lower, _) = self.nearest(ends)
+        upper, lower = (upper + drawn_at).double(), (lower + drawn_at).double()
+        return (torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp_min(0.0)
 
-        Pathwise: column j moves an end, where rival i is nearest, by -c_j X_ij / f_i. Each draw is taken
-        with c and with -c, and what these have in common cancels.
-        """
-        out = self.drawn.new_zeros(self.columns, dtype=torch.float64)
-        for part in self.parts:
-            free, c = self._samples(part)
-            outside = c @ self.drawn.mT
-            moved = torch.zeros_like(c)
-            for sign in (1.0, -1.0):
-                (upper, above), (lower, below) = self._nearest(free - sign * outside)
-                open_ = upper > lower
-                for end, at, way in ((upper, above, 1.0), (lower, below, -1.0)):
-                    if at is not None:
-                        density = torch.exp(-0.5 * end.square()) / math.sqrt(2.0 * math.pi)
-                        rate = torch.where(open_, density, 0.0)
-                        moved -= (way * sign) * rate[:, None] * self.drawn[at]
-            # w enters as its square root; the mean of two signs
-            out += 0.25 * (c * moved).sum(0, dtype=torch.float64)
-        return out / self.count
 
-    def curvature(self) -> tuple[float, float]:
-        """The mean of p with either half of X alone, times sqrt(2), less p: (value, standard error).
+def _direction(z: Tensor, exact: Tensor, drawn: Tensor) -> Tensor:
+    """v ``[k + m]``: A's leading direction, or a mixture of all where rivals that matter lie across it.
 
-        The halves' Gram matrices average to X X^T, so that terms of first order cancel. What remains is
-        of second order: the expected difference between p from m drawn columns and from all directions.
-        Draws are taken with all signs of each half's c.
-        """
-        half = self.columns // 2
-        total = squares = count = 0
-        for part in self.parts[: max(1, math.ceil(len(self.parts) * _CURVATURE_SHARE))]:
-            free, c = self._samples(part)
-            first = c[:, :half] @ self.drawn[:, :half].mT
-            second = c[:, half : 2 * half] @ self.drawn[:, half : 2 * half].mT
-            both = self._mass(free, first + second) + self._mass(free, first - second)
-            alone = [self._mass(free, math.sqrt(2.0) * each) for each in (first, second)]
-            gap = 0.5 * (alone[0] + alone[1]) - 0.5 * both
-            total += gap.sum().item()
-            squares += gap.square().sum().item()
-            count += len(gap)
-        mean = total / count
-        return mean, math.sqrt(max(0.0, squares / count - mean**2) / count)
-
-    def _mass(self, free: Tensor, outside: Tensor) -> Tensor:
-        """P(event) given all but v's coordinate, the mean over both signs of ``outside``; float64."""
-        out = free.new_zeros(len(free), dtype=torch.float64)
-        for ends in (free - outside, free + outside):
-            (upper, _), (lower, _) = self._nearest(ends)
-            upper, lower = upper.double(), lower.double()
-            out += (torch.special.ndtr(upper) - torch.special.ndtr(lower)).clamp_min(0.0)
-        return 0.5 * out
+    The ends of a rival with a small f_i are near in few draws and move far in these: the variance of
+    the influences goes with the sum of density(z_i) / |f_i|, which v makes small. Where it is infinite
+    (groups of rivals orthogonal to each other), draws would show nothing of what these rivals do.
+    """
+    lead = torch.linalg.eigh(exact.mT @ exact).eigenvectors[:, -1]
+    whole = torch.cat([exact, drawn], 1)
+    values, vectors = torch.linalg.eigh(whole.mT @ whole)
+    key = row_keys(0, INFLUENCES, torch.ones(1, dtype=torch.int64, device=z.device))
+    mixtures = standard_normal(key, 0, _TRIED, len(values), torch.float64)[0]
+    tried = (mixtures * values.clamp_min(0.0).sqrt()) @ vectors.mT
+    tried = torch.cat([torch.cat([lead, lead.new_zeros(drawn.shape[1])])[None], tried])
+    size = tried.norm(dim=1, keepdim=True)
+    tried = tried / torch.where(size > 0, size, 1.0)
+    matter = torch.exp(-0.5 * z.square())
+    costs = (matter / (tried @ whole.mT).abs().clamp_min(_LEAST_SLOPE)).sum(1)
+    # a little more is no reason to leave A's span
+    costs[0] *= 0.5
+    return tried[costs.argmin()]
