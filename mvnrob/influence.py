@@ -9,8 +9,10 @@ from torch import Tensor
 
 from .noise import INFLUENCES, row_keys, standard_normal
 
-#: Numbers of samples times rivals in memory at a time.
+#: Numbers of samples times rivals in memory at a time: more gains nothing on a CPU.
 _AT_ONCE = 2**21
+#: Bytes for each of them: several arrays are there together.
+_EACH = 48
 #: Smallest slope of a unit row along v: ends of smaller ones lie a million standard deviations away.
 _LEAST_SLOPE = 1e-6
 #: Share of the draws that the curvature takes: its noise is below that of the influences.
@@ -27,6 +29,7 @@ class DrawnColumns:
         exact, drawn: A ``[S, k]`` and X ``[S, m]``, float64, with rows (A_i, X_i) of length one, or
             zero where z is infinite.
         draws: standard normal ``[N, k + m or more]``, float32.
+        max_bytes: budget for what is computed beside these.
 
     Given all of (a, c) but the part along one direction v, the event is an interval of v's coordinate,
     between the nearest ends from either side, (z_i - A_i a - X_i c) / f_i beyond the coordinate drawn,
@@ -34,11 +37,14 @@ class DrawnColumns:
     pass costs N S (k + m) multiplications.
     """
 
-    def __init__(self, z: Tensor, exact: Tensor, drawn: Tensor, draws: Tensor) -> None:
+    def __init__(
+        self, z: Tensor, exact: Tensor, drawn: Tensor, draws: Tensor, max_bytes: int
+    ) -> None:
         self.z, self.exact, self.drawn = z, exact, drawn
         self.columns = drawn.shape[1]
         self.lead = _direction(z, exact, drawn)
-        self.parts = draws.split(max(1, _AT_ONCE // max(1, len(z))))
+        at_once = min(_AT_ONCE, max_bytes // _EACH)
+        self.parts = draws.split(max(1, at_once // max(1, len(z))))
         self.count = len(draws)
 
     def _split(self, part: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .influence import DrawnColumns
 from .intervals import student_t_quantile
-from .linearised import Linearised, mean_rows
+from .linearised import LEAST_BYTES, Linearised, mean_rows
 from .noise import INFLUENCES, row_keys, standard_normal
 from .screening import (
     EXACT_SHARE,
@@ -62,6 +62,8 @@ LEAST_TOL = 5e-4
 #: Draws at an abs_tol of 1e-3. Their own noise is part of the error that they estimate.
 _DRAWS = 2**14
 _FEWEST_DRAWS = 2**12
+#: Draws that are computed at a time.
+_DRAWN = 2**9
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE (EfficientNet-Lite0 where
 #: p = .3: 1 to 1.5). From m to M directions it falls by sqrt(M / m).
 _RATE = 1.3
@@ -78,7 +80,11 @@ def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
     cheap = problem.logits.jvp_mode == "forward" and problem.logits.scale is None
     saves = 2 * first_price(0, 0) <= direct
     return (
-        not problem.double and cheap and saves and abs_tol >= LEAST_TOL and _levels(problem) != ()
+        not problem.double
+        and cheap
+        and saves
+        and abs_tol >= LEAST_TOL
+        and _levels(problem, abs_tol) != ()
     )
 
 
@@ -94,13 +100,17 @@ def first_price(near: int, drawn: int) -> float:
     return rivals - near + JVP_IN_VJPS * (rivals + max(0, RANKING + directions - drawn))
 
 
-def _levels(problem: Linearised) -> tuple[tuple[int, int], ...]:
-    """Those whose rows, basis and products fit in the budget for one input, of fewer rows than rivals."""
+def _levels(problem: Linearised, abs_tol: float) -> tuple[tuple[int, int], ...]:
+    """Those whose rows, basis, products and draws fit in the budget for one input, of fewer rows than
+    rivals."""
     most = min(problem.rows_at_once // 4, problem.values.shape[2] - 2)
+    budget = max(problem.max_bytes, LEAST_BYTES)
     return tuple(
         level
         for level in LEVELS
-        if level[0] <= most and 2 * _bytes(problem, level) <= problem.max_bytes
+        if level[0] <= most
+        and 2 * _bytes(problem, level) <= budget
+        and 4 * 4 * _count_draws(abs_tol) * sum(level) <= budget
     )
 
 
@@ -124,7 +134,7 @@ def screen_low_rank(
     most ``SAMPLED * abs_tol`` at every sigma, or the way to it is expected to cost more than ``direct``
     backward passes.
     """
-    levels = _levels(problem)
+    levels = _levels(problem, abs_tol)
     most = levels[-1][0]
     fits = problem.inputs_at_once(_bytes(problem, levels[-1]))
     at_once = min(problem.rows_at_once // (4 * most), fits)
@@ -137,10 +147,18 @@ def screen_low_rank(
         yield from _refine(part, state, rows, order, levels, draws, direct, abs_tol)
 
 
+def _count_draws(abs_tol: float) -> int:
+    return max(_FEWEST_DRAWS, round(_DRAWS * (1e-3 / abs_tol) ** 2))
+
+
 def _draws(problem: Linearised, abs_tol: float, dim: int) -> Tensor:
-    count = max(_FEWEST_DRAWS, round(_DRAWS * (1e-3 / abs_tol) ** 2))
-    first = torch.zeros(1, dtype=torch.int64, device=problem.target.device)
-    return standard_normal(row_keys(0, INFLUENCES, first), 0, count, dim, torch.float32)[0]
+    count = _count_draws(abs_tol)
+    key = row_keys(0, INFLUENCES, torch.zeros(1, dtype=torch.int64, device=problem.target.device))
+    out = torch.empty(count, dim, dtype=torch.float32, device=problem.target.device)
+    for first in range(0, count, _DRAWN):  # the hash takes several times the bytes of what it gives
+        part = out[first : first + _DRAWN]
+        part.copy_(standard_normal(key, first, len(part), dim, torch.float32)[0])
+    return out
 
 
 class _State:
@@ -315,7 +333,8 @@ def _sampled(
             scale = torch.where(norms > 0, norms, 1.0)[:, None]
             for s, sigma in enumerate(problem.noise.sigmas):
                 z = standardised(problem.margins[row, kept], norms, sigma)
-                columns = DrawnColumns(z, exact / scale, rest / scale, draws)
+                budget = problem.max_bytes // 8
+                columns = DrawnColumns(z, exact / scale, rest / scale, draws, budget)
                 each = columns.influences()
                 spread = (each - each.mean()).square().sum() * directions / (directions - 1)
                 bound = quantile * spread.sqrt().item()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_memory import LINUX, grown
 from test_screening import inputs, problem_of
 
 import mvnrob
@@ -59,7 +60,7 @@ def p_of(z, a, x):
 @pytest.mark.parametrize("seed", [1, 5])
 def test_influences_are_derivatives_by_the_weights(seed):
     z, a, x, draws = columns(seed)
-    got = DrawnColumns(z, a, x, draws).influences()
+    got = DrawnColumns(z, a, x, draws, 2**28).influences()
     step = 0.1
     expected = []
     for j in range(x.shape[1]):
@@ -84,7 +85,7 @@ def test_influences_of_rivals_across_the_leading_direction():
     whole = torch.cat([ahead, across])
     z = torch.cat([torch.full((5,), 1.0).double(), z])
     exact, drawn = whole[:, :3], whole[:, 3:]
-    got = DrawnColumns(z, exact, drawn, draws)
+    got = DrawnColumns(z, exact, drawn, draws, 2**28)
     expected = []
     for j in range(4):
         sides = []
@@ -105,7 +106,7 @@ def test_influences_of_rivals_across_the_leading_direction():
 @pytest.mark.parametrize("seed", [1, 5])
 def test_curvature_is_what_halves_differ_by(seed):
     z, a, x, draws = columns(seed)
-    value, error = DrawnColumns(z, a, x, draws).curvature()
+    value, error = DrawnColumns(z, a, x, draws, 2**28).curvature()
     halves = [p_of(z, a, math.sqrt(2) * part) for part in (x[:, :2], x[:, 2:])]
     expected = sum(halves) / 2 - p_of(z, a, x)
     assert 0 < error < abs(expected) / 3
@@ -116,8 +117,8 @@ def test_rivals_that_never_come_near_have_no_influence():
     z, a, x, draws = columns(draws=2**12)
     far = torch.cat([z, torch.tensor([math.inf, math.inf]).double()])
     zeros = a.new_zeros(2, 3), x.new_zeros(2, 4)
-    wide = DrawnColumns(far, torch.cat([a, zeros[0]]), torch.cat([x, zeros[1]]), draws)
-    alone = DrawnColumns(z, a, x, draws)
+    wide = DrawnColumns(far, torch.cat([a, zeros[0]]), torch.cat([x, zeros[1]]), draws, 2**28)
+    alone = DrawnColumns(z, a, x, draws, 2**28)
     torch.testing.assert_close(wide.influences(), alone.influences())
     assert wide.curvature() == pytest.approx(alone.curvature(), abs=1e-7)
 
@@ -290,3 +291,23 @@ def test_means_over_noisy_copies():
     integral = 1e-3  # both errors contain the copies' sampling, which is the same
     assert ((got.prob - full.prob).abs() <= 2 * integral).all()
     torch.testing.assert_close(got.error, full.error, rtol=0.1, atol=2 * integral)
+
+
+LOW_RANK = """
+rows = torch.randn(300, 300, generator=torch.Generator().manual_seed(3))
+rows *= torch.arange(1, 301) ** -1.2
+logits = torch.zeros(300)
+logits[0] = 8.0
+x = torch.zeros(1, 300)
+model = lambda x: x @ rows.mT + logits
+robustness(model, x, 2.65, abs_tol=0.1, max_bytes=2**24)
+for tolerance in (1e-3, 5e-4, 0.02):
+    options = {"abs_tol": tolerance, "max_bytes": 2**24}
+    print(growth(lambda: robustness(model, x, 2.65, **options)), options)
+"""
+
+
+@LINUX
+def test_peak_memory_of_a_low_rank_stays_below_the_budget():
+    for most, options in grown(LOW_RANK):
+        assert most < 16, options  # 240 MiB where draws and samples were as many as ever
