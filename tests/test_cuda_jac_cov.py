@@ -210,3 +210,21 @@ def test_robustness(cuda, method):  # noqa: F811
     assert ((there.prob.cpu() - here.prob).abs() <= allowed.nan_to_num(1e-4) + 2 / 64).all()
     screened = mvnrob.robustness(model, x[:4].to(cuda), 0.3, screen="sketch")
     assert screened.prob.device == cuda and (screened.error < 1e-2).all()
+
+
+def test_robustness_by_low_rank(cuda):  # noqa: F811
+    """Several hundred rivals that matter: rows of some, products and draws for the rest."""
+    rows = torch.randn(300, 300, generator=torch.Generator().manual_seed(3))
+    rows *= torch.arange(1, 301) ** -1.2
+    logits = torch.zeros(300)
+    logits[0] = 8.0
+    x, sigmas = torch.zeros(2, 300), [1.5, 2.0]
+    here = mvnrob.robustness(lambda x: x @ rows.mT + logits, x, sigmas, target=0)
+    there_rows, there_logits = rows.to(cuda), logits.to(cuda)
+    there = mvnrob.robustness(
+        lambda x: x @ there_rows.mT + there_logits, x.to(cuda), sigmas, target=0
+    )
+    assert (here.cost.jvp > 40).all() and (there.cost.jvp > 40).all()
+    assert (there.cost.vjp < 200).all()
+    gap = (here.prob - there.prob.cpu()).abs()
+    assert (gap <= here.error + there.error.cpu()).all(), gap
