@@ -31,6 +31,8 @@ _FORWARD_BYTES, _FORWARD_COPIES = 2**27, 64
 _TANGENT_BYTES = 2**29
 #: Arrays of one number a class that an input holds where rivals are ranked and sketched.
 _RANKED = 48
+#: Products along directions that an input keeps for each class of a group.
+_SKETCHED = 64
 
 
 class _Joinable(Protocol):
@@ -67,6 +69,7 @@ def run(
         graph = network.graph_bytes(x[:1]) if linearised else network.pass_bytes(x[:1])
         passes = 1
         if linearised:
+            network.graph = graph
             network.head = read_head(network.op, head, network, x[:1])
             passes += 2 * (network.head is not None)
     meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), passes)
@@ -146,7 +149,8 @@ def _chunk_sizes(
     # rows twice: as they come, and gathered for the Gram
     point = 2 * groups * rows * noise.dim * x.element_size() + gram + copy + held
     if sketched:
-        point += 4 * 8 * 8 * noise.dim  # directions, float64
+        # directions and what they give all classes, float64
+        point += 8 * 4 * 8 * noise.dim + 8 * _SKETCHED * groups * classes
     step = 1 if settings.jacobian == "loop" else max(1, min(len(x), budget // point))
     most = max(1, budget // (2 * copy))
     return step, min(most, max(step, 1) * max(1, settings.n_samples)), most

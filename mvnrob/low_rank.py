@@ -62,6 +62,9 @@ LEAST_TOL = 5e-4
 #: Draws at an abs_tol of 1e-3. Their own noise is part of the error that they estimate.
 _DRAWS = 2**14
 _FEWEST_DRAWS = 2**12
+#: Bytes of a pass's graph that take as long as a draw for one rival and sigma, all levels together (on a
+#: CPU thread; EfficientNet-Lite0's passes are far larger, those of a small perceptron smaller).
+PASS_BYTES = 100
 #: Draws that are computed at a time.
 _DRAWN = 2**9
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE (EfficientNet-Lite0 where
@@ -76,16 +79,14 @@ _CURVATURE_ERRORS = 2.0
 
 def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
     """Margins to one target (``argmax_probabilities`` takes differences of covariances), cheap products,
-    room for those of one input, and a direct way that costs twice the first level or more."""
+    room for those of one input, and a direct way that costs twice the first level or more, and more
+    than the influences take."""
     cheap = problem.logits.jvp_mode == "forward" and problem.logits.scale is None
-    saves = 2 * first_price(0, 0) <= direct
-    return (
-        not problem.double
-        and cheap
-        and saves
-        and abs_tol >= LEAST_TOL
-        and _levels(problem, abs_tol) != ()
-    )
+    if problem.double or not cheap or abs_tol < LEAST_TOL or not _levels(problem, abs_tol):
+        return False
+    draws = _count_draws(abs_tol) * problem.values.shape[2] * len(problem.noise.sigmas)
+    passes = direct * problem.logits.samples * problem.logits.network.graph
+    return 2 * first_price(0, 0) <= direct and draws * PASS_BYTES <= passes
 
 
 def price(level: tuple[int, int]) -> float:

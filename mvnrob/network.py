@@ -120,6 +120,8 @@ class Network:
         self.head = None
         #: whether forward mode takes many tangents of one point at once (``torch.func.vmap``)
         self.batch_tangents = True
+        #: bytes that autograd keeps of one input, once they are measured: how large a pass is
+        self.graph = 0
         #: most inputs in one pass since it was last set to 0
         self.largest_pass = 0
         self._half_inside = dtype in _HALF

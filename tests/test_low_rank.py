@@ -14,6 +14,12 @@ from mvnrob.noise import row_keys, standard_normal
 from mvnrob.robustness import robustness
 
 
+@pytest.fixture(autouse=True)
+def small_networks_too(monkeypatch):
+    """Passes of these linear models cost less than any draws."""
+    monkeypatch.setattr(low_rank, "PASS_BYTES", 0)
+
+
 def crowd(kind, classes=100, numbers=300, seed=3):
     """Rows [classes, numbers] of a linear model with logits 8, 0, 0, ... at x = 0."""
     rows = inputs(classes, numbers, seed=seed)
@@ -294,6 +300,8 @@ def test_means_over_noisy_copies():
 
 
 LOW_RANK = """
+from mvnrob import low_rank
+low_rank.PASS_BYTES = 0
 rows = torch.randn(300, 300, generator=torch.Generator().manual_seed(3))
 rows *= torch.arange(1, 301) ** -1.2
 logits = torch.zeros(300)
@@ -311,3 +319,15 @@ for tolerance in (1e-3, 5e-4, 0.02):
 def test_peak_memory_of_a_low_rank_stays_below_the_budget():
     for most, options in grown(LOW_RANK):
         assert most < 16, options  # 240 MiB where draws and samples were as many as ever
+
+
+def test_small_networks_take_every_row(monkeypatch):
+    monkeypatch.setattr(low_rank, "PASS_BYTES", 100)
+    rows, logits = crowd("decay", classes=300, numbers=400)
+    x, sigma = torch.zeros(1, 400).double(), sigma_for(rows, logits, 0.6)
+    got = robustness(lambda x: x @ rows.mT + logits, x, sigma)
+    assert int(got.cost.vjp) >= 300
+    patient = robustness(
+        lambda x: 0 * x.repeat(1, 2000).cos().sum(1, True) + x @ rows.mT + logits, x, sigma
+    )
+    assert int(patient.cost.vjp) < 200  # a graph of megabytes

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import mvnrob
+from mvnrob import low_rank
 from mvnrob.estimators.linear import screen
 from mvnrob.head import FeatureNetwork, read_head
 from mvnrob.jacobian import LogitMap, jacobian
@@ -186,9 +187,10 @@ def test_leading_directions():
     assert leading(inputs(2, 5, 2), 3)[0].shape == (2, 2, 2)  # fewer numbers than directions
 
 
-def test_auto_takes_the_cheap_way():
+def test_auto_takes_the_cheap_way(monkeypatch):
     """Few rivals that matter: a sketch. Many: a low rank, or for a tolerance that is too tight for
     one all rows, of the features where they are fewer."""
+    monkeypatch.setattr(low_rank, "PASS_BYTES", 0)  # as if the network were large
     net, x = relu_net(classes=300, spread=0.0, width=150), inputs(4, 30)
     with torch.no_grad():
         net[5].bias.zero_()
