@@ -130,16 +130,18 @@ def screen_low_rank(
     all rivals, and m Gaussian directions the products X sqrt(m) of U (I - Q Q^T). X X^T estimates the
     Gram matrix of the rest without bias (its rows are zero for the k rivals themselves), and p is taken
     from the factor [A, X]. To first order that moves p by a mean of m independent terms, the influences
-    of the columns (:func:`mvnrob.influence.column_influences`): Student's t with m - 1 degrees of
-    freedom on their spread is the 99 % bound ``sampled``. k and m grow (``LEVELS``) until that is at
-    most ``SAMPLED * abs_tol`` at every sigma, or the way to it is expected to cost more than ``direct``
+    of the columns (:class:`mvnrob.influence.DrawnColumns`): Student's t with m - 1 degrees of freedom
+    on their spread is the 99 % bound ``sampled``, beside what the draws' halves show of the second
+    order. k and m grow (``LEVELS``) until that is at most ``SAMPLED * abs_tol`` at every sigma, or the way to it is expected to cost more than ``direct``
     backward passes.
     """
     levels = _levels(problem, abs_tol)
     most = levels[-1][0]
     fits = problem.inputs_at_once(_bytes(problem, levels[-1]))
     at_once = min(problem.rows_at_once // (4 * most), fits)
-    draws = _draws(problem, abs_tol, sum(levels[-1]))
+    # a sketch may have drawn more than any level does
+    columns = max(levels[-1][1], begun.products.shape[1] - RANKING)
+    draws = _draws(problem, abs_tol, most + columns)
     every = torch.arange(len(problem.target), device=problem.target.device)
     for rows in every.split(max(1, at_once)):
         part = problem.subset(rows)
@@ -276,7 +278,8 @@ def _refine(
     waiting = [(problem, state, numbers, order, 0)]
     while waiting:
         problem, state, numbers, order, at = waiting.pop()
-        state.grow(problem, *levels[at])
+        with problem.logits.meter.clock("sketch"):
+            state.grow(problem, *levels[at])
         keep, norms = state.keep(problem, order, EXACT_SHARE * abs_tol)
         sampled = _sampled(problem, state, order, keep, draws, SAMPLED * abs_tol)
         ratio = sampled.amax(0) / (SAMPLED * abs_tol)

@@ -321,6 +321,22 @@ def test_peak_memory_of_a_low_rank_stays_below_the_budget():
         assert most < 16, options  # 240 MiB where draws and samples were as many as ever
 
 
+def test_a_sketch_that_drew_more_than_any_level(monkeypatch):
+    monkeypatch.setattr(low_rank, "LEVELS", ((16, 24),))
+    monkeypatch.setattr(low_rank, "SAMPLED", 1e9)
+    rows, logits = crowd("decay", classes=300, numbers=400)
+    sigma = sigma_for(rows, logits, 0.9)
+    problem = problem_of(lambda x: x @ rows.mT + logits, inputs(1, 400) * 0, sigma)
+    most = lambda drawn: 0.0 if drawn == 64 else 1e9
+    monkeypatch.setattr(
+        sketch, "JVP_IN_VJPS", 0.0
+    )  # products for nothing: as many as there are looks
+    _, left, begun = sketch.sketch(problem, 1e-9, most, hand_over=True)
+    assert left.tolist() == [0] and begun[0][1].products.shape[1] == 64
+    ((part, _),) = low_rank.screen_low_rank(problem, begun[0][1], 1e9, 1e-3)
+    assert part.factor.shape[3] == 16 + 56
+
+
 def test_small_networks_take_every_row(monkeypatch):
     monkeypatch.setattr(low_rank, "PASS_BYTES", 100)
     rows, logits = crowd("decay", classes=300, numbers=400)
