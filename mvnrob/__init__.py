@@ -1,5 +1,7 @@
 """Average-case robustness of classifiers by batched multivariate normal probabilities."""
 
+import importlib
+
 from . import _vmap as _vmap  # registers the rules of torch.func.vmap
 from . import distributions
 from ._bvn_cdf import bvn_cdf
@@ -45,3 +47,12 @@ __all__ = [
     "simd_level",
 ]
 __version__ = "0.1.0"
+
+#: Parts with imports of their own, some of extras: loaded when they are asked for.
+_PARTS = ("metrics", "models", "report", "scipy_compat", "training")
+
+
+def __getattr__(name: str):
+    if name in _PARTS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

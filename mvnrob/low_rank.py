@@ -70,9 +70,12 @@ _DRAWN = 2**9
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE (EfficientNet-Lite0 where
 #: p = .3: 1 to 1.5). From m to M directions it falls by sqrt(M / m).
 _RATE = 1.3
-#: From how few rivals that is believed, and how much of the direct way's price is spent on the belief.
-_FARTHEST, _SPENT = 4, 0.9
+#: From how few rivals that is believed, and how much of the direct way's price is spent on the belief in
+#: all: steps that were expected to do cannot add up to more.
+_FARTHEST, _SPENT = 4, 1.2
 _LEVEL = 0.99
+#: Share of abs_tol that the rivals hold which the draws leave out; it is added to the bound.
+_NEGLECTED = 0.01
 #: Standard errors of the second order's estimate that are added to it.
 _CURVATURE_ERRORS = 2.0
 
@@ -281,7 +284,7 @@ def _refine(
         with problem.logits.meter.clock("sketch"):
             state.grow(problem, *levels[at])
         keep, norms = state.keep(problem, order, EXACT_SHARE * abs_tol)
-        sampled = _sampled(problem, state, order, keep, draws, SAMPLED * abs_tol)
+        sampled = _sampled(problem, state, order, keep, norms, draws, abs_tol)
         ratio = sampled.amax(0) / (SAMPLED * abs_tol)
         done = ratio <= 1.0
         if done.any():
@@ -311,7 +314,7 @@ def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, dire
             break
     else:
         return len(levels)
-    if price(levels[level]) - price(levels[at]) > _SPENT * direct:
+    if price(levels[level]) - price(levels[at]) > direct or price(levels[level]) > _SPENT * direct:
         return len(levels)
     while level > at + 1 and levels[level][0] > _FARTHEST * rivals:
         level -= 1
@@ -319,13 +322,23 @@ def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, dire
 
 
 def _sampled(
-    problem: Linearised, state: _State, order: Tensor, keep: Tensor, draws: Tensor, allowed: float
+    problem: Linearised,
+    state: _State,
+    order: Tensor,
+    keep: Tensor,
+    bounds: Tensor,
+    draws: Tensor,
+    abs_tol: float,
 ) -> Tensor:
-    """99 % bounds ``[n_sigma, b]`` on what drawing other directions would change."""
+    """99 % bounds ``[n_sigma, b]`` on what drawing other directions would change; zero for the sigmas
+    below the first whose bound is too large. ``bounds`` [b, C]: on all norms."""
+    allowed, neglected = SAMPLED * abs_tol, _NEGLECTED * abs_tol
     directions = state.rest.shape[1]
     quantile = student_t_quantile(_LEVEL, directions - 1)
     out = problem.values.new_zeros(len(problem.noise.sigmas), len(order))
     inside, outside = state.means(problem.weights[0])
+    # the largest first: where that is not known well enough, the others need not be looked at
+    sigmas = sorted(enumerate(problem.noise.sigmas), key=lambda pair: -pair[1])
     with problem.logits.meter.clock("sketch"):
         for row in range(len(order)):
             kept = order[row, keep[row]]
@@ -335,17 +348,22 @@ def _sampled(
                 out[:, row] = math.inf
                 continue
             scale = torch.where(norms > 0, norms, 1.0)[:, None]
-            for s, sigma in enumerate(problem.noise.sigmas):
+            exact, rest = exact / scale, rest / scale
+            for s, sigma in sigmas:
                 z = standardised(problem.margins[row, kept], norms, sigma)
+                mass = tail(problem.margins[row, kept], bounds[row, kept], sigma)
+                near = keep_largest(mass[None], neglected, 1)[0]
                 budget = problem.max_bytes // 8
-                columns = DrawnColumns(z, exact / scale, rest / scale, draws, budget)
+                columns = DrawnColumns(z[near], exact[near], rest[near], draws, budget)
                 each = columns.influences()
                 spread = (each - each.mean()).square().sum() * directions / (directions - 1)
                 bound = quantile * spread.sqrt().item()
                 if bound <= allowed:
                     value, error = columns.curvature()
                     bound += abs(value) + _CURVATURE_ERRORS * error
-                out[s, row] = bound
+                out[s, row] = bound + neglected
+                if not out[s, row] <= allowed:
+                    break
     return out
 
 

@@ -92,7 +92,8 @@ def _integrate(chunk: Chunk, problem: Linearised, screened: Screened, sampled: b
         error = torch.hypot(error, screened.sampled)
     if sampled:
         error = error + sampling_error(torch.stack(probs), problem.logits.groups, LEVEL)
-    error_with_dropped = error + screened.dropped
+    error = error.clamp_max(1.0)
+    error_with_dropped = (error + screened.dropped).clamp_max(1.0)
     lower, upper = clamped(probs[0], error_with_dropped, error)
     return Estimate(
         probs[0],
