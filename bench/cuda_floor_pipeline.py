@@ -314,7 +314,9 @@ def lines_of(data):
         f"{1e3 * CDF_CALL:.1f} ms a call of mvn_cdf, of which a chunk has {CDF_CALLS}; points and pivots of "
         "mvn_cdf as the CPU backend took them on the hardest group of the next larger n "
         f"(`bench/results/mvn_cdf.json`); {1e3 * LEADING:.0f} ms an image for the QR and SVD of eight "
-        "gradients, and as much for every eight more; inputs reach the device at 10 GB/s. "
+        "gradients, and as much for every eight more; "
+        f"{INFLUENCE / 2**14:.0f} bytes moved for each of {2**14:,} draws and each rival where a low rank "
+        "looks at what its sample does, three times an image; inputs reach the device at 10 GB/s. "
         f"Autograd keeps {data['graph_mb']:.0f} MB an image, so that {data['tangents_at_once']} "
         "tangents pass at once."
     )

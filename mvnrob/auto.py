@@ -34,17 +34,18 @@ def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
             def otherwise(drawn: int) -> float:
                 return first_price(NEAR_ROWS, drawn) if low_rank else direct
 
+            begun = []
             # without forward mode all are left
             with contextlib.suppress(NoForwardMode):
                 with problem.logits.meter.clock("sketch"):
                     allowed = SKETCH_SHARE * abs_tol
                     sketched, left, begun = sketch(problem, allowed, otherwise, hand_over=low_rank)
                 yield from sketched
-                if low_rank:
-                    rest = []
-                    for rows, start in begun:
-                        yield from _low_rank(problem, rows, start, direct, abs_tol, rest)
-                    left = torch.cat(rest) if rest else left[:0]
+            if begun:
+                rest = []
+                for rows, start in begun:
+                    yield from _low_rank(problem, rows, start, direct, abs_tol, rest)
+                left = torch.cat(rest)
     if len(left):
         some = None if features is None else features.subset(left)
         exact = {"allowed": EXACT_SHARE * abs_tol, "share": EXACT_SHARE}
