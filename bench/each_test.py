@@ -3,7 +3,8 @@
 What a test found is said at once, not in a summary that a later hang or crash would take along. FILE of
 `--tests-done FILE` gets the name of each test before it runs and ``finished`` at the end, and tests
 named there are left out: after a crash, a hang or an error that leaves the CUDA context unusable the
-session ends, and a new one goes on behind it (bench/gpu.sh).
+session ends, and a new one goes on behind it (bench/gpu.sh). `--shard I/N` takes every Nth test from the Ith
+on, so that N processes share them.
 """
 
 import faulthandler
@@ -22,6 +23,7 @@ STICKY = (
 
 def pytest_addoption(parser):
     parser.addoption("--tests-done", type=Path, help="file of the tests that were begun")
+    parser.addoption("--shard", default="0/1", help="I/N: every Nth test from the Ith on")
     parser.addoption("--seconds-a-test", type=float, default=60.0, help="then the process ends")
 
 
@@ -43,8 +45,10 @@ def note(config, line):
 
 def pytest_collection_modifyitems(config, items):
     begun = done(config)
-    left = [item for item in items if item.nodeid not in begun]
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in begun])
+    first, step = (int(part) for part in config.getoption("--shard").split("/"))
+    left = [item for item in items[first::step] if item.nodeid not in begun]
+    kept = set(map(id, left))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
     items[:] = left
 
 

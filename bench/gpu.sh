@@ -89,30 +89,47 @@ sys.exit(load.cuda_unavailable and "gpu.sh: " + load.cuda_unavailable)'
 
 run_tests() {
   needs_build || return
-  local begun=$work/tests_begun lines=-1 bad=0
+  local jobs=$(($(nproc) / 2)) i bad=0 running=() alone=$root/tests/test_cuda_meter.py files=()
+  for i in "$root"/tests/test_cuda*.py; do [[ $i == "$alone" ]] || files+=("$i"); done
+  jobs=$((jobs < 1 ? 1 : jobs > 6 ? 6 : jobs))
+  for ((i = 0; i < jobs; i++)); do
+    OMP_NUM_THREADS=2 run_every_test "$i/$jobs" "${files[@]}" &
+    running+=($!)
+  done
+  for i in "${running[@]}"; do wait "$i" || bad=1; done
+  # They measure seconds, so nothing else runs.
+  run_every_test 0/1 "$alone" || bad=1
+  return $bad
+}
+
+# run_every_test I/N ARGUMENT ...: every Nth of pytest's tests. A crash, a hang or an unusable CUDA
+# context ends a session: the next one goes on behind it.
+run_every_test() {
+  local begun=$work/tests_begun.${1/\//_of_} lines=-1 bad=0
   : >"$begun"
-  # A crash, a hang or an unusable CUDA context ends a session: the next one goes on behind it.
   while ! grep -qx finished "$begun" && [[ $(wc -l <"$begun") -gt $lines ]]; do
     lines=$(wc -l <"$begun")
-    MVNROB_REQUIRE_CUDA=1 "$python" -m pytest -p no:cacheprovider -p bench.each_test \
-      --tests-done "$begun" --durations=10 "$root"/tests/test_cuda*.py || bad=1
+    MVNROB_REQUIRE_CUDA=1 "$python" -m pytest -q -p no:cacheprovider -p bench.each_test \
+      --tests-done "$begun" --shard "$1" --durations=5 "${@:2}" || bad=1
   done
   return $bad
 }
 
 run_sanitize() {
   needs_build || return
-  local tool tool_path bad=0
+  local tool tool_path i bad=0 running=()
   tool_path=$(find_tool compute-sanitizer) || return
   # Each tensor its own allocation: memcheck then sees a kernel leave one.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  # Side by side. An error found is an exit code of 9; initcheck looks at our kernels' reads of global
+  # memory. Calls that fail are no errors here: torch only tries some, and ours are checked anyway.
   for tool in memcheck racecheck initcheck; do
-    echo "== $tool"
-    # An error found is an exit code of 9; initcheck looks at our kernels' reads of global memory.
-    # Calls that fail are no errors here: torch only tries some, and ours are checked anyway.
     "$tool_path" --tool "$tool" --report-api-errors no --error-exitcode 9 --print-limit 20 \
-      "$python" -m bench.cuda_small --seconds "$(($(scaled 100) / 6))" || bad=1
+      "$python" -m bench.cuda_small --seconds "$(scaled 60)" >"$work/$tool.log" 2>&1 &
+    running+=($!)
   done
+  for i in "${running[@]}"; do wait "$i" || bad=1; done
+  for tool in memcheck racecheck initcheck; do echo "== $tool" && cat "$work/$tool.log"; done
   return $bad
 }
 
