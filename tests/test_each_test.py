@@ -57,3 +57,24 @@ def test_goes_on_behind_what_ends_a_process(tmp_path):
         "Fatal Python error: Aborted", "Timeout (0:00:03)!", "in test_hang",
     ):  # fmt: skip
         assert text in said, text
+
+
+def test_shards_share_the_tests(tmp_path):
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('i', range(5))\ndef test_it(i):\n    pass\n"
+    )
+    names = []
+    for shard in ("0/2", "1/2"):
+        begun = tmp_path / "begun"
+        begun.unlink(missing_ok=True)
+        subprocess.run(
+            [
+                sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "bench.each_test",
+                "--tests-done", str(begun), "--shard", shard, "--rootdir", str(tmp_path), "-c",
+                os.devnull, str(tmp_path / "test_some.py"),
+            ],
+            env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path, check=True,
+        )  # fmt: skip
+        names.append([line.rpartition("::")[2] for line in begun.read_text().splitlines()])
+    assert names == [[f"test_it[{i}]" for i in (0, 2, 4)] + ["finished"],
+                     [f"test_it[{i}]" for i in (1, 3)] + ["finished"]]  # fmt: skip
