@@ -186,6 +186,9 @@ class FeatureNetwork:
     def rounding(self) -> float:
         return self.network.rounding()
 
+    def derivative_rounding(self) -> float:
+        return self.network.derivative_rounding()
+
     def __call__(self, x: Tensor) -> Tensor:
         features, logits = self._both(x)
         if torch.is_grad_enabled():  # forward mode runs without: its tensors cannot be read
@@ -232,7 +235,7 @@ class FeatureNetwork:
         """Of gradients ``[b, D]`` of c . logits and of (W^T c) . features: they must be equal."""
         gap, size = safe_norm(whole - factorised), safe_norm(whole)
         size = torch.maximum(size, safe_norm(factorised))
-        wrong = ~(gap <= self.rounding() * size) & whole.isfinite().all(1)
+        wrong = ~(gap <= self.derivative_rounding() * size) & whole.isfinite().all(1)
         if wrong.any():
             row = int(wrong.nonzero()[0, 0])
             raise HeadMismatch(

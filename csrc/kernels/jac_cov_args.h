@@ -33,6 +33,10 @@ MVNROB_DEVICE float widen(float x) { return x; }
 MVNROB_DEVICE double widen(double x) { return x; }
 MVNROB_DEVICE float widen(BFloat16 x) { return math::as_real(uint32_t(uint32_t(x.bits) << 16)); }
 
+MVNROB_DEVICE float not_a_number(float) { return NAN; }
+MVNROB_DEVICE double not_a_number(double) { return NAN; }
+MVNROB_DEVICE BFloat16 not_a_number(BFloat16) { return {0x7fc0}; }
+
 // Columns that are summed in the type that multiplies: of 4096 bytes.
 template <class in_t>
 constexpr int kJacChunk = 4096 / int(sizeof(JacCompute<in_t>));
@@ -62,8 +66,8 @@ struct JacProblem {
     target = rows + (valid ? t : 0) * a.row_stride;
   }
 
-  MVNROB_DEVICE JacCompute<in_t> target_value(int64_t column) const {
-    return valid ? widen(target[column]) : JacCompute<in_t>(NAN);
+  MVNROB_DEVICE in_t target_value(int64_t column) const {
+    return valid ? target[column] : not_a_number(in_t{});
   }
 };
 

@@ -55,7 +55,7 @@ class JacStage {
   // Columns first .. first + kColumns - 1, those from `end` on as zeros.
   MVNROB_DEVICE void load(int64_t first, int64_t end) {
     const bool inside = first + lane_ < end;
-    target_ = inside ? problem_.target_value(first + lane_) : T(0);
+    target_ = inside ? problem_.target_value(first + lane_) : in_t{};
     MVNROB_UNROLL
     for (int s = 0; s < segments; ++s) {
       const uint64_t there = inside ? there_[s] : 0;
@@ -64,7 +64,7 @@ class JacStage {
       for (int i = 0; i < kSteps; ++i) {
         MVNROB_UNROLL
         for (int v = 0; v < kVec; ++v) {
-          value_[s][i][v] = there >> (i * kVec + v) & 1 ? widen(*p) : T(0);
+          value_[s][i][v] = there >> (i * kVec + v) & 1 ? *p : in_t{};
           p += stride_;
         }
         p += (kGroups - 1) * kVec * stride_;
@@ -84,7 +84,7 @@ class JacStage {
         if (row >= used_rows_) break;
         JacVec<T> u;
         MVNROB_UNROLL
-        for (int v = 0; v < kVec; ++v) u.v[v] = target_ - value_[s][i][v];
+        for (int v = 0; v < kVec; ++v) u.v[v] = widen(target_) - widen(value_[s][i][v]);
         *reinterpret_cast<JacVec<T>*>(&shared.u[buffer][lane_][s * rows + row]) = u;
       }
     }
@@ -100,8 +100,9 @@ class JacStage {
   int lane_, group_, used_, used_rows_;
   const in_t* from_[segments];
   uint64_t there_[segments];
-  T target_;
-  T value_[segments][kSteps][kVec];
+  // As they come: to widen bfloat16 on arrival would wait for it before the products.
+  in_t target_;
+  in_t value_[segments][kSteps][kVec];
 };
 
 // Rows of a register block: kParts runs of kVec rows, `part` rows apart, so that neighbouring

@@ -149,7 +149,7 @@ struct JacCovTensor {
     for (int c = 0; c < 2; ++c) {
       const int64_t column = first + lane_ % 16 + 16 * c;
       inside[c] = column < end_;
-      target_[c] = inside[c] ? problem.target_value(column) : 0.0f;
+      target_[c] = inside[c] ? problem.target_value(column) : in_t{};
     }
     MVNROB_UNROLL
     for (int half = 0; half < 2; ++half) {
@@ -160,7 +160,7 @@ struct JacCovTensor {
         const int i = half * (kRows / 2) + j;
         const bool there = (there_ >> i & 1) != 0;
         MVNROB_UNROLL
-        for (int c = 0; c < 2; ++c) value_[i][c] = there && inside[c] ? widen(p[16 * c]) : 0.0f;
+        for (int c = 0; c < 2; ++c) value_[i][c] = there && inside[c] ? p[16 * c] : in_t{};
         p += (j % 4 == 3 ? 61 : 1) * a_.jac.row_stride;
       }
     }
@@ -175,7 +175,7 @@ struct JacCovTensor {
       float u[2], high[2];
       const float scale = shared.scale[row_of(i)];
       MVNROB_UNROLL
-      for (int c = 0; c < 2; ++c) u[c] = (target_[c] - value_[i][c]) * scale;
+      for (int c = 0; c < 2; ++c) u[c] = (widen(target_[c]) - widen(value_[i][c])) * scale;
       const uint32_t word = to_halves(u[0], u[1]);
       from_halves(word, high[0], high[1]);
       // As place() says, for the rows of this lane: row % 8 is i % 4 or, in the second half warp, 4
@@ -282,7 +282,8 @@ struct JacCovTensor {
   int lane_, entry_row_, entry_column_, load_row_;
   unsigned there_;
   const in_t* from_;
-  float target_[2], value_[kRows][2];
+  // As they come: to widen bfloat16 on arrival would wait for it before the products.
+  in_t target_[2], value_[kRows][2];
   float sum_[4][4][4];
 };
 
