@@ -40,16 +40,25 @@ struct JacCovNarrow {
     T sum[kFolded * kWarp];
     MVNROB_UNROLL
     for (int k = 0; k < kFolded * kWarp; ++k) sum[k] = 0;
-    MVNROB_ROLLED
-    for (int64_t column = first + lane; column < end; column += kWarp) {
-      const T target = problem.target_value(column);
-      T u[kMostClasses];
+    // Loaded while the products of the columns before are taken.
+    in_t target{}, value[kMostClasses];
+    const auto load = [&](int64_t column) {
+      target = problem.target_value(column);
       const in_t* p = problem.rows + column;
       MVNROB_UNROLL
       for (int i = 0; i < kMostClasses; ++i) {
-        u[i] = i < classes ? target - widen(*p) : T(0);
+        value[i] = i < classes ? *p : in_t{};
         p += a.jac.row_stride;
       }
+    };
+    if (first + lane < end) load(first + lane);
+    MVNROB_ROLLED
+    for (int64_t column = first + lane; column < end; column += kWarp) {
+      T u[kMostClasses];
+      MVNROB_UNROLL
+      for (int i = 0; i < kMostClasses; ++i)
+        u[i] = i < classes ? widen(target) - widen(value[i]) : T(0);
+      if (column + kWarp < end) load(column + kWarp);
       int k = 0;
       MVNROB_UNROLL
       for (int i = 0; i < kMostClasses; ++i) {

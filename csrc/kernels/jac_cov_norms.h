@@ -52,7 +52,7 @@ struct JacNorms {
     const in_t* row = problem.rows + first_row * a.jac.row_stride;
     MVNROB_ROLLED
     for (int64_t column = first + lane; column < end; column += kWarp) {
-      const T target = problem.target_value(column);
+      const T target = widen(problem.target_value(column));
       const in_t* p = row + column;
       MVNROB_UNROLL
       for (int i = 0; i < kRows; ++i) {
