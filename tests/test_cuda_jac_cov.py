@@ -229,3 +229,52 @@ def test_robustness_by_low_rank(cuda, monkeypatch):  # noqa: F811
     assert (there.cost.vjp < 200).all()
     gap = (here.prob - there.prob.cpu()).abs()
     assert (gap <= here.error + there.error.cpu()).all(), gap
+
+
+class SlopesOff(torch.autograd.Function):
+    """The identity whose gradient is 2 % too large."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 1.02 * grad
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.clone()
+
+
+def test_convolutions_that_round_to_tf32(cuda):  # noqa: F811
+    """Torch's default on a GPU: forward and reverse derivatives agree to that only, which is no error;
+    a gradient that is wrong still is."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 64, 3, padding=1)]
+    for _ in range(30):
+        layers += [torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3, padding=1)]
+        torch.nn.init.kaiming_normal_(layers[-1].weight)
+    head = torch.nn.Linear(64, 12)
+    net = torch.nn.Sequential(*layers).eval().requires_grad_(False).to(cuda)
+    head = head.to(cuda).requires_grad_(False)
+    x = torch.rand(4, 3, 32, 32, device=cuda)
+    model = lambda x: head(net(x).mean((2, 3)))
+    assert torch.backends.cudnn.allow_tf32
+    sigma = 0.02
+    there = mvnrob.robustness(model, x, sigma, check="raise")
+    allow, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        exact = mvnrob.robustness(model, x, sigma)
+    finally:
+        torch.backends.cudnn.allow_tf32 = allow
+    assert ((there.prob - exact.prob).abs() <= there.error + exact.error + 2e-2).all()
+    wrong = lambda x: model(SlopesOff.apply(x))
+    with pytest.raises(RuntimeError, match="must agree with a forward-mode product"):
+        mvnrob.robustness(wrong, x, sigma, check="raise")

@@ -1,5 +1,6 @@
-"""The factor of a large row by a whole grid (csrc/kernels/mvn_cdf_grow.h), on csrc/shim: every
-number is the one that a single block comes to, to the bit.
+"""The factor of a large row by a whole grid (csrc/kernels/mvn_cdf_grow.h), and by panels of its
+columns (mvn_cdf_trailing.h), on csrc/shim: every number is the one that a single block comes to
+column by column, to the bit.
 
 The shim's grids are asked to make whatever they can; their blocks have 256 threads, so only rows of
 more variables are theirs. tests/native/shim_mvn_cdf_cases.h has some under the sanitizers.
@@ -28,9 +29,11 @@ def bits(fields):
 
 
 def by_block_and_grid(shim, call, blocks=(3,)):
-    """What ``call(together)`` gives by one block; a grid of any size must give the same."""
+    """What ``call(together)`` gives by one block, column by column; with panels, and by a grid of any
+    size, it must give the same."""
     before = shim.grown()
-    alone = call(0)
+    alone = call(-1)
+    assert bits(call(0)) == bits(alone)
     assert shim.grown() == before
     for together in blocks:
         assert bits(call(together)) == bits(alone), together

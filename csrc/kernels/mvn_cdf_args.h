@@ -80,6 +80,7 @@ struct MvnCdfArgs {
   int64_t forced_points;
   SampleSums* forced_sums;
   bool scalar_panels;  // of any number of pivots, for mvn_cdf_pathwise
+  bool columns_only = false;  // a row's memory has no more columns of its factor than are wanted
   bool double_tensor;  // whether the device has float64 tensor cores worth the name (tensor.h)
 
   RowLayout layout;

@@ -4,11 +4,11 @@
 //
 // Pivots move to the front. A row that a pivot leaves without variance joins that pivot's group and
 // stays where it is. Left-looking: a new column reads the columns before it once, coalesced, and
-// the choice of the next pivot needs only the running means and variances. A grid has the threads
-// to subtract a panel of columns from all entries to come instead (mvn_cdf_trailing.h), so that a
-// new column reads those of its panel only. Each entry is the same chain of multiply-adds, fma() by
-// name, and the same number. Where a factor of the covariance is given, its rows are orthogonalised
-// (Gram-Schmidt, twice for every pivot), a thread for each row, read as they are.
+// the choice of the next pivot needs only the running means and variances. Of a large row a panel of
+// columns is subtracted from all entries to come (mvn_cdf_trailing.h), so that a new column reads
+// those of its panel only. Each entry is the same chain of multiply-adds, fma() by name, and the
+// same number. Where a factor of the covariance is given, its rows are orthogonalised (Gram-Schmidt,
+// twice for every pivot), a thread for each row, read as they are.
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
@@ -93,8 +93,9 @@ class FactorKernel {
   }
 
  private:
-  // Loads of a thread that are under way at once. A grid has but a row for a thread.
-  static constexpr int kColumnsAhead = Team::kIsGrid ? 16 : 4;
+  // Columns whose loads of a thread are under way at once: it has a row, or a few, to itself, so
+  // that nothing else hides them.
+  static constexpr int kColumnsAhead = Team::kThreads == kGrowThreads ? 16 : 8;
 
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {
@@ -154,14 +155,44 @@ class FactorKernel {
       if (k < (a_.is_factor() ? 7 : 6)) exchange(numbers, from, to);
       if (k < 2) exchange(k == 0 ? m_.variable() : m_.group(), from, to);
     }
-    for (int l = team_.thread(); l < to; l += team_.size()) {
-      double* column = m_.factor() + int64_t(l) * size_;
-      const double x = column[from];
-      column[from] = column[to];
-      column[to] = x;
-      m_.scratch()[l] = x;
+    constexpr int kAhead = 4;  // columns whose loads are under way at once
+    for (int first = team_.thread(); first < to; first += kAhead * team_.size()) {
+      double own[kAhead], other[kAhead];
+      MVNROB_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        const int l = first + k * team_.size();
+        const double* column = m_.factor() + int64_t(l) * size_;
+        if (l < to) own[k] = column[from], other[k] = column[to];
+      }
+      MVNROB_UNROLL
+      for (int k = 0; k < kAhead; ++k) {
+        const int l = first + k * team_.size();
+        double* column = m_.factor() + int64_t(l) * size_;
+        if (l >= to) break;
+        column[from] = other[k];
+        column[to] = own[k];
+        m_.scratch()[l] = own[k];
+      }
     }
     team_.sync();
+  }
+
+  // c less the products of row i with the scratch, of columns first .. end - 1 in their order.
+  MVNROB_DEVICE double minus_products(double c, int i, int first, int end) const {
+    const double* entry = m_.factor() + int64_t(first) * size_ + i;
+    MVNROB_ROLLED
+    for (int l = first; l < end; l += kColumnsAhead, entry += int64_t(kColumnsAhead) * size_) {
+      double own[kColumnsAhead], pivots[kColumnsAhead];
+      MVNROB_UNROLL
+      for (int k = 0; k < kColumnsAhead; ++k) {
+        own[k] = l + k < end ? entry[int64_t(k) * size_] : 0;
+        pivots[k] = l + k < end ? m_.scratch()[l + k] : 0;
+      }
+      MVNROB_UNROLL
+      for (int k = 0; k < kColumnsAhead; ++k)
+        if (l + k < end) c = ::fma(-own[k], pivots[k], c);
+    }
+    return c;
   }
 
   // `from` is the row that the pivot came from.
@@ -184,11 +215,7 @@ class FactorKernel {
         const int first = trailing_.subtracted();
         c = first > 0 ? trailing_.take(i, j, from)
                       : a_.stored(row_, variable, m_.variable()[i]) * scale * m_.inverse_sd()[i];
-        const double* entry = m_.factor() + int64_t(first) * size_ + i;
-#if defined(__CUDA_ARCH__)
-#pragma unroll kColumnsAhead
-#endif
-        for (int l = first; l < j; ++l, entry += size_) c = ::fma(-*entry, m_.scratch()[l], c);
+        c = minus_products(c, i, first, j);
         c *= inverse;
       }
       column[i] = c;

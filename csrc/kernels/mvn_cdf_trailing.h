@@ -1,22 +1,29 @@
-// The entries of a factor's columns to come, from which the columns made so far are subtracted a
-// panel at a time: what a grid does where a block looks back at all columns (mvn_cdf_factor.h).
+// The entries of a large factor's columns to come, from which the columns made so far are subtracted
+// a panel at a time (mvn_cdf_factor.h).
 //
 // They lie where the columns will, each as if its variable were the next pivot: [column][row], both
 // halves, since a matrix that is symmetric only up to rounding is read by its pivots' rows. A new
-// column then reads no more than its panel, which the L2 cache holds; the others' n^2 numbers are
-// read and written once a panel, 64 multiply-adds each.
+// column then reads no more than its panel; the others' n^2 numbers are read and written once a
+// panel, 64 multiply-adds each.
 //
-// Mapping: a block takes tiles of 128 x 128 entries, a thread 8 x 8 of them, in registers; the
-// panel's numbers come through the L1 cache, 16 loads for 64 multiply-adds. Limiter: double
-// precision multiply-adds, then memory.
+// Mapping: a block takes tiles of 128 x 128 entries, all of them or, in a grid, its share; a thread
+// 8 x 8 of them, in registers; the panel's numbers come through the L1 cache, 16 loads for 64
+// multiply-adds. Limiter: double precision multiply-adds, then memory.
 #pragma once
 #include "kernels/grid.h"
 #include "kernels/mvn_cdf_data.h"
 
 namespace mvnrob::kernels {
 
-// A block has none.
-template <class scalar_t, class Team, bool = Team::kIsGrid>
+constexpr int kPanel = 64;  // columns
+
+// Whether it pays to subtract the panel before pivot j, for `left` columns to come of a row of `size`
+// variables: each of these saves 64 numbers of its rows; to subtract reads and writes a number, and
+// costs as much again in arithmetic, for each of their squares.
+MVNROB_HD bool pays_to_subtract(int size, int j, int left) { return left > (size - j) / 16; }
+
+// Blocks for smaller rows have none.
+template <class scalar_t, class Team, bool = Team::kThreads == kGrowThreads>
 class TrailingEntries {
  public:
   MVNROB_DEVICE TrailingEntries(const MvnCdfArgs&, int64_t, const Team&, const RowMemory<scalar_t>&,
@@ -41,13 +48,13 @@ class TrailingEntries<scalar_t, Team, true> {
   MVNROB_DEVICE int subtracted() const { return subtracted_; }
 
   // Before pivot j: subtracts the columns before it if there is a panel of them and it pays, for
-  // `left` columns to come. Each of these saves 64 numbers of its rows; to subtract reads and
-  // writes a number, and costs as much again in arithmetic, for each of their squares.
+  // `left` columns to come.
   MVNROB_DEVICE_FN void advance(int j, int left) {
-    if (a_.is_factor() || j - subtracted_ < kPanel || left <= (size_ - j) / 16) return;
+    if (a_.is_factor() || a_.columns_only || j - subtracted_ < kPanel) return;
+    if (!pays_to_subtract(size_, j, left)) return;
     if (subtracted_ == 0) read(j);
     const int tiles = (size_ - j + kTile - 1) / kTile;
-    for (int t = int(blockIdx.x); t < tiles * tiles; t += int(gridDim.x))
+    for (int t = first_of_block(); t < tiles * tiles; t += blocks())
       subtract_from_tile(j, j + t % tiles * kTile, j + t / tiles * kTile);
     subtracted_ = j;
     team_.sync();
@@ -67,15 +74,17 @@ class TrailingEntries<scalar_t, Team, true> {
   }
 
  private:
-  static constexpr int kPanel = 64;
   static constexpr int kTile = 128, kSide = 16, kEach = kTile / kSide;
+
+  static MVNROB_DEVICE int first_of_block() { return Team::kIsGrid ? int(blockIdx.x) : 0; }
+  static MVNROB_DEVICE int blocks() { return Team::kIsGrid ? int(gridDim.x) : 1; }
 
   MVNROB_DEVICE double* column(int l) const { return m_.factor() + int64_t(l) * size_; }
 
   // The entries from row and column `first` on: a block takes a column.
   MVNROB_DEVICE_FN void read(int first) {
     constexpr int kAhead = 4;  // rows whose loads are under way at once
-    for (int c = first + int(blockIdx.x); c < size_; c += int(gridDim.x)) {
+    for (int c = first + first_of_block(); c < size_; c += blocks()) {
       const int32_t variable = m_.variable()[c];
       const double scale = m_.inverse_sd()[c];
       for (int i = first + team_.block().thread(); i < size_; i += kAhead * Team::kThreads) {

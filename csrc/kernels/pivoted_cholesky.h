@@ -188,6 +188,12 @@ struct PivotedCholesky {
 
 // The host's part. Launcher as in mvn_cdf_schedule.h.
 
+// Whether a row's memory has room for the result's columns alone, not for all entries to come.
+inline bool only_columns(const PivotedCholeskyArgs& a) {
+  return a.plan.n <= 256 || a.plan.is_factor() ||
+         !pays_to_subtract(a.plan.n, kPanel, a.columns - kPanel);
+}
+
 inline RowLayout pivoted_layout(const PivotedCholeskyArgs& a) {
   const int64_t n = a.plan.n;
   RowLayout l{};
@@ -196,7 +202,7 @@ inline RowLayout pivoted_layout(const PivotedCholeskyArgs& a) {
   for (int64_t* p :
        {&l.inverse_sd, &l.upper, &l.lower, &l.variance, &l.mean, &l.variance_error, &l.scratch})
     *p = o.take(8 * n);
-  l.factor = o.take(8 * n * a.columns);
+  l.factor = o.take(8 * n * (only_columns(a) ? a.columns : n));
   if (a.plan.is_factor()) {
     l.directions = o.take(8 * int64_t(a.columns) * a.plan.factor_columns);
     l.reference = o.take(8 * n);
@@ -210,6 +216,7 @@ inline RowLayout pivoted_layout(const PivotedCholeskyArgs& a) {
 template <class Launcher>
 void run_pivoted_tile(Launcher& launcher, PivotedCholeskyArgs a, unsigned char* memory) {
   a.plan.layout = pivoted_layout(a);
+  a.plan.columns_only = only_columns(a);
   a.plan.memory = memory;
   const auto launch = [&](auto body) {
     using Body = decltype(body);

@@ -41,8 +41,10 @@ MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
   return a;
 }
 
-void run(const MvnCdfArgs& a, int64_t tile_rows, int64_t resident, bool captured,
-         int64_t together) {
+// `together` -1: no grid, and a block subtracts no panels of columns either.
+void run(MvnCdfArgs a, int64_t tile_rows, int64_t resident, bool captured, int64_t together) {
+  a.columns_only = together < 0;
+  together = std::max<int64_t>(together, 0);
   if (a.options.samples_float32())
     mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident, captured, together);
   else
@@ -198,6 +200,8 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
   a.cov_variance = wants_cov ? variance.mutable_data() : nullptr;
   a.pivots = pivots.mutable_data();
   a.log_unit = log_unit.mutable_data();
+  a.plan.columns_only = together < 0;
+  together = std::max<int64_t>(together, 0);
   if (a.plan.options.samples_float32())
     mvnrob::shim::run_mvn_cdf_pathwise<float>(a, tile_rows, resident, together);
   else
