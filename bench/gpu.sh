@@ -91,7 +91,7 @@ run_tests() {
   needs_build || return
   local jobs=$(($(nproc) / 2)) i bad=0 running=() alone=$root/tests/test_cuda_meter.py files=()
   for i in "$root"/tests/test_cuda*.py; do [[ $i == "$alone" ]] || files+=("$i"); done
-  jobs=$((jobs < 1 ? 1 : jobs > 6 ? 6 : jobs))
+  jobs=$((jobs < 1 ? 1 : jobs > 8 ? 8 : jobs))
   for ((i = 0; i < jobs; i++)); do
     OMP_NUM_THREADS=2 run_every_test "$i/$jobs" "${files[@]}" &
     running+=($!)

@@ -40,30 +40,37 @@ struct JacCovNarrow {
     T sum[kFolded * kWarp];
     MVNROB_UNROLL
     for (int k = 0; k < kFolded * kWarp; ++k) sum[k] = 0;
-    // Loaded while the products of the columns before are taken.
-    in_t target{}, value[kMostClasses];
-    const auto load = [&](int64_t column) {
-      target = problem.target_value(column);
+    // Two columns ahead: a lane's loads are under way while the products of those before are taken.
+    constexpr int kAhead = 2;
+    in_t target[kAhead], value[kAhead][kMostClasses];
+    const auto load = [&](int slot, int64_t column) {
+      if (column >= end) return;
+      target[slot] = problem.target_value(column);
       const in_t* p = problem.rows + column;
       MVNROB_UNROLL
       for (int i = 0; i < kMostClasses; ++i) {
-        value[i] = i < classes ? *p : in_t{};
+        value[slot][i] = i < classes ? *p : in_t{};
         p += a.jac.row_stride;
       }
     };
-    if (first + lane < end) load(first + lane);
+    MVNROB_UNROLL
+    for (int slot = 0; slot < kAhead; ++slot) load(slot, first + lane + slot * kWarp);
     MVNROB_ROLLED
-    for (int64_t column = first + lane; column < end; column += kWarp) {
-      T u[kMostClasses];
+    for (int64_t column = first + lane; column < end; column += kAhead * kWarp) {
       MVNROB_UNROLL
-      for (int i = 0; i < kMostClasses; ++i)
-        u[i] = i < classes ? widen(target) - widen(value[i]) : T(0);
-      if (column + kWarp < end) load(column + kWarp);
-      int k = 0;
-      MVNROB_UNROLL
-      for (int i = 0; i < kMostClasses; ++i) {
+      for (int slot = 0; slot < kAhead; ++slot) {
+        if (column + slot * kWarp >= end) break;
+        T u[kMostClasses];
         MVNROB_UNROLL
-        for (int j = i; j < kMostClasses; ++j, ++k) sum[k] += u[i] * u[j];
+        for (int i = 0; i < kMostClasses; ++i)
+          u[i] = i < classes ? widen(target[slot]) - widen(value[slot][i]) : T(0);
+        load(slot, column + (kAhead + slot) * kWarp);
+        int k = 0;
+        MVNROB_UNROLL
+        for (int i = 0; i < kMostClasses; ++i) {
+          MVNROB_UNROLL
+          for (int j = i; j < kMostClasses; ++j, ++k) sum[k] += u[i] * u[j];
+        }
       }
     }
     int index = 0;

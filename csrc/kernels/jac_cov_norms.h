@@ -50,15 +50,29 @@ struct JacNorms {
     MVNROB_UNROLL
     for (int i = 0; i < kRows; ++i) sum[i] = 0;
     const in_t* row = problem.rows + first_row * a.jac.row_stride;
+    // Loads of two columns are under way at once: of bfloat16 those of one are few bytes.
+    constexpr int kAhead = 2;
     MVNROB_ROLLED
-    for (int64_t column = first + lane; column < end; column += kWarp) {
-      const T target = widen(problem.target_value(column));
-      const in_t* p = row + column;
+    for (int64_t column = first + lane; column < end; column += kAhead * kWarp) {
+      in_t target[kAhead], value[kAhead][kRows];
       MVNROB_UNROLL
-      for (int i = 0; i < kRows; ++i) {
-        const T u = i < rows ? target - widen(*p) : T(0);
-        sum[i] += u * u;
-        p += a.jac.row_stride;
+      for (int slot = 0; slot < kAhead; ++slot) {
+        const bool inside = column + slot * kWarp < end;
+        const in_t* p = row + column + slot * kWarp;
+        target[slot] = inside ? problem.target_value(column + slot * kWarp) : in_t{};
+        MVNROB_UNROLL
+        for (int i = 0; i < kRows; ++i) {
+          value[slot][i] = inside && i < rows ? *p : in_t{};
+          p += a.jac.row_stride;
+        }
+      }
+      MVNROB_UNROLL
+      for (int slot = 0; slot < kAhead; ++slot) {
+        MVNROB_UNROLL
+        for (int i = 0; i < kRows; ++i) {
+          const T u = i < rows ? widen(target[slot]) - widen(value[slot][i]) : T(0);
+          sum[i] += u * u;
+        }
       }
     }
     MVNROB_UNROLL

@@ -39,10 +39,10 @@ constexpr int kItemBits = 40;
 MVNROB_HD uint64_t items_of(uint64_t packed) { return packed & ((uint64_t(1) << kItemBits) - 1); }
 MVNROB_HD int64_t entries_of(uint64_t packed) { return int64_t(packed >> kItemBits); }
 
-// From how many numbers on that a new column of a factor reads the whole grid makes it, for each
-// row that is planned at the time. A block reads about one in .25 ns, a grid spends some 10 us on
-// a pivot; predicted, not measured.
-constexpr int64_t kGrowFrom = 40'000;
+// From how many numbers on that a new column of a factor would read without panels the whole grid
+// makes it, for each row that is planned at the time: about from 1,500 variables on. A grid spends
+// some 20 us on a pivot (H100), a block about as much at a thousand.
+constexpr int64_t kGrowFrom = 400'000;
 
 // Arguments of every kernel, by value.
 struct MvnCdfArgs {
@@ -79,7 +79,7 @@ struct MvnCdfArgs {
   const double* tilt;
   int64_t forced_points;
   SampleSums* forced_sums;
-  bool scalar_panels;  // of any number of pivots, for mvn_cdf_pathwise
+  bool scalar_panels;         // of any number of pivots, for mvn_cdf_pathwise
   bool columns_only = false;  // a row's memory has no more columns of its factor than are wanted
   bool double_tensor;  // whether the device has float64 tensor cores worth the name (tensor.h)
 
@@ -124,6 +124,23 @@ struct MvnCdfArgs {
     const int64_t k = row * cov_strides.batch + i * cov_strides.row + j * cov_strides.column;
     return is_double ? static_cast<const double*>(cov)[k]
                      : double(static_cast<const float*>(cov)[k]);
+  }
+  // Of row i and `count` columns, -1 for none, whose loads are then under way together.
+  template <int count>
+  MVNROB_HD void stored(int64_t row, int32_t i, const int32_t (&j)[count],
+                        double (&out)[count]) const {
+    const int64_t first = row * cov_strides.batch + i * cov_strides.row;
+    if (is_double)
+      stored_as<double>(first, j, out);
+    else
+      stored_as<float>(first, j, out);
+  }
+  template <class T, int count>
+  MVNROB_HD void stored_as(int64_t first, const int32_t (&j)[count], double (&out)[count]) const {
+    T found[count];
+    for (int k = 0; k < count; ++k)
+      found[k] = j[k] >= 0 ? static_cast<const T*>(cov)[first + j[k] * cov_strides.column] : T(0);
+    for (int k = 0; k < count; ++k) out[k] = double(found[k]);
   }
   MVNROB_HD_FN double product_of_rows(int64_t row, int32_t i, int32_t j) const {
     double sum = 0;

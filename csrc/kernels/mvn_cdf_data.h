@@ -44,16 +44,19 @@ static_assert(kShifts % kTensorStreams == 0, "no block has fewer");
 // (mvn_cdf_sample_tensor_double.h), if each pivot's products are also large enough: its y goes into
 // half of the pivots and all rows that complete. By the same measure
 // (bench/results/cuda_predicted_tensor_double.md).
-constexpr int kTensorDoubleRows = 128;
+constexpr int kTensorDoublePivots = 96, kTensorDoubleRows = 128;
+template <class scalar_t>
+constexpr int kLeastTensorPivots = sizeof(scalar_t) == 4 ? kTensorPivots : kTensorDoublePivots;
 template <class scalar_t>
 MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots, int completed) {
-  if (a.scalar_panels || pivots < kTensorPivots) return false;
+  if (a.scalar_panels || pivots < kLeastTensorPivots<scalar_t>) return false;
   return sizeof(scalar_t) == 4 || (a.double_tensor && pivots / 2 + completed >= kTensorDoubleRows);
 }
 // Whether some plan of the rows may be.
 template <class scalar_t>
 MVNROB_HD bool may_be_tensor(const MvnCdfArgs& a) {
-  return a.rank() >= kTensorPivots && is_tensor<scalar_t>(a, kTensorPivots, a.n - kTensorPivots);
+  constexpr int kLeast = kLeastTensorPivots<scalar_t>;
+  return a.rank() >= kLeast && is_tensor<scalar_t>(a, kLeast, a.n - kLeast);
 }
 // Items of the tensor sampler that so many streams of a row are.
 template <class scalar_t>

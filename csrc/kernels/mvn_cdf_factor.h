@@ -4,11 +4,11 @@
 //
 // Pivots move to the front. A row that a pivot leaves without variance joins that pivot's group and
 // stays where it is. Left-looking: a new column reads the columns before it once, coalesced, and
-// the choice of the next pivot needs only the running means and variances. Of a large row a panel of
-// columns is subtracted from all entries to come (mvn_cdf_trailing.h), so that a new column reads
-// those of its panel only. Each entry is the same chain of multiply-adds, fma() by name, and the
-// same number. Where a factor of the covariance is given, its rows are orthogonalised (Gram-Schmidt,
-// twice for every pivot), a thread for each row, read as they are.
+// the choice of the next pivot needs only the running means and variances. Of a large row a panel
+// of columns is subtracted from all entries to come (mvn_cdf_trailing.h), so that a new column
+// reads those of its panel only. Each entry is the same chain of multiply-adds, fma() by name, and
+// the same number. Where a factor of the covariance is given, its rows are orthogonalised
+// (Gram-Schmidt, twice for every pivot), a thread for each row, read as they are.
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
@@ -25,6 +25,8 @@ MVNROB_DEVICE_ONCE double mean_of_pivot(double lower, double upper) {
 
 template <class scalar_t, class Team>
 class FactorKernel {
+  using Trailing = TrailingEntries<scalar_t, Team>;
+
  public:
   MVNROB_DEVICE FactorKernel(const MvnCdfArgs& a, int64_t row, const Team& team, RowState& s)
       : a_(a),
@@ -93,9 +95,12 @@ class FactorKernel {
   }
 
  private:
-  // Columns whose loads of a thread are under way at once: it has a row, or a few, to itself, so
-  // that nothing else hides them.
-  static constexpr int kColumnsAhead = Team::kThreads == kGrowThreads ? 16 : 8;
+  // Rows that a thread takes side by side, and their columns whose loads are then under way at
+  // once: it has few others beside it, which would hide how long each takes.
+  static constexpr int kMostRows = Team::kIsGrid || Team::kThreads == kWarp ? 1
+                                   : Team::kThreads < kGrowThreads          ? 2
+                                                                            : 4;
+  static constexpr int kLoads = Team::kThreads >= 256 ? 16 : Team::kThreads > kWarp ? 12 : 8;
 
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {
@@ -115,14 +120,34 @@ class FactorKernel {
   // The row of the variable least likely to hold, of equals the first in the input.
   MVNROB_DEVICE_FN int choose(int begin) const {
     Placed best{{HUGE_VAL, INT_MAX}, 0};
-    for (int i = begin + team_.thread(); i < size_; i += team_.size()) {
-      if (m_.group()[i] >= 0) continue;
-      const double key = plan::priority(m_.upper()[i], m_.lower()[i], m_.mean()[i],
-                                        m_.variance()[i], s_.rectangular);
-      const Placed candidate{{key == key ? key : HUGE_VAL, m_.variable()[i]}, i};
-      if (goes_before(candidate, best)) best = candidate;
-    }
+    if (kMostRows > 1 && size_ - begin > team_.size())
+      find_least<kMostRows>(begin, best);
+    else
+      find_least<1>(begin, best);
     return team_.first(best).place;
+  }
+
+  template <int rows>
+  MVNROB_DEVICE void find_least(int begin, Placed& best) const {
+    for (int i = begin + team_.thread(); i < size_; i += rows * team_.size()) {
+      int32_t variable[rows];
+      double key[rows];
+      MVNROB_UNROLL
+      for (int k = 0; k < rows; ++k) {
+        const int at = i + k * team_.size();
+        const bool here = at < size_ && m_.group()[at] < 0;
+        variable[k] = here ? m_.variable()[at] : INT_MAX;
+        const double x = plan::priority(here ? m_.upper()[at] : 0.0, here ? m_.lower()[at] : 0.0,
+                                        here ? m_.mean()[at] : 0.0, here ? m_.variance()[at] : 1.0,
+                                        s_.rectangular);
+        key[k] = here && x == x ? x : HUGE_VAL;
+      }
+      MVNROB_UNROLL
+      for (int k = 0; k < rows; ++k) {
+        const Placed candidate{{key[k], variable[k]}, i + k * team_.size()};
+        if (goes_before(candidate, best)) best = candidate;
+      }
+    }
   }
 
   // The row of the variable that the forced order names; -1 when it has left.
@@ -177,63 +202,142 @@ class FactorKernel {
     team_.sync();
   }
 
-  // c less the products of row i with the scratch, of columns first .. end - 1 in their order.
-  MVNROB_DEVICE double minus_products(double c, int i, int first, int end) const {
-    const double* entry = m_.factor() + int64_t(first) * size_ + i;
-    MVNROB_ROLLED
-    for (int l = first; l < end; l += kColumnsAhead, entry += int64_t(kColumnsAhead) * size_) {
-      double own[kColumnsAhead], pivots[kColumnsAhead];
-      MVNROB_UNROLL
-      for (int k = 0; k < kColumnsAhead; ++k) {
-        own[k] = l + k < end ? entry[int64_t(k) * size_] : 0;
-        pivots[k] = l + k < end ? m_.scratch()[l + k] : 0;
-      }
-      MVNROB_UNROLL
-      for (int k = 0; k < kColumnsAhead; ++k)
-        if (l + k < end) c = ::fma(-own[k], pivots[k], c);
-    }
-    return c;
-  }
+  // What a new column does to the rows after its pivot.
+  struct Column {
+    double* entries;
+    double inverse;  // of the pivot's standard deviation
+    double mean, growth, scale;
+    int32_t variable;
+    int pivot, from;  // the latter: the row that the pivot came from
+  };
 
-  // `from` is the row that the pivot came from.
   MVNROB_DEVICE_FN unsigned add_column(int j, int from) {
     const bool factored = a_.is_factor();
     const double d = factored ? add_direction(j) : ::sqrt(m_.variance()[j]), inverse = 1 / d;
     const double mean = m_.mean()[j];
     const double y =
         mean_of_pivot((m_.lower()[j] - mean) * inverse, (m_.upper()[j] - mean) * inverse);
-    const double growth = m_.variance_error()[j] / (d * d);
-    const double scale = m_.inverse_sd()[j];
-    const int32_t variable = m_.variable()[j];
-    double* column = m_.factor() + int64_t(j) * size_;
+    const Column column{m_.factor() + int64_t(j) * size_,
+                        inverse,
+                        y,
+                        m_.variance_error()[j] / (d * d),
+                        m_.inverse_sd()[j],
+                        m_.variable()[j],
+                        j,
+                        from};
     unsigned found = 0;
-    for (int i = j + 1 + team_.thread(); i < size_; i += team_.size()) {
-      double c;
-      if (factored) {
-        c = coordinate(i, j);
-      } else {
-        const int first = trailing_.subtracted();
-        c = first > 0 ? trailing_.take(i, j, from)
-                      : a_.stored(row_, variable, m_.variable()[i]) * scale * m_.inverse_sd()[i];
-        c = minus_products(c, i, first, j);
-        c *= inverse;
-      }
-      column[i] = c;
-      double variance = m_.variance()[i] - c * c;
-      if (factored && m_.group()[i] < 0 && !(variance > plan::kRefresh * m_.reference()[i]))
-        m_.reference()[i] = variance = rest_of_row(i, j + 1);
-      const double error = m_.variance_error()[i] + c * c * growth;
-      m_.variance()[i] = variance;
-      m_.mean()[i] += c * y;
-      m_.variance_error()[i] = error;
-      // A row that has left is followed on: its variance turns negative where it contradicts a
-      // later pivot.
-      if (m_.group()[i] < 0 && plan::is_zero_variance(variance, error)) found |= kExhausts;
-      if (!factored && !plan::is_valid_variance(variance, error))
-        found |= variance != variance ? kNotANumber : kNegative;
-    }
-    if (team_.thread() == 0) column[j] = d;
+    if (kMostRows > 1 && size_ - j - 1 > team_.size())
+      fill_column<kMostRows>(column, found);
+    else
+      fill_column<1>(column, found);
+    if (team_.thread() == 0) column.entries[j] = d;
     return team_.any_bits(found);
+  }
+
+  template <int rows>
+  MVNROB_DEVICE void fill_column(const Column& column, unsigned& found) {
+    const bool factored = a_.is_factor();
+    const int stride = team_.size();
+    for (int i = column.pivot + 1 + team_.thread(); i < size_; i += rows * stride) {
+      double c[rows];
+      if (factored) {
+        MVNROB_UNROLL
+        for (int k = 0; k < rows; ++k)
+          c[k] = i + k * stride < size_ ? coordinate(i + k * stride, column.pivot) : 0;
+      } else {
+        first_entries(column, i, c);
+        subtract_products(i, column.pivot, c);
+        MVNROB_UNROLL
+        for (int k = 0; k < rows; ++k) c[k] *= column.inverse;
+      }
+      double variance[rows], mean[rows], error[rows];
+      bool live[rows];
+      MVNROB_UNROLL
+      for (int k = 0; k < rows; ++k) {
+        const int at = i + k * stride;
+        const bool here = at < size_;
+        variance[k] = here ? m_.variance()[at] : 1;
+        mean[k] = here ? m_.mean()[at] : 0;
+        error[k] = here ? m_.variance_error()[at] : 0;
+        live[k] = here && m_.group()[at] < 0;
+      }
+      MVNROB_UNROLL
+      for (int k = 0; k < rows; ++k) {
+        const int at = i + k * stride;
+        if (at >= size_) break;
+        column.entries[at] = c[k];
+        variance[k] -= c[k] * c[k];
+        if (factored && live[k] && !(variance[k] > plan::kRefresh * m_.reference()[at]))
+          m_.reference()[at] = variance[k] = rest_of_row(at, column.pivot + 1);
+        error[k] += c[k] * c[k] * column.growth;
+        m_.variance()[at] = variance[k];
+        m_.mean()[at] = mean[k] + c[k] * column.mean;
+        m_.variance_error()[at] = error[k];
+        // A row that has left is followed on: its variance turns negative where it contradicts a
+        // later pivot.
+        if (live[k] && plan::is_zero_variance(variance[k], error[k])) found |= kExhausts;
+        if (!factored && !plan::is_valid_variance(variance[k], error[k]))
+          found |= variance[k] != variance[k] ? kNotANumber : kNegative;
+      }
+    }
+  }
+
+  // The covariances of rows i, i + size of the team, ... with the pivot, or what the panels
+  // subtracted so far leave of them.
+  template <int rows>
+  MVNROB_DEVICE void first_entries(const Column& column, int i, double (&c)[rows]) {
+    const int stride = team_.size();
+    if (trailing_.subtracted() > 0) {
+      typename Trailing::Entry entry[rows]{};
+      MVNROB_UNROLL
+      for (int k = 0; k < rows; ++k)
+        if (i + k * stride < size_)
+          entry[k] = trailing_.look(i + k * stride, column.pivot, column.from);
+      MVNROB_UNROLL
+      for (int k = 0; k < rows; ++k)
+        c[k] = i + k * stride < size_
+                   ? trailing_.take(entry[k], i + k * stride, column.pivot, column.from)
+                   : 0;
+      return;
+    }
+    int32_t variable[rows];
+    double inverse_sd[rows];
+    MVNROB_UNROLL
+    for (int k = 0; k < rows; ++k) {
+      const bool here = i + k * stride < size_;
+      variable[k] = here ? m_.variable()[i + k * stride] : -1;
+      inverse_sd[k] = here ? m_.inverse_sd()[i + k * stride] : 0;
+    }
+    a_.stored(row_, column.variable, variable, c);
+    MVNROB_UNROLL
+    for (int k = 0; k < rows; ++k) c[k] = c[k] * column.scale * inverse_sd[k];
+  }
+
+  // The products of those rows with the scratch, of the columns that no panel has subtracted, in
+  // their order.
+  template <int rows>
+  MVNROB_DEVICE void subtract_products(int i, int end, double (&c)[rows]) const {
+    constexpr int kAhead = kLoads / rows;
+    const int stride = team_.size(), first = trailing_.subtracted();
+    const double* entry = m_.factor() + int64_t(first) * size_ + i;
+    MVNROB_ROLLED
+    for (int l = first; l < end; l += kAhead, entry += int64_t(kAhead) * size_) {
+      double own[kAhead][rows], pivots[kAhead];
+      MVNROB_UNROLL
+      for (int m = 0; m < kAhead; ++m) {
+        const bool before = l + m < end;
+        pivots[m] = before ? m_.scratch()[l + m] : 0;
+        MVNROB_UNROLL
+        for (int k = 0; k < rows; ++k)
+          own[m][k] = before && i + k * stride < size_ ? entry[int64_t(m) * size_ + k * stride] : 0;
+      }
+      MVNROB_UNROLL
+      for (int m = 0; m < kAhead; ++m) {
+        if (l + m >= end) break;
+        MVNROB_UNROLL
+        for (int k = 0; k < rows; ++k) c[k] = ::fma(-own[m][k], pivots[m], c[k]);
+      }
+    }
   }
 
   // The part of row j that is orthogonal to the directions before; returns its length. The scratch
@@ -345,7 +449,7 @@ class FactorKernel {
   RowState& s_;
   const RowMemory<scalar_t> m_;
   const int size_;
-  TrailingEntries<scalar_t, Team> trailing_;
+  Trailing trailing_;
 };
 
 }  // namespace mvnrob::kernels

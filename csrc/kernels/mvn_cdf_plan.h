@@ -1,8 +1,8 @@
 // The planning kernel of mvn_cdf: a block takes a row as far as mvn_cdf_planner.h says. A factor
 // that takes one block long it leaves to the whole grid (mvn_cdf_grow.h).
 //
-// Mapping: a warp for each row up to n = 32, 128 or 256 threads beyond; blocks stride over the
-// rows that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
+// Mapping: a warp for each row up to n = 32, 64 or 256 threads beyond; blocks stride over the rows
+// that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
 // each) for small rows, reading the factor's columns for large ones (on sm_90
 // 23 instructions, 8 of them loads, for 4 multiply-adds; share reached: not measured). Both are
 // small beside the sampling that follows a plan: m k^2 / 2 multiply-adds against N (m k + ...).

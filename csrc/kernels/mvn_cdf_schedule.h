@@ -118,8 +118,8 @@ int64_t grow_blocks(Launcher& launcher, const MvnCdfArgs& a) {
   return may_grow(a) ? launcher.template resident_together<Grow>(Grow::kSharedBytes) : 0;
 }
 
-// No more than can have work, or than memory serves: a GiB for the blocked and the tensor sampler,
-// which large rows live on, and 64 MiB for samples of the union, which few rows come to.
+// No more than can have work, or than memory serves: a GiB of what each sampler keeps, which share
+// it.
 template <class scalar_t, class Launcher>
 Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
   using Blocked = MvnCdfSampleBlocked<scalar_t>;
@@ -141,7 +141,7 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
                tensor_items<scalar_t>(streams), tensor_history<scalar_t>(a), int64_t(1) << 30);
   if (may_unite(a))
     grids.united = blocks(launcher.template resident_blocks<Union>(0), streams / Union::kWarps,
-                          union_history<scalar_t>(a.n), int64_t(1) << 26);
+                          union_history<scalar_t>(a.n), int64_t(1) << 30);
   return grids;
 }
 
@@ -273,7 +273,7 @@ void run_tile(Launcher& launcher, MvnCdfArgs a, const Grids& grids, unsigned cha
   if (a.n <= 32)
     run_rounds<scalar_t, 32>(launcher, a, grids);
   else if (a.n <= 256)
-    run_rounds<scalar_t, 128>(launcher, a, grids);
+    run_rounds<scalar_t, 64>(launcher, a, grids);
   else
     run_rounds<scalar_t, kGrowThreads>(launcher, a, grids);
 }

@@ -1,5 +1,5 @@
-// The entries of a large factor's columns to come, from which the columns made so far are subtracted
-// a panel at a time (mvn_cdf_factor.h).
+// The entries of a large factor's columns to come, from which the columns made so far are
+// subtracted a panel at a time (mvn_cdf_factor.h).
 //
 // They lie where the columns will, each as if its variable were the next pivot: [column][row], both
 // halves, since a matrix that is symmetric only up to rounding is read by its pivots' rows. A new
@@ -17,9 +17,9 @@ namespace mvnrob::kernels {
 
 constexpr int kPanel = 64;  // columns
 
-// Whether it pays to subtract the panel before pivot j, for `left` columns to come of a row of `size`
-// variables: each of these saves 64 numbers of its rows; to subtract reads and writes a number, and
-// costs as much again in arithmetic, for each of their squares.
+// Whether it pays to subtract the panel before pivot j, for `left` columns to come of a row of
+// `size` variables: each of these saves 64 numbers of its rows; to subtract reads and writes a
+// number, and costs as much again in arithmetic, for each of their squares.
 MVNROB_HD bool pays_to_subtract(int size, int j, int left) { return left > (size - j) / 16; }
 
 // Blocks for smaller rows have none.
@@ -31,7 +31,9 @@ class TrailingEntries {
   MVNROB_DEVICE void resume(int) {}
   MVNROB_DEVICE int subtracted() const { return 0; }
   MVNROB_DEVICE void advance(int, int) {}
-  MVNROB_DEVICE double take(int, int, int) const { return 0; }
+  struct Entry {};
+  MVNROB_DEVICE Entry look(int, int, int) const { return {}; }
+  MVNROB_DEVICE double take(const Entry&, int, int, int) const { return 0; }
 };
 
 template <class scalar_t, class Team>
@@ -61,16 +63,23 @@ class TrailingEntries<scalar_t, Team, true> {
   }
 
   // Of the next pivot's column, now j, row i; one thread for each i. The pivot was row `from`,
-  // which row j has become: so do the entries.
-  MVNROB_DEVICE double take(int i, int j, int from) const {
-    double* const to = column(j);
-    if (from == j) return to[i];
-    double *const taken = column(from), *const own = column(i);
-    if (i == from) return taken[j];
-    const double entry = taken[i];
-    taken[i] = to[i];
-    own[from] = own[j];
-    return entry;
+  // which row j has become: so do the entries. look() reads, of several rows at once, and then
+  // take() writes and returns the entry.
+  struct Entry {
+    double wanted, first, own;
+  };
+  MVNROB_DEVICE Entry look(int i, int j, int from) const {
+    if (from == j) return {column(j)[i], 0, 0};
+    const double* const taken = column(from);
+    if (i == from) return {taken[j], 0, 0};
+    return {taken[i], column(j)[i], column(i)[j]};
+  }
+  MVNROB_DEVICE double take(const Entry& entry, int i, int j, int from) const {
+    if (from != j && i != from) {
+      column(from)[i] = entry.first;
+      column(i)[from] = entry.own;
+    }
+    return entry.wanted;
   }
 
  private:
@@ -88,17 +97,18 @@ class TrailingEntries<scalar_t, Team, true> {
       const int32_t variable = m_.variable()[c];
       const double scale = m_.inverse_sd()[c];
       for (int i = first + team_.block().thread(); i < size_; i += kAhead * Team::kThreads) {
-        double entry[kAhead];
+        int32_t other[kAhead];
+        double entry[kAhead], own[kAhead];
         MVNROB_UNROLL
         for (int k = 0; k < kAhead; ++k) {
           const int at = i + k * Team::kThreads;
-          entry[k] = at < size_ ? a_.stored(row_, variable, m_.variable()[at]) * scale *
-                                      m_.inverse_sd()[at]
-                                : 0;
+          other[k] = at < size_ ? m_.variable()[at] : -1;
+          own[k] = at < size_ ? m_.inverse_sd()[at] : 0;
         }
+        a_.stored(row_, variable, other, entry);
         MVNROB_UNROLL
         for (int k = 0; k < kAhead; ++k)
-          if (i + k * Team::kThreads < size_) column(c)[i + k * Team::kThreads] = entry[k];
+          if (other[k] >= 0) column(c)[i + k * Team::kThreads] = entry[k] * scale * own[k];
       }
     }
     team_.sync();
@@ -128,19 +138,31 @@ class TrailingEntries<scalar_t, Team, true> {
       for (int k = 0; k < kEach; ++k)
         entry[c][k] = whole || i + kSide * k < size_ ? column(to + kSide * c)[i + kSide * k] : 0;
     }
+    // Of a column of the panel: loaded while the products of the one before are taken.
+    double by_row[kEach], by_column[columns];
     const double* from = column(subtracted_);
-    MVNROB_ROLLED
-    for (int l = subtracted_; l < end; ++l, from += size_) {
-      double by_row[kEach], by_column[columns];
+    const auto load = [&] {
       MVNROB_UNROLL
       for (int k = 0; k < kEach; ++k)
         by_row[k] = whole || i + kSide * k < size_ ? from[i + kSide * k] : 0;
       MVNROB_UNROLL
       for (int c = 0; c < columns; ++c) by_column[c] = from[to + kSide * c];
+      from += size_;
+    };
+    load();
+    MVNROB_ROLLED
+    for (int l = subtracted_; l < end; ++l) {
+      double this_row[kEach], this_column[columns];
+      MVNROB_UNROLL
+      for (int k = 0; k < kEach; ++k) this_row[k] = by_row[k];
+      MVNROB_UNROLL
+      for (int c = 0; c < columns; ++c) this_column[c] = by_column[c];
+      if (l + 1 < end) load();
       MVNROB_UNROLL
       for (int c = 0; c < columns; ++c) {
         MVNROB_UNROLL
-        for (int k = 0; k < kEach; ++k) entry[c][k] = ::fma(-by_row[k], by_column[c], entry[c][k]);
+        for (int k = 0; k < kEach; ++k)
+          entry[c][k] = ::fma(-this_row[k], this_column[c], entry[c][k]);
       }
     }
     MVNROB_UNROLL

@@ -53,7 +53,7 @@ struct MvnCdfSampleUnion {
   static constexpr size_t kSharedBytes = 0;
   static constexpr int kWarps = kThreads / kWarp;
   static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
-  static constexpr int kRows = 8;
+  static constexpr int kRows = 16;
 
   // e and X of one block's streams.
   static size_t history_bytes(int n) {
@@ -93,7 +93,10 @@ struct MvnCdfSampleUnion {
       for (int q = 0; q < kPoints; ++q)
         failing[q] =
             move_to_event(a, m, p, size, shifts[0], index + uint32_t(q) * next, e + q * kWarp);
-      multiply_factor(m.factor(), size, p.pivots, e, x);
+      if (size <= kRows / 2)
+        multiply_factor<kRows / 2>(m.factor(), size, p.pivots, e, x);
+      else
+        multiply_factor<kRows>(m.factor(), size, p.pivots, e, x);
       MVNROB_UNROLL
       for (int q = 0; q < kPoints; ++q) {
         const double failed = count_failed(m, size, failing[q], x + q * kWarp);
@@ -123,28 +126,34 @@ struct MvnCdfSampleUnion {
     }
   }
 
-  // X = L e. The factor has no rows beyond its last one: those of the last block are read again.
+  // X = L e. A pivot's row ends with its own column. The factor has no rows beyond its last one:
+  // that one is read again.
+  template <int rows>
   static MVNROB_DEVICE void multiply_factor(const double* factor, int size, int pivots,
                                             const double* e, double* x) {
-    for (int first = 0; first < size; first += kRows) {
-      double sum[kRows][kPoints];
+    for (int first = 0; first < size; first += rows) {
+      double sum[rows][kPoints];
+      int at[rows];
       MVNROB_UNROLL
-      for (int r = 0; r < kRows; ++r) MVNROB_UNROLL
-      for (int q = 0; q < kPoints; ++q) sum[r][q] = 0;
-      for (int l = 0; l < pivots; ++l) {
+      for (int r = 0; r < rows; ++r) {
+        at[r] = first + r < size ? first + r : size - 1;
+        MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) sum[r][q] = 0;
+      }
+      const int columns = first + rows < pivots ? first + rows : pivots;
+      for (int l = 0; l < columns; ++l) {
         const double* column = factor + int64_t(l) * size;
-        double y[kPoints];
+        double y[kPoints], c[rows];
         MVNROB_UNROLL
         for (int q = 0; q < kPoints; ++q) y[q] = e[l * kTileSamples + q * kWarp];
         MVNROB_UNROLL
-        for (int r = 0; r < kRows; ++r) {
-          const double c = column[first + r < size ? first + r : size - 1];
-          MVNROB_UNROLL
-          for (int q = 0; q < kPoints; ++q) sum[r][q] = math::fma(c, y[q], sum[r][q]);
-        }
+        for (int r = 0; r < rows; ++r) c[r] = column[at[r]];
+        MVNROB_UNROLL
+        for (int r = 0; r < rows; ++r) MVNROB_UNROLL
+        for (int q = 0; q < kPoints; ++q) sum[r][q] = math::fma(c[r], y[q], sum[r][q]);
       }
       MVNROB_UNROLL
-      for (int r = 0; r < kRows; ++r) MVNROB_UNROLL
+      for (int r = 0; r < rows; ++r) MVNROB_UNROLL
       for (int q = 0; q < kPoints; ++q) x[(first + r) * kTileSamples + q * kWarp] = sum[r][q];
     }
   }
