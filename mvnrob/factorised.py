@@ -19,6 +19,7 @@ from .linearised import (
     mean_rows,
     pulled_rows,
 )
+from .network import full_float32
 from .noise import PROBES, row_keys, standard_normal
 
 #: Numbers of dW in memory at a time when the norms of all classes are computed.
@@ -68,7 +69,11 @@ class Features:
         self.live = order[:, : max(1, most)]
 
     def _compare_gradients(self) -> None:
-        """Without forward mode: one random cotangent, through the whole network and the features."""
+        """Without forward mode: one random cotangent, through the whole network and the features.
+
+        Without TF32, which would round the two backward passes apart. They share the forward pass, and
+        with it every side that a ReLU takes.
+        """
         head, network = self.head, self.map.network
         classes, width = head.weight.shape
         keys = row_keys(0, PROBES, self.map.inputs)
@@ -77,7 +82,8 @@ class Features:
         pair[:, 0, :width], pair[:, 1, width:] = head.pull(cotangent), cotangent
         network.with_logits = True
         try:
-            through, whole = self.map.vjp(pair).unbind(1)
+            with full_float32() if network.rounds_to_tf32() else contextlib.nullcontext():
+                through, whole = self.map.vjp(pair).unbind(1)
         finally:
             network.with_logits = False
         network.compare_gradients(whole, through)

@@ -196,7 +196,10 @@ def robustness(
             forward mode), or ``"double_backward"`` where forward mode is missing (some 20 backward
             passes each on a CPU).
         check: ``"warn"`` (default), ``"raise"`` or ``"off"``: compare every input's rows with one
-            random forward-mode product.
+            random forward-mode product. Where a GPU rounds float32 to TF32 (torch's default for
+            convolutions) derivatives of two passes take different sides of ReLUs' kinks and differ by
+            a fifth of their norm; there the model is checked in place of the rows, with TF32 off: two
+            rows of each of the first two inputs of every chunk, made anew beside such a product.
 
     ``status`` tells how the integral ended and nothing else: ``CONVERGED`` beside a large ``error``
     means that sampling is what is uncertain. Inputs that end with ``abs_tol`` unmet or with
@@ -211,7 +214,8 @@ def robustness(
     Cost, in passes per input: 1 forward for the target; ``taylor`` at most C backward, whatever the
     number of sigmas (screened at the largest); fewer with a head or where few rivals matter; ``mmse``
     n times that per sigma; ``mc`` and ``logit_moments`` n forward per sigma; one forward-mode
-    product for the check. Memory: below ``max_bytes``, results and a copy of x aside.
+    product for the check (where TF32 is on, a forward pass, two backward passes and a product for two
+    inputs of a chunk). Memory: below ``max_bytes``, results and a copy of x aside.
 
     Raises:
         TypeError, ValueError: a bad argument, an option that the method does not read, a module in

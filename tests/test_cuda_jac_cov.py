@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_cuda import cuda, cuda_tensors, put  # noqa: F401  (a fixture among them)
 from test_jac_cov import BAD_CALLS, SINGLE, TOLERANCE, assert_close, assert_same_bits, problem
+from test_robustness import SlopesOff
 
 import mvnrob
 from mvnrob import _load
@@ -18,7 +19,10 @@ from mvnrob._jac_cov import (
     jac_cov_norms,
     jac_cov_reference,
 )
+from mvnrob.jacobian import LogitMap
+from mvnrob.meter import Meter
 from mvnrob.models.digits import load_digits_classifier
+from mvnrob.network import Network
 
 DTYPES = tuple(TOLERANCE)
 # Each kernel, and both sides of where one takes over from another.
@@ -231,31 +235,9 @@ def test_robustness_by_low_rank(cuda, monkeypatch):  # noqa: F811
     assert (gap <= here.error + there.error.cpu()).all(), gap
 
 
-class SlopesOff(torch.autograd.Function):
-    """The identity whose gradient is 2 % too large."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x):
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 1.02 * grad
-
-    @staticmethod
-    def jvp(ctx, tangent):
-        return tangent.clone()
-
-
 def test_convolutions_that_round_to_tf32(cuda):  # noqa: F811
-    """Torch's default on a GPU: forward and reverse derivatives agree to that only, which is no error;
-    a gradient that is wrong still is."""
+    """Torch's default on a GPU: derivatives of passes of other sizes take other sides of ReLUs' kinks,
+    which is no error; a gradient that is wrong still is."""
     torch.manual_seed(0)
     layers = [torch.nn.Conv2d(3, 64, 3, padding=1)]
     for _ in range(30):
@@ -276,5 +258,20 @@ def test_convolutions_that_round_to_tf32(cuda):  # noqa: F811
         torch.backends.cudnn.allow_tf32 = allow
     assert ((there.prob - exact.prob).abs() <= there.error + exact.error + 2e-2).all()
     wrong = lambda x: model(SlopesOff.apply(x))
-    with pytest.raises(RuntimeError, match="must agree with a forward-mode product"):
-        mvnrob.robustness(wrong, x, sigma, check="raise")
+
+    def rows(model):
+        """In a pass of all inputs, where forward mode takes one at a time."""
+        network, meter = Network("test", model, None, x), Meter(len(x), x.device)
+        network(x)
+        assert network.rounds_to_tf32()
+        linear = LogitMap(
+            network, meter, x, torch.arange(len(x), device=cuda), max_copies=len(x),
+            max_tangents=1, method="batch", jvp_mode="forward", check="raise",
+        )  # fmt: skip
+        return linear.rows(torch.arange(12, device=cuda).expand(len(x), -1))
+
+    assert rows(model).isfinite().all()
+    assert torch.backends.cudnn.allow_tf32
+    for call in (lambda: mvnrob.robustness(wrong, x, sigma, check="raise"), lambda: rows(wrong)):
+        with pytest.raises(RuntimeError, match="must agree with a forward-mode product"):
+            call()

@@ -657,6 +657,28 @@ class WrongBackward(torch.autograd.Function):
         return 3 * gradient
 
 
+class SlopesOff(torch.autograd.Function):
+    """The identity whose gradient is 2 % too large."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 1.02 * gradient
+
+
 def test_wrong_reverse_mode_is_reported():
     plain = mlp(6, 4)
     x = inputs(2, 6)
