@@ -360,7 +360,8 @@ class LogitMap:
         Reverse mode is wrong in places (torch 2.13 CPU: batch_norm of a single height-1 input with a
         strided gradient), and rows that are not independent make the sum-over-batch VJP wrong. Both
         show here. The products should agree to rounding: 1e-3 of the largest row's norm for float32
-        networks (measured: 1e-6), 1e-7 for float64, 5e-2 where the model computes in half precision.
+        networks (measured: 5e-6), 1e-7 for float64, 5e-2 where the model computes in half precision.
+        Those that do not are compared once more (:meth:`_probe_as_rows`).
 
         Where TF32 is on, derivatives of two passes are not comparable (:meth:`Network.rounds_to_tf32`):
         the model is checked in place of the rows (:meth:`_check_model`).
@@ -381,8 +382,7 @@ class LogitMap:
         """Compares a few rows with forward-mode products, both made anew without TF32.
 
         Once for a map and all that are cut from it, at its first two inputs, which pass together in both
-        modes: passes of one size round alike, and float32 has its kinks, too (products of one input beside
-        rows of two: 1 % of 31 convolutions' on a CPU). Rows that are not independent show there; a map of one
+        modes (:meth:`_probe_as_rows` says why). Rows that are not independent show there; a map of one
         input has none that could. Of noise: the first samples of the first group. Costs these inputs a forward pass, up to two backward passes and a
         forward-mode product for each sample; the meter counts them.
         """
@@ -411,18 +411,13 @@ class LogitMap:
         return part
 
     def _compare(self, classes: Tensor, rows: Tensor) -> None:
-        direction, product = self.probe()
-        shares = torch.tensor(
-            [count / self.samples for _, count in self.groups], dtype=rows.dtype, device=rows.device
-        )
-        reverse, size = [], torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        # in parts: their squares are float64
-        for part in rows.split(max(1, _CHECKED // rows[:, 0].numel()), dim=1):
-            reverse.append(torch.einsum("bkgd,bd->bkg", part, direction[:, 0]) @ shares)
-            size = torch.maximum(size, safe_norm(part).amax((1, 2)))
-        reverse = torch.cat(reverse, 1)
-        gap = (reverse - product.gather(1, classes)).abs().amax(1)
+        gap, size = self._gaps(classes, rows)
         wrong = gap > self.network.rounding() * size
+        if wrong.any():
+            # float32 has its kinks as well
+            self._probe_as_rows()
+            gap, size = self._gaps(classes, rows)
+            wrong = gap > self.network.rounding() * size
         if wrong.any():
             row = int(wrong.nonzero()[0, 0])
             self._complain(
@@ -433,6 +428,32 @@ class LogitMap:
             )
             if self._check == "warn":
                 self._check = "off"
+
+    def _gaps(self, classes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of each input ``[b]``, float64: the largest difference to the probe, the largest row's norm."""
+        direction, product = self.probe()
+        shares = torch.tensor(
+            [count / self.samples for _, count in self.groups], dtype=rows.dtype, device=rows.device
+        )
+        reverse, size = [], torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        # in parts: their squares are float64
+        for part in rows.split(max(1, _CHECKED // rows[:, 0].numel()), dim=1):
+            reverse.append(torch.einsum("bkgd,bd->bkg", part, direction[:, 0]) @ shares)
+            size = torch.maximum(size, safe_norm(part).amax((1, 2)))
+        return (torch.cat(reverse, 1) - product.gather(1, classes)).abs().amax(1), size
+
+    def _probe_as_rows(self) -> None:
+        """The probe's products in passes of as many inputs as the rows'.
+
+        Passes of one size round alike. Those of two sizes differ by the last bits of their activations,
+        and where a ReLU is that near its kink by another side: in one of four inputs by more than
+        1e-3 of the rows' norm, at most 9e-3 (31 convolutions in float32, random weights, CPU), where
+        passes of one size agree to 5e-6.
+        """
+        direction, _ = self.probe()
+        alike = self.subset(torch.arange(len(self.x), device=self.x.device))
+        alike._tangents = max(self._tangents, len(self.x))
+        self._probe = direction, alike.jvp(direction)[:, 0]
 
     def _was_not_checked(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):

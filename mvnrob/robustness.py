@@ -214,8 +214,9 @@ def robustness(
     Cost, in passes per input: 1 forward for the target; ``taylor`` at most C backward, whatever the
     number of sigmas (screened at the largest); fewer with a head or where few rivals matter; ``mmse``
     n times that per sigma; ``mc`` and ``logit_moments`` n forward per sigma; one forward-mode
-    product for the check (where TF32 is on, a forward pass, two backward passes and a product for two
-    inputs of a chunk). Memory: below ``max_bytes``, results and a copy of x aside.
+    product for the check, and another where it disagrees with the rows (where TF32 is on, a forward
+    pass, two backward passes and a product for two inputs of a chunk instead). Memory: below
+    ``max_bytes``, results and a copy of x aside.
 
     Raises:
         TypeError, ValueError: a bad argument, an option that the method does not read, a module in
