@@ -381,10 +381,11 @@ class LogitMap:
     def _check_model(self, classes: Tensor) -> None:
         """Compares a few rows with forward-mode products, both made anew without TF32.
 
-        Once for a map and all that are cut from it, at its first two inputs, which pass together in both
-        modes (:meth:`_probe_as_rows` says why). Rows that are not independent show there; a map of one
-        input has none that could. Of noise: the first samples of the first group. Costs these inputs a forward pass, up to two backward passes and a
-        forward-mode product for each sample; the meter counts them.
+        Once for a map and all that are cut from it, at its first two inputs, which pass together in
+        both modes (:meth:`_probe_as_rows` says why). Rows that are not independent show there; a map of
+        one input has none that could. Of noise: the first samples of the first group. Costs these inputs
+        a forward pass, up to two backward passes and a forward-mode product for each sample; the meter
+        counts them.
         """
         origin = self._origin
         if origin._model_checked:
