@@ -50,8 +50,8 @@ struct JacNorms {
     MVNROB_UNROLL
     for (int i = 0; i < kRows; ++i) sum[i] = 0;
     const in_t* row = problem.rows + first_row * a.jac.row_stride;
-    // Loads of two columns are under way at once: of bfloat16 those of one are few bytes.
-    constexpr int kAhead = 2;
+    // Loads of two columns are under way at once: those of one are few bytes.
+    constexpr int kAhead = sizeof(in_t) < 8 ? 2 : 1;
     MVNROB_ROLLED
     for (int64_t column = first + lane; column < end; column += kAhead * kWarp) {
       in_t target[kAhead], value[kAhead][kRows];

@@ -100,7 +100,7 @@ class FactorKernel {
   static constexpr int kMostRows = Team::kIsGrid || Team::kThreads == kWarp ? 1
                                    : Team::kThreads < kGrowThreads          ? 2
                                                                             : 4;
-  static constexpr int kLoads = Team::kThreads >= 256 ? 16 : Team::kThreads > kWarp ? 12 : 8;
+  static constexpr int kLoads = Team::kThreads < kGrowThreads ? 8 : 16;
 
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {
