@@ -4,7 +4,8 @@ python -m bench.cuda_launches [--n 9,40,99] [--seeds 8]
                                counts them anew (CPU shim, no GPU; compiles it the first time) and writes
                                bench/results/cuda_predicted_launches.json and .md
 
-The host launches the kernels of every round that a row may need and does not look. A captured graph
+The host launches the kernels of every round that a row may need, unless it sees before that no row is
+left, for which it does not wait: counted is a host that never sees it, the most. A captured graph
 (torch.cuda.graph) repeats one round in a loop of its own until the device says that no row is left:
 launches counted on the shim with single rows of bench/classifiers.py, abs_tol 1e-3. Their times are
 HOST_US, what a launch takes the host, and NODE_US, what a kernel of a graph takes on the device though
@@ -37,11 +38,11 @@ def shim():
     return native_build.load("shim_kernel_bindings.cpp", isa), test_shim_mvn_cdf.by_kernels
 
 
-def launches(native, by_kernels, case, captured):
+def launches(native, by_kernels, case, **how):
     """Of a call with one row, and its answer."""
     before = native.launches()
     upper, cov = (torch.from_numpy(x)[None] for x in (case.upper, case.cov))
-    prob = by_kernels(native, upper, cov, abs_tol=1e-3, max_points=2**20, captured=captured).prob
+    prob = by_kernels(native, upper, cov, abs_tol=1e-3, max_points=2**20, **how).prob
     return native.launches() - before, float(prob[0])
 
 
@@ -49,8 +50,8 @@ def measure(n, seeds):
     native, by_kernels = shim()
     by_host, in_graph = [], []
     for case in classifiers.classifier_problems(n, seeds, 0):
-        host, answer = launches(native, by_kernels, case, False)
-        graph, same = launches(native, by_kernels, case, True)
+        host, answer = launches(native, by_kernels, case, host_lag=None)
+        graph, same = launches(native, by_kernels, case, captured=True)
         assert same == answer, (n, case.name)
         by_host.append(host)
         in_graph.append(graph)

@@ -7,9 +7,13 @@ Tests that need a GPU are skipped without one; with MVNROB_REQUIRE_CUDA=1 they f
 
 import math
 import os
+import shutil
+import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 
 import honesty
 import numpy as np
@@ -106,6 +110,21 @@ def test_reason_on_this_machine():
     else:
         missing = _load.cuda_unavailable
         assert missing is None or "mvnrob._C_cuda could not be loaded" in missing
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+def test_notices(tmp_path):
+    """Whose notice the host sees, and what it asks CUDA for once: tests/native/notices.cpp."""
+    native = Path(__file__).parent / "native"
+    program = tmp_path / "notices"
+    subprocess.run(
+        ["nvcc", "-std=c++17", "-cudart", "none", "-Xcompiler", "-pthread", "-I",
+         native.parents[1] / "csrc", native / "notices.cpp", "-o", program],
+        check=True,
+    )  # fmt: skip
+    for arguments in ([], ["no memory"]):
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 # ---- the same numbers as the CPU ----------------------------------------------------------------
@@ -637,6 +656,52 @@ def test_graph_replays_with_other_values(cuda, n, seed_of):
         graph.replay()
         found = [field.clone() for field in captured]
         assert_same_bits(info(values[0], values[1], seed=values[2], abs_tol=1e-3), found)
+
+
+@pytest.mark.parametrize(
+    "n, options",
+    [(3, {}), (9, {"abs_tol": 0.0, "rel_tol": 1e-2}), (40, {"compute_dtype": torch.float64}),
+     (99, {"abs_tol": 1e-4}), (150, {"method": "sov"})],
+)  # fmt: skip
+def test_eager_calls_and_their_graph(cuda, n, options):
+    """The host stops launching when it sees that the rows are done, a graph's loop ends by itself, and
+    behind a busy device the host launches every round: the same bits, alone and in a batch."""
+    options = {"abs_tol": 1e-3, **options}
+    for rows in (slice(2, 3), slice(None)):
+        upper, cov, seed = (t[rows].to(cuda) for t in mixed_batch(n))
+        call = lambda u=upper, c=cov, s=seed: info(u, c, seed=s, **options)
+        eager = [call()]
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call()
+        graph.replay()
+        eager += [call() for _ in range(20)]
+        torch.cuda.synchronize()
+        torch.cuda._sleep(100_000_000)
+        eager.append(call())
+        for found in eager:
+            assert_same_bits(captured, found)
+
+
+def test_two_threads_on_two_streams(cuda):
+    """At once to the same bits as one after another."""
+    batches = [put(mixed_batch(n), cuda) for n in (9, 40)]
+    call = lambda upper, cov, seed: info(upper, cov, seed=seed, abs_tol=1e-3)
+    expected = [call(*batch) for batch in batches]
+    torch.cuda.synchronize()
+
+    def many(batch):
+        stream = torch.cuda.Stream(cuda)
+        with torch.cuda.stream(stream):
+            found = [call(*batch) for _ in range(30)]
+        stream.synchronize()
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        for alone, found in zip(expected, pool.map(many, batches), strict=True):
+            for result in found:
+                assert_same_bits(alone, result)
 
 
 def test_other_device_than_the_current(cuda):

@@ -8,7 +8,7 @@ the sanitizers.
 import math
 import sys
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import honesty
@@ -56,14 +56,14 @@ class Result:
 def by_kernels(
     shim, upper, cov, lower=None, *, abs_tol=1e-3, rel_tol=0.0, seed=None, method="auto",
     compute_dtype="auto", points="lattice", max_points=MAX_POINTS, tile_rows=1 << 20, resident=3,
-    factored=False, captured=False,
+    factored=False, captured=False, host_lag=0,
 ):  # fmt: skip
     seed = np.arange(len(upper)) if seed is None else np.asarray(seed)
     return Result(
         shim.mvn_cdf(
             array(upper), array(cov), array(lower), seed, abs_tol, rel_tol, max_points, method,
             compute_dtype, points, tile_rows=tile_rows, resident=resident, factored=factored,
-            captured=captured,
+            captured=captured, host_lag=host_lag,
         )
     )  # fmt: skip
 
@@ -586,12 +586,12 @@ def test_same_bits_in_any_order_of_threads(shim, mixed, order):
 )
 def test_a_captured_loop_stops_by_itself(shim, n, options):
     """A graph repeats the launches of a round until no row is left: the same answers, from fewer
-    launches than the host makes, which does not look."""
+    launches than a host makes that does not look."""
     upper, cov, seed = mixed_batch(n)
     results, launches = [], []
-    for captured in (False, True):
+    for how in ({"host_lag": None}, {"captured": True}):
         before = shim.launches()
-        results.append(by_kernels(shim, upper, cov, seed=seed, captured=captured, **options))
+        results.append(by_kernels(shim, upper, cov, seed=seed, **how, **options))
         launches.append(shim.launches() - before)
     assert results[0].bits() == results[1].bits()
     assert n == 2 or launches[1] < launches[0]
@@ -603,6 +603,70 @@ def test_a_captured_loop_ends_with_the_last_round(shim):
     hard = by_kernels(shim, upper, cov, captured=True, **few)
     assert Status.MAX_POINTS in hard.status
     assert hard.bits() == by_kernels(shim, upper, cov, **few).bits()
+
+
+def launches_of(shim, *args, **kwargs):
+    """The answer, and of each launch the round it was made for."""
+    shim.launched_rounds()
+    return by_kernels(shim, *args, **kwargs), shim.launched_rounds()
+
+
+@pytest.mark.parametrize(
+    "n, options",
+    [(2, {}), (9, {"rel_tol": 1e-2, "abs_tol": 0.0}), (40, {"compute_dtype": "float64"}),
+     (70, {"method": "sov"}), (130, {})],
+)  # fmt: skip
+def test_the_host_stops_launching(shim, n, options):
+    """Once it sees that no row is left, however late, to the same bits."""
+    upper, cov, seed = mixed_batch(n)
+    arguments = {"seed": seed, **options}
+    expected, every = launches_of(shim, upper, cov, host_lag=None, **arguments)
+    last = max(every)
+    assert every.count(last) == 1 and set(every) == set(range(last + 1))
+    found, at_once = launches_of(shim, upper, cov, **arguments)
+    assert found.bits() == expected.bits()
+    # The first sampler after the plan that left no row is the last launch: one for that round's plan,
+    # and one. A graph's loop makes as many plans.
+    done = at_once[-1]
+    assert done < last and at_once.count(done) == 2 and at_once == every[: len(at_once)]
+    found, looped = launches_of(shim, upper, cov, captured=True, **arguments)
+    assert found.bits() == expected.bits()
+    assert done == looped.count(1) // 2  # plan and end of each pass
+    for lag in (1, 5, 1000):
+        found, late = launches_of(shim, upper, cov, host_lag=lag, **arguments)
+        assert found.bits() == expected.bits()
+        assert late == every[: len(at_once) + lag]
+    # Tiles stop by themselves, whatever an earlier one was told.
+    found, tiles = launches_of(shim, upper, cov, tile_rows=2, **arguments)
+    assert found.bits() == expected.bits()
+    alone = []
+    for rows in torch.arange(9).split(2):
+        own = {**arguments, "seed": seed[rows]}
+        alone.append(launches_of(shim, upper[rows], cov[rows], **own)[1])
+    assert tiles == list(chain.from_iterable(alone)) and max(rounds[-1] for rounds in alone) == done
+
+
+def test_the_host_stops_after_the_first_plan(shim):
+    """Rows that no sample is wanted for."""
+    upper, cov = random_problem(40, 1, batch=(3,))
+    _, rounds = launches_of(shim, upper * math.nan, cov)
+    assert rounds == [0, 0]
+
+
+def test_the_host_launches_every_round_that_rows_need(shim):
+    upper, cov, _ = mixed_batch(40)
+    few = {"abs_tol": 1e-9, "max_points": 8 * 2**8}
+    expected, every = launches_of(shim, upper, cov, host_lag=None, **few)
+    found, rounds = launches_of(shim, upper, cov, **few)
+    assert Status.MAX_POINTS in found.status
+    assert found.bits() == expected.bits() and rounds == every[: len(rounds)]
+    # A forced plan has one round, and nothing to look for.
+    shim.launched_rounds()
+    order = np.arange(7)[None]
+    shim.mvn_cdf_sums(
+        array(upper[:1]), array(cov[:1]), None, np.zeros(1, int), order, 64, "float64", "lattice"
+    )
+    assert set(shim.launched_rounds()) == {0, 1}
 
 
 def test_strided_and_expanded_input(shim):

@@ -123,7 +123,7 @@ class Integrator {
   }
 
   plan::Step sample() {
-    static const plan::Quantiles quantiles = plan::quantiles();
+    const plan::Quantiles& quantiles = plan::quantiles();
     const SampleSums* sums = series_.sums();
     if (plan_.unites) {
       w_.samples_of_union.extend(plan_.next, run_);

@@ -7,6 +7,8 @@
 #include <type_traits>
 
 #include "cuda/graph_loop.h"
+#include "cuda/notice.h"
+#include "cuda/remembered.h"
 
 namespace mvnrob::cuda {
 
@@ -22,7 +24,8 @@ constexpr size_t kMostShared = 0;
 template <class Body>
 constexpr size_t kMostShared<Body, std::void_t<decltype(Body::kSharedBytes)>> = Body::kSharedBytes;
 
-// Keeps the first error; later launches are left out.
+// Keeps the first error; later launches are left out, as are those after a notice that was watched
+// for. The device is the current one.
 class Launcher {
  public:
   Launcher(int device, cudaStream_t stream) : device_(device), stream_(stream) {}
@@ -31,6 +34,7 @@ class Launcher {
 
   template <class Body>
   void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    if (notice_.is_seen()) return;
     allow_shared<Body>();
     if (error_ != cudaSuccess) return;
     if (loop_) {
@@ -45,13 +49,18 @@ class Launcher {
   // Whether the stream is being captured into a graph, whose loop the driver knows to run.
   bool repeats() {
     int driver = 0;
-    cudaGraph_t graph = nullptr;
-    const cudaGraphNode_t* before = nullptr;
-    size_t count = 0;
-    if (error_ == cudaSuccess) keep(GraphLoop::find(stream_, &graph, &before, &count));
-    if (graph == nullptr) return false;
+    if (!is_captured()) return false;
     keep(cudaDriverGetVersion(&driver));
     return driver >= 12040;
+  }
+
+  // Leaves out the launches that come after a kernel is seen to have told `ticket` at `notice`.
+  // That is null where it could not be seen, and where launches are captured: they would tell at
+  // every replay, whoever has the word then.
+  void watch(uint64_t*& notice, uint64_t& ticket) {
+    if (!is_captured() && error_ == cudaSuccess) notice_.open();
+    notice = notice_.word();
+    ticket = notice_.ticket();
   }
 
   // Calls launches(loop) once: the graph repeats them.
@@ -67,6 +76,7 @@ class Launcher {
   // For a body whose blocks wait for each other; `blocks` is at most what resident_together says.
   template <class Body>
   void launch_together(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    if (notice_.is_seen()) return;
     allow_shared<Body>();
     if (error_ != cudaSuccess) return;
     if (loop_) {
@@ -94,13 +104,20 @@ class Launcher {
   // Blocks that the device holds at once.
   template <class Body>
   int64_t resident_blocks(size_t shared_bytes) {
+    static Remembered remembered;
     allow_shared<Body>();
     if (error_ != cudaSuccess) return 1;
-    int processors = 0, each = 0;
-    keep(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device_));
-    keep(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel<Body>, Body::kThreads,
-                                                       shared_bytes));
-    return int64_t(processors) * each;
+    uint32_t blocks = 0;
+    keep(remembered.get(device_, uint32_t(shared_bytes), blocks, [&](uint32_t& found) {
+      int processors = 0, each = 0;
+      cudaError_t error = device_attribute<cudaDevAttrMultiProcessorCount>(device_, processors);
+      if (error == cudaSuccess)
+        error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel<Body>, Body::kThreads,
+                                                              shared_bytes);
+      found = uint32_t(processors * each);
+      return error;
+    }));
+    return blocks;
   }
 
   // Of those, 0 where the device cannot hold all of a launch at once by promise.
@@ -108,20 +125,35 @@ class Launcher {
   int64_t resident_together(size_t shared_bytes) {
     int cooperative = 0;
     if (error_ == cudaSuccess)
-      keep(cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device_));
+      keep(device_attribute<cudaDevAttrCooperativeLaunch>(device_, cooperative));
     return cooperative ? resident_blocks<Body>(shared_bytes) : 0;
   }
 
  private:
   // Without it a launch with more than 48 KiB fails. Always the most that the kernel ever asks for:
   // the limit is the whole process's, and a lower one, set by another thread between this call and
-  // the launch, would make that fail.
+  // the launch, would make that fail. So once for a device is enough.
   template <class Body>
   void allow_shared() {
-    if constexpr (kMostShared<Body> > 48 * 1024)
+    if constexpr (kMostShared<Body> > 48 * 1024) {
+      static Remembered remembered;
+      uint32_t most = 0;
       if (error_ == cudaSuccess)
-        keep(cudaFuncSetAttribute(kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  int(kMostShared<Body>)));
+        keep(remembered.get(device_, 0, most, [](uint32_t& allowed) {
+          allowed = uint32_t(kMostShared<Body>);
+          return cudaFuncSetAttribute(kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      int(allowed));
+        }));
+    }
+  }
+
+  // Whether the stream is being captured into a graph.
+  bool is_captured() {
+    cudaGraph_t graph = nullptr;
+    const cudaGraphNode_t* before = nullptr;
+    size_t count = 0;
+    if (error_ == cudaSuccess) keep(GraphLoop::find(stream_, &graph, &before, &count));
+    return graph != nullptr;
   }
 
   void keep(cudaError_t error) {
@@ -131,6 +163,7 @@ class Launcher {
   int device_;
   cudaStream_t stream_;
   GraphLoop* loop_ = nullptr;  // where launches go instead of to the stream
+  Notice notice_;              // none is watched for before watch()
   cudaError_t error_ = cudaSuccess;
 };
 

@@ -4,9 +4,9 @@ namespace mvnrob::cuda {
 
 cudaError_t find_double_tensor(int device, bool& found) {
   int major = 0, minor = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  cudaError_t error = device_attribute<cudaDevAttrComputeCapabilityMajor>(device, major);
   if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    error = device_attribute<cudaDevAttrComputeCapabilityMinor>(device, minor);
   found = error == cudaSuccess && kernels::multiplies_doubles(major, minor);
   return error;
 }

@@ -68,6 +68,15 @@ MVNROB_DEVICE void set_loop(uint64_t loop, bool goes_on) {
 #endif
 }
 
+// Writes a word of the host's memory, which the host may read at any time. It orders nothing else.
+MVNROB_DEVICE void tell_host(uint64_t* word, uint64_t value) {
+#if defined(__CUDACC__)
+  *static_cast<volatile uint64_t*>(word) = value;  // one store, of system scope
+#else
+  shim::tell_host(word, value);
+#endif
+}
+
 // 16 bytes from global to shared memory, in the background; both ends aligned to 16. Zeros, and no
 // look at global memory, where there is nothing to copy.
 MVNROB_DEVICE void copy_async16(void* shared, const void* global, bool there = true) {

@@ -105,6 +105,10 @@ struct MvnCdfArgs {
   int32_t launch_round;
   int32_t last_round;
   uint64_t loop;  // the graph's handle of it
+  // Of the host's memory, where it looks for the ticket of the launches that it is making, which
+  // says that no row is left (tell_if_done); null: it does not look.
+  uint64_t* notice = nullptr;
+  uint64_t ticket = 0;
 
   MVNROB_HD int32_t round() const { return *passes + launch_round; }
 

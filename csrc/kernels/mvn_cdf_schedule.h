@@ -4,8 +4,11 @@
 // Launcher gives: launch<Body>(blocks, shared_bytes, args); clear(pointer, bytes);
 // resident_blocks<Body>(shared_bytes), how many blocks the device holds at once; for a body whose
 // blocks wait for each other launch_together and resident_together, which is 0 where the device
-// cannot have that; and repeats(), whether repeat(launches) can let the device itself repeat what
-// launches(loop) launches for as long as set_loop(loop, true) is the last word (device.h).
+// cannot have that; repeats(), whether repeat(launches) can let the device itself repeat what
+// launches(loop) launches for as long as set_loop(loop, true) is the last word (device.h); and
+// watch(notice, ticket), which sets both for tell_host(notice, ticket) and from then on leaves out
+// the launches that it is asked for after it has seen that a kernel did. It sets null where the
+// launches are captured, since what a replay tells is nobody's, or where it cannot look.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -234,11 +237,11 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
   // `screens`: whether rows may have been screened in this round, where they meet closed forms.
   const auto integrate = [&](int32_t round, bool screens) {
     a.launch_round = round;
+    launcher.template launch<Small>(small_blocks, small_bytes, a);  // first: it tells the host
     if (screens && a.options.method != Method::sov && !a.order) {
       launcher.template launch<ClosedForm>(closed_blocks, 0, a);
       if (a.n > 3) launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);
     }
-    launcher.template launch<Small>(small_blocks, small_bytes, a);
     if (a.n > kMaxSmallPivots)
       launcher.template launch<Blocked>(unsigned(grids.blocked), Blocked::kSharedBytes, a);
     if (may_be_tensor<scalar_t>(a))
@@ -257,6 +260,7 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     });
     return;
   }
+  if (a.last_round > 1) launcher.watch(a.notice, a.ticket);
   for (int32_t round = 0; round < a.last_round; ++round) {
     // Rows are screened at first, or judged again, which deepening may find out later, or screened
     // again.

@@ -19,6 +19,13 @@ struct Stream {
   }
 };
 
+// One thread, of a kernel that comes after a round's planning: tells the host, where it looks,
+// whether all rows are done. No row is then in a list of this round either (RowPlanner::leave), so
+// whatever may be launched from here on has nothing to do.
+MVNROB_DEVICE void tell_if_done(const MvnCdfArgs& a) {
+  if (a.notice && a.counters[a.round() + 1].active == 0) tell_host(a.notice, a.ticket);
+}
+
 // The entry that an item belongs to: the last one whose base is not beyond it.
 MVNROB_DEVICE_FN int64_t find_entry(const WorkEntry* entries, int64_t count, uint64_t item) {
   int64_t low = 0, high = count;

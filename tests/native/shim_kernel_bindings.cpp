@@ -42,13 +42,14 @@ MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
 }
 
 // `together` -1: no grid, and a block subtracts no panels of columns either.
-void run(MvnCdfArgs a, int64_t tile_rows, int64_t resident, bool captured, int64_t together) {
+void run(MvnCdfArgs a, int64_t tile_rows, int64_t resident, bool captured, int64_t together,
+         std::optional<int64_t> host_lag) {
   a.columns_only = together < 0;
   together = std::max<int64_t>(together, 0);
   if (a.options.samples_float32())
-    mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident, captured, together);
+    mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident, captured, together, host_lag);
   else
-    mvnrob::shim::run_mvn_cdf<double>(a, tile_rows, resident, captured, together);
+    mvnrob::shim::run_mvn_cdf<double>(a, tile_rows, resident, captured, together, host_lag);
 }
 
 mvnrob::ComputeType compute_type(const std::string& name) {
@@ -69,7 +70,7 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   double rel_tol, int64_t max_points, const std::string& method,
                   const std::string& compute_dtype, const std::string& points, int64_t tile_rows,
                   int64_t resident, bool factored, bool double_tensor, bool captured,
-                  int64_t together) {
+                  int64_t together, std::optional<int64_t> host_lag) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
   a.double_tensor = double_tensor;
   a.options = {abs_tol,
@@ -91,7 +92,7 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
   a.n_points = n_points.mutable_data();
   a.n_active = n_active.mutable_data();
   a.n_pivots = n_pivots.mutable_data();
-  run(a, tile_rows, resident, captured, together);
+  run(a, tile_rows, resident, captured, together, host_lag);
   return py::make_tuple(prob, complement, error, status, n_points, n_active, n_pivots, log_prob,
                         log_error);
 }
@@ -113,7 +114,7 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
   a.forced_points = n_points;
   Array<double> sums({a.rows, int64_t(mvnrob::kShifts), int64_t(5)});
   a.forced_sums = reinterpret_cast<mvnrob::SampleSums*>(sums.mutable_data());
-  run(a, tile_rows, resident, false, together);
+  run(a, tile_rows, resident, false, together, 0);
   return sums;
 }
 
@@ -242,7 +243,8 @@ void define(py::module_& m) {
         py::arg("seed"), py::arg("abs_tol"), py::arg("rel_tol"), py::arg("max_points"),
         py::arg("method"), py::arg("compute_dtype"), py::arg("points"),
         py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("factored") = false,
-        py::arg("double_tensor") = true, py::arg("captured") = false, py::arg("together") = 0);
+        py::arg("double_tensor") = true, py::arg("captured") = false, py::arg("together") = 0,
+        py::arg("host_lag") = 0);
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
         py::arg("compute_dtype"), py::arg("points"), py::arg("tile_rows") = 1 << 20,
@@ -269,6 +271,9 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   define<double>(m);
   m.def("bvn_cdf", &bvn_cdf);
   m.def("launches", [] { return mvnrob::shim::launches(); });
+  m.def("launched_rounds", [] {  // since it was asked last
+    return std::exchange(mvnrob::shim::launched_rounds(), {});
+  });
   m.def("multiplies_doubles", &mvnrob::kernels::multiplies_doubles);
   m.def("grown", [] { return mvnrob::shim::grown(); });
   define_stand_ins(m);

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/mvn_cdf_pathwise_schedule.h"
@@ -9,9 +11,22 @@
 
 namespace mvnrob::shim {
 
+// The rounds of mvn_cdf's launches, one number for each, of all calls.
+inline std::vector<int32_t>& launched_rounds() {
+  static std::vector<int32_t> rounds;
+  return rounds;
+}
+
 struct MvnCdfLauncher : Launcher {
   int64_t resident = 3, together = 0;  // blocks of a device; no cooperative launches
 
+  template <class Body>
+  void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
+    const int64_t before = launches();
+    Launcher::launch<Body>(blocks, shared_bytes, args);
+    if constexpr (std::is_same_v<typename Body::Args, kernels::MvnCdfArgs>)
+      if (launches() > before) launched_rounds().push_back(args.launch_round);
+  }
   void clear(void* pointer, size_t bytes) { std::memset(pointer, 0, bytes); }
   template <class Body>
   int64_t resident_blocks(size_t) {
@@ -45,15 +60,17 @@ inline void count_grown(const kernels::MvnCdfArgs& a, const void* counters) {
 }
 
 // All rows of `whole` (input, output and options set), `tile_rows` at a time, on a device that
-// holds `together` blocks of a cooperative launch; `captured`: the rounds as a graph's loop.
+// holds `together` blocks of a cooperative launch; `captured`: the rounds as a graph's loop;
+// `host_lag`: see Launcher.
 template <class scalar_t>
 void run_mvn_cdf(const kernels::MvnCdfArgs& whole, int64_t tile_rows, int64_t resident,
-                 bool captured = false, int64_t together = 0) {
-  MvnCdfLauncher launcher;
-  launcher.is_captured = captured;
-  launcher.resident = resident;
-  launcher.together = together;
+                 bool captured = false, int64_t together = 0, std::optional<int64_t> host_lag = 0) {
   for (int64_t first = 0; first < whole.rows; first += tile_rows) {
+    MvnCdfLauncher launcher;
+    launcher.is_captured = captured;
+    launcher.resident = resident;
+    launcher.together = together;
+    launcher.host_lag = host_lag;
     const auto a = kernels::tile_of(whole, first, std::min(tile_rows, whole.rows - first));
     const auto grids = kernels::grids_of<scalar_t>(launcher, a, a.rows);
     const kernels::Workspace<scalar_t> workspace(a, a.rows, grids);
