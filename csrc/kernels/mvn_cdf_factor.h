@@ -100,7 +100,9 @@ class FactorKernel {
   static constexpr int kMostRows = Team::kIsGrid || Team::kThreads == kWarp ? 1
                                    : Team::kThreads < kGrowThreads          ? 2
                                                                             : 4;
-  static constexpr int kLoads = Team::kThreads < kGrowThreads ? 8 : 16;
+  static constexpr int kLoads = Team::kThreads >= kGrowThreads ? 16
+                                : Team::kThreads > kWarp       ? 12
+                                                               : 8;
 
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {

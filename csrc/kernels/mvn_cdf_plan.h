@@ -16,7 +16,7 @@ template <class scalar_t, int threads>
 struct MvnCdfPlan {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = threads;
-  static constexpr int kResidentBlocks = 384 / threads;
+  static constexpr int kResidentBlocks = threads == 64 ? 5 : 384 / threads;
 
   struct Shared {
     typename Block<threads>::Shared block;
