@@ -10,8 +10,8 @@ Tables, in this order; FILE has each row as soon as it is there:
 - bvn: bvn_cdf.
 - tolerance: problems/s of large batches at a 99 % error asked for, with the true rms error against
   exact or reference answers; what crude Monte Carlo needs for that rms error on the same GPU (factor
-  included, its draws reckoned from a measured rate); the CPU backend on all threads, for few
-  problems.
+  included, its draws reckoned from a measured rate); the CPU backend on all threads, in calls large
+  enough to take a thousandth of the budget.
 - slopes: every variable sampled, the same points: the derivatives of the samples (mvn_cdf_pathwise)
   to limits, or to limits and covariance, beside their sums (mvn_cdf_sums).
 - mvnxpb: BoTorch's approximation on the same problems with the rms error that it has. Last, because
@@ -58,7 +58,7 @@ COLUMNS = {
     "tolerance": (
         "n", "group", "batch", "abs_tol", "problems_per_s", "q1_ms", "median_ms", "q3_ms", "rms",
         "beyond_error", "converged", "points_mean", "pivots_mean", "goal_at_rms_1e-3",
-        "crude_per_s", "ours/crude", "cpu_per_s", "ours/cpu", "sm_mhz", "note",
+        "crude_per_s", "ours/crude", "cpu_batch", "cpu_per_s", "ours/cpu", "sm_mhz", "note",
     ),
     "latency": ("n", "batch", "abs_tol", "device_us", "wall_us", "graph_us", "note"),
     "sov": (
@@ -82,8 +82,9 @@ class Bench:
         self.budget = cuda_timing.Budget(args.budget)
         self.rows, self.missing, self.remarks, self.wrong = [], [], [], 0
         self.shown = 0
-        self.report = harness.environment() | cuda_environment.gpu()
-        self.report["commit"] = cuda_environment.commit()
+        self.report = harness.environment() | {"commit": cuda_environment.commit()}
+        if self.device.type == "cuda":
+            self.report |= cuda_environment.gpu()
 
     def add(self, table, row):
         self.rows.append({"table": table, **row})
@@ -245,24 +246,31 @@ def tolerance_row(bench, group, tol, beside):
         pq = float((batch.truth * (1 - batch.truth)).mean())
         seconds = crude["factor_s"] + crude["draw_s"] * max(1.0, pq / row["rms"] ** 2)
         row |= {"crude_per_s": 1 / seconds, "ours/crude": rate * seconds}
-    if cpu := cpu_rate(bench, group, tol, beside):
-        row |= {"cpu_per_s": cpu, "ours/cpu": rate / cpu}
+    if cpu := cpu_rate(bench, group, tol, beside, max(batch.size, group.size)):
+        row |= {**cpu, "ours/cpu": rate / cpu["cpu_per_s"]}
     return row
 
 
-def cpu_rate(bench, group, tol, beside):
-    """Problems/s of the CPU backend on all threads; None once it has become too slow to wait for."""
+def cpu_rate(bench, group, tol, beside, most):
+    """Problems/s of the CPU backend on all threads in a call of up to `most` problems, and how many
+    it had; None once it has become too slow to wait for."""
     if beside.get("cpu_s", 0) > 0.02 * bench.args.budget:
         return None
     torch.set_num_threads(os.cpu_count())
-    batch = Batch(group, group.size, torch.device("cpu"))
-    took, result = cuda_timing.once(
-        lambda: batch.evaluate(abs_tol=tol), batch.upper.device, lambda: None
-    )
-    if said := batch.wrong(result):
-        raise RuntimeError(f"CPU backend, n = {batch.n}: {said}")
+    size = group.size
+    while True:
+        batch = Batch(group, size, torch.device("cpu"))
+        took, result = cuda_timing.once(
+            lambda batch=batch: batch.evaluate(abs_tol=tol), batch.upper.device, lambda: None
+        )
+        if said := batch.wrong(result):
+            raise RuntimeError(f"CPU backend, n = {batch.n}: {said}")
+        # A thread takes whole problems: few of them leave cores idle.
+        if took > 0.001 * bench.args.budget or size >= most:
+            break
+        size = min(most, 8 * size)
     beside["cpu_s"] = took
-    return group.size / took
+    return {"cpu_batch": size, "cpu_per_s": size / took}
 
 
 def crude_of(bench, group):

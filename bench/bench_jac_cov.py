@@ -198,7 +198,7 @@ def main():
     report = harness.environment()
     on_gpu = args.device == "cuda"
     if on_gpu:
-        report |= cuda_environment.gpu()
+        report |= cuda_environment.gpu() | {"commit": cuda_environment.commit()}
     harness.show_environment(report)
     rows, wrong = [], []
     cases = [(text, dtype) for text in args.cases.split(",") for dtype in args.dtypes.split(",")]
@@ -211,6 +211,7 @@ def main():
         except RuntimeError as error:  # the other cases are timed all the same
             wrong.append(f"{text} {dtype}: {str(error).splitlines()[0]}")
     harness.show(rows, CUDA_COLUMNS if on_gpu else COLUMNS)
+    report["wrong"] = wrong
     harness.write("cuda_jac_cov" if on_gpu else "jac_cov", report, rows, args.out)
     for said in wrong:
         print(f"# wrong: {said}")

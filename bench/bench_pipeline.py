@@ -447,7 +447,7 @@ def main():
     budget = cuda_timing.Budget(args.budget)
     report = harness.environment()
     if device.type == "cuda":
-        report |= cuda_environment.gpu()
+        report |= cuda_environment.gpu() | {"commit": cuda_environment.commit()}
         report["clocks_before"] = cuda_environment.clocks()
     harness.show_environment(report)
     case, report["network"] = synthetic_case(args, device)

@@ -70,12 +70,20 @@ def chosen_gpu():
 
 
 def gpu():
-    """Name, sizes and versions as torch sees them."""
+    """Name, sizes and versions as torch sees them, and the driver's."""
+    driver = output(
+        "nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader,nounits"
+    )
     try:
         import torch
     except ImportError as error:
-        return {"torch": f"not importable: {error}"}
-    found = {"torch": torch.__version__, "cuda": torch.version.cuda, "gpus": 0}
+        return {"torch": f"not importable: {error}", "driver": driver}
+    found = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "driver": driver,
+        "gpus": 0,
+    }
     try:
         p = torch.cuda.get_device_properties(0)
     except (AssertionError, RuntimeError) as error:  # built without CUDA; no driver, no device
@@ -100,15 +108,11 @@ def nvcc_version():
 
 
 def before(command):
-    driver = output(
-        "nvidia-smi", "--id=0", "--query-gpu=driver_version", "--format=csv,noheader,nounits"
-    )
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
         "commit": commit(),
         **gpu(),
-        "driver": driver,
         "nvcc": nvcc_version(),
         "cpu": harness.cpu_model(),
         "cores": os.cpu_count(),

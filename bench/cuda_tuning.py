@@ -3,16 +3,19 @@
 python -m bench cuda_tuning OLD NEW --step WORDS [--note WORDS] [--out FILE]
 
 OLD and NEW are files that one command wrote: a prediction (bench/results/cuda_predicted*.json, by
-cuda_floor*.py) or timings of a GPU (timings.json of bench/gpu.sh). REVISION:PATH takes the file as it
+cuda_floor*.py) or timings of a GPU (timings.json, cuda_jac_cov.json or pipeline.json of bench/gpu.sh, or
+as bench/results/ has them). REVISION:PATH takes the file as it
 was committed, such as HEAD~1:bench/results/cuda_predicted.json. The step goes into
 bench/results/cuda_tuning.json, in place of one with the same words, command and status;
 `python -m bench page` shows it.
 
 A row is a kernel at a size, with before and after: `floor`, problems/s by counted instructions;
-`limiter`, the unit that sets it; where a GPU has measured, `rate` in problems/s and `share`, of that
-floor. `ratio` is after/before: of the rates where both are measured, or of the floors. Rows of one
-file only are left out and counted. cuda_predicted_pipeline.json has images/s, expected rather than a floor,
-and the longest phase as limiter.
+`limiter`, the unit that sets it; where a GPU has measured, `rate` in problems/s (or in its `unit`)
+and `share`, of that floor, or the `time` of a call in its `unit`; `error`, the true rms error of a
+tolerance's answers, or jac_cov's largest. `ratio` is after/before: of the times, of the rates, or, where
+nothing is measured, of the floors. Rows of one file only are left out and counted, and so are rows
+whose answer was wrong. cuda_predicted_pipeline.json has images/s, expected rather than a floor, and the
+longest phase as limiter.
 """
 
 import argparse
@@ -26,7 +29,7 @@ from bench import harness
 RESULTS = harness.RESULTS / "cuda_tuning.json"
 PREDICTED, MEASURED = "predicted", "measured"
 # Numbers that say which problem a row is of, in the order of its words.
-AXES = ("n", "pivots", "points", "batch", "C", "D")
+AXES = ("n", "pivots", "points", "batch", "C", "D", "chunk", "B", "elements", "abs_tol")
 # Files of one kernel do not name it in each row.
 KERNELS = {
     "cuda_floor_tensor": "MvnCdfSampleTensor",
@@ -52,9 +55,11 @@ def origin(result):
     """{status, command, device, commit, date} of a prediction or of timings."""
     if "environment" in result:
         about = result["environment"]
+        if about.get("gpu", "none").startswith("none"):
+            raise ValueError("cuda_tuning: a measured result must be of a GPU, got one of a CPU")
         return {
             "status": MEASURED,
-            "command": "python -m bench cuda",
+            "command": measured_command(result["rows"]),
             "device": about["gpu"],
             "commit": about["commit"],
             "date": about["time"][:10],
@@ -70,17 +75,60 @@ def size(row):
     return ", ".join([*words, *(["alone"] if row.get("alone") else [])])
 
 
+def measured_command(rows):
+    """Which benchmark a GPU's rows are of."""
+    if any("op" in row for row in rows):
+        return "python -m bench jac_cov --device cuda"
+    if any("images_per_s" in row for row in rows):
+        return "python -m bench pipeline --device cuda"
+    return "python -m bench cuda"
+
+
+# What a row of each table of bench/bench_cuda.py measures: (kernel, column, kind, unit), `{}` from the row.
+MEASURED_COLUMNS = {
+    "latency": [
+        (f"mvn_cdf, {words}", f"{name}_us", "time", "us")
+        for name, words in (("device", "GPU time"), ("wall", "wall time"), ("graph", "CUDA graph"))
+    ],
+    "sov": [("{kernel}, {dtype}", "problems_per_s", "rate", None)],
+    "tolerance": [("mvn_cdf, {group}", "problems_per_s", "rate", None)],
+    "slopes": [("mvn_cdf_pathwise to {to}, {dtype}", "slopes_ms", "time", "ms")],
+    "large": [("mvn_cdf, full rank", "median_ms", "time", "ms")],
+    "bvn": [("bvn_cdf", "elements_per_s", "rate", "elements/s")],
+}
+# What follows from how fast a run is does not say which problem a row is of.
+FOLLOWS = {"tolerance": ("batch",), "large": ("points", "pivots")}
+
+
+def measured_lines(row):
+    """(kernel, size, values) of a row of a GPU's timings, for each of its rates and times."""
+    if "op" in row:  # the file has a problem's time
+        values = {"time": row["ms"] * row["B"], "unit": "ms", "error": row["error"]}
+        yield f"{row['op']}, {row['dtype']}", size(row), values
+    elif row.get("table") == "band":
+        what = f"mvnrob.evaluate, {row['case']}, {row['precision']}"
+        where = f"level {row['level']:g}, p {row['p']}"
+        yield what, where, {"rate": row["images_per_s"], "unit": "images/s"}
+    elif "wrong" not in row.get("note", ""):
+        table = row["table"]
+        kept = {key: v for key, v in row.items() if key not in FOLLOWS.get(table, ())}
+        kernel = "mvn_cdf, all sampled" if row.get("what") == "mvn_cdf" else "mvn_cdf_sums"
+        for name, column, kind, unit in MEASURED_COLUMNS.get(table, ()):
+            if row.get(column) is not None:
+                values = {kind: row[column], "unit": unit}
+                values |= {"floor": row.get("floor_per_s"), "share": row.get("share")}
+                values |= {"error": row.get("rms")}
+                yield name.format(**row, kernel=kernel), size(kept), values
+
+
 def lines_of(result):
-    """{(kernel, size): {floor, limiter, rate, share}} of a result, what it has of them."""
+    """{(kernel, size): {floor, limiter, rate, time, unit, share, error}} of a result, what it has of
+    them."""
     if origin(result)["status"] == MEASURED:
         return {
-            (f"mvn_cdf_sums, {row['dtype']}", size(row)): {
-                "floor": row.get("floor_per_s"),
-                "rate": row["problems_per_s"],
-                "share": row.get("share"),
-            }
+            (kernel, where): values
             for row in result["rows"]
-            if row["table"] == "sov" and "problems_per_s" in row
+            for kernel, where, values in measured_lines(row)
         }
     if any("images_per_s" in row for row in result["rows"]):  # the whole pipeline, as expected
         phase = lambda row: max((k for k in row if k.endswith("_ms")), key=row.get)
@@ -115,13 +163,15 @@ def compare(old, new, words, note=None):
     for key in (key for key in now if key in was):
         pair = {"before": was[key], "after": now[key]}
         row = {"kernel": key[0], "size": key[1]}
-        for name in ("floor", "limiter", "rate", "share"):
+        for name in ("floor", "limiter", "rate", "time", "share", "error"):
             row |= {
                 f"{name}_{side}": values[name]
                 for side, values in pair.items()
                 if values.get(name) is not None
             }
-        judged = "rate" if before["status"] == MEASURED else "floor"
+        judged = next(name for name in ("time", "rate", "floor") if now[key].get(name) is not None)
+        if now[key].get("unit"):
+            row["unit"] = now[key]["unit"]
         row["ratio"] = round(now[key][judged] / was[key][judged], 3)
         rows.append(row)
     if not rows:

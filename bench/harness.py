@@ -51,7 +51,12 @@ def command():
     name = Path(sys.argv[0]).stem
     module = f"bench {subcommand}" if subcommand else f"bench.{name}"
     line = " ".join(["python", "-m", module, *sys.argv[1:]])
-    return re.sub(r" --out[ =]\S+", "", line)
+    return without_paths(line)
+
+
+def without_paths(line):
+    """A command without where its results go."""
+    return re.sub(r" --(?:out|json)[ =]\S+", "", line)
 
 
 def yardstick(seconds=0.1):

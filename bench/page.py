@@ -4,7 +4,7 @@ python -m bench page [--results FOLDER] [--docs FOLDER]
 
 A section stands for a result file and is left out where there is none. A figure carries the digest
 of the file it was drawn from (PNG text "Source"), so that tests/test_bench.py sees when either is old.
-What a section says is in bench/sections.py.
+What a section says is in bench/sections.py, of a GPU in bench/cuda_sections.py.
 """
 
 import argparse
@@ -15,16 +15,17 @@ import struct
 import sys
 from pathlib import Path
 
-from bench import harness, sections
+from bench import cuda_sections, harness, sections
 
 DOCS = harness.ROOT / "docs"
+SECTIONS = (*sections.SECTIONS, *cuda_sections.SECTIONS)
 HEAD = """# Benchmarks
 
 Made by `python -m bench page` from the files in `bench/results/`; do not edit. Each section names its
 file, the command that makes it again, the machine, the date and the commit. Times are CPU times of one
 thread unless a column says otherwise. "99 %" errors are what the library states, "rms" errors are true
-ones. What a GPU is predicted to do, from counted instructions, launches and operations, stands at the end:
-nothing of it is measured. Compare a run of your own with the committed one by
+ones. {gpu}
+Compare a run of your own with the committed one by
 
     python -m bench SUBCOMMAND ... --out /tmp/mine --compare bench/results/NAME.json
 
@@ -60,28 +61,67 @@ def where(name, result):
     """Command, machine and date of a result."""
     e = result["environment"]
     machine = f"{e['cpu']}, {e['cores']} cores, {e['simd']}, torch {e['torch']}"
+    if on_gpu(result):
+        driver = f"driver {e['driver']}, " if e.get("driver") else ""
+        machine = (
+            f"{e['gpu']} ({e['multiprocessors']} multiprocessors, {e['memory_gib']:g} GiB), {driver}"
+            f"CUDA {e['cuda']}; {machine}"
+        )
     load = "/".join(str(v) for v in e["load"])
     # The first results were made by modules that the front has now.
     return (
-        f"`{e['command']}`\n\n"
+        f"`{harness.without_paths(e['command'])}`\n\n"
         f"`bench/results/{name}.json`; {machine}; {e['time'][:10]}, commit {e['commit']}, "
         f"load {load}.\n"
     )
 
 
+def gaps(result):
+    """What a result lacks, as its run said: parts without time left, remarks, wrong answers."""
+    first = lambda said: ([line for line in said.splitlines() if line.strip()] or [""])[0]
+    lists = {
+        "Not run, no time was left": result.get("not_run"),
+        "Remarks": result.get("remarks"),
+        "Not timed, for a wrong answer or an error": result["environment"].get("wrong"),
+    }
+    return "".join(
+        f"{title}: {'; '.join(dict.fromkeys(map(first, said)))}.\n\n"
+        for title, said in lists.items()
+        if said
+    )
+
+
 def tuning_text(log):
     """The section of bench/results/cuda_tuning.json."""
-    parts = [f"## CUDA kernels, tuning step by step\n\n{sections.TUNING}\n"]
-    for words, columns, rows in sections.tuning_tables(log):
-        parts.append(f"{words}\n" + (f"\n{table(columns, rows)}" if rows else ""))
+    parts = [f"## CUDA kernels, tuning step by step\n\n{cuda_sections.TUNING}\n"]
+    for words, tables in cuda_sections.tuning_tables(log):
+        parts.append(f"{words}\n")
+        parts += [(f"{caption}\n\n" if caption else "") + table(c, r) for caption, c, r in tables]
     return "\n".join(parts)
+
+
+def on_gpu(result):
+    return "multiprocessors" in result["environment"]
+
+
+def gpu_words(results, predictions):
+    """What the page's head says of GPUs."""
+    cards = dict.fromkeys(r["environment"]["gpu"] for r in results.values() if on_gpu(r))
+    predicted = (
+        "What a GPU is predicted to do, from counted instructions, launches and operations,\nstands at the "
+        "end: nothing of that is measured."
+    )
+    if not cards:
+        return predicted if predictions else "Nothing here was run on a GPU."
+    measured = f"What a GPU ({', '.join(cards)}) was measured to do stands after the CPU's results."
+    return f"{measured}\n{predicted}" if predictions else measured
 
 
 def text_of(results, predictions, tuning=None):
     """docs/benchmarks.md from {name: result}, the Markdown of what is predicted for a GPU and the log
     of tuning steps."""
-    parts = [HEAD]
-    for section in sections.SECTIONS:
+    parts = [HEAD.format(gpu=gpu_words(results, predictions))]
+    for section in SECTIONS:
         result = results.get(section.name)
         if result is None:
             continue
@@ -91,7 +131,13 @@ def text_of(results, predictions, tuning=None):
                 parts.append((f"{caption}\n\n" if caption else "") + table(columns, rows))
         if section.draw:
             parts.append(f"![{section.title}](figures/{section.name}.png)\n")
-        parts.append(where(section.name, result))
+        if (
+            on_gpu(result)
+            and predictions
+            and (said := cuda_sections.another_card(result["environment"]))
+        ):
+            parts.append(f"{said}\n")
+        parts.append(gaps(result) + where(section.name, result))
     parts += [f"#{text}" for text in predictions]
     return "\n".join([*parts, *([tuning_text(tuning)] if tuning else [])])
 
@@ -161,8 +207,12 @@ def draw(section, result, path):
 
 
 def all_results(folder):
-    found = {s.name: load(folder / f"{s.name}.json") for s in sections.SECTIONS}
-    return {name: result for name, result in found.items() if result is not None}
+    found = {s.name: load(folder / f"{s.name}.json") for s in SECTIONS}
+    results = {name: result for name, result in found.items() if result is not None}
+    for section in SECTIONS:
+        if section.gpu and section.name in results and not on_gpu(results[section.name]):
+            raise ValueError(f"bench page: {section.name}.json must be of a GPU, got one of a CPU")
+    return results
 
 
 def all_predictions(folder):
@@ -183,7 +233,7 @@ def main():
     results = all_results(args.results)
     figures = args.docs / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    for section in sections.SECTIONS:
+    for section in SECTIONS:
         path = figures / f"{section.name}.png"
         result = results.get(section.name)
         if result is None or not section.draw:

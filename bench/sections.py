@@ -1,7 +1,8 @@
 """What the page of bench/page.py says of each result: words, tables, a figure.
 
 A section has the name of its file in bench/results/, a title, a few sentences, `tables(rows)`, which
-yields (caption, columns, rows), and `draw(rows, pyplot)`, which returns a figure, or None.
+yields (caption, columns, rows), and `draw(rows, pyplot)`, which returns a figure, or None. Sections of
+a GPU's results are in bench/cuda_sections.py.
 """
 
 import math
@@ -16,6 +17,7 @@ class Section(NamedTuple):
     words: str
     tables: Callable
     draw: Callable | None = None
+    gpu: bool = False  # of a GPU alone: a result of a CPU is refused
 
 
 def same(*names):
@@ -468,62 +470,6 @@ def screening_tables(rows):
     )  # fmt: skip
 
 
-def limiter(row):
-    was, now = row["limiter_before"], row["limiter_after"]
-    return now if was == now else f"{was}, then {now}"
-
-
-def tuning_tables(log):
-    """Of bench/results/cuda_tuning.json: (caption, columns, rows) for each step, unchanged rows left out."""
-    columns = {
-        "floor_before": ("floor before", "floor_before"),
-        "floor_after": ("floor after", "floor_after"),
-        "rate_before": ("measured before", "rate_before"),
-        "rate_after": ("measured after", "rate_after"),
-        "share_before": ("share before", "share_before"),
-        "share_after": ("share after", "share_after"),
-        "ratio": ("after / before", lambda row: f"{row['ratio']:.3f}"),
-        "limiter_after": ("limiter", limiter),
-    }
-    for step in log["steps"]:
-        before, after = step["before"], step["after"]
-        changed = [row for row in step["rows"] if row["ratio"] != 1]
-        unchanged = len(step["rows"]) - len(changed)
-        words = (
-            f"### {step['step']}\n\n{step['status'].capitalize()}, `{step['command']}`; "
-            f"{step['device']}; before: {before['date']}, commit {before['commit']}; after: "
-            f"{after['date']}, commit {after['commit']}."
-        )
-        words += f" {step['note']}" if "note" in step else ""
-        words += f" Rows without change: {unchanged}." if unchanged else ""
-        there = set().union(*changed)
-        chosen = [column for key, column in columns.items() if key in there]
-        yield words, [*same("kernel", "size"), *chosen], changed
-
-
-TUNING = (
-    "What each step in the CUDA kernels changed, in problems/s, as `python -m bench cuda_tuning` set two "
-    "results beside each other. A floor comes from counted instructions (the tables above); a step is "
-    "`predicted` where only floors are known and `measured` where a GPU has run both sides, whose share "
-    "of the floor then stands beside it. The limiter is the unit that sets the floor. Steps that cost "
-    "speed stand here as well."
-)
-
-
-def pipeline_tables(rows):
-    phases = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other", "write")
-    percent = lambda r: f"{100 * r['cdf_share']:.2g} %"
-    for name in dict.fromkeys(r["case"] for r in rows):
-        yield (
-            f"{name}, chunks of {rows[0]['chunk']}:",
-            [*same("precision", "level", "sigma", "p", "images", "share"),
-             ("images/s", "images_per_s"), *((f"{phase} ms", f"{phase}_ms") for phase in phases),
-             ("CDF's share", percent), *same("forward", "jvp", "vjp", "kept"),
-             ("minutes for 50,000", "minutes_for_50000")],
-            by(rows, "case")(name),
-        )  # fmt: skip
-
-
 SECTIONS = (
     Section(
         "mvn_cdf", "mvn_cdf beside SciPy",
@@ -618,13 +564,5 @@ SECTIONS = (
         "screening", "1,000 classes on photographs",
         "EfficientNet-Lite0, `screen=\"auto\"` beside the full Jacobian of 1,000 rows.",
         screening_tables,
-    ),
-    Section(
-        "pipeline", "End to end",
-        "`mvnrob.evaluate` with 1,000 classes, chunk files and all, on made-up images (`bench/resnet.py`, "
-        "`bench/synthetic_images.py`); noise so that the median image's p is about the level. A band's "
-        "row is a chunk of that run's images in it, repeated to fill it; `all` is the run itself, its "
-        "minutes for 50,000 images are the bands' seconds by their shares, without decoding. Wall milliseconds "
-        "an image. The CDF's share is of the time in forward to other.", pipeline_tables,
     ),
 )  # fmt: skip

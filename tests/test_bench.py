@@ -592,9 +592,79 @@ def test_tuning_step_of_measurements(monkeypatch, tmp_path):
     )
 
 
+def gpu_timings(faster, commit, batch):
+    """Rows of all kinds in a GPU's timings; a tolerance's batch is as large as the time allows."""
+    sov = {"table": "sov", "n": 99, "batch": 8, "points": 512, "dtype": "float32"}
+    tolerance = {"table": "tolerance", "n": 99, "group": "exact", "abs_tol": 1e-3}
+    latency = {"table": "latency", "n": 9, "batch": 1, "abs_tol": 1e-3}
+    return {
+        "environment": {"gpu": "H100", "time": "2026-01-01T00:00:00Z", "commit": commit},
+        "rows": [
+            {**sov, "what": "mvn_cdf", "problems_per_s": 40.0 * faster, "floor_per_s": 100.0,
+             "share": 0.4 * faster},
+            {**sov, "what": "sums", "problems_per_s": 50.0, "floor_per_s": 100.0, "share": 0.5},
+            {**tolerance, "batch": batch, "problems_per_s": 7.0 * faster, "rms": 2e-4 / faster},
+            {**tolerance, "group": "classifiers", "batch": batch, "note": "wrong: 3 of 8 off"},
+            {**latency, "device_us": 90.0 / faster, "wall_us": 120.0, "graph_us": 60.0 / faster},
+            {**latency, "n": 99, "device_us": 9.0, "note": "wrong: capture fails"},
+            {"table": "crude", "n": 99, "batch": batch, "draws": 9, "right": True},
+            {"table": "bvn", "elements": 64, "elements_per_s": 1e9 * faster},
+        ],
+    }  # fmt: skip
+
+
+def test_tuning_step_of_a_gpu_s_rates_and_times(monkeypatch, tmp_path):
+    old, new = gpu_timings(1.0, "a", 8), gpu_timings(1.25, "b", 16)
+    code, (step,) = run_tuning(monkeypatch, tmp_path, old, new, "faster")
+    assert code == 0 and step["left_out"] == 0 and step["command"] == "python -m bench cuda"
+    rows = {(row["kernel"], row["size"]): row for row in step["rows"]}
+    assert len(rows) == len(step["rows"]) == 7
+    # The sampler alone and the whole call are two rows.
+    at = "n 99, points 512, batch 8"
+    assert rows["mvn_cdf, all sampled, float32", at]["ratio"] == 1.25
+    assert rows["mvn_cdf_sums, float32", at]["ratio"] == 1
+    assert rows["mvn_cdf, exact", "n 99, abs_tol 0.001"] == {
+        "kernel": "mvn_cdf, exact", "size": "n 99, abs_tol 0.001", "rate_before": 7.0,
+        "rate_after": 8.75, "error_before": 2e-4, "error_after": 1.6e-4, "ratio": 1.25,
+    }  # fmt: skip
+    assert rows["mvn_cdf, GPU time", "n 9, batch 1, abs_tol 0.001"] == {
+        "kernel": "mvn_cdf, GPU time", "size": "n 9, batch 1, abs_tol 0.001", "unit": "us",
+        "time_before": 90.0, "time_after": 72.0, "ratio": 0.8,
+    }  # fmt: skip
+    text = page.tuning_text({"steps": [step]})
+    assert "| mvn_cdf, exact | n 99, abs_tol 0.001 | 7 | 8.75 | 1.250 | 0.0002 | 0.00016 |" in text
+    assert "elements/s:\n\n| kernel | size | measured before | measured after |" in text
+    times = text.partition("Time of a call, us (below 1 is faster):\n\n")[2]
+    assert times.startswith("| kernel | size | time before | time after | after / before |\n")
+    assert "| mvn_cdf, CUDA graph | n 9, batch 1, abs_tol 0.001 | 60 | 48 | 0.800 |" in times
+    assert "Rows without change: 2." in text and "wall time" not in text
+
+
+def test_tuning_step_of_jac_cov_and_of_the_pipeline(monkeypatch, tmp_path):
+    about = {"gpu": "H100", "time": "2026-01-01T00:00:00Z", "commit": "a"}
+    row = {"op": "jac_cov", "C": 10, "D": 64, "chunk": None, "B": 50, "dtype": "float32",
+           "error": 1e-7}  # fmt: skip
+    cov = [{"environment": about, "rows": [row | {"ms": ms}]} for ms in (0.04, 0.02)]
+    _, (step,) = run_tuning(monkeypatch, tmp_path, *cov, "one")
+    assert step["command"] == "python -m bench jac_cov --device cuda"
+    (made,) = step["rows"]
+    assert (made["time_before"], made["time_after"], made["ratio"]) == (2.0, 1.0, 0.5)
+    assert (made["kernel"], made["size"]) == ("jac_cov, float32", "C 10, D 64, B 50")
+    row = {"table": "band", "case": "net", "precision": "tf32", "level": 0.9, "p": "0 to 0.6"}
+    band = [{"environment": about, "rows": [row | {"images_per_s": v}]} for v in (20.0, 30.0)]
+    _, (_, step) = run_tuning(monkeypatch, tmp_path, *band, "two")
+    (made,) = step["rows"]
+    assert (made["unit"], made["ratio"]) == ("images/s", 1.5)
+    assert step["command"] == "python -m bench pipeline --device cuda"
+
+
+CPU_RESULT = {"environment": {"time": "2026-01-01T00:00:00Z", "commit": "a"}, "rows": []}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "text"),
     [
+        (CPU_RESULT, CPU_RESULT, "a measured result must be of a GPU, got one of a CPU"),
         (prediction(1.0), timing(1.0, "a"), "both results must have one status, got predicted and"),
         (prediction(1.0), {**prediction(1.0), "command": "x"}, "must have one command, got python"),
         (prediction(1.0), {**prediction(1.0), "rows": []}, "must have rows in common, got none"),

@@ -1,0 +1,260 @@
+"""What the page of bench/page.py says of a GPU: what one was measured to do, and the log of tuning steps.
+
+The measured files are those of bench/gpu.sh: cuda.json is timings.json of `python -m bench cuda`,
+cuda_jac_cov.json and pipeline.json have their names already. Predictions have pages of their own
+(bench/cuda_prediction.py).
+"""
+
+import itertools
+
+from bench.sections import Section, by, same
+
+#: What cuda_predicted*.json are of.
+PREDICTED_CARD, PREDICTED_MULTIPROCESSORS = "H200", 132
+
+
+def filled(columns, rows):
+    """The columns that some row has a value for."""
+    get = lambda row, key: key(row) if callable(key) else row.get(key)
+    return [(head, key) for head, key in columns if any(get(row, key) is not None for row in rows)]
+
+
+def percent(name):
+    return lambda row: f"{100 * row[name]:.3g} %" if row.get(name) is not None else None
+
+
+def times(name):
+    """How many times ours a peer takes: bold where it takes less."""
+
+    def text(row):
+        value = row.get(name)
+        return None if value is None else f"{'**' * (value < 1)}{value:.3g}{'**' * (value < 1)}"
+
+    return text
+
+
+def milliseconds_of_call(name):
+    """Of all the problems of a call; the file has a problem's."""
+    return lambda row: row[name] * row["B"] if row.get(name) is not None else None
+
+
+def another_card(environment):
+    """How the card of a result differs from that of the predictions; nothing if it is that one."""
+    if PREDICTED_CARD in environment["gpu"]:
+        return ""
+    alike = environment["multiprocessors"] == PREDICTED_MULTIPROCESSORS
+    how = ", with as many multiprocessors at the same clock and faster memory" if alike else ""
+    return (
+        f"The predictions below are for an {PREDICTED_CARD}, which is another card{how}: measured and "
+        "predicted numbers are not of one device."
+    )
+
+
+def mvn_cdf_cuda_tables(rows):
+    part = by(rows, "table")
+    quartiles = [("ms a call", "median_ms"), ("first quartile", "q1_ms"), ("third", "q3_ms")]
+
+    def table(name, words, columns):
+        return words, filled([*columns, ("", "note")], part(name)), part(name)
+
+    yield table(
+        "latency",
+        "**Latency**, microseconds of a call with a 99 % error of abs_tol asked for. A row is a batch of "
+        "so many problems: the GPU's own time, the wall time until the answer is ready, and the GPU's time "
+        "for the replay of the call captured into a CUDA graph.",
+        [*same("n", "batch", "abs_tol"), ("GPU, us", "device_us"), ("wall, us", "wall_us"),
+         ("graph, us", "graph_us")],
+    )  # fmt: skip
+    clocks = sorted({row["floor_clock_mhz"] for row in rows if "floor_clock_mhz" in row})
+    at = f" at {', '.join(f'{v:,.0f}' for v in clocks)} MHz" if clocks else ""
+    yield table(
+        "sov",
+        "**All variables sampled**, all points taken. A row is a call of `mvn_cdf`, or of the "
+        "sampler alone (`sums`). The floor is what the kernel's counted instructions would allow on this "
+        f"card's multiprocessors{at}; the share is the measured rate over it.",
+        [*same("n", "points"), ("type", "dtype"), ("call", "what"), ("batch", "batch"),
+         ("problems/s", "problems_per_s"), ("floor, problems/s", "floor_per_s"),
+         ("share of the floor", percent("share"))],
+    )  # fmt: skip
+    yield table("tolerance", tolerance_words(part("tolerance")), [
+        ("n", "n"), ("problems", "group"), ("abs_tol", "abs_tol"), ("batch", "batch"),
+        ("problems/s", "problems_per_s"), ("repeats", "repeats"), ("rms", "rms"),
+        ("beyond its error", percent("beyond_error")), ("within max_points", percent("converged")),
+        ("points", "points_mean"), ("sampled", "pivots_mean"),
+        ("crude, problems/s", "crude_per_s"), ("ours / crude", times("ours/crude")),
+        ("CPU's call", "cpu_batch"), ("CPU, problems/s", "cpu_per_s"),
+        ("ours / CPU", times("ours/cpu")),
+    ])  # fmt: skip
+    yield table(
+        "large",
+        "**Large n**: one problem with a factor of full rank, made by the whole grid, a 99 % error of 1e-2 "
+        "asked for. Beside the stated error, how far the answer is off.",
+        [*same("n", "points"), ("sampled", "pivots"), ("error", "error"), ("off", "off"), *quartiles],
+    )  # fmt: skip
+    yield table(
+        "bvn",
+        "**bvn_cdf**, a call of so many elements; the largest difference is from the CPU backend.",
+        [("elements", "elements"), ("elements/s", "elements_per_s"), ("GB/s", "gb_per_s"),
+         ("largest difference", "max_difference")],
+    )  # fmt: skip
+    yield table(
+        "slopes",
+        "**Slopes**: the samples' derivatives (`mvn_cdf_pathwise`) to the limits, or to limits and "
+        "covariance (`cov`), beside their sums (`mvn_cdf_sums`) at the same points, milliseconds of a "
+        "batch.",
+        [*same("n", "points"), ("type", "dtype"), ("to", "to"), ("batch", "batch"),
+         ("sums, ms", "sums_ms"), ("slopes, ms", "slopes_ms"), ("slopes / sums", "slopes/sums")],
+    )  # fmt: skip
+    yield table(
+        "mvnxpb",
+        "**MVNXPB**, BoTorch's approximation on the same GPU; its rms error stays what it is.",
+        [("n", "n"), ("problems", "group"), ("batch", "batch"), ("problems/s", "problems_per_s"),
+         ("rms", "rms"), ("not a number", "nan")],
+    )  # fmt: skip
+
+
+def tolerance_words(rows):
+    cores = (
+        "The CPU backend has all cores of this machine and calls of the size given beside it."
+        if any(row.get("cpu_batch") for row in rows)
+        else "The CPU backend has all cores of this machine, but only the group's few problems in its "
+        "call, one thread each: cores idle, and the ratio flatters the GPU."
+    )
+    return (
+        "**A tolerance asked for**: large batches with a 99 % error of abs_tol. A row is a group of "
+        "problems, again and again with seeds of their own; rms is their true error against answers that "
+        "are exact (`classifiers`: references), beside the share of problems beyond the error that "
+        "was stated. Crude Monte Carlo is reckoned at the same rms error on the same GPU, from its "
+        f"measured factor and draws. {cores} Where a ratio is bold, the peer is ahead."
+    )
+
+
+def jac_cov_cuda_tables(rows):
+    ms = milliseconds_of_call
+    yield (
+        "Milliseconds of a call on B problems:",
+        filled(
+            [*same("op", "C", "D", "chunk", "dtype", "B"), ("ms", ms("ms")), ("spread", "spread"),
+             ("rate", "rate"), ("", "unit"), ("error", "error"), ("PyTorch, ms", ms("peer_ms")),
+             ("its error", "peer_error"), ("PyTorch / ours", times("speedup")),
+             ("with TF32, ms", ms("tf32_ms")), ("its error", "tf32_error"),
+             ("TF32 / ours", times("tf32_speedup"))],
+            rows,
+        ),
+        rows,
+    )  # fmt: skip
+
+
+PARTS = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other", "write")
+
+
+def pipeline_tables(rows):
+    kind = lambda row: (row["case"], row["precision"])
+    for (case, precision), group in itertools.groupby(rows, kind):
+        mine = list(group)
+        row = [*same("level", "sigma", "p")]
+        yield (
+            f"{case}, {precision}, chunks of {mine[0]['chunk']}:",
+            filled(
+                [*row, *same("images", "share"), ("images/s", "images_per_s"),
+                 ("CDF's share", percent("cdf_share")), ("forward passes", "forward"), ("JVPs", "jvp"),
+                 ("VJPs", "vjp"), ("rivals in the integral", "kept"), ("mean 99 % error", "error_mean"),
+                 ("minutes for 50,000", "minutes_for_50000")],
+                mine,
+            ),
+            mine,
+        )  # fmt: skip
+        phases = [(f"{part} ms", f"{part}_ms") for part in PARTS]
+        yield "Milliseconds an image, by phase:", [*row, *phases], mine
+
+
+SECTIONS = (
+    Section(
+        "cuda", "mvn_cdf on a GPU: measured",
+        "`python -m bench cuda`. GPU times are between events, the L2 cache emptied before each call, "
+        "medians of repeats. Problems are `exact`, families with exact answers that sampling has to find, or "
+        "`classifiers`, as networks make them. An answer that is wrong is not timed: its row says what was "
+        "wrong.", mvn_cdf_cuda_tables, gpu=True,
+    ),
+    Section(
+        "cuda_jac_cov", "jac_cov on a GPU: measured",
+        "`python -m bench jac_cov --device cuda`. A row is a call on B problems of C classes and D inputs; "
+        "GPU times between events, the L2 cache emptied before each call. PyTorch's form is difference, norm, "
+        "divide and `bmm`, in float32 (for bfloat16 too), and again with TF32 allowed in its products, "
+        "with the error that it then has. Errors are the largest, against float64. Where a ratio is bold, PyTorch "
+        "takes less time.", jac_cov_cuda_tables, gpu=True,
+    ),
+    Section(
+        "pipeline", "mvnrob.evaluate end to end: measured",
+        "`mvnrob.evaluate` with 1,000 classes, chunk files and all, on made-up images (`bench/resnet.py`, "
+        "`bench/synthetic_images.py`); noise so that the median image's p is about the level. A band's "
+        "row is a chunk of that run's images in it, repeated to fill it; `all` is the run itself, its "
+        "minutes for 50,000 images are the bands' seconds by their shares, without decoding. Seconds of "
+        "read and write are the host's, those of a GPU's phases between events on its stream. "
+        "The CDF's share is of the time in forward to other.", pipeline_tables,
+    ),
+)  # fmt: skip
+
+
+# The log of tuning steps
+
+TUNING = (
+    "What each step in the CUDA kernels changed, as `python -m bench cuda_tuning` set two "
+    "results beside each other: in problems/s, or in the time of a call where a table says so (there "
+    "below 1 is faster). A floor comes from counted instructions (the tables above); a step is "
+    "`predicted` where only floors are known and `measured` where a GPU has run both sides, one run each, "
+    "whose share of the floor and true error (rms of mvn_cdf's answers, the largest of jac_cov's) then "
+    "stand beside it. The limiter is the unit that sets "
+    "the floor. Steps that cost speed stand here as well."
+)
+TUNING_COLUMNS = {
+    "floor_before": ("floor before", "floor_before"),
+    "floor_after": ("floor after", "floor_after"),
+    "rate_before": ("measured before", "rate_before"),
+    "rate_after": ("measured after", "rate_after"),
+    "time_before": ("time before", "time_before"),
+    "time_after": ("time after", "time_after"),
+    "share_before": ("share before", "share_before"),
+    "share_after": ("share after", "share_after"),
+    "ratio": ("after / before", lambda row: f"{row['ratio']:.3f}"),
+    "error_before": ("error before", "error_before"),
+    "error_after": ("error after", "error_after"),
+}
+
+
+def limiter(row):
+    was, now = row["limiter_before"], row["limiter_after"]
+    return now if was == now else f"{was}, then {now}"
+
+
+def kinds_of_rows(rows):
+    """(caption, rows) by unit, and rates without a floor apart from those with one."""
+    kind = lambda row: (row.get("unit"), "floor_after" in row)
+    for unit, floor in dict.fromkeys(map(kind, rows)):
+        mine = [row for row in rows if kind(row) == (unit, floor)]
+        if "time_after" in mine[0]:
+            unit = f"Time of a call, {unit} (below 1 is faster)"
+        yield f"{unit}:" if unit else "", mine
+
+
+def tuning_tables(log):
+    """Of bench/results/cuda_tuning.json: (words, [(caption, columns, rows)]) for each step, unchanged
+    rows left out."""
+    for step in log["steps"]:
+        before, after = step["before"], step["after"]
+        changed = [row for row in step["rows"] if row["ratio"] != 1]
+        unchanged = len(step["rows"]) - len(changed)
+        words = (
+            f"### {step['step']}\n\n{step['status'].capitalize()}, `{step['command']}`; "
+            f"{step['device']}; before: {before['date']}, commit {before['commit']}; after: "
+            f"{after['date']}, commit {after['commit']}."
+        )
+        words += f" {step['note']}" if "note" in step else ""
+        words += f" Rows without change: {unchanged}." if unchanged else ""
+        tables = []
+        for caption, rows in kinds_of_rows(changed):
+            there = set().union(*rows)
+            chosen = [column for key, column in TUNING_COLUMNS.items() if key in there]
+            chosen += [("limiter", limiter)] if "limiter_after" in there else []
+            tables.append((caption, [*same("kernel", "size"), *chosen], rows))
+        yield words, tables
