@@ -25,8 +25,8 @@ STATE = (
 
 
 def commit():
-    """Of the checkout; without one, what MVNROB_COMMIT says."""
-    return harness.commit() or os.environ.get("MVNROB_COMMIT") or "unknown"
+    """What MVNROB_COMMIT says, which a copy of a checkout needs; else the checkout's."""
+    return os.environ.get("MVNROB_COMMIT") or harness.commit() or "unknown"
 
 
 def output(*command):

@@ -19,8 +19,8 @@
 #
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
 # cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, profile.csv, profile.log.
-# Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit where the checkout has no
-# .git; MVNROB_GPU_LIMIT=2 doubles every limit of time.
+# Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit of a copy
+# of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time.
 set -uo pipefail
 
 if [[ $# -lt 1 || $1 == -* ]]; then
