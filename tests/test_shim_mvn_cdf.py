@@ -137,9 +137,6 @@ def compare_sums(
     shim, upper, cov, lower, order, compute_dtype, n_points=192, points="lattice", factored=False
 ):
     seed = np.arange(len(upper))
-    ours = shim.mvn_cdf_sums(
-        upper, cov, lower, seed, order, n_points, compute_dtype, points, factored=factored
-    )
     theirs = torch.ops.mvnrob.mvn_cdf_sums(
         *(torch.from_numpy(x) for x in (upper, cov)),
         None if lower is None else torch.from_numpy(lower),
@@ -151,12 +148,19 @@ def compare_sums(
         factored,
     ).numpy()
     relative, each = AGREEMENT[compute_dtype]
-    assert (np.isnan(ours) == np.isnan(theirs)).all()
-    # The bounds below and above are small differences of the others.
-    scale = np.abs(theirs)
-    scale[..., 2:4] = np.maximum(scale[..., 2:4], np.minimum(scale[..., :1], scale[..., 1:2]))
-    allowed = relative * scale + each * n_points
-    assert (np.nan_to_num(np.abs(ours - theirs)) <= np.nan_to_num(allowed)).all()
+    # Devices differ in the sampler of plans that large.
+    by_device = compute_dtype == "float32" and 32 < order.shape[1] < 96
+    for tensor in (True, False) if by_device else (True,):
+        ours = shim.mvn_cdf_sums(
+            upper, cov, lower, seed, order, n_points, compute_dtype, points, factored=factored,
+            double_tensor=tensor,
+        )  # fmt: skip
+        assert (np.isnan(ours) == np.isnan(theirs)).all()
+        # The bounds below and above are small differences of the others.
+        scale = np.abs(theirs)
+        scale[..., 2:4] = np.maximum(scale[..., 2:4], np.minimum(scale[..., :1], scale[..., 1:2]))
+        allowed = relative * scale + each * n_points
+        assert (np.nan_to_num(np.abs(ours - theirs)) <= np.nan_to_num(allowed)).all()
 
 
 @pytest.mark.parametrize("points", ["lattice", "richtmyer", "sobol"])

@@ -41,8 +41,7 @@ void run(const char* op, const MvnCdfArgs& a, const cuda::Rows& in) {
 
 void run(const char* op, MvnCdfArgs a, const cuda::Rows& in) {
   if (a.rows == 0) return;
-  cuda::check(op, cuda::find_double_tensor(in.device(), a.double_tensor),
-              "tell its compute capability");
+  cuda::check(op, cuda::find_tensor_cores(in.device(), a), "tell its compute capability");
   if (a.options.samples_float32())
     run<float>(op, a, in);
   else

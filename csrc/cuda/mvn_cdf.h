@@ -15,9 +15,9 @@ struct MvnCdfSizes {
   int64_t bytes;
 };
 
-// Whether float64 samples may take their products from the device's tensor cores
-// (kernels/tensor.h).
-cudaError_t find_double_tensor(int device, bool& found);
+// Which samples take their products from the device's tensor cores: a.tensor_pivots and
+// a.double_tensor.
+cudaError_t find_tensor_cores(int device, kernels::MvnCdfArgs& a);
 
 // scalar_t is the type of the samples. `a` has its input, output and options; `memory` is
 // sizes.bytes of device memory, aligned to 256.

@@ -2,12 +2,17 @@
 
 namespace mvnrob::cuda {
 
-cudaError_t find_double_tensor(int device, bool& found) {
-  int major = 0, minor = 0;
+cudaError_t find_tensor_cores(int device, kernels::MvnCdfArgs& a) {
+  int major = 0, minor = 0, shared = 0;
   cudaError_t error = device_attribute<cudaDevAttrComputeCapabilityMajor>(device, major);
   if (error == cudaSuccess)
     error = device_attribute<cudaDevAttrComputeCapabilityMinor>(device, minor);
-  found = error == cudaSuccess && kernels::multiplies_doubles(major, minor);
+  if (error == cudaSuccess)
+    error = device_attribute<cudaDevAttrMaxSharedMemoryPerMultiprocessor>(device, shared);
+  constexpr int kBlock = int(kernels::MvnCdfSampleTensor::kSharedBytes) + 1024;  // and CUDA's own
+  a.tensor_pivots =
+      shared >= 2 * kBlock ? kernels::kTensorPivots : kernels::kTensorPivotsOfOneBlock;
+  a.double_tensor = error == cudaSuccess && kernels::multiplies_doubles(major, minor);
   return error;
 }
 

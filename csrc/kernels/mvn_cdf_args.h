@@ -81,7 +81,10 @@ struct MvnCdfArgs {
   SampleSums* forced_sums;
   bool scalar_panels;         // of any number of pivots, for mvn_cdf_pathwise
   bool columns_only = false;  // a row's memory has no more columns of its factor than are wanted
-  bool double_tensor;  // whether the device has float64 tensor cores worth the name (tensor.h)
+  // Of the device: from how many pivots on float32 samples take their products from the tensor
+  // cores (mvn_cdf_data.h), and whether it has float64 ones worth the name (tensor.h).
+  int32_t tensor_pivots;
+  bool double_tensor;
 
   RowLayout layout;
   unsigned char* memory;  // rows * layout.bytes

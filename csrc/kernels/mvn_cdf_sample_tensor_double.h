@@ -1,4 +1,4 @@
-// The sampler of mvn_cdf for kTensorPivots pivots and more, in float64 where a device has the
+// The sampler of mvn_cdf for kTensorDoublePivots and more, in float64 where a device has the
 // tensor cores for it (tensor.h) and products are large (is_tensor): those with earlier pivots on
 // them.
 //
@@ -16,12 +16,13 @@
 // fragments. The blocks of one multiprocessor are in different phases: while one keeps the tensor
 // cores busy, another one draws. A warp waits for others only where L arrives.
 //
-// Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor_double.md; share reached: not
-// measured): issue up to some three hundred pivots, 352 instructions a draw; beyond, the FP64 lanes
-// and tensor cores, which are taken to go by turns, and from four thousand on the bytes of y from
-// the L2 cache. A slab takes a warp 111 instructions, 16 of them DMMA of 32 cycles, for which the
-// lanes would need 1,024. 128 points take a multiprocessor 111,000 (256 pivots) and 805,000 (999)
-// cycles, and by mvn_cdf_sample_blocked.h 1.26 and 1.61 times as many: predicted.
+// Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor_double.md; measured on an H100:
+// .35 of the floor at 999 pivots): issue up to some three hundred pivots, 352 instructions a draw;
+// beyond, the FP64 lanes and tensor cores, which are taken to go by turns, and from four thousand
+// on the bytes of y from the L2 cache. A slab takes a warp 111 instructions, 16 of them DMMA of 32
+// cycles, for which the lanes would need 1,024. 128 points take a multiprocessor 111,000 (256
+// pivots) and 805,000 (999) cycles, and by mvn_cdf_sample_blocked.h 1.26 and 1.61 times as many:
+// predicted.
 #pragma once
 #include "kernels/mvn_cdf_fragments.h"
 #include "kernels/mvn_cdf_sample.h"

@@ -3,8 +3,9 @@
 //
 // Mapping: a warp takes a stream, two points a lane, always in float64. The normals e and X = L e
 // go through global memory, a column for each point, coalesced; L is read straight from the factor
-// by uniform loads, eight rows at a time. Limiter: double-precision multiply-adds of L e, then the
-// gather of L's row of the variable that fails, for each point.
+// by uniform loads, sixteen rows at a time (eight where there are no more), as far as the last of
+// them has entries. Limiter: reading e once for each of these blocks of rows, then the gather of
+// L's row of the variable that fails, for each point.
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 #include "plan/union.h"

@@ -3,7 +3,7 @@
 // Mapping: a row a block, of a warp up to n = 32 and of 64 or 256 threads beyond; blocks stride
 // over the rows. The decisions are those of csrc/cpu/pivoted_cholesky.cpp. Limiter: that of the
 // factor in mvn_cdf_plan.h, latency of the chain of pivots for small rows, reading the columns
-// before for large ones: m k^2 / 2 multiply-adds (share reached: not measured).
+// before for large ones: m k^2 / 2 multiply-adds, and writing the result, whose rows lie across.
 #pragma once
 #include <algorithm>
 

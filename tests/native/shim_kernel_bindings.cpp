@@ -41,6 +41,12 @@ MvnCdfArgs arguments(const Array<T>& upper, const py::array_t<T>& cov,
   return a;
 }
 
+// Of a device that has them for float64 and holds two blocks of the float32 sampler, or neither.
+void set_tensor_cores(MvnCdfArgs& a, bool all) {
+  a.double_tensor = all;
+  a.tensor_pivots = all ? mvnrob::kernels::kTensorPivots : mvnrob::kernels::kTensorPivotsOfOneBlock;
+}
+
 // `together` -1: no grid, and a block subtracts no panels of columns either.
 void run(MvnCdfArgs a, int64_t tile_rows, int64_t resident, bool captured, int64_t together,
          std::optional<int64_t> host_lag) {
@@ -72,7 +78,7 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   int64_t resident, bool factored, bool double_tensor, bool captured,
                   int64_t together, std::optional<int64_t> host_lag) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
-  a.double_tensor = double_tensor;
+  set_tensor_cores(a, double_tensor);
   a.options = {abs_tol,
                rel_tol,
                max_points,
@@ -105,7 +111,7 @@ Array<double> mvn_cdf_sums(const Array<T>& upper, const py::array_t<T>& cov,
                            int64_t tile_rows, int64_t resident, bool factored, bool double_tensor,
                            int64_t together, int64_t grow_from) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
-  a.double_tensor = double_tensor;
+  set_tensor_cores(a, double_tensor);
   a.grow_from = grow_from;
   a.options = {
       0, 0, n_points, mvnrob::Method::automatic, compute_type(compute_dtype), point_set(points)};

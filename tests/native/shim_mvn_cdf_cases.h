@@ -137,6 +137,7 @@ void check_tensor_plan(int64_t pivots, int64_t completed) {
                        mvnrob::Method::automatic,
                        sizeof(S) == 4 ? mvnrob::ComputeType::float32 : mvnrob::ComputeType::float64,
                        mvnrob::PointSet::lattice};
+  call.args.tensor_pivots = mvnrob::kernels::kTensorPivots;
   call.args.double_tensor = true;
   if (!mvnrob::kernels::is_tensor<S>(call.args, int(pivots), int(completed)))
     throw std::runtime_error("no plan for the tensor sampler");
