@@ -97,12 +97,8 @@ class FactorKernel {
  private:
   // Rows that a thread takes side by side, and their columns whose loads are then under way at
   // once: it has few others beside it, which would hide how long each takes.
-  static constexpr int kMostRows = Team::kIsGrid || Team::kThreads == kWarp ? 1
-                                   : Team::kThreads < kGrowThreads          ? 2
-                                                                            : 4;
-  static constexpr int kLoads = Team::kThreads >= kGrowThreads ? 16
-                                : Team::kThreads > kWarp       ? 12
-                                                               : 8;
+  static constexpr int kMostRows = Team::kIsGrid || Team::kThreads < kGrowThreads ? 1 : 4;
+  static constexpr int kLoads = Team::kThreads < kGrowThreads ? 8 : 16;
 
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {

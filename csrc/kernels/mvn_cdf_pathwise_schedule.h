@@ -98,7 +98,7 @@ void run_pathwise_tile(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseG
   if (a.plan.n <= 32)
     launch_pathwise<scalar_t, 32>(launcher, a, grids);
   else if (a.plan.n <= 256)
-    launch_pathwise<scalar_t, 64>(launcher, a, grids);
+    launch_pathwise<scalar_t, 128>(launcher, a, grids);
   else
     launch_pathwise<scalar_t, kGrowThreads>(launcher, a, grids);
 }

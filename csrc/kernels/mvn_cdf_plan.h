@@ -1,12 +1,11 @@
 // The planning kernel of mvn_cdf: a block takes a row as far as mvn_cdf_planner.h says. A factor
 // that takes one block long it leaves to the whole grid (mvn_cdf_grow.h).
 //
-// Mapping: a warp for each row up to n = 32, 64 or 256 threads beyond; blocks stride over the rows
+// Mapping: a warp for each row up to n = 32, 128 or 256 threads beyond; blocks stride over the rows
 // that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
 // each) for small rows; for large ones that of a panel's columns, and the panels' products.
-// Measured on an
-// H100, whole factors of many rows: about 2 us a row of 99 variables and 300 us one of 999, as long
-// as 1,000 and 11,000 points of the samples that follow.
+// Measured on an H100, whole factors of many rows: about 2 us a row of 99 variables and 300 us one
+// of 999, as long as 1,000 and 11,000 points of the samples that follow.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_planner.h"
@@ -17,7 +16,7 @@ template <class scalar_t, int threads>
 struct MvnCdfPlan {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = threads;
-  static constexpr int kResidentBlocks = threads == 64 ? 5 : 384 / threads;
+  static constexpr int kResidentBlocks = 384 / threads;
 
   struct Shared {
     typename Block<threads>::Shared block;

@@ -277,7 +277,7 @@ void run_tile(Launcher& launcher, MvnCdfArgs a, const Grids& grids, unsigned cha
   if (a.n <= 32)
     run_rounds<scalar_t, 32>(launcher, a, grids);
   else if (a.n <= 256)
-    run_rounds<scalar_t, 64>(launcher, a, grids);
+    run_rounds<scalar_t, 128>(launcher, a, grids);
   else
     run_rounds<scalar_t, kGrowThreads>(launcher, a, grids);
 }

@@ -1,6 +1,6 @@
 // The kernel of pivoted_cholesky: mvn_cdf_factor.h on its own.
 //
-// Mapping: a row a block, of a warp up to n = 32 and of 64 or 256 threads beyond; blocks stride
+// Mapping: a row a block, of a warp up to n = 32 and of 128 or 256 threads beyond; blocks stride
 // over the rows. The decisions are those of csrc/cpu/pivoted_cholesky.cpp. Limiter: that of the
 // factor in mvn_cdf_plan.h, latency of the chain of pivots for small rows, reading the columns
 // before for large ones: m k^2 / 2 multiply-adds, and writing the result, whose rows lie across.
@@ -227,7 +227,7 @@ void run_pivoted_tile(Launcher& launcher, PivotedCholeskyArgs a, unsigned char* 
   if (a.plan.n <= 32)
     launch(PivotedCholesky<32>{});
   else if (a.plan.n <= 256)
-    launch(PivotedCholesky<64>{});
+    launch(PivotedCholesky<128>{});
   else
     launch(PivotedCholesky<256>{});
 }
