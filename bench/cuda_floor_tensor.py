@@ -116,10 +116,10 @@ def work(pivots, completed):
     }, slabs
 
 
-def tensor_pivots():
-    """From how many pivots on a float32 row takes this sampler."""
+def tensor_pivots(constant="kTensorPivots"):
+    """From how many pivots on a row takes this sampler, where a multiprocessor holds two blocks."""
     text = (sass.ROOT / "csrc/kernels/mvn_cdf_data.h").read_text()
-    return int(re.search(r"kTensorPivots = (\d+);", text)[1])
+    return int(re.search(rf"{constant} = (\d+)", text)[1])
 
 
 def problems_per_s(pivots, points, multiprocessors, clock_hz):

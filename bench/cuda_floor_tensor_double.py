@@ -96,7 +96,8 @@ def takes(pivots, completed):
     """Whether a float64 row goes to this sampler, where a device has the cores (is_tensor)."""
     text = (sass.ROOT / "csrc/kernels/mvn_cdf_data.h").read_text()
     rows = int(re.search(r"kTensorDoubleRows = (\d+);", text)[1])
-    return pivots >= cuda_floor_tensor.tensor_pivots() and pivots // 2 + completed >= rows
+    least = cuda_floor_tensor.tensor_pivots("kTensorDoublePivots")
+    return pivots >= least and pivots // 2 + completed >= rows
 
 
 def problems_per_s(pivots, points, multiprocessors, clock_hz):

@@ -67,13 +67,14 @@ def test_floor_of_the_tensor_sampler():
     """The committed counts have the HMMA that the products need, and no unit does better than it can."""
     counts = json.loads(cuda_floor_tensor.RESULTS.read_text())["counts"]
     assert counts["product"]["tensor"] == cuda_floor_tensor.HMMA == 3 * 64 * 64 * 16 // 2048
-    for n in (cuda_floor_tensor.tensor_pivots(), 256, 999):
+    assert cuda_floor_tensor.tensor_pivots() == 33
+    for n in (cuda_floor_tensor.tensor_pivots("kTensorPivotsOfOneBlock"), 256, 999):
         times, slabs = cuda_floor_tensor.work(n, 0)
         done = 64 * 16 * slabs + times["panel"] * 16
         assert n * (n - 16) / 2 <= done <= n * (n + 80) / 2
         per_s = cuda_floor_tensor.problems_per_s(n, 10_000, 132, 1.98e9)
         assert per_s < 132 * 4 * 512 * 1.98e9 / (3 * 64 * 16 * slabs * 10_000)
-        # Chosen where its floor is the higher one.
+        # Chosen, without a second block beside it, where its floor is the higher one.
         assert per_s > cuda_floor.problems_per_s(n, 10_000, "float32", 132, 1.98e9)
     alone = cuda_floor_tensor.seconds(999, 512, counts, alone=True)
     assert alone["issue"] == pytest.approx(

@@ -21,7 +21,7 @@ struct JacNorms {
   using Args = JacNormsArgs;
   using T = JacCompute<in_t>;
   static constexpr int kThreads = 128;
-  static constexpr int kResidentBlocks = sizeof(in_t) < 8 ? 8 : 6;
+  static constexpr int kResidentBlocks = sizeof(in_t) == 4 ? 8 : 6;
 
   static int64_t blocks(int64_t problems, int64_t classes, int64_t chunks) {
     return (problems * ((classes + kRows - 1) / kRows) * chunks + kWarps - 1) / kWarps;
