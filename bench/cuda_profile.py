@@ -83,6 +83,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--ncu", required=True)
     p.add_argument("--csv", required=True)
+    p.add_argument("--seconds", type=float, default=45, help="then no call begins any more")
     p.add_argument("--launches", type=int, default=2, help="of each kernel and launch shape")
     args = p.parse_args()
     command = [args.ncu, "--csv", "--page", "raw", "--clock-control", "none"]
@@ -92,7 +93,9 @@ def main():
     command += ["--kernel-name-base", "mangled", "--kernel-name", "regex:.*mvnrob.*"]
     command += ["--filter-mode", "per-launch-config", "--launch-count", str(args.launches)]
     command += ["--target-processes", "all"]
-    command += [sys.executable, "-m", "bench.cuda_small", "--set", "profile"]
+    command += [
+        sys.executable, "-m", "bench.cuda_small", "--set", "profile", "--seconds", str(args.seconds)
+    ]  # fmt: skip
     print(" ".join(command), flush=True)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     rows, units = read(done.stdout)

@@ -151,7 +151,7 @@ run_profile() {
   needs_build || return
   local ncu
   if ! ncu=$(find_tool ncu); then return 77; fi
-  "$python" -m bench.cuda_profile --ncu "$ncu" --csv "$out/profile.csv"
+  "$python" -m bench.cuda_profile --ncu "$ncu" --csv "$out/profile.csv" --seconds "$(scaled 40)"
 }
 
 # A tool on PATH or in the usual places of a toolkit; says so when it is nowhere.
