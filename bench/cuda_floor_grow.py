@@ -12,7 +12,7 @@ from bench import sass
 from bench.cuda_floor import CYCLES, EXPECTED_SHARE, H200, SCHEDULERS, line_of
 
 FILE = "csrc/kernels/mvn_cdf_trailing.h"
-LOOP = "for (int l = subtracted_; l < end; ++l, from += size_)"
+LOOP = "for (int l = subtracted_; l < end; ++l)"
 PANEL, TILE, THREADS, AHEAD, BARRIERS = 64, 128, 256, 16, 3
 # Seconds: a barrier of 132 blocks with what they exchange; a round of loads from the L2 cache; what
 # else a pivot waits for, one thing after another: the exchange of two rows, its limits, its mean.

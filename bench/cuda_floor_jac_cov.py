@@ -39,8 +39,8 @@ def kernel_of(classes, dtype):
     """(kernel, file, first line of its outer loop, columns of a stage, warps of a block)"""
     name, wide = TYPES[dtype][0], dtype == "float64"
     if classes <= 10:
-        loop = "for (int64_t column = first + lane; column < end; column += kWarp)"
-        return f"JacCovNarrow<{name}>", "jac_cov_narrow.h", loop, 32, 1
+        loop = "for (int64_t column = first + lane; column < end; column += kAhead * kWarp)"
+        return f"JacCovNarrow<{name}>", "jac_cov_narrow.h", loop, 64, 1
     stage = 8 if wide else 32
     if classes <= 104:
         loop = "for (int64_t at = first_; at < end_; at += Stage::kColumns)"
