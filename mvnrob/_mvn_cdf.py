@@ -260,8 +260,9 @@ def mvn_cdf(
     slopes of these, whichever way the row's gradient takes. Each conditional probability has the tolerance
     asked for and takes what points it needs, up to ``max_points``, where nothing says so; its slopes are as
     above. So an error is the tolerance times a density of two limits, ``.16 / sqrt(1 - R_ij^2)`` at most,
-    for second derivatives to limits and mean, to cov those of three and four, summed over the variables (in units of the standard
-    deviations, and times the limits, as the formulas have them); those of ``log_prob`` divide it by p,
+    for second derivatives to limits and mean, to cov those of three and four, summed over the variables
+    (in units of the standard deviations, and times the limits, as the formulas have them); those of
+    ``log_prob`` divide it by p,
     or are differences of terms of the size of the slopes' products, each known to ``rel_tol``: at p = 1e-30
     with terms of 80 and a difference of .6, a ``rel_tol`` of 1e-3 left 1 %. Up to four variables they are
     closed forms. For more, densities below a hundredth of the tolerance, divided by the number of
