@@ -42,6 +42,7 @@ SUBCOMMANDS = {
     "roofline": "bench_roofline",
     "cuda": "bench_cuda",
     "cuda_floor": "cuda_floor",
+    "cuda_floor_bvn": "cuda_floor_bvn",
     "cuda_floor_jac_cov": "cuda_floor_jac_cov",
     "cuda_floor_tensor": "cuda_floor_tensor",
     "cuda_floor_tensor_double": "cuda_floor_tensor_double",

@@ -4,10 +4,10 @@ python -m bench.bench_cuda [--n 9,99,999] [--tolerances 1e-2,1e-3,1e-4] [--json 
 
 Tables, in this order; FILE has each row as soon as it is there:
 - latency: batches of 1, 10 and 100: GPU time, wall time, and replay of a CUDA graph.
-- sov: every variable sampled, N points fixed: share of the counted floor (bench/cuda_floor.py,
-  bench/cuda_floor_tensor.py, bench/cuda_floor_tensor_double.py).
+- sov: every variable sampled, N points fixed.
 - large: one problem of many variables, all sampled after a factor of full rank by the whole grid.
 - bvn: bvn_cdf.
+- cholesky: pivoted_cholesky of large batches, all columns.
 - tolerance: problems/s of large batches at a 99 % error asked for, with the true rms error against
   exact or reference answers; what crude Monte Carlo needs for that rms error on the same GPU (factor
   included, its draws reckoned from a measured rate); the CPU backend on all threads, in calls large
@@ -17,7 +17,8 @@ Tables, in this order; FILE has each row as soon as it is there:
 - mvnxpb: BoTorch's approximation on the same problems with the rms error that it has. Last, because
   nothing bounds its time.
 
-Device time by events, L2 cache flushed before each call, median and quartiles. A wrong answer is not
+Beside a time, where one is known, stands the floor for this device and the share of it that was reached
+(bench/cuda_shares.py). Device time by events, L2 cache flushed before each call, median and quartiles. A wrong answer is not
 timed: the row says what was wrong and the exit code is 1. `--device cpu` tries the program itself.
 """
 
@@ -38,10 +39,9 @@ from two_levels import two_levels
 import mvnrob
 from bench import (
     classifiers,
+    cuda_card,
     cuda_environment,
-    cuda_floor,
-    cuda_floor_tensor,
-    cuda_floor_tensor_double,
+    cuda_shares,
     cuda_timing,
     harness,
     peers,
@@ -58,18 +58,21 @@ COLUMNS = {
     "tolerance": (
         "n", "group", "batch", "abs_tol", "problems_per_s", "q1_ms", "median_ms", "q3_ms", "rms",
         "beyond_error", "converged", "points_mean", "pivots_mean", "goal_at_rms_1e-3",
-        "crude_per_s", "ours/crude", "cpu_batch", "cpu_per_s", "ours/cpu", "sm_mhz", "note",
+        "crude_per_s", "ours/crude", "cpu_batch", "cpu_per_s", "ours/cpu", "share", "sm_mhz", "note",
     ),
     "latency": ("n", "batch", "abs_tol", "device_us", "wall_us", "graph_us", "note"),
     "sov": (
         "n", "batch", "points", "dtype", "what", "problems_per_s", "floor_per_s", "share", "note",
     ),
     "slopes": (
-        "n", "batch", "points", "dtype", "to", "sums_ms", "slopes_ms", "slopes/sums", "note",
+        "n", "batch", "points", "dtype", "to", "sums_ms", "slopes_ms", "slopes/sums", "share", "note",
     ),
     "mvnxpb": ("n", "group", "batch", "problems_per_s", "rms", "nan", "note"),
-    "large": ("n", "points", "pivots", "error", "off", "q1_ms", "median_ms", "q3_ms", "note"),
-    "bvn": ("elements", "elements_per_s", "gb_per_s", "max_difference", "note"),
+    "large": (
+        "n", "points", "pivots", "error", "off", "q1_ms", "median_ms", "q3_ms", "share", "note",
+    ),
+    "bvn": ("elements", "elements_per_s", "gb_per_s", "max_difference", "share", "note"),
+    "cholesky": ("n", "batch", "problems_per_s", "error", "share", "note"),
 }  # fmt: skip
 
 
@@ -83,14 +86,17 @@ class Bench:
         self.rows, self.missing, self.remarks, self.wrong = [], [], [], 0
         self.shown = 0
         self.report = harness.environment() | {"commit": cuda_environment.commit()}
+        self.card = None
         if self.device.type == "cuda":
             self.report |= cuda_environment.gpu()
+            self.report["copy_tb_s"] = cuda_timing.copy_tb_s(self.device)
+            self.card = cuda_card.of(self.report)
 
     def start(self):
         self.budget = cuda_timing.Budget(self.args.budget)
 
     def add(self, table, row):
-        self.rows.append({"table": table, **row})
+        self.rows.append({"table": table, **row, **cuda_shares.floors_of(table, row, self.card)})
         self.wrong += "wrong" in row.get("note", "")
         self.save()
 
@@ -244,6 +250,9 @@ def tolerance_row(bench, group, tol, beside):
         "goal_at_rms_1e-3": GOALS.get(n),
         "sm_mhz": bench.clock_mhz("clocks.sm"),
     }
+    dtype = "float32" if tol >= cuda_shares.LEAST_FLOAT32 else "float64"
+    if bench.card and (found := cuda_shares.mean_floor(result, dtype, bench.card)):
+        row |= {"floor_per_s": found[0], "limiter": found[1], "share": rate / found[0]}
     if crude := beside["crude"]:
         # sqrt(p (1 - p) / draws), averaged over the problems, is as large as our rms error.
         pq = float((batch.truth * (1 - batch.truth)).mean())
@@ -427,22 +436,8 @@ def sov_row(bench, group, dtype, what):
         lambda: call(batch), device, repeats=5, warm_up=1, budget_s=0.02 * bench.args.budget
     )
     row |= {"problems_per_s": batch.size / timing["median_s"]}
-    row |= {f"{name}_ms": 1e3 * timing[f"{name}_s"] for name in ("q1", "median", "q3")}
-    if clock := bench.clock_mhz("clocks.max.sm"):
-        count = torch.cuda.get_device_properties(device).multi_processor_count
-        if name == "float32" and n >= cuda_floor_tensor.tensor_pivots():
-            floor = cuda_floor_tensor.problems_per_s(n, points, count, 1e6 * clock)
-        elif (
-            name == "float64"
-            and torch.cuda.get_device_capability() == cuda_floor_tensor_double.CAPABILITY
-            and cuda_floor_tensor_double.takes(n, 0)
-        ):
-            floor = cuda_floor_tensor_double.problems_per_s(n, points, count, 1e6 * clock)
-        else:
-            floor = cuda_floor.problems_per_s(n, points, name, count, 1e6 * clock)
-        row |= {"floor_per_s": floor, "share": row["problems_per_s"] / floor}
-        row |= {"floor_clock_mhz": clock, "sm_mhz": bench.clock_mhz("clocks.sm")}
-    return row
+    row |= {f"{part}_ms": 1e3 * timing[f"{part}_s"] for part in ("q1", "median", "q3")}
+    return row | {"sm_mhz": bench.clock_mhz("clocks.sm")}
 
 
 def sov_table(bench, groups):
@@ -555,6 +550,32 @@ def bvn_row(bench, count):
     return {"elements_per_s": rate, "gb_per_s": 32e-9 * rate, "max_difference": off}
 
 
+def cholesky_row(bench, group):
+    n = group.upper.shape[1]
+    batch = Batch(group, bench.largest_batch(n), bench.device)
+    few = Batch(group, 1, bench.device)
+    made = mvnrob.pivoted_cholesky(few.upper, few.cov)
+    row = {
+        "batch": batch.size,
+        "error": float((made.factor @ made.factor.mT - few.cov).abs().max()),
+    }
+    if not row["error"] < 1e-12:
+        return row | {"note": f"wrong: off by {row['error']:.2g}"}
+    timing, _ = cuda_timing.measure(
+        lambda: mvnrob.pivoted_cholesky(batch.upper, batch.cov), bench.device, repeats=5,
+        warm_up=1, budget_s=0.01 * bench.args.budget,
+    )  # fmt: skip
+    return row | {"problems_per_s": batch.size / timing["median_s"]}
+
+
+def cholesky_table(bench, groups):
+    for group in groups:
+        n = group.upper.shape[1]
+        if bench.enough(f"cholesky, n = {n}"):
+            bench.attempt("cholesky", {"n": n}, lambda group=group: cholesky_row(bench, group))
+    bench.finish("cholesky")
+
+
 def bvn_table(bench):
     if bench.enough("bvn"):
         count = int(2**24 * min(1.0, bench.args.scale))
@@ -591,6 +612,7 @@ def main():
     sov_table(bench, groups)
     large_table(bench)
     bvn_table(bench)
+    cholesky_table(bench, groups)
     tolerance_table(bench, groups)
     slopes_table(bench, groups)
     for n in sizes:

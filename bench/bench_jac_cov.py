@@ -9,20 +9,22 @@ adds bmm's of the differences), each chunk the same data, so that it fits in mem
 checked against float64 before they are timed. GFLOP/s counts useful work, C (C + 1) D, for both;
 GB/s counts J read once. Times are per problem: processor time with one thread, else wall time; our
 runs and the peer's alternate. On a GPU: device time, L2 cache flushed before each call, and the peer
-a second time with TF32 allowed in its products, with the error that it then has.
+a second time with TF32 allowed in its products, with the error that it then has; beside our time the
+floor for this device and the share of it that was reached (bench/cuda_shares.py).
 """
 
 import statistics
 import sys
 import time
 
-from bench import cuda_environment, cuda_timing, harness
+from bench import cuda_environment, cuda_shares, cuda_timing, harness
 
 # Several times what the tests allow: a wrong result prints no time.
 WORST = {"float32": 8e-6, "float64": 1e-12, "bfloat16": 8e-6}
 COLUMNS = ["op", "C", "D", "chunk", "B", "dtype", "ms", "spread", "rate", "unit", "error",
            "peer_ms", "peer_spread", "peer_error", "speedup"]  # fmt: skip
 CUDA_COLUMNS = [*COLUMNS, "tf32_ms", "tf32_error", "tf32_speedup"]
+FLOOR_COLUMNS = ["floor_ms", "limiter", "share"]
 
 
 def measure(ours, peer, threads, repeats):
@@ -199,6 +201,7 @@ def main():
     on_gpu = args.device == "cuda"
     if on_gpu:
         report |= cuda_environment.gpu() | {"commit": cuda_environment.commit()}
+        report["copy_tb_s"] = cuda_timing.copy_tb_s(torch.device("cuda"))
     harness.show_environment(report)
     rows, wrong = [], []
     cases = [(text, dtype) for text in args.cases.split(",") for dtype in args.dtypes.split(",")]
@@ -210,7 +213,9 @@ def main():
             rows += case.rows(args.threads, repeats)
         except RuntimeError as error:  # the other cases are timed all the same
             wrong.append(f"{text} {dtype}: {str(error).splitlines()[0]}")
-    harness.show(rows, CUDA_COLUMNS if on_gpu else COLUMNS)
+    if on_gpu:
+        rows = cuda_shares.with_floors(rows, report)
+    harness.show(rows, [*CUDA_COLUMNS, *FLOOR_COLUMNS] if on_gpu else COLUMNS)
     report["wrong"] = wrong
     harness.write("cuda_jac_cov" if on_gpu else "jac_cov", report, rows, args.out)
     for said in wrong:

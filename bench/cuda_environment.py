@@ -96,6 +96,7 @@ def gpu():
             "multiprocessors": p.multi_processor_count,
             "memory_gib": round(p.total_memory / 2**30, 1),
             "l2_mib": round(getattr(p, "L2_cache_size", 0) / 2**20, 1),
+            "max_sm_mhz": (clocks() or {}).get("clocks.max.sm"),
         }
     return found
 

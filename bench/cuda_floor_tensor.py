@@ -150,9 +150,10 @@ def seconds(pivots, points, counts, completed=0, alone=False, device=H200):
     busy["l2"] = (read + written + panels) / L2
     held = min(RESIDENT * processors, blocks if alone else RESIDENT * processors)
     held *= 4 * pivots * BLOCK_POINTS
-    busy["dram"] = (read + written if held > L2_BYTES else 0) / DRAM
+    dram = device.get("dram", DRAM)
+    busy["dram"] = (read + written if held > L2_BYTES else 0) / dram
     if alone and 2 * pivots**2 > L2_BYTES:  # L does not fit the cache; blocks go along together
-        busy["dram"] += 4 * SLAB * OUTER * slabs / DRAM
+        busy["dram"] += 4 * SLAB * OUTER * slabs / dram
     return busy
 
 

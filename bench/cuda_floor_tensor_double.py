@@ -125,7 +125,7 @@ def seconds(pivots, points, counts, completed=0, device=H200):
     panels = 8 * SLAB * OUTER * slabs * points / BLOCK_POINTS
     busy["l2"] = (read + written + panels) / L2
     held = RESIDENT * processors * 8 * pivots * BLOCK_POINTS
-    busy["dram"] = (read + written if held > L2_BYTES else 0) / DRAM
+    busy["dram"] = (read + written if held > L2_BYTES else 0) / device.get("dram", DRAM)
     return busy
 
 

@@ -7,6 +7,7 @@ cuda_jac_cov.json and pipeline.json have their names already. Predictions have p
 
 import itertools
 
+from bench import cuda_card
 from bench.sections import Section, by, same
 
 #: What cuda_predicted*.json are of.
@@ -50,6 +51,26 @@ def another_card(environment):
     )
 
 
+#: Columns of bench/cuda_shares.py.
+FLOOR = [
+    ("share of the floor", percent("share")),
+    ("limiter", "limiter"),
+]
+
+
+def floor_words(result):
+    """What the floors in a section's tables are of."""
+    if not any("share" in row for row in result["rows"]):
+        return ""
+    return (
+        "A floor is the least time that the counted instructions and bytes of the kernels named in "
+        "`bench/cuda_shares.py` allow, the share that floor over the time taken, the limiter what sets the "
+        "floor. Where the result holds none, it is reckoned from the counts in "
+        "`bench/results/cuda_predicted*.json`, which are of the code as it is now. "
+        f"{cuda_card.words(result['environment'])}\n"
+    )
+
+
 def mvn_cdf_cuda_tables(rows):
     part = by(rows, "table")
     quartiles = [("ms a call", "median_ms"), ("first quartile", "q1_ms"), ("third", "q3_ms")]
@@ -73,8 +94,7 @@ def mvn_cdf_cuda_tables(rows):
         "sampler alone (`sums`). The floor is what the kernel's counted instructions would allow on this "
         f"card's multiprocessors{at}; the share is the measured rate over it.",
         [*same("n", "points"), ("type", "dtype"), ("call", "what"), ("batch", "batch"),
-         ("problems/s", "problems_per_s"), ("floor, problems/s", "floor_per_s"),
-         ("share of the floor", percent("share"))],
+         ("problems/s", "problems_per_s"), ("floor, problems/s", "floor_per_s"), *FLOOR],
     )  # fmt: skip
     yield table("tolerance", tolerance_words(part("tolerance")), [
         ("n", "n"), ("problems", "group"), ("abs_tol", "abs_tol"), ("batch", "batch"),
@@ -83,19 +103,27 @@ def mvn_cdf_cuda_tables(rows):
         ("points", "points_mean"), ("sampled", "pivots_mean"),
         ("crude, problems/s", "crude_per_s"), ("ours / crude", times("ours/crude")),
         ("CPU's call", "cpu_batch"), ("CPU, problems/s", "cpu_per_s"),
-        ("ours / CPU", times("ours/cpu")),
+        ("ours / CPU", times("ours/cpu")), ("floor, problems/s", "floor_per_s"), *FLOOR,
     ])  # fmt: skip
     yield table(
         "large",
         "**Large n**: one problem with a factor of full rank, made by the whole grid, a 99 % error of 1e-2 "
-        "asked for. Beside the stated error, how far the answer is off.",
-        [*same("n", "points"), ("sampled", "pivots"), ("error", "error"), ("off", "off"), *quartiles],
+        "asked for. Beside the stated error, how far the answer is off. The floor has no barriers of the "
+        "grid and no waits for a column.",
+        [*same("n", "points"), ("sampled", "pivots"), ("error", "error"), ("off", "off"), *quartiles,
+         ("floor, ms", "floor_ms"), *FLOOR],
     )  # fmt: skip
     yield table(
         "bvn",
         "**bvn_cdf**, a call of so many elements; the largest difference is from the CPU backend.",
         [("elements", "elements"), ("elements/s", "elements_per_s"), ("GB/s", "gb_per_s"),
-         ("largest difference", "max_difference")],
+         ("largest difference", "max_difference"), ("floor, elements/s", "floor_per_s"), *FLOOR],
+    )  # fmt: skip
+    yield table(
+        "cholesky",
+        "**pivoted_cholesky**, all columns, with the largest error of an entry.",
+        [("n", "n"), ("batch", "batch"), ("problems/s", "problems_per_s"), ("error", "error"),
+         ("floor, problems/s", "floor_per_s"), *FLOOR],
     )  # fmt: skip
     yield table(
         "slopes",
@@ -103,7 +131,8 @@ def mvn_cdf_cuda_tables(rows):
         "covariance (`cov`), beside their sums (`mvn_cdf_sums`) at the same points, milliseconds of a "
         "batch.",
         [*same("n", "points"), ("type", "dtype"), ("to", "to"), ("batch", "batch"),
-         ("sums, ms", "sums_ms"), ("slopes, ms", "slopes_ms"), ("slopes / sums", "slopes/sums")],
+         ("sums, ms", "sums_ms"), ("slopes, ms", "slopes_ms"), ("slopes / sums", "slopes/sums"),
+         ("floor, ms", "floor_ms"), *FLOOR],
     )  # fmt: skip
     yield table(
         "mvnxpb",
@@ -125,7 +154,8 @@ def tolerance_words(rows):
         "problems, again and again with seeds of their own; rms is their true error against answers that "
         "are exact (`classifiers`: references), beside the share of problems beyond the error that "
         "was stated. Crude Monte Carlo is reckoned at the same rms error on the same GPU, from its "
-        f"measured factor and draws. {cores} Where a ratio is bold, the peer is ahead."
+        f"measured factor and draws. {cores} Where a ratio is bold, the peer is ahead. The floor is the "
+        "sampler's alone, for the points and the sampled variables that the answers took."
     )
 
 
@@ -138,7 +168,7 @@ def jac_cov_cuda_tables(rows):
              ("rate", "rate"), ("", "unit"), ("error", "error"), ("PyTorch, ms", ms("peer_ms")),
              ("its error", "peer_error"), ("PyTorch / ours", times("speedup")),
              ("with TF32, ms", ms("tf32_ms")), ("its error", "tf32_error"),
-             ("TF32 / ours", times("tf32_speedup"))],
+             ("TF32 / ours", times("tf32_speedup")), ("floor, ms", ms("floor_ms")), *FLOOR],
             rows,
         ),
         rows,

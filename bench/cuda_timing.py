@@ -80,6 +80,14 @@ def measure(call, device, repeats=9, warm_up=2, budget_s=10.0):
     }, answer
 
 
+def copy_tb_s(device):
+    """TB/s of a copy of 1 GiB from memory to memory, read and written together."""
+    source = torch.zeros(2**28, device=device)
+    into = torch.empty_like(source)
+    timing, _ = measure(lambda: into.copy_(source), device, repeats=7, budget_s=1)
+    return 1e-12 * 2 * source.nbytes / timing["median_s"]
+
+
 def wall(call, device, repeats=9, warm_up=2):
     """Median seconds from the call to its answer being ready, host included."""
     seconds = []

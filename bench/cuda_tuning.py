@@ -95,6 +95,7 @@ MEASURED_COLUMNS = {
     "slopes": [("mvn_cdf_pathwise to {to}, {dtype}", "slopes_ms", "time", "ms")],
     "large": [("mvn_cdf, full rank", "median_ms", "time", "ms")],
     "bvn": [("bvn_cdf", "elements_per_s", "rate", "elements/s")],
+    "cholesky": [("pivoted_cholesky", "problems_per_s", "rate", None)],
 }
 # What follows from how fast a run is does not say which problem a row is of.
 FOLLOWS = {"tolerance": ("batch",), "large": ("points", "pivots")}
@@ -104,6 +105,7 @@ def measured_lines(row):
     """(kernel, size, values) of a row of a GPU's timings, for each of its rates and times."""
     if "op" in row:  # the file has a problem's time
         values = {"time": row["ms"] * row["B"], "unit": "ms", "error": row["error"]}
+        values["share"] = row.get("share")
         yield f"{row['op']}, {row['dtype']}", size(row), values
     elif row.get("table") == "band":
         what = f"mvnrob.evaluate, {row['case']}, {row['precision']}"

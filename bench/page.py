@@ -15,7 +15,7 @@ import struct
 import sys
 from pathlib import Path
 
-from bench import cuda_sections, harness, sections
+from bench import cuda_sections, cuda_shares, harness, sections
 
 DOCS = harness.ROOT / "docs"
 SECTIONS = (*sections.SECTIONS, *cuda_sections.SECTIONS)
@@ -125,10 +125,15 @@ def text_of(results, predictions, tuning=None):
         result = results.get(section.name)
         if result is None:
             continue
+        if section.gpu:
+            rows = cuda_shares.with_floors(result["rows"], result["environment"])
+            result = {**result, "rows": rows}
         parts.append(f"## {section.title}\n\n{section.words}\n")
         for caption, columns, rows in section.tables(result["rows"]):
             if rows:
                 parts.append((f"{caption}\n\n" if caption else "") + table(columns, rows))
+        if section.gpu and (said := cuda_sections.floor_words(result)):
+            parts.append(said)
         if section.draw:
             parts.append(f"![{section.title}](figures/{section.name}.png)\n")
         if (

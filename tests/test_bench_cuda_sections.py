@@ -10,7 +10,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
-from bench import cuda_environment, harness, page
+from bench import cuda_card, cuda_environment, cuda_floor_jac_cov, cuda_shares, harness, page
 
 TITLES = {
     "cuda": "## mvn_cdf on a GPU: measured",
@@ -179,6 +179,90 @@ def test_jac_cov_table_has_both_of_pytorch_s_forms(made_page):
     start = "| 10 | 64 | float32 | 50 | 2 | 1.1 | 9 | GFLOP/s | 1e-07 | 4 | 2e-07 | 2 |"
     assert f"| jac_cov {start} 1 | 3e-05 | **0.5** |" in text
     assert f"| jac_cov_norms {start} - | - | - |" in text
+
+
+def floors(**row):
+    """Of a made-up row on a made-up H100 whose memory copies 2 TB/s."""
+    device = {"multiprocessors": 132, "clock_hz": 1.98e9, "dram": 2e12}
+    return cuda_shares.floors_of(row.get("table", "jac_cov"), row, device)
+
+
+def test_card_s_memory_is_timed_or_known():
+    known = {"gpu": "NVIDIA H100 80GB HBM3", "multiprocessors": 132, "capability": "9.0"}
+    assert cuda_card.of(known) == {"multiprocessors": 132, "clock_hz": 1.98e9, "dram": 3e12}
+    timed = cuda_card.of({**known, "gpu": "Some H100", "copy_tb_s": 2.5, "max_sm_mhz": 1755.0})
+    assert timed == {"multiprocessors": 132, "clock_hz": 1.755e9, "dram": 2.5e12}
+    assert cuda_card.of({**known, "gpu": "Some H100"}) is None
+    assert cuda_card.of({**known, "capability": "8.0"}) is None
+    assert "2.5 TB/s of memory (a copy timed" in cuda_card.words({**known, "copy_tb_s": 2.5})
+
+
+def test_floors_of_jac_cov():
+    row = {"op": "jac_cov_norms", "C": 1000, "D": 150_528, "dtype": "float32", "ms": 0.6, "B": 3}
+    found = floors(**row)
+    assert found["limiter"] == "dram" and found["share"] == pytest.approx(0.5018, abs=1e-3)
+    assert found["floor_ms"] == pytest.approx(1e3 * 4 * 150_528_000 / 2e12, rel=1e-3)
+    whole = floors(**{**row, "op": "jac_cov"})
+    assert whole["limiter"] == "issue" and whole["floor_ms"] > found["floor_ms"]
+    assert floors(**row, share=0.1) == {}  # what the run itself reckoned stands
+    # The committed rows follow from the committed counts.
+    for said in json.loads(cuda_floor_jac_cov.RESULTS.read_text())["rows"]:
+        op = "jac_cov_norms" if said["kernel"].startswith("JacNorms") else "jac_cov"
+        device = {**cuda_floor_jac_cov.H200, "dram": cuda_floor_jac_cov.DRAM}
+        floor, limiter = cuda_floor_jac_cov.problems_per_s(
+            op, said["C"], said["D"], said["dtype"], device
+        )
+        assert limiter == said["limiter"]
+        assert floor == pytest.approx(said["floor_per_s"], rel=6e-3)
+
+
+def test_floors_of_mvn_cdf_s_tables():
+    asked = {"table": "tolerance", "n": 999, "abs_tol": 1e-3, "problems_per_s": 1e3}
+    few = floors(**asked, points_mean=4096.0, pivots_mean=40.2)
+    many = floors(**asked, points_mean=4096.0, pivots_mean=400.0)
+    assert few["floor_per_s"] > 5 * many["floor_per_s"] and 0 < few["share"] < many["share"] < 1
+    assert floors(**asked, points_mean=0.0, pivots_mean=0.0) == {}  # nothing was sampled
+    tight = floors(**{**asked, "abs_tol": 1e-6}, points_mean=4096.0, pivots_mean=40.0)
+    assert tight["floor_per_s"] < few["floor_per_s"]  # float64
+    large = floors(table="large", n=16_384, points=16_384, median_ms=1000.0)
+    assert 0.05 < large["share"] < 0.5 and large["limiter"] == "subtraction"
+    slopes = {"table": "slopes", "n": 999, "points": 8192, "dtype": "float32", "batch": 4}
+    limits, cov = (floors(**slopes, to=to, slopes_ms=100.0) for to in ("limits", "cov"))
+    assert limits["limiter"] == "dram" and limits["floor_ms"] <= cov["floor_ms"] < 100
+    twice = floors(**{**slopes, "batch": 8}, to="limits", slopes_ms=100.0)
+    assert twice["share"] == pytest.approx(2 * limits["share"])
+    assert floors(table="bvn", elements=7, elements_per_s=1e9)["limiter"] == "issue"
+    factor = floors(table="cholesky", n=99, batch=7, problems_per_s=1e5)
+    assert 0 < factor["share"] < 1
+    assert floors(table="latency", n=9, batch=1, device_us=80.0) == {}
+
+
+def test_floor_of_answers_is_of_each_row():
+    def floor(rows):
+        pivots, active, points = (torch.tensor(x) for x in zip(*rows, strict=True))
+        answer = SimpleNamespace(n_pivots=pivots, n_active=active, n_points=points)
+        device = {"multiprocessors": 132, "clock_hz": 1.98e9, "dram": 2e12}
+        return cuda_shares.mean_floor(answer, "float32", device)
+
+    small, large = (5, 9, 512), (200, 900, 8192)
+    assert floor([(0, 0, 0)]) is None
+    each = [1 / floor([row])[0] for row in (small, large)]
+    assert 2 / floor([small, large])[0] == pytest.approx(sum(each))
+    assert floor([small, (0, 0, 0)])[0] == pytest.approx(2 / each[0])
+    assert floor([(200, 200, 8192)])[0] > floor([large])[0]  # completed variables
+
+
+def test_old_results_get_floors_on_the_page(made_page):
+    text = made_page({"cuda_jac_cov": jac_cov_result(), "cuda": cuda_result()})
+    assert text.count("A floor is the least time") == 2
+    assert text.count("1,980 MHz and 3 TB/s of memory (copies timed before).") == 2
+    head = text.partition("Milliseconds of a call on B problems:\n\n")[2].splitlines()[0]
+    assert head.endswith("| floor, ms | share of the floor | limiter |")
+
+
+def test_card_that_is_not_known_has_no_floors(made_page):
+    text = made_page({"cuda_jac_cov": jac_cov_result(gpu="Some GPU", capability="12.0")})
+    assert "floor, ms" not in text and "A floor is" not in text
 
 
 def test_pipeline_tables_are_one_for_a_precision(made_page):

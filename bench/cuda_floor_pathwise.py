@@ -1,0 +1,51 @@
+"""The least that a GPU needs for slopes of samples (mvn_cdf_pathwise) and for pivoted_cholesky.
+
+Reckoned, not counted: the multiply-adds that a method cannot do without (csrc/kernels/mvn_cdf_pathwise.h,
+pivoted_cholesky.h), one instruction each for a warp, and its bytes. A pair of place and pivot takes a
+sample of mvn_cdf_pathwise one multiply-add forth, one back and, with slopes to cov, one of the products
+over samples; for every kInnerRows of them it loads y forth, and loads and stores its bar back. What all
+resident blocks keep goes to memory where the L2 cache cannot hold it. A factor of n pivots takes
+n^3 / 6 multiply-adds in float64, reads its matrix and writes its result.
+"""
+
+import re
+
+from bench import sass
+from bench.cuda_floor import SCHEDULERS
+from bench.cuda_floor_tensor import DRAM, L2, L2_BYTES
+
+SIZES = {"float32": 4, "float64": 8}
+# Lanes of a scheduler that do a multiply-add.
+FMA = {"float32": 32, "float64": 16}
+
+
+def constant(file, pattern):
+    return int(re.search(pattern, (sass.ROOT / "csrc" / file).read_text())[1])
+
+
+def seconds(n, points, dtype, to_cov, device):
+    """{limiter: seconds of a problem} of n variables, all of them pivots."""
+    size, pairs = SIZES[dtype], n**2 / 2
+    small = n <= 32
+    rows = constant("kernels/mvn_cdf_data.h", rf"k{'Small' if small else 'Inner'}Rows = (\d+)")
+    blocks = r"kResidentBlocks = sizeof\(scalar_t\) == 4 \? (\d+)"
+    resident = constant("kernels/mvn_cdf_pathwise.h", blocks) * device["multiprocessors"]
+    tile = constant("plan/estimate.h", r"kTileSamples = (\d+);")
+    multiply_adds = (3 if to_cov else 2) * pairs
+    lanes = device["multiprocessors"] * SCHEDULERS * FMA[dtype] * device["clock_hz"]
+    moved = 3 * size * pairs / rows * points
+    held = resident * tile * 2 * size * n  # y and its bar
+    return {
+        "multiply-adds": multiply_adds * points / lanes,
+        "l2": moved / L2,
+        "dram": (moved if held > L2_BYTES else 0) / device.get("dram", DRAM),
+    }
+
+
+def factor_seconds(n, device):
+    """{limiter: seconds of a matrix} of pivoted_cholesky, float64, all n pivots."""
+    lanes = device["multiprocessors"] * SCHEDULERS * FMA["float64"] * device["clock_hz"]
+    return {
+        "multiply-adds": n**3 / 6 / lanes,
+        "dram": 2 * 8 * n**2 / device.get("dram", DRAM),
+    }
