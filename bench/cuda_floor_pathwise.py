@@ -4,8 +4,8 @@ Reckoned, not counted: the multiply-adds that a method cannot do without (csrc/k
 pivoted_cholesky.h), one instruction each for a warp, and its bytes. A pair of place and pivot takes a
 sample of mvn_cdf_pathwise one multiply-add forth, one back and, with slopes to cov, one of the products
 over samples; for every kInnerRows of them it loads y forth, and loads and stores its bar back. What all
-resident blocks keep goes to memory where the L2 cache cannot hold it. A factor of n pivots takes
-n^3 / 6 multiply-adds in float64, reads its matrix and writes its result.
+resident blocks keep goes to memory where the L2 cache cannot hold it. A factor of k columns takes
+k^2 (n / 2 - k / 3) multiply-adds in float64 and reads k columns of its matrix.
 """
 
 import re
@@ -42,10 +42,11 @@ def seconds(n, points, dtype, to_cov, device):
     }
 
 
-def factor_seconds(n, device):
-    """{limiter: seconds of a matrix} of pivoted_cholesky, float64, all n pivots."""
+def factor_seconds(n, pivots, device, written=True):
+    """{limiter: seconds of a matrix} of so many columns of a factor, float64; what is read are the
+    pivots' columns."""
     lanes = device["multiprocessors"] * SCHEDULERS * FMA["float64"] * device["clock_hz"]
     return {
-        "multiply-adds": n**3 / 6 / lanes,
-        "dram": 2 * 8 * n**2 / device.get("dram", DRAM),
+        "multiply-adds": pivots**2 * (n / 2 - pivots / 3) / lanes,
+        "dram": (2 if written else 1) * 8 * n * pivots / device.get("dram", DRAM),
     }

@@ -65,8 +65,8 @@ def floor_words(result):
     return (
         "A floor is the least time that the counted instructions and bytes of the kernels named in "
         "`bench/cuda_shares.py` allow, the share that floor over the time taken, the limiter what sets the "
-        "floor. Where the result holds none, it is reckoned from the counts in "
-        "`bench/results/cuda_predicted*.json`, which are of the code as it is now. "
+        "floor. Where the result holds none, it is reckoned from the counts of "
+        "`python -m bench cuda_floor*`, which are of the code as it is now. "
         f"{cuda_card.words(result['environment'])}\n"
     )
 
@@ -154,8 +154,8 @@ def tolerance_words(rows):
         "problems, again and again with seeds of their own; rms is their true error against answers that "
         "are exact (`classifiers`: references), beside the share of problems beyond the error that "
         "was stated. Crude Monte Carlo is reckoned at the same rms error on the same GPU, from its "
-        f"measured factor and draws. {cores} Where a ratio is bold, the peer is ahead. The floor is the "
-        "sampler's alone, for the points and the sampled variables that the answers took."
+        f"measured factor and draws. {cores} Where a ratio is bold, the peer is ahead. The floor is that "
+        "of the factor's columns and of the sampler, for the points and variables that the answers took."
     )
 
 

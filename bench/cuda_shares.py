@@ -46,7 +46,7 @@ def sampler(pivots, completed, points, dtype, device):
 
 
 def mean_floor(result, dtype, device):
-    """(problems/s, limiter) of the sampler for all rows of an answer of mvn_cdf, each with its points,
+    """(problems/s, limiter) of factor and sampler for all rows of an answer of mvn_cdf, each with its points,
     pivots and completed variables; None where nothing was sampled."""
     kinds = zip(
         result.n_pivots.tolist(), (result.n_active - result.n_pivots).tolist(),
@@ -59,11 +59,19 @@ def mean_floor(result, dtype, device):
     for (pivots, completed, points), number in numbers.items():
         rows += number
         if points > 0 and pivots > 0:
-            busy = sampler(pivots, max(0, completed), points, dtype, device)
-            limiter = max(busy, key=busy.get)
-            total += number * busy[limiter]
-            limiters[limiter] = limiters.get(limiter, 0.0) + number * busy[limiter]
+            per_s, limiter = row_floor(pivots, max(0, completed), points, dtype, device)
+            total += number / per_s
+            limiters[limiter] = limiters.get(limiter, 0.0) + number / per_s
     return (rows / total, max(limiters, key=limiters.get)) if total else None
+
+
+def row_floor(pivots, completed, points, dtype, device):
+    """(problems/s, limiter) of a row of mvn_cdf: the factor's columns, then the samples."""
+    busy = sampler(pivots, completed, points, dtype, device)
+    limiter = max(busy, key=busy.get)
+    factor = cuda_floor_pathwise.factor_seconds(pivots + completed, pivots, device, written=False)
+    planning = max(factor.values())
+    return 1 / (busy[limiter] + planning), limiter if busy[limiter] >= planning else "factor"
 
 
 def rate(busy):
@@ -84,9 +92,8 @@ def tolerance_floor(row, device):
     """At the means of the points and of the sampled variables; the completed are not known here."""
     pivots = max(1, round(row["pivots_mean"]))
     dtype = "float32" if row["abs_tol"] >= LEAST_FLOAT32 else "float64"
-    return (
-        rate(sampler(pivots, 0, row["points_mean"], dtype, device)) if row["points_mean"] else None
-    )
+    points = row["points_mean"]
+    return row_floor(pivots, 0, points, dtype, device) if points else None
 
 
 def large_floor(row, device):
@@ -119,7 +126,7 @@ TABLES = {
     "tolerance": (tolerance_floor, "problems_per_s"),
     "bvn": (lambda row, device: cuda_floor_bvn.elements_per_s(device), "elements_per_s"),
     "cholesky": (
-        lambda row, device: rate(cuda_floor_pathwise.factor_seconds(row["n"], device)),
+        lambda row, device: rate(cuda_floor_pathwise.factor_seconds(row["n"], row["n"], device)),
         "problems_per_s",
     ),
     "large": (large_floor, "median_ms"),
