@@ -103,7 +103,9 @@ def serve(folder):
 
 
 class Checkout:
-    def __init__(self, folder):
+    """A process that runs ``serve(folder)`` of a module; a call sends it a task and waits for the answer."""
+
+    def __init__(self, folder, module="bench.bench_checkouts"):
         folder = Path(folder).resolve()
         if not list((folder / "mvnrob").glob("_C.*.so")):
             raise SystemExit(
@@ -112,7 +114,7 @@ class Checkout:
         self.process = subprocess.Popen(
             [sys.executable, "-c",
              (f"import sys; sys.path.insert(0, {str(harness.ROOT)!r}); "
-              f"from bench.bench_checkouts import serve; serve({str(folder)!r})")],
+              f"from {module} import serve; serve({str(folder)!r})")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 

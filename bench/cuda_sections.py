@@ -175,6 +175,25 @@ def jac_cov_cuda_tables(rows):
     )  # fmt: skip
 
 
+def tensor_pivots_tables(rows):
+    sides = list(dict.fromkeys(key for row in rows for key in row if key.startswith("ms_from_")))
+    columns = [
+        ("call", "call"), *same("n", "batch", "pivots", "points", "abs_tol"),
+        *((f"from {side.removeprefix('ms_from_')}, ms", side) for side in sides),
+        ("new / old", "ratio"), ("least", "least"), ("largest", "largest"), ("", "note"),
+    ]  # fmt: skip
+    yield "", filled(columns, rows), rows
+
+
+def tf32_tables(rows):
+    gap = lambda name, which: lambda row: (row.get(name) or {}).get(which)
+    columns = [("TF32", lambda row: bool(row["tf32"]))]
+    for name in ("rows_and_products", "passes_of_1_and_8", "rows_against_float32"):
+        words = name.replace("_", " ")
+        columns += [(f"{words}, median", gap(name, "median")), ("most", gap(name, "most"))]
+    yield "", columns, rows
+
+
 PARTS = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other", "write")
 
 
@@ -222,6 +241,17 @@ SECTIONS = (
         "minutes for 50,000 images are the bands' seconds by their shares, without decoding. Seconds of "
         "read and write are the host's, those of a GPU's phases between events on its stream. "
         "The CDF's share is of the time in forward to other.", pipeline_tables,
+    ),
+    Section(
+        "cuda_tensor_pivots", "float32 samples by tensor cores: from how many pivots on",
+        "`python -m bench cuda_tensor_pivots`; `bench/gpu.sh OUTDIR tensor_pivots` makes its two builds, of "
+        "two values of `kTensorPivots`, and runs it. Below 1 the new one is faster.",
+        tensor_pivots_tables,
+    ),
+    Section(
+        "cuda_tf32", "What TF32 does to derivatives of a network",
+        "`python -m bench cuda_tf32` (`bench/gpu.sh OUTDIR build tf32`). Gaps of products in units of the "
+        "row's norm, of rows relative to their norm.", tf32_tables,
     ),
 )  # fmt: skip
 

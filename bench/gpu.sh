@@ -1,24 +1,38 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call: bench/gpu.sh OUTDIR [SECTION ...]
 #
-#   build     compiles mvnrob with this machine's torch and nvcc, for the GPU at hand only
+#   build     compiles mvnrob with this machine's torch and nvcc, for the GPU at hand only; what lies in
+#             build/gpu/installed already, of these sources and for this GPU, is left and only its
+#             Python files are renewed
 #   tests     tests/test_cuda*.py; a test that would be skipped for want of a GPU fails; what fails is
 #             told at once, and after a crash or a hang the other tests go on (bench/each_test.py)
 #   sanitize  compute-sanitizer (memcheck, racecheck, initcheck) on a small set
 #   time      bench/bench_cuda.py, bench/bench_jac_cov.py
 #   pipeline  bench/bench_pipeline.py: mvnrob.evaluate with ResNet-50's shape and 1,000 classes
-#   profile   Nsight Compute on each kernel, where ncu is there
+#   kernels   bench/cuda_kernels.py: which kernels the time of a few calls goes to (CUPTI)
+#   profile   bench/cuda_profile.py: Nsight Compute on a kernel at a time, where ncu is there
 #
-# Default: all of them, in that order. Each has its limit of time, 820 s together, and one
-# that fails does not stop the others. `build` installs into build/gpu of this checkout and the
-# others use what lies there. Exit code: 0 if every section passed.
+# Default: all of them, in that order. Each has its limit of time, 815 s together, and one
+# that fails does not stop the others. Only when asked for:
+#
+#   ab            BASE=COMMIT bench/gpu.sh OUTDIR ab: that commit and this checkout in turn
+#                 (bench/cuda_ab.py); builds what is not there yet, that commit's in build/gpu/base
+#   tensor_pivots bench/cuda_tensor_pivots.py, beside a build of this checkout with kTensorPivots 96
+#   tf32          bench/cuda_tf32.py
+#
+# `build` installs into build/gpu of this checkout and the others use what lies there. A machine
+# with nvcc and no GPU builds for another one's with MVNROB_GPU_ARCH=9.0 (build; ab and tensor_pivots,
+# which then time nothing); build/gpu/installed and build/gpu/base can be carried there. Exit code: 0
+# if every section passed.
 #
 # Needed: a GPU, torch 2.10 or later built with CUDA, that CUDA's nvcc, numpy and scipy; for the
 # tests pytest and hypothesis; no network. BoTorch is timed beside mvnrob where it is installed, and
 # pipeline writes Parquet files, as users do, where pyarrow is.
 #
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
-# cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, profile.csv, profile.log.
+# cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, kernels.json and .txt, profile.csv
+# and .txt; of what was asked for cuda_ab.json, cuda_ab_old.json, cuda_ab_new.json,
+# cuda_tensor_pivots.json, cuda_tf32.json, each with .csv, and ab.txt, tensor_pivots.txt, tf32.txt.
 # Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit of a copy
 # of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time.
 set -uo pipefail
@@ -31,13 +45,15 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
-every=(build tests sanitize time pipeline profile)
+every=(build tests sanitize time pipeline kernels profile)
+asked=(ab tensor_pivots tf32)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
-declare -A limit=([build]=240 [tests]=150 [sanitize]=130 [time]=140 [pipeline]=90 [profile]=70)
+declare -A limit=([build]=235 [tests]=150 [sanitize]=120 [time]=140 [pipeline]=90 [kernels]=20
+  [profile]=60 [ab]=480 [tensor_pivots]=300 [tf32]=60)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
-    echo "gpu.sh: a section must be one of ${every[*]}, got $section" >&2
+    echo "gpu.sh: a section must be one of ${every[*]} ${asked[*]}, got $section" >&2
     exit 2
   fi
 done
@@ -45,6 +61,7 @@ done
 python=${PYTHON:-python3}
 work=$root/build/gpu
 site=$work/installed
+base=$work/base
 mkdir -p "$work"
 # The built mvnrob comes before the source tree's, which has no native module; nobody starts in the
 # source tree, which Python would put first.
@@ -58,33 +75,133 @@ needs_build() {
   return 1
 }
 
-run_build() {
+# The architecture of the GPU at hand, and the toolkit that torch finds (nvcc need not be on PATH).
+find_architecture() {
   local answer
-  # The architecture of the GPU at hand, and the toolkit that torch finds (nvcc need not be on PATH).
-  answer=$("$python" - <<'EOF'
+  if [[ -n ${MVNROB_GPU_ARCH:-} ]]; then
+    answer="$MVNROB_GPU_ARCH "
+  else
+    answer=$("$python" - <<'EOF'
 import sys, torch
 from torch.utils.cpp_extension import CUDA_HOME
 if not torch.cuda.is_available():
     sys.exit(f"gpu.sh: torch {torch.__version__} (CUDA {torch.version.cuda}) finds no GPU")
 print("%d.%d" % torch.cuda.get_device_capability(), CUDA_HOME or "")
 EOF
-  ) || return
+    ) || return
+  fi
   export TORCH_CUDA_ARCH_LIST=${answer%% *} MVNROB_CUDA=1
   if [[ -z ${CUDA_HOME:-} && -x ${answer#* }/bin/nvcc ]]; then export CUDA_HOME=${answer#* }; fi
   echo "architecture $TORCH_CUDA_ARCH_LIST, CUDA_HOME ${CUDA_HOME:-not set}"
+}
+
+# What the native modules of a source tree are made of.
+native_hash() {
+  (cd "$1" && find setup.py csrc -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum |
+    sha256sum | cut -c1-16)
+}
+
+this_commit() {
+  PYTHONPATH=$root "$python" -c 'from bench import cuda_environment as e; print(e.commit())'
+}
+
+# install SOURCE FOLDER COMMIT: compiles a source tree into a folder, whose file `built` then says what it
+# is: architecture, hash of the native sources, commit.
+install() {
+  local source=$1 into=$2 hash
+  hash=$(native_hash "$source") || return
   # Objects of an earlier build stay and are reused; what setuptools packs from does not. Those of
-  # another set of architectures would be reused as well, so each set has its own place.
-  rm -rf "$root"/build/lib* "$root"/build/bdist* "$site"
-  if [[ $(cat "$work/architecture" 2>/dev/null) != "$TORCH_CUDA_ARCH_LIST" ]]; then
-    rm -f "$root"/build/temp*/*.cu.o
+  # another set of architectures would be reused as well, so they go.
+  rm -rf "$source"/build/lib* "$source"/build/bdist* "$into"
+  if [[ $(cat "$source/build/architecture" 2>/dev/null) != "$TORCH_CUDA_ARCH_LIST" ]]; then
+    rm -f "$source"/build/temp*/*.cu.o
   fi
   "$python" -m pip install -v --disable-pip-version-check --no-index --no-build-isolation --no-deps \
-    --target "$site" "$root" || return
-  echo "$TORCH_CUDA_ARCH_LIST" >"$work/architecture"
-  "$python" -c '
+    --target "$into" "$source" || return
+  echo "$TORCH_CUDA_ARCH_LIST" >"$source/build/architecture"
+  echo "$TORCH_CUDA_ARCH_LIST $hash $3" >"$into/built"
+}
+
+# loads FOLDER: whether its module does. That of another machine's GPU cannot be tried.
+loads() {
+  if [[ -n ${MVNROB_GPU_ARCH:-} ]]; then
+    ls "$1"/mvnrob/_C_cuda*.so
+    return
+  fi
+  PYTHONPATH=$1 "$python" -c '
 import sys, mvnrob, mvnrob._load as load
 print("built", mvnrob.__file__)
 sys.exit(load.cuda_unavailable and "gpu.sh: " + load.cuda_unavailable)'
+}
+
+run_build() {
+  local have hash
+  find_architecture || return
+  hash=$(native_hash "$root") || return
+  have=$(cat "$site/built" 2>/dev/null)
+  if [[ $have == "$TORCH_CUDA_ARCH_LIST $hash "* ]] && loads "$site"; then
+    echo "build/gpu/installed is of these sources already: $have"
+    tar -C "$root" --exclude='*.so' --exclude=__pycache__ -cf - mvnrob | tar -C "$site" -xf - || return
+    echo "$TORCH_CUDA_ARCH_LIST $hash $(this_commit)" >"$site/built"
+    return
+  fi
+  install "$root" "$site" "$(this_commit)" && loads "$site"
+}
+
+# The commit BASE, installed in build/gpu/base.
+build_base() {
+  local have name source=$work/base_source
+  if [[ -z ${BASE:-} ]]; then
+    echo "gpu.sh: ab needs BASE=COMMIT"
+    return 1
+  fi
+  name=$(git -C "$root" rev-parse --short=12 "$BASE^{commit}" 2>/dev/null) || name=$BASE
+  have=$(cat "$base/built" 2>/dev/null)
+  # A copy of a checkout has no git: BASE must then be the commit's beginning.
+  if [[ ${have%% *} == "$TORCH_CUDA_ARCH_LIST" && ${have##* } == "${name:0:12}"* ]] && loads "$base"
+  then
+    echo "build/gpu/base is that commit already: $have"
+    return
+  fi
+  rm -rf "$source" && mkdir -p "$source" || return
+  if ! git -C "$root" archive "$name" | tar -C "$source" -xf -; then
+    echo "gpu.sh: BASE must be a commit of this checkout, or built in build/gpu/base, got $BASE"
+    return 1
+  fi
+  install "$source" "$base" "$name" && loads "$base"
+}
+
+run_ab() {
+  run_build && build_base || return
+  if [[ -n ${MVNROB_GPU_ARCH:-} ]]; then return; fi
+  "$python" -u -m bench cuda_ab "$base" "$site" --out "$out" --budget "$(scaled 60)"
+}
+
+run_tensor_pivots() {
+  local source=$work/pivots_source into=$work/pivots_96 file=csrc/kernels/mvn_cdf_data.h
+  run_build || return
+  mkdir -p "$source" || return
+  rm -rf "$source"/{csrc,mvnrob}
+  tar -C "$root" --exclude='*.so' --exclude=__pycache__ -cf - setup.py pyproject.toml README.md LICENSE \
+    LICENSES csrc mvnrob | tar -C "$source" -xf - || return
+  sed -i -E 's/(kTensorPivots = )33;/\196;/' "$source/$file"
+  if cmp -s "$root/$file" "$source/$file"; then
+    echo "gpu.sh: $file has no kTensorPivots = 33"
+    return 1
+  fi
+  if [[ $(cat "$into/built" 2>/dev/null) == "$TORCH_CUDA_ARCH_LIST $(native_hash "$source") "* ]] &&
+    loads "$into"; then
+    echo "build/gpu/pivots_96 is of these sources already"
+  else
+    install "$source" "$into" "$(this_commit),kTensorPivots=96" && loads "$into" || return
+  fi
+  if [[ -n ${MVNROB_GPU_ARCH:-} ]]; then return; fi
+  "$python" -u -m bench cuda_tensor_pivots "$into" "$site" --out "$out" --budget "$(scaled 20)"
+}
+
+run_tf32() {
+  needs_build || return
+  "$python" -u -m bench cuda_tf32 --device cuda --out "$out"
 }
 
 run_tests() {
@@ -147,11 +264,16 @@ run_pipeline() {
   "$python" -u -m bench pipeline --device cuda --out "$out" --budget "$(scaled 65)"
 }
 
+run_kernels() {
+  needs_build || return
+  "$python" -u -m bench cuda_kernels --json "$out/kernels.json" --seconds "$(scaled 8)"
+}
+
 run_profile() {
   needs_build || return
   local ncu
   if ! ncu=$(find_tool ncu); then return 77; fi
-  "$python" -m bench.cuda_profile --ncu "$ncu" --csv "$out/profile.csv" --seconds "$(scaled 40)"
+  "$python" -u -m bench.cuda_profile --ncu "$ncu" --csv "$out/profile.csv" --seconds "$(scaled 52)"
 }
 
 # A tool on PATH or in the usual places of a toolkit; says so when it is nowhere.
@@ -167,8 +289,9 @@ find_tool() {
   return 1
 }
 
-# Timings are read as they come; of the other sections only what went wrong.
-show() { if [[ $1 == time || $1 == pipeline ]]; then cat; else cat >/dev/null; fi; }
+# Timings are read as they come; of what only passes or fails, what went wrong.
+quiet() { [[ $1 == build || $1 == tests || $1 == sanitize ]]; }
+show() { if quiet "$1"; then cat >/dev/null; else cat; fi; }
 
 scaled() { awk -v x="$1" -v f="${MVNROB_GPU_LIMIT:-1}" 'BEGIN { printf "%d", x * f }'; }
 
@@ -180,7 +303,8 @@ fi
 
 "$python" -m bench.cuda_environment "$out/environment.json" before "gpu.sh ${sections[*]}"
 declare -A result seconds log=([build]=build.log [tests]=tests.log [sanitize]=sanitize.log
-  [time]=timings.txt [pipeline]=pipeline.txt [profile]=profile.log)
+  [time]=timings.txt [pipeline]=pipeline.txt [kernels]=kernels.txt [profile]=profile.txt [ab]=ab.txt
+  [tensor_pivots]=tensor_pivots.txt [tf32]=tf32.txt)
 code=0
 for section in "${sections[@]}"; do
   echo "== $section (at most $(scaled "${limit[$section]}") s)"
@@ -196,7 +320,7 @@ for section in "${sections[@]}"; do
     *) result[$section]=FAILED ;;
   esac
   if [[ $status -ne 0 ]]; then
-    [[ $section == time || $section == pipeline ]] || tail -n 30 "$file"
+    if quiet "$section"; then tail -n 30 "$file"; fi
     [[ $status -eq 77 ]] || code=1
   fi
   seconds[$section]=$((SECONDS - start))

@@ -60,6 +60,12 @@ def table(columns, rows):
 def where(name, result):
     """Command, machine and date of a result."""
     e = result["environment"]
+    if "what" in e:  # measured before the command that makes it again was there
+        commit = f", commit {e['commit']}" if "commit" in e else ""
+        return (
+            f"`bench/results/{name}.json`: {e['what'].rstrip('.')}; {e['gpu']}, driver {e['driver']}, CUDA "
+            f"{e['cuda']}, torch {e['torch']}; {e['time'][:10]}{commit}.\n"
+        )
     machine = f"{e['cpu']}, {e['cores']} cores, {e['simd']}, torch {e['torch']}"
     if on_gpu(result):
         driver = f"driver {e['driver']}, " if e.get("driver") else ""
