@@ -1,23 +1,41 @@
-"""Runs Nsight Compute on bench/cuda_small.py and names the limiter of each kernel.
+"""Nsight Compute on one kernel after the other: how busy each unit was, what its warps waited for.
 
-python -m bench.cuda_profile --ncu PATH --csv FILE
+python -m bench.cuda_profile --ncu PATH --csv FILE [--seconds 52] [KERNEL ...]
 
-One line of FILE for each kernel and launch shape: launches, duration, registers, shared memory,
-occupancy, and how busy each unit was in percent of its peak; `limiter` is the busiest of them. The
-longest launch of a shape stands for it.
+Each kernel has a process of its own with its own limit of time, those first of which most is to be
+learned, and FILE has a kernel's line as soon as it is there: duration, registers, shared memory,
+occupancy, how busy each unit was in percent of its peak (`limiter` is the busiest of them), and the
+warps that waited for each reason. Where the counters are not permitted that is said at once; exit code
+77.
 """
 
 import argparse
 import csv
 import io
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
-SECTIONS = (
-    "SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "LaunchStats", "Occupancy",
-    "WarpStateStats", "SchedulerStats",
+#: The kernel, as .ci/registers.txt has it; its mangled name, in part; a call of bench/cuda_calls.py.
+KERNELS = (
+    ("MvnCdfSampleTensor", "18MvnCdfSampleTensorE", "sums n=999"),
+    ("MvnCdfPlan<float,256>", "10MvnCdfPlanIfLi256E", "mvn_cdf n=999 1e-2"),
+    ("JacCovTensor<float>", "12JacCovTensorIfE", "jac_cov 1000x3072 float32"),
+    ("MvnCdfSampleSmall<float>", "17MvnCdfSampleSmallIfE", "sums n=9"),
+    # That of float32 never runs where two blocks of the tensor sampler fit.
+    ("MvnCdfSampleBlocked<double>", "19MvnCdfSampleBlockedIdE", "sums n=64 float64"),
+    ("MvnCdfPathwise<float,false>", "14MvnCdfPathwiseIfLb0E", "slopes n=99"),
+    ("MvnCdfGrow<float>", "10MvnCdfGrowIfE", "full rank n=2048"),
+    ("BvnCdf", "6BvnCdfE", "bvn_cdf"),
 )  # fmt: skip
+#: Of each a few passes: all sections take five times as long.
+SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats", "SchedulerStats")
+#: What a profiler says that will say it of every kernel.
+HOPELESS = ("ERR_NVGPUCTRPERM", "LibraryNotLoaded", "Failed to initialize the profiler")
+SKIPPED = 77
 KEY = ("Kernel Name", "Block Size", "Grid Size")
 DURATION = "gpu__time_duration.sum"
 # How busy a unit was. Units that the chip or the version lacks are simply absent.
@@ -79,44 +97,101 @@ def summary(rows, units):
     return out
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("--ncu", required=True)
-    p.add_argument("--csv", required=True)
-    p.add_argument("--seconds", type=float, default=45, help="then no call begins any more")
-    p.add_argument("--launches", type=int, default=2, help="of each kernel and launch shape")
-    args = p.parse_args()
-    command = [args.ncu, "--csv", "--page", "raw", "--clock-control", "none"]
+def command(ncu, pattern, call):
+    """Of one kernel's process, which ends after its first launch."""
+    words = [ncu, "--csv", "--page", "raw", "--clock-control", "none", "--replay-mode", "kernel"]
     for section in SECTIONS:
-        command += ["--section", section]
-    # Only our own kernels, whatever namespace they are in.
-    command += ["--kernel-name-base", "mangled", "--kernel-name", "regex:.*mvnrob.*"]
-    command += ["--filter-mode", "per-launch-config", "--launch-count", str(args.launches)]
-    command += ["--target-processes", "all"]
-    command += [
-        sys.executable, "-m", "bench.cuda_small", "--set", "profile", "--seconds", str(args.seconds)
-    ]  # fmt: skip
-    print(" ".join(command), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    rows, units = read(done.stdout)
-    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("==")]
-    print("\n".join(said[-20:]))
-    if done.returncode or not rows:
-        print(done.stderr[-3000:])
-        print(f"cuda_profile: ncu ended with {done.returncode} and {len(rows)} launches")
-        return 1
-    lines = summary(rows, units)
+        words += ["--section", section]
+    words += ["--kernel-name-base", "mangled", "--kernel-name", f"regex:{pattern}"]
+    words += ["--launch-count", "1", "--kill", "yes"]
+    return [*words, sys.executable, "-m", "bench.cuda_profile", "--call", call]
+
+
+def run(words, seconds):
+    """(what a process and its children said, whether it ended in time)"""
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        return process.communicate(timeout=seconds)[0], True
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[0], False
+
+
+def write(path, lines):
+    """All lines so far: their columns differ."""
     keys = list(dict.fromkeys(key for line in lines for key in line))
-    with open(args.csv, "w", newline="") as f:
+    with open(path, "w", newline="") as f:
         writer = csv.DictWriter(f, keys, restval="")
         writer.writeheader()
         writer.writerows(lines)
-    for line in lines:
+
+
+def stalls(line):
+    """The two reasons for which most warps waited."""
+    prefix, suffix = "smsp__average_warps_issue_stalled_", "_per_issue_active.ratio"
+    found = {k: v for k, v in line.items() if k.startswith(prefix) and k.endswith(suffix)}
+    most = sorted(found, key=found.get, reverse=True)[:2]
+    return ", ".join(f"{k[len(prefix) : -len(suffix)]} {found[k]:.2g}" for k in most)
+
+
+def profile(args):
+    end, lines, missing = time.monotonic() + args.seconds, [], []
+    for name, pattern, call in KERNELS:
+        if args.kernels and name not in args.kernels:
+            continue
+        left = end - time.monotonic()
+        if left < 4:
+            missing.append(f"{name} (no time left)")
+            continue
+        start = time.monotonic()
+        said, ended = run(command(args.ncu, pattern, call), min(left, args.seconds_a_kernel))
+        if found := next((word for word in HOPELESS if word in said), None):
+            print(f"cuda_profile: ncu cannot read this GPU's counters here: {found}")
+            return SKIPPED
+        rows, units = read(said)
+        if not rows:
+            missing.append(f"{name} ({'nothing profiled' if ended else 'out of time'})")
+            print("\n".join(line for line in said.splitlines()[-15:]), flush=True)
+            continue
+        lines += [{**line, "kernel": name, "call": call} for line in summary(rows, units)]
+        write(args.csv, lines)
         print(
-            f"{line['kernel']:50} {line['launches']:4} launches {line['duration']:>16} "
-            f"{line.get('limiter', '-')} {line.get('limiter_pct', '')}"
+            f"{name:30} {lines[-1]['duration']:>14} {lines[-1].get('limiter', '-')} "
+            f"{lines[-1].get('limiter_pct', '')}; waits: {stalls(lines[-1]) or '-'} "
+            f"({time.monotonic() - start:.0f} s)",
+            flush=True,
         )
-    return 0
+    if missing:
+        print(f"cuda_profile: not profiled: {', '.join(missing)}")
+    return 0 if lines else 1
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument(
+        "kernels", nargs="*", metavar="KERNEL", help="of " + ", ".join(k[0] for k in KERNELS)
+    )
+    p.add_argument("--ncu")
+    p.add_argument("--csv")
+    p.add_argument("--seconds", type=float, default=52, help="of all kernels")
+    p.add_argument("--seconds-a-kernel", type=float, default=20)
+    p.add_argument("--call", help="what the profiler runs: one call of bench/cuda_calls.py")
+    p.add_argument("--device", default="cuda", help="of that call")
+    args = p.parse_args()
+    if args.call:
+        import torch
+
+        from bench import cuda_calls
+
+        cuda_calls.calls()[args.call](args.device)()
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        return 0
+    if not (args.ncu and args.csv):
+        p.error("--ncu and --csv must be given")
+    return profile(args)
 
 
 if __name__ == "__main__":

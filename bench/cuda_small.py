@@ -1,12 +1,10 @@
-"""A small set that goes through every kernel, for compute-sanitizer and Nsight Compute.
+"""A small set that goes through every kernel, for compute-sanitizer.
 
-python -m bench.cuda_small [--seconds 30] [--set small|profile] [--device cuda]
+python -m bench.cuda_small [--seconds 30] [--device cuda]
 
-small: each size round the edges of the mappings, both dtypes, rectangles, singular and screened
-problems, edges. Cases come in an order that has the broad ones first; those for which the seconds do
-not suffice are named. Answers are compared with the CPU backend's: under a sanitizer, too, a wrong
-answer is an error. profile: one call per dtype and size, those first of which most is to be learned, no
-comparison; the profiler tells what it has when the seconds are over.
+Each size round the edges of the mappings, both dtypes, rectangles, singular and screened problems, edges.
+Cases come in an order that has the broad ones first; those for which the seconds do not suffice are
+named. Answers are compared with the CPU backend's: under a sanitizer, too, a wrong answer is an error.
 """
 
 import argparse
@@ -127,49 +125,6 @@ def small_set():
     return cases
 
 
-def profile_set():
-    """Calls that give the kernels of each size something to do."""
-
-    def call(n, batch, dtype, device):
-        upper, cov = (t.to(device) for t in problem(n, 8, n, spread=5.0))
-        index = torch.arange(batch, device=device) % 8
-        upper, cov = upper[index], cov[index]
-        seed = torch.arange(batch, device=device)
-        options = {"seed": seed, "compute_dtype": dtype}
-        mvn_cdf(upper, cov, abs_tol=1e-3, **options)
-        mvn_cdf(upper, cov, abs_tol=0.0, max_points=8192, method="sov", **options)
-        if n == 99:
-            some = slice(0, 200)
-            first = torch.zeros(200, dtype=torch.int64, device=device)
-            plan = torch.full((200, n), -1, device=device), first, first + 512
-            weight = torch.ones(200, 8, dtype=torch.float64, device=device)
-            for wants_cov in (False, True):
-                torch.ops.mvnrob.mvn_cdf_pathwise(
-                    upper[some], cov[some], None, seed[some], *plan, weight,
-                    str(dtype).removeprefix("torch."), wants_cov,
-                )  # fmt: skip
-        if n == 9:
-            bvn_cdf(*torch.linspace(-0.9, 0.9, 3 * 2**22, device=device).double().reshape(3, -1))
-
-    def add_jac_cov(classes, batch, dtype):
-        return (
-            f"jac_cov C={classes} {dtype}",
-            lambda device: jac_cov(*jacobian(classes, batch, 3072, dtype, device), 0.5),
-        )
-
-    def add(n, batch, dtype):
-        return f"n={n} {dtype}", lambda device: call(n, batch, dtype, device)
-
-    # Small: a profiler runs each kernel many times, and what it writes is put back every time.
-    yield from (add(n, batch, torch.float32) for n, batch in ((99, 500), (999, 16), (9, 5_000)))
-    yield add_jac_cov(1000, 4, torch.float32)
-    yield from (add(n, batch, torch.float64) for n, batch in ((99, 500), (999, 16), (9, 5_000)))
-    yield from (add_jac_cov(c, batch, torch.float32) for c, batch in ((100, 400), (10, 4_000)))
-    for classes, batch in ((1000, 4), (100, 400), (10, 4_000)):
-        yield from (add_jac_cov(classes, batch, t) for t in (torch.bfloat16, torch.float64))
-    yield from (add(n, batch, t) for n, batch in ((3, 5_000), (28, 2_500)) for t in DTYPES)
-
-
 def compare(name, call, device):
     """What is wrong with the answers on the device, or None."""
     prob, error = call(device)
@@ -184,21 +139,11 @@ def compare(name, call, device):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--seconds", type=float, default=30)
-    p.add_argument("--set", choices=("small", "profile"), default="small")
     p.add_argument("--device", default="cuda")
     p.add_argument("--threads", type=int, default=1, help="of the CPU backend")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
     end = time.monotonic() + args.seconds
-    if args.set == "profile":
-        left = list(profile_set())
-        while left and time.monotonic() < end:
-            left.pop(0)[1](args.device)
-            if args.device == "cuda":
-                torch.cuda.synchronize()
-        if left:
-            print(f"cuda_small: no time for {', '.join(name for name, _ in left)}")
-        return 0
     wrong, done, cases = [], 0, small_set()
     for name, call in cases:
         if done and time.monotonic() > end:
