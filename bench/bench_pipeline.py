@@ -14,7 +14,8 @@ level:
   boundary in the linear model.
 - check: mvnrob.evaluate on these images. An answer that differs from that p by more than the stated
   errors and the precision's rounding is not timed: exit code 1.
-- mixed: mvnrob.evaluate on all images, chunk files and all.
+- mixed: mvnrob.evaluate on all images, chunk files and all, a chunk a run; where a chunk takes much of the
+  time left, fewer of them.
 - bands: for each band of p one chunk of the mixed run's images in it, repeated to fill the chunk.
 
 Seconds are those that evaluate records: on a GPU of the device's stream (events; the host does not
@@ -100,6 +101,10 @@ class Done:
     rows: list[dict]
     seconds: dict[str, float]
     wall: float
+
+    def __add__(self, other):
+        seconds = {part: v + other.seconds[part] for part, v in self.seconds.items()}
+        return Done(self.rows + other.rows, seconds, self.wall + other.wall)
 
     @property
     def each(self):
@@ -200,10 +205,13 @@ class References:
     """Some images' margins and their covariances from all rows of the Jacobian, by plain backward
     passes in float32 with sums in float64; probabilities by the CPU backend."""
 
-    def __init__(self, case, count, batch):
+    def __init__(self, case, count, batch, seconds=float("inf")):
         from mvnrob import jac_cov_finalize
 
-        found = [self._products(case, case.x[at : at + 1], batch) for at in range(count)]
+        end, found, self.sigmas = time.monotonic() + seconds, [], {}
+        while not found or (len(found) < count and time.monotonic() < end):
+            at = len(found)
+            found.append(self._products(case, case.x[at : at + 1], batch))
         logits, S = (torch.cat(parts) for parts in zip(*found, strict=True))
         problem = jac_cov_finalize(S, logits, logits.argmax(1), 1.0)
         self.z, self.corr = problem.z, problem.corr
@@ -240,12 +248,15 @@ class References:
 
     def sigma_of(self, level, near):
         """The noise at which p is about the level, of each image at distances ``near`` [n]."""
+        if level in self.sigmas:  # of another precision
+            return self.sigmas[level]
         low, high = 0.01 * near, 10 * near
         for _ in range(12):
             middle = (low * high).sqrt()
             p, _ = self.probability(middle, (1 - level) / 50)
             low, high = torch.where(p > level, middle, low), torch.where(p > level, high, middle)
-        return (low * high).sqrt()
+        self.sigmas[level] = (low * high).sqrt()
+        return self.sigmas[level]
 
 
 def distances(case, batch):
@@ -284,14 +295,36 @@ def band_of(p):
     return max(b for b in range(len(BANDS) - 1) if p >= BANDS[b])
 
 
+def mixed_run(case, level, sigma, args, precision, budget):
+    """Images by the chunk, as long as another chunk takes less than a third of the time left."""
+    mixed, first = None, 0
+    while first < len(case.x):
+        start = time.monotonic()
+        images = list(range(first, min(first + args.chunk, len(case.x))))
+        done = evaluate(case, images, sigma, args, precision, args.chunk)
+        mixed, first = done if mixed is None else mixed + done, first + len(images)
+        if time.monotonic() - start > budget.left() / 3:
+            break
+    if first < len(case.x):
+        print(f"# level {level:g}, {precision}: {first} of {len(case.x)} images, for want of time")
+    return mixed
+
+
 def level_rows(case, level, sigma, args, precision, budget):
-    """Rows of a level: its bands, then the mixed run."""
+    """Rows of a level: the mixed run, its bands, and the mixed run with what follows from them."""
     chunk = args.chunk
     _, slack = ROUNDING[precision]
-    mixed = evaluate(case, list(range(len(case.x))), sigma, args, precision, chunk)
+    mixed = mixed_run(case, level, sigma, args, precision, budget)
     probs = [row["prob"] for row in mixed.rows]
     about = {"case": case.name, "precision": precision, "level": level, "sigma": sigma}
     named = {"chunk": chunk, "files": files()[1]}
+    run = {
+        "table": "mix", **about, "p": f"all, median {statistics.median(probs):.4f}",
+        "images": len(probs), "share": 1.0, **mixed.numbers(), "kept": kept(case, mixed), **named,
+    }  # fmt: skip
+    run["start_s"] = mixed.wall - sum(mixed.seconds.values())
+    run["measured_s_an_image"] = mixed.each
+    yield run
     reckoned, whole = 0.0, True
     for band, (low, high) in enumerate(itertools.pairwise(BANDS)):
         inside = [at for at, p in enumerate(probs) if band_of(p) == band]
@@ -313,16 +346,18 @@ def level_rows(case, level, sigma, args, precision, budget):
             "table": "band", **about, "p": f"{low:g} to {high:g}", "images": len(set(chosen)),
             "share": share, **done.numbers(), "kept": kept(case, done), **named,
         }  # fmt: skip
-    row = {
-        "table": "mix", **about, "p": f"all, median {statistics.median(probs):.4f}",
-        "images": len(probs), "share": 1.0, **mixed.numbers(), "kept": kept(case, mixed), **named,
-    }  # fmt: skip
-    row["start_s"] = mixed.wall - sum(mixed.seconds.values())
-    row["measured_s_an_image"] = mixed.each
     if whole:
-        row["from_bands_s_an_image"] = reckoned
-        row["minutes_for_50000"] = IMAGES * reckoned / 60
-    yield row
+        run = run | {
+            "from_bands_s_an_image": reckoned,
+            "minutes_for_50000": IMAGES * reckoned / 60,
+        }
+    yield run  # again, behind its bands
+
+
+def added(rows, row):
+    """The rows with this one at the end, in place of an earlier one of the same run."""
+    key = lambda r: tuple(r[k] for k in ("table", "case", "precision", "level", "p"))
+    return [*(r for r in rows if key(r) != key(row)), row]
 
 
 def kept(case, done):
@@ -369,8 +404,10 @@ def photo_case(args, device):
 
 def case_rows(case, args, budget, wrong):
     """All rows of a case, as long as there is time; what was not timed for an error goes to ``wrong``."""
-    count = min(args.pilot, len(case.x))
-    references = References(case, count, args.chunk)
+    # Sigmas and the check need one image at least, more where they are quick.
+    pilot = min(args.pilot, len(case.x))
+    references = References(case, pilot, args.chunk, seconds=args.budget / 10)
+    count = len(references.z)
     near = distances(case, args.chunk)
     for precision in args.precisions:
         if precision == "bfloat16" and not isinstance(case.model, resnet.ResNet):
@@ -391,12 +428,11 @@ def case_rows(case, args, budget, wrong):
 def tried(case, references, level, sigma, args, precision, budget):
     """Rows of a level, whose answers are checked first."""
     count = len(references.z)
-    start = time.monotonic()
     checked = evaluate(case, list(range(count)), sigma, args, precision, count)
     check(references, checked.rows, sigma, precision)
-    # small batches are slower: what all images take is less than this
-    likely = (time.monotonic() - start) / count * len(case.x)
-    if min(likely, 4 * checked.each * args.chunk) > budget.left():
+    # Few images at a time are slower than a chunk, so a chunk takes less than this; its first kernels
+    # were loaded here.
+    if checked.each * args.chunk > 2 * budget.left():
         print(f"# not run, no time left: {case.name}, {precision}, level {level:g}")
         return
     yield from level_rows(case, level, sigma, args, precision, budget)
@@ -458,7 +494,7 @@ def main():
     rows, wrong = [], []
     for case in cases:
         for row in case_rows(case, args, budget, wrong):
-            rows.append(row)
+            rows = added(rows, row)
             print(f"# {row['precision']} {row['level']:g}, p {row['p']}: "
                   f"{row['images_per_s']:.3g} images/s", flush=True)  # fmt: skip
             with contextlib.redirect_stdout(io.StringIO()):  # a run that is cut off leaves it

@@ -173,7 +173,10 @@ def write(name, report, rows, out=None):
     """bench/results/<name>.json (environment and rows, a line each) and <name>.csv (rows)."""
     out = results_folder(out)
     path = out / f"{name}.json"
-    path.write_text(_json(report, rows))
+    # Whole or not at all: a run may be cut off here as anywhere.
+    whole = out / f".{name}.json.{os.getpid()}"
+    whole.write_text(_json(report, rows))
+    whole.replace(path)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with (out / f"{name}.csv").open("w", newline="") as f:
         writer = csv.DictWriter(f, keys, restval="")

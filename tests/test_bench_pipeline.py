@@ -89,6 +89,49 @@ def test_phases_fill_the_time(run, monkeypatch, parquet, precision):
         assert page.table(columns, rows).count("\n") == 2 + len(rows)
 
 
+def test_little_time_gives_some_bands(run, monkeypatch, capsys):
+    """Whatever a chunk takes, the first images' bands are there, and each is written when it is."""
+    from bench import bench_pipeline, cuda_timing
+
+    seconds, written = [100.0], []
+
+    class Budget(cuda_timing.Budget):
+        def left(self):
+            return seconds[0]
+
+    evaluate, write = bench_pipeline.evaluate, harness.write
+
+    def slow(case, index, *more):
+        seconds[0] -= 10 * len(index)  # a chunk of 2: 20 seconds of the 100
+        return evaluate(case, index, *more)
+
+    def counted(name, report, rows, out):
+        written.append([row["table"] for row in rows])
+        return write(name, report, rows, out)
+
+    monkeypatch.setattr(cuda_timing, "Budget", Budget)
+    monkeypatch.setattr(bench_pipeline, "evaluate", slow)
+    monkeypatch.setattr(harness, "write", counted)
+    clock = iter(range(0, 10_000_000, 40))  # a chunk seems to take 40 seconds
+    monkeypatch.setattr(bench_pipeline.time, "monotonic", lambda: next(clock))
+    code, result = run("--budget", "100")
+    said = capsys.readouterr().out
+    assert code == 0 and "2 of 4 images, for want of time" in said
+    tables = [row["table"] for row in result["rows"]]
+    assert tables.count("mix") == 1 and tables[-1] == "mix" and "band" in tables
+    assert written[0] == ["mix"] and len(written) == len(tables) + 2  # and once again at the end
+    (mixed,) = (row for row in result["rows"] if row["table"] == "mix")
+    assert mixed["images"] == 2
+
+
+def test_sigmas_are_sought_once():
+    from bench.bench_pipeline import References
+
+    references = References.__new__(References)
+    references.sigmas = {0.9: "known"}
+    assert references.sigma_of(0.9, None) == "known"
+
+
 def test_wrong_answer_is_not_timed(run, monkeypatch, capsys):
     import mvnrob
 
