@@ -4,7 +4,7 @@ python -m bench cuda_tuning OLD NEW --step WORDS [--note WORDS] [--out FILE]
 
 OLD and NEW are files that one command wrote: a prediction (bench/results/cuda_predicted*.json, by
 cuda_floor*.py) or timings of a GPU (timings.json, cuda_jac_cov.json or pipeline.json of bench/gpu.sh, or
-as bench/results/ has them). REVISION:PATH takes the file as it
+as bench/results/ has them; cuda_ab_old.json and cuda_ab_new.json, of one GPU in one call). REVISION:PATH takes the file as it
 was committed, such as HEAD~1:bench/results/cuda_predicted.json. The step goes into
 bench/results/cuda_tuning.json, in place of one with the same words, command and status;
 `python -m bench page` shows it.
@@ -59,7 +59,7 @@ def origin(result):
             raise ValueError("cuda_tuning: a measured result must be of a GPU, got one of a CPU")
         return {
             "status": MEASURED,
-            "command": measured_command(result["rows"]),
+            "command": measured_command(result["rows"], about.get("bench")),
             "device": about["gpu"],
             "commit": about["commit"],
             "date": about["time"][:10],
@@ -75,8 +75,10 @@ def size(row):
     return ", ".join([*words, *(["alone"] if row.get("alone") else [])])
 
 
-def measured_command(rows):
-    """Which benchmark a GPU's rows are of."""
+def measured_command(rows, named=None):
+    """Which benchmark a GPU's rows are of, where the result does not say so."""
+    if named:
+        return f"python -m bench {named}"
     if any("op" in row for row in rows):
         return "python -m bench jac_cov --device cuda"
     if any("images_per_s" in row for row in rows):
