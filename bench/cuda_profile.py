@@ -1,9 +1,10 @@
 """Nsight Compute on one kernel after the other: how busy each unit was, what its warps waited for.
 
-python -m bench.cuda_profile --ncu PATH --csv FILE [--seconds 52] [KERNEL ...]
+python -m bench cuda_profile --ncu PATH --csv FILE [--seconds 52] [KERNEL ...]
 
 Each kernel has a process of its own with its own limit of time, those first of which most is to be
-learned, and FILE has a kernel's line as soon as it is there: duration, registers, shared memory,
+learned, and FILE has a kernel's line as soon as it is there, and so has a .json file beside it (with
+environment.json of that folder, which bench/gpu.sh writes): duration, registers, shared memory,
 occupancy, how busy each unit was in percent of its peak (`limiter` is the busiest of them), and the
 warps that waited for each reason. Where the counters are not permitted that is said at once; exit code
 77.
@@ -12,12 +13,14 @@ warps that waited for each reason. Where the counters are not permitted that is 
 import argparse
 import csv
 import io
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 #: The kernel, as .ci/registers.txt has it; its mangled name, in part; a call of bench/cuda_calls.py.
 KERNELS = (
@@ -126,6 +129,11 @@ def write(path, lines):
         writer = csv.DictWriter(f, keys, restval="")
         writer.writeheader()
         writer.writerows(lines)
+    about = Path(path).parent / "environment.json"
+    report = json.loads(about.read_text()) if about.exists() else {}
+    report["command"] = "python -m bench cuda_profile"
+    content = json.dumps({"environment": report, "rows": lines}, indent=1)
+    Path(path).with_suffix(".json").write_text(content + "\n")
 
 
 def stalls(line):
@@ -155,11 +163,12 @@ def profile(args):
             missing.append(f"{name} ({'nothing profiled' if ended else 'out of time'})")
             print("\n".join(line for line in said.splitlines()[-15:]), flush=True)
             continue
-        lines += [{**line, "kernel": name, "call": call} for line in summary(rows, units)]
+        found = [{**line, "kernel": name, "call": call} for line in summary(rows, units)]
+        lines += [line | {"waits": stalls(line)} for line in found]
         write(args.csv, lines)
         print(
             f"{name:30} {lines[-1]['duration']:>14} {lines[-1].get('limiter', '-')} "
-            f"{lines[-1].get('limiter_pct', '')}; waits: {stalls(lines[-1]) or '-'} "
+            f"{lines[-1].get('limiter_pct', '')}; waits: {lines[-1]['waits'] or '-'} "
             f"({time.monotonic() - start:.0f} s)",
             flush=True,
         )

@@ -121,7 +121,7 @@ def mvn_cdf_cuda_tables(rows):
     )  # fmt: skip
     yield table(
         "cholesky",
-        "**pivoted_cholesky**, all columns, with the largest error of an entry.",
+        "**pivoted_cholesky**, all columns, with the largest error relative to the largest entry.",
         [("n", "n"), ("batch", "batch"), ("problems/s", "problems_per_s"), ("error", "error"),
          ("floor, problems/s", "floor_per_s"), *FLOOR],
     )  # fmt: skip
@@ -185,6 +185,32 @@ def tensor_pivots_tables(rows):
     yield "", filled(columns, rows), rows
 
 
+#: Kernels with less of a call's time than this are left out.
+LEAST_SHARE = 0.01
+
+
+def kernels_tables(rows):
+    between = lambda row: row.get("kernel") == "between"
+    shown = [r for r in rows if between(r) or r.get("share", 1.0) >= LEAST_SHARE]
+    columns = [("call", "call"), ("kernel", "kernel"), ("launches", "launches"), ("ms", "ms"),
+               ("share", percent("share")), ("", "note")]  # fmt: skip
+    yield "", filled(columns, shown), shown
+
+
+def profile_tables(rows):
+    elapsed = ".avg.pct_of_peak_sustained_elapsed"
+    memory = lambda row: row.get(
+        f"gpu__dram_throughput{elapsed}", row.get(f"dram__throughput{elapsed}")
+    )
+    columns = [
+        ("kernel", "kernel"), ("call", "call"), ("duration", "duration"), ("busiest", "limiter"),
+        ("%", "limiter_pct"), ("memory, %", memory),
+        ("L2, %", f"lts__throughput{elapsed}"), ("registers", "launch__registers_per_thread"),
+        ("warps, %", "sm__warps_active.avg.pct_of_peak_sustained_active"), ("waits", "waits"),
+    ]  # fmt: skip
+    yield "", filled(columns, rows), rows
+
+
 def tf32_tables(rows):
     gap = lambda name, which: lambda row: (row.get(name) or {}).get(which)
     columns = [("TF32", lambda row: bool(row["tf32"]))]
@@ -241,6 +267,19 @@ SECTIONS = (
         "minutes for 50,000 images are the bands' seconds by their shares, without decoding. Seconds of "
         "read and write are the host's, those of a GPU's phases between events on its stream. "
         "The CDF's share is of the time in forward to other.", pipeline_tables,
+    ),
+    Section(
+        "cuda_kernels", "Kernels of a call on a GPU: measured",
+        "`python -m bench cuda_kernels`: the calls of `bench/cuda_calls.py`, by CUPTI; a share is of the "
+        "call's kernels, `between` the rest of the call's time on the device: waits for the host and gaps "
+        "between launches. Kernels below 1 % are left out.", kernels_tables, gpu=True,
+    ),
+    Section(
+        "cuda_profile", "Kernels by Nsight Compute: measured",
+        "`python -m bench cuda_profile`: one launch each, clocks as they were. Percent of the unit's peak; "
+        "`busiest` is the unit that comes nearest to it, `warps` those resident of the most that fit, "
+        "`waits` the two reasons for which most warps waited, in warps an instruction issued.",
+        profile_tables, gpu=True,
     ),
     Section(
         "cuda_tensor_pivots", "float32 samples by tensor cores: from how many pivots on",

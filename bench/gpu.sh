@@ -30,8 +30,8 @@
 # pipeline writes Parquet files, as users do, where pyarrow is.
 #
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
-# cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, kernels.json and .txt, profile.csv
-# and .txt; of what was asked for cuda_ab.json, cuda_ab_old.json, cuda_ab_new.json,
+# cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, cuda_kernels.json, kernels.txt,
+# cuda_profile.json and .csv, profile.txt; of what was asked for cuda_ab.json, cuda_ab_old.json, cuda_ab_new.json,
 # cuda_tensor_pivots.json, cuda_tf32.json, each with .csv, and ab.txt, tensor_pivots.txt, tf32.txt.
 # Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit of a copy
 # of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time.
@@ -266,14 +266,14 @@ run_pipeline() {
 
 run_kernels() {
   needs_build || return
-  "$python" -u -m bench cuda_kernels --json "$out/kernels.json" --seconds "$(scaled 8)"
+  "$python" -u -m bench cuda_kernels --json "$out/cuda_kernels.json" --seconds "$(scaled 8)"
 }
 
 run_profile() {
   needs_build || return
   local ncu
   if ! ncu=$(find_tool ncu); then return 77; fi
-  "$python" -u -m bench.cuda_profile --ncu "$ncu" --csv "$out/profile.csv" --seconds "$(scaled 52)"
+  "$python" -u -m bench cuda_profile --ncu "$ncu" --csv "$out/cuda_profile.csv" --seconds "$(scaled 52)"
 }
 
 # A tool on PATH or in the usual places of a toolkit; says so when it is nowhere.

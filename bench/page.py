@@ -66,19 +66,19 @@ def where(name, result):
             f"`bench/results/{name}.json`: {e['what'].rstrip('.')}; {e['gpu']}, driver {e['driver']}, CUDA "
             f"{e['cuda']}, torch {e['torch']}; {e['time'][:10]}{commit}.\n"
         )
-    machine = f"{e['cpu']}, {e['cores']} cores, {e['simd']}, torch {e['torch']}"
+    simd = f", {e['simd']}" if "simd" in e else ""
+    machine = f"{e['cpu']}, {e['cores']} cores{simd}, torch {e['torch']}"
     if on_gpu(result):
         driver = f"driver {e['driver']}, " if e.get("driver") else ""
         machine = (
             f"{e['gpu']} ({e['multiprocessors']} multiprocessors, {e['memory_gib']:g} GiB), {driver}"
             f"CUDA {e['cuda']}; {machine}"
         )
-    load = "/".join(str(v) for v in e["load"])
+    load = f", load {'/'.join(str(v) for v in e['load'])}" if "load" in e else ""
     # The first results were made by modules that the front has now.
     return (
         f"`{harness.without_paths(e['command'])}`\n\n"
-        f"`bench/results/{name}.json`; {machine}; {e['time'][:10]}, commit {e['commit']}, "
-        f"load {load}.\n"
+        f"`bench/results/{name}.json`; {machine}; {e['time'][:10]}, commit {e['commit']}{load}.\n"
     )
 
 

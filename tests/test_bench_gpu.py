@@ -22,7 +22,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import mvnrob
 from bench import __main__ as front
-from bench import cuda_ab, cuda_kernels, cuda_profile, cuda_tuning, harness
+from bench import cuda_ab, cuda_kernels, cuda_profile, cuda_sections, cuda_tuning, harness, page
 
 INSTALLED = Path(mvnrob.__file__).resolve().parent.parent
 
@@ -210,6 +210,8 @@ def test_kernels_dry_run(monkeypatch, tmp_path):
     assert cuda_kernels.main() == 0
     made = json.loads(path.read_text())
     assert {row["call"] for row in made["rows"]} == {"sums n=999"}
+    ((_, _, shown),) = cuda_sections.kernels_tables(made["rows"])
+    assert shown[-1]["kernel"] == "between" and len(shown) < len(made["rows"])
     assert any(row["kernel"].startswith("mvn_cdf_sums") for row in made["rows"])
 
 
@@ -252,6 +254,13 @@ def test_profiler_s_lines_are_kept_as_they_come(tmp_path, capsys):
     names = [name for name, _, _ in cuda_profile.KERNELS]
     assert [row["kernel"] for row in rows] == [names[0], *names[3:]]
     assert rows[0]["duration"] == "1.5 ms" and rows[0]["limiter"] == "sm__inst_issued"
+    made = json.loads((tmp_path / "profile.json").read_text())
+    assert [row["kernel"] for row in made["rows"]] == [row["kernel"] for row in rows]
+    ((_, columns, shown),) = cuda_sections.profile_tables(made["rows"])
+    line = page.table(columns, shown).splitlines()[2]
+    assert line == (
+        "| MvnCdfSampleTensor | sums n=999 | 1.5 ms | sm__inst_issued | 62.5 | 255 | barrier 2.5, wait 1.2 |"
+    )
     said = capsys.readouterr().out
     assert "waits: barrier 2.5, wait 1.2" in said and "broken" in said
     assert f"{names[1]} (out of time), {names[2]} (nothing profiled)" in said
