@@ -169,7 +169,7 @@ def serve(folder):
                 made = problem = None
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, ImportError) as error:
             made = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         pickle.dump(made, answers)
         answers.flush()

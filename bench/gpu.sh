@@ -135,14 +135,16 @@ sys.exit(load.cuda_unavailable and "gpu.sh: " + load.cuda_unavailable)'
 }
 
 run_build() {
-  local have hash
+  local have hash commit
   find_architecture || return
   hash=$(native_hash "$root") || return
   have=$(cat "$site/built" 2>/dev/null)
   if [[ $have == "$TORCH_CUDA_ARCH_LIST $hash "* ]] && loads "$site"; then
     echo "build/gpu/installed is of these sources already: $have"
     tar -C "$root" --exclude='*.so' --exclude=__pycache__ -cf - mvnrob | tar -C "$site" -xf - || return
-    echo "$TORCH_CUDA_ARCH_LIST $hash $(this_commit)" >"$site/built"
+    commit=$(this_commit)
+    # A copy of a checkout may not know its commit.
+    [[ $commit == unknown ]] || echo "$TORCH_CUDA_ARCH_LIST $hash $commit" >"$site/built"
     return
   fi
   install "$root" "$site" "$(this_commit)" && loads "$site"

@@ -392,6 +392,8 @@ def test_base_is_built_once_and_known_without_git(checkout):
     assert checkout.gpu("ab", BASE="HEAD~1")[:2] == (0, [])
     shutil.rmtree(checkout.root / ".git")
     assert checkout.gpu("ab", BASE=first[:7])[:2] == (0, [])
+    known = (checkout.installed / "built").read_text().split()[2]
+    assert known not in ("unknown", "")
     code, builds, _ = checkout.gpu("ab", BASE="0123456")
     assert code == 1 and builds == []
     code, builds, _ = checkout.gpu("ab")
