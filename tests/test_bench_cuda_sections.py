@@ -266,6 +266,39 @@ def test_card_that_is_not_known_has_no_floors(made_page):
     assert "floor, ms" not in text and "A floor is" not in text
 
 
+def test_kernels_and_profile_have_sections(made_page):
+    about = environment(command="python -m bench cuda_profile")
+    del about["simd"], about["load"]  # as environment.json of bench/gpu.sh
+    line = {
+        "kernel": "MvnCdfGrow<float>", "call": "full rank n=2048", "duration": "9 ms",
+        "limiter": "sm__inst_issued", "limiter_pct": 40.0, "launch__registers_per_thread": 255.0,
+        "gpu__dram_throughput.avg.pct_of_peak_sustained_elapsed": 12.5, "waits": "barrier 2.5",
+    }  # fmt: skip
+    call = {"call": "bvn_cdf", "launches": 1}
+    kernels = [{**call, "kernel": "BvnCdf", "ms": 4.0, "share": 0.995},
+               {**call, "kernel": "Fill", "ms": 0.02, "share": 0.005},
+               {**call, "kernel": "between", "launches": 2, "ms": 0.5}]  # fmt: skip
+    text = made_page(
+        {
+            "cuda_profile": {"environment": about, "rows": [line]},
+            "cuda_kernels": {
+                "environment": environment(),
+                "rows": kernels,
+                "not_run": ["sums n=9"],
+            },
+        }
+    )
+    assert (
+        "| MvnCdfGrow<float> | full rank n=2048 | 9 ms | sm__inst_issued | 40 | 12.5 | 255 | barrier 2.5 |"
+    ) in text
+    assert (
+        "`python -m bench cuda_profile`\n\n`bench/results/cuda_profile.json`; NVIDIA H100" in text
+    )
+    assert "16 cores, torch 2.11.0+cu130; 2026-01-02, commit abc.\n" in text
+    assert "| bvn_cdf | BvnCdf | 1 | 4 | 99.5 % |" in text and "| Fill |" not in text
+    assert "| bvn_cdf | between | 2 | 0.5 | - |" in text and "no time was left: sums n=9." in text
+
+
 def test_pipeline_tables_are_one_for_a_precision(made_page):
     text = made_page({"pipeline": pipeline_result()})
     assert text.index("net, tf32, chunks of 32:") < text.index("net, bfloat16, chunks of 32:")
