@@ -86,7 +86,19 @@ MVNROB_DEVICE void copy_async16(void* shared, const void* global, bool there = t
                "l"(global), "r"(there ? 16 : 0)
                : "memory");
 #else
-  shim::copy_async16(shared, global, there);
+  shim::copy_async(shared, global, 16, there);
+#endif
+}
+
+// The same of 8 bytes, both ends aligned to 8.
+MVNROB_DEVICE void copy_async8(void* shared, const void* global, bool there = true) {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(there ? 8 : 0)
+               : "memory");
+#else
+  shim::copy_async(shared, global, 8, there);
 #endif
 }
 

@@ -35,7 +35,7 @@ class FactorKernel {
         s_(s),
         m_(a, row),
         size_(s.facts.variables),
-        trailing_(a, row, team, m_, size_) {}
+        trailing_(a, row, team, size_) {}
 
   // Adds pivots until there are plan.target or none is left, and asks the plan what is next.
   MVNROB_DEVICE_FN void advance() {

@@ -18,13 +18,13 @@ struct MvnCdfGrow {
   static constexpr int kThreads = kGrowThreads;
   static constexpr int kResidentBlocks = 1;
   using Team = Grid<kThreads>;
-  struct Shared {
+  struct Shared : TrailingShared<kThreads> {
     typename Block<kThreads>::Shared block;
     ScreenShared screen;
   };
   static constexpr size_t kSharedBytes = sizeof(Shared);
 
-  static MVNROB_DEVICE_FN void run(const Args& a) {
+  static MVNROB_DEVICE void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<kThreads> block(shared.block);
     const Team grid(block, a.grow_slots);

@@ -18,14 +18,14 @@ struct MvnCdfPlan {
   static constexpr int kThreads = threads;
   static constexpr int kResidentBlocks = 384 / threads;
 
-  struct Shared {
+  struct Shared : TrailingShared<threads> {
     typename Block<threads>::Shared block;
     ScreenShared screen;
     RowState state;
   };
   static constexpr size_t kSharedBytes = sizeof(Shared);
 
-  static MVNROB_DEVICE_FN void run(const Args& a) {
+  static MVNROB_DEVICE void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<threads> block(shared.block);
     const int32_t round = a.round();
@@ -43,13 +43,23 @@ struct MvnCdfPlan {
       if (first) {
         begin_row<scalar_t>(a, row, block, s);
       } else {
-        if (block.thread() == 0) s = *a.template at<RowState>(row, a.layout.state);
-        block.sync();
+        read_state(a, row, block, s);
         if (s.plan.step == plan::Step::sample) planner.look();
       }
       planner.advance(rows);
       block.sync();
     }
+  }
+
+ private:
+  // Word by word, by all threads: one would want a register for each.
+  static MVNROB_DEVICE void read_state(const Args& a, int64_t row, const Block<threads>& block,
+                                       RowState& s) {
+    static_assert(std::is_trivially_copyable_v<RowState> && sizeof(RowState) % 4 == 0);
+    const auto* from = a.template at<const uint32_t>(row, a.layout.state);
+    auto* to = reinterpret_cast<uint32_t*>(&s);
+    for (int k = block.thread(); k < int(sizeof(RowState) / 4); k += threads) to[k] = from[k];
+    block.sync();
   }
 };
 

@@ -21,7 +21,7 @@ class RowPlanner {
       : a_(a), row_(row), team_(team), screen_(screen), s_(s) {}
 
   // Adds the samples of the last round, chunk after chunk, and decides.
-  MVNROB_DEVICE_FN void look() {
+  MVNROB_DEVICE void look() {
     const RowMemory<scalar_t> m(a_, row_);
     for (int shift = team_.thread(); shift < kShifts; shift += team_.size()) {
       SampleSums sums = m.totals()[shift];
@@ -44,7 +44,7 @@ class RowPlanner {
 
   // Takes steps until samples, a closed form or the grid are wanted, or nothing is. One of so many
   // rows that are planned now.
-  MVNROB_DEVICE_FN void advance(int64_t rows) {
+  MVNROB_DEVICE void advance(int64_t rows) {
     for (;;) {
       // One thread writes the step, all read it: nobody may run ahead and write the next one.
       const Step step = s_.plan.step;

@@ -7,8 +7,9 @@
 // panel, 64 multiply-adds each.
 //
 // Mapping: a block takes tiles of 128 x 128 entries, all of them or, in a grid, its share; a thread
-// 8 x 8 of them, in registers; the panel's numbers come through the L1 cache, 16 loads for 64
-// multiply-adds. Limiter: double precision multiply-adds, then memory.
+// 8 x 8 of them, in registers. The panel's numbers come to shared memory by asynchronous copies, a
+// slab of 8 columns multiplied and two under way; from there a thread takes 16 for 64
+// multiply-adds. Limiter, by the sm_90 code: double precision multiply-adds, then memory.
 #pragma once
 #include "kernels/grid.h"
 #include "kernels/mvn_cdf_data.h"
@@ -22,12 +23,21 @@ constexpr int kPanel = 64;  // columns
 // number, and costs as much again in arithmetic, for each of their squares.
 MVNROB_HD bool pays_to_subtract(int size, int j, int left) { return left > (size - j) / 16; }
 
+// What comes first in the shared memory of a block of so many threads that makes factors. Smaller
+// rows subtract no panels.
+template <int threads>
+struct TrailingShared {};
+template <>
+struct TrailingShared<kGrowThreads> {
+  static constexpr int kTile = 128, kSlab = 8, kStages = 3;
+  alignas(16) double rows[kStages][kSlab][kTile], columns[kStages][kSlab][kTile];
+};
+
 // Blocks for smaller rows have none.
 template <class scalar_t, class Team, bool = Team::kThreads == kGrowThreads>
 class TrailingEntries {
  public:
-  MVNROB_DEVICE TrailingEntries(const MvnCdfArgs&, int64_t, const Team&, const RowMemory<scalar_t>&,
-                                int) {}
+  MVNROB_DEVICE TrailingEntries(const MvnCdfArgs&, int64_t, const Team&, int) {}
   MVNROB_DEVICE void resume(int) {}
   MVNROB_DEVICE int subtracted() const { return 0; }
   MVNROB_DEVICE void advance(int, int) {}
@@ -39,9 +49,8 @@ class TrailingEntries {
 template <class scalar_t, class Team>
 class TrailingEntries<scalar_t, Team, true> {
  public:
-  MVNROB_DEVICE TrailingEntries(const MvnCdfArgs& a, int64_t row, const Team& team,
-                                const RowMemory<scalar_t>& m, int size)
-      : a_(a), row_(row), team_(team), m_(m), size_(size) {}
+  MVNROB_DEVICE TrailingEntries(const MvnCdfArgs& a, int64_t row, const Team& team, int size)
+      : a_(a), row_(row), team_(team), m_(a, row), size_(size) {}
 
   // Of how many columns an earlier call has left these entries.
   MVNROB_DEVICE void resume(int subtracted) { subtracted_ = subtracted; }
@@ -83,10 +92,15 @@ class TrailingEntries<scalar_t, Team, true> {
   }
 
  private:
-  static constexpr int kTile = 128, kSide = 16, kEach = kTile / kSide;
+  using Shared = TrailingShared<Team::kThreads>;
+  static constexpr int kTile = Shared::kTile, kSlab = Shared::kSlab, kStages = Shared::kStages;
+  static constexpr int kSide = 16, kEach = kTile / kSide;  // threads a side, entries of each
 
   static MVNROB_DEVICE int first_of_block() { return Team::kIsGrid ? int(blockIdx.x) : 0; }
   static MVNROB_DEVICE int blocks() { return Team::kIsGrid ? int(gridDim.x) : 1; }
+
+  // What follows from it is computed tile by tile: the entries want the registers.
+  MVNROB_DEVICE int own_thread() const { return int(anew(team_.block().thread())); }
 
   MVNROB_DEVICE double* column(int l) const { return m_.factor() + int64_t(l) * size_; }
 
@@ -114,69 +128,85 @@ class TrailingEntries<scalar_t, Team, true> {
     team_.sync();
   }
 
-  // The columns before `end`. Where a tile reaches beyond the last row or column, a thread takes
-  // its columns one by one.
+  // The columns before `end` from one tile. A thread has rows i, i + 16, ... and columns one beside
+  // the other; those beyond the last are zeros that nobody writes.
   MVNROB_DEVICE_FN void subtract_from_tile(int end, int first_row, int first_column) const {
     static_assert(Team::kThreads == kSide * kSide);
-    const int thread = team_.block().thread();
-    const int i = first_row + thread % kSide, to = first_column + thread / kSide;
-    if (first_row + kTile <= size_ && first_column + kTile <= size_) {
-      subtract<true, kEach>(end, i, to);
-    } else {
-      for (int k = 0; k < kEach; ++k)
-        if (to + kSide * k < size_) subtract<false, 1>(end, i, to + kSide * k);
-    }
-  }
-
-  // From a thread's entries: rows i, i + 16, ... of columns `to`, to + 16, ...
-  template <bool whole, int columns>
-  MVNROB_DEVICE_FN void subtract(int end, int i, int to) const {
-    double entry[columns][kEach];
+    const int thread = own_thread();
+    const int row = thread % kSide, first = thread / kSide * kEach;
+    const int slabs = (end - subtracted_ + kSlab - 1) / kSlab;
+    const Shared& shared = *dynamic_shared<Shared>();
+    team_.block().sync();  // the tile before is done with the stages
     MVNROB_UNROLL
-    for (int c = 0; c < columns; ++c) {
+    for (int s = 0; s < kStages - 1; ++s) fetch(s, end, first_row, first_column);
+    double entry[kEach][kEach];
+    MVNROB_UNROLL
+    for (int c = 0; c < kEach; ++c) {
+      const int to = first_column + first + c;
       MVNROB_UNROLL
-      for (int k = 0; k < kEach; ++k)
-        entry[c][k] = whole || i + kSide * k < size_ ? column(to + kSide * c)[i + kSide * k] : 0;
+      for (int k = 0; k < kEach; ++k) {
+        const int i = first_row + row + kSide * k;
+        entry[c][k] = to < size_ && i < size_ ? column(to)[i] : 0;
+      }
     }
-    // Of a column of the panel: loaded while the products of the one before are taken.
-    double by_row[kEach], by_column[columns];
-    const double* from = column(subtracted_);
-    const auto load = [&] {
-      MVNROB_UNROLL
-      for (int k = 0; k < kEach; ++k)
-        by_row[k] = whole || i + kSide * k < size_ ? from[i + kSide * k] : 0;
-      MVNROB_UNROLL
-      for (int c = 0; c < columns; ++c) by_column[c] = from[to + kSide * c];
-      from += size_;
-    };
-    load();
     MVNROB_ROLLED
-    for (int l = subtracted_; l < end; ++l) {
-      double this_row[kEach], this_column[columns];
-      MVNROB_UNROLL
-      for (int k = 0; k < kEach; ++k) this_row[k] = by_row[k];
-      MVNROB_UNROLL
-      for (int c = 0; c < columns; ++c) this_column[c] = by_column[c];
-      if (l + 1 < end) load();
-      MVNROB_UNROLL
-      for (int c = 0; c < columns; ++c) {
+    for (int s = 0; s < slabs; ++s) {
+      copy_async_wait<kStages - 2>();
+      team_.block().sync();
+      fetch(s + kStages - 1, end, first_row, first_column);
+      const auto& rows = shared.rows[s % kStages];
+      const auto& columns = shared.columns[s % kStages];
+      MVNROB_ROLLED
+      for (int l = 0; l < kSlab; ++l) {
+        double by_row[kEach], by_column[kEach];
         MVNROB_UNROLL
-        for (int k = 0; k < kEach; ++k)
-          entry[c][k] = ::fma(-this_row[k], this_column[c], entry[c][k]);
+        for (int k = 0; k < kEach; ++k) by_row[k] = rows[l][row + kSide * k];
+        MVNROB_UNROLL
+        for (int c = 0; c < kEach; ++c) by_column[c] = columns[l][first + c];
+        MVNROB_UNROLL
+        for (int c = 0; c < kEach; ++c) {
+          MVNROB_UNROLL
+          for (int k = 0; k < kEach; ++k)
+            entry[c][k] = ::fma(-by_row[k], by_column[c], entry[c][k]);
+        }
       }
     }
     MVNROB_UNROLL
-    for (int c = 0; c < columns; ++c) {
+    for (int c = 0; c < kEach; ++c) {
+      const int to = first_column + first + c;
       MVNROB_UNROLL
-      for (int k = 0; k < kEach; ++k)
-        if (whole || i + kSide * k < size_) column(to + kSide * c)[i + kSide * k] = entry[c][k];
+      for (int k = 0; k < kEach; ++k) {
+        const int i = first_row + row + kSide * k;
+        if (to < size_ && i < size_) column(to)[i] = entry[c][k];
+      }
     }
+  }
+
+  // Starts the copies of one slab of the columns subtracted_ .. end - 1, where there is one, with
+  // zeros for columns and rows that are not there; a group in any case.
+  MVNROB_DEVICE void fetch(int slab, int end, int first_row, int first_column) const {
+    constexpr int kAtOnce = Team::kThreads / kTile;  // columns
+    if (subtracted_ + slab * kSlab < end) {
+      Shared& shared = *dynamic_shared<Shared>();
+      const int thread = own_thread(), at = thread % kTile;
+      const int row = first_row + at, column_at = first_column + at;
+      MVNROB_UNROLL
+      for (int m = 0; m < kSlab / kAtOnce; ++m) {
+        const int k = m * kAtOnce + thread / kTile, l = subtracted_ + slab * kSlab + k;
+        const double* const from = column(l);
+        const bool of_row = l < end && row < size_, of_column = l < end && column_at < size_;
+        copy_async8(&shared.rows[slab % kStages][k][at], of_row ? from + row : from, of_row);
+        copy_async8(&shared.columns[slab % kStages][k][at], of_column ? from + column_at : from,
+                    of_column);
+      }
+    }
+    copy_async_commit();
   }
 
   const MvnCdfArgs& a_;
   const int64_t row_;
   const Team& team_;
-  const RowMemory<scalar_t>& m_;
+  const RowMemory<scalar_t> m_;
   const int size_;
   int subtracted_ = 0;
 };

@@ -170,7 +170,7 @@ struct PivotedCholesky {
   using Args = PivotedCholeskyArgs;
   static constexpr int kThreads = threads;
   static constexpr int kResidentBlocks = 384 / threads;
-  struct Shared {
+  struct Shared : TrailingShared<threads> {
     typename Block<threads>::Shared block;
     RowState state;
   };

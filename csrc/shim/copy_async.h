@@ -18,11 +18,11 @@ class CopyQueue {
     groups_ = 0;
   }
 
-  // Zeros where `from` is null.
-  void copy16(void* to, const void* from) {
-    Copy copy{to, groups_, {}};
-    if (from) std::memcpy(copy.bytes, from, sizeof copy.bytes);
-    std::memcpy(to, kUndefined, sizeof copy.bytes);
+  // 16 bytes at most; zeros where `from` is null.
+  void copy(void* to, const void* from, unsigned size) {
+    Copy copy{to, groups_, size, {}};
+    if (from) std::memcpy(copy.bytes, from, size);
+    std::memcpy(to, kUndefined, size);
     copies_.push_back(copy);
   }
 
@@ -32,7 +32,7 @@ class CopyQueue {
   void wait(unsigned pending) {
     size_t done = 0;
     while (done < copies_.size() && copies_[done].group + pending < groups_) {
-      std::memcpy(copies_[done].to, copies_[done].bytes, sizeof copies_[done].bytes);
+      std::memcpy(copies_[done].to, copies_[done].bytes, copies_[done].size);
       ++done;
     }
     copies_.erase(copies_.begin(), copies_.begin() + long(done));
@@ -50,6 +50,7 @@ class CopyQueue {
   struct Copy {
     void* to;
     uint64_t group;
+    unsigned size;
     unsigned char bytes[16];
   };
   // Copied, not memset: GCC expands a small memset where ThreadSanitizer does not see it.

@@ -86,23 +86,25 @@ inline void grid_sync(const Caller& caller = Caller()) {
 
 inline void* dynamic_shared() { return running().grid().shared; }
 
-inline void copy_async16(void* shared, const void* global, bool there = true) {
+inline void copy_async(void* shared, const void* global, unsigned bytes, bool there) {
   Scheduler& scheduler = running();
   const Grid& grid = scheduler.grid();
   const auto to = reinterpret_cast<uintptr_t>(shared);
   const auto from = reinterpret_cast<uintptr_t>(global);
   const auto base = reinterpret_cast<uintptr_t>(grid.shared);
-  if (to % 16 != 0 || from % 16 != 0) {
-    throw std::runtime_error("copy_async16: both ends must be aligned to 16 bytes, got shared + " +
-                             std::to_string(to - base) + " and a source at " +
-                             std::to_string(from % 16) + " modulo 16");
+  const std::string size = std::to_string(bytes), name = "copy_async" + size;
+  if (to % bytes != 0 || from % bytes != 0) {
+    throw std::runtime_error(name + ": both ends must be aligned to " + size +
+                             " bytes, got shared + " + std::to_string(to - base) +
+                             " and a source at " + std::to_string(from % bytes) + " modulo " +
+                             size);
   }
-  if (to < base || to + 16 > base + grid.shared_bytes) {
-    throw std::runtime_error("copy_async16: shared must point into the block's " +
+  if (to < base || to + bytes > base + grid.shared_bytes) {
+    throw std::runtime_error(name + ": shared must point into the block's " +
                              std::to_string(grid.shared_bytes) + " bytes, got offset " +
                              std::to_string(int64_t(to - base)));
   }
-  scheduler.block().copies(scheduler.thread()).copy16(shared, there ? global : nullptr);
+  scheduler.block().copies(scheduler.thread()).copy(shared, there ? global : nullptr, bytes);
 }
 
 inline void copy_async_commit() { running().block().copies(running().thread()).commit(); }

@@ -92,6 +92,10 @@ SHIM_BODY(MisalignedCopy) {
   copy_async16(reinterpret_cast<char*>(dynamic_shared<double>()) + 8, args.out);
 }
 
+SHIM_BODY(MisalignedHalfCopy) {
+  copy_async8(reinterpret_cast<char*>(dynamic_shared<double>()) + 4, args.out);
+}
+
 SHIM_BODY(CopyOutside) { copy_async16(dynamic_shared<double>() + kBadThreads, args.out); }
 
 SHIM_BODY(GridBarrierAlone) { shim::grid_sync(); }
@@ -165,6 +169,8 @@ inline const Bad kBad[] = {
     {"unwritten", run_bad<Unwritten>, "wrong value", "wrong value", "wrong value"},
     {"misaligned_copy", run_bad<MisalignedCopy>, "must be aligned", "must be aligned",
      "must be aligned"},
+    {"misaligned_half_copy", run_bad<MisalignedHalfCopy>, "must be aligned to 8",
+     "must be aligned to 8", "must be aligned to 8"},
     {"copy_outside", run_bad<CopyOutside>, "must point into", "must point into", "must point into"},
     {"no_barrier_of_the_grid", [] { check_neighbours(kBadThreads, 2, Bug::kNoBarrier); },
      "wrong neighbour", "wrong neighbour", kRace},

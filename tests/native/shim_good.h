@@ -98,7 +98,7 @@ inline void check_block_sum(unsigned threads, unsigned blocks, Bug bug = Bug::kN
 constexpr int kTiles = 3;  // of one block of Transpose
 
 // Tiles of T rows of four floats, written by columns and from the last row to the first. The next
-// tile is copied while this one is read.
+// tile is copied while this one is read, one of them in halves.
 template <int T>
 struct Transpose {
   struct Args {
@@ -110,8 +110,14 @@ struct Transpose {
 
   MVNROB_DEVICE_FN static void start(const Args& args, int tile) {
     const size_t row = (size_t(blockIdx.x) * kTiles + tile) * T + threadIdx.x;
-    copy_async16(dynamic_shared<float>() + (tile % 2 * T + int(threadIdx.x)) * 4,
-                 args.in + row * 4);
+    float* const to = dynamic_shared<float>() + (tile % 2 * T + int(threadIdx.x)) * 4;
+    const float* const from = args.in + row * 4;
+    if (tile == 1) {
+      copy_async8(to, from);
+      copy_async8(to + 2, from + 2);
+    } else {
+      copy_async16(to, from);
+    }
     copy_async_commit();
   }
 

@@ -202,10 +202,10 @@ void mma_m8n8k4(double (&sums)[2], const double (&a)[1], const double (&b)[1], c
       sums[i] = fused(left[shim::lane() / 4][k], right[k][2 * (shim::lane() % 4) + i], sums[i]);
 }
 
-void copy_async(unsigned char* shared, const unsigned char* from, uint32_t bytes, const char* file,
-                int line) {
-  if (bytes != 0 && bytes != 16) fault(file, line, "cp.async of a part of 16 bytes", bytes);
-  running().block().copies(running().thread()).copy16(shared, bytes == 16 ? from : nullptr);
+void copy_async(unsigned char* shared, const unsigned char* from, uint32_t size, uint32_t bytes,
+                const char* file, int line) {
+  if (bytes != 0 && bytes != size) fault(file, line, "cp.async of a part of its bytes", bytes);
+  running().block().copies(running().thread()).copy(shared, bytes == size ? from : nullptr, size);
 }
 void copy_commit() { running().block().copies(running().thread()).commit(); }
 void copy_wait(unsigned pending) { running().block().copies(running().thread()).wait(pending); }

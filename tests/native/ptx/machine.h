@@ -341,8 +341,9 @@ void mma_m16n8k8(double (&sums)[4], const double (&a)[4], const double (&b)[2], 
 void mma_m8n8k4(double (&sums)[2], const double (&a)[1], const double (&b)[1], const char* file,
                 int line);
 
-void copy_async(unsigned char* shared, const unsigned char* from, uint32_t bytes, const char* file,
-                int line);
+// `bytes` of them are there: all or none.
+void copy_async(unsigned char* shared, const unsigned char* from, uint32_t size, uint32_t bytes,
+                const char* file, int line);
 void copy_commit();
 void copy_wait(unsigned pending);
 

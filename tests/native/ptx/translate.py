@@ -452,11 +452,17 @@ class Function:
             self.emit("copy_commit();")
         elif parts[2] == "wait_group":
             self.emit(f"copy_wait({int(operands[0])});")
-        elif ".".join(parts[2:]) == "cg.shared.global" and operands[2] == "16":
-            size = self.get("u32", operands[3]) if len(operands) > 3 else "16u"
-            to = f"shared.at<unsigned char, 16>({self.location(operands[0])}, kFile, {self.line})"
-            source = f"at<unsigned char, 16>({self.location(operands[1])}, kFile, {self.line})"
-            self.emit(f"copy_async({to}, {source}, {size}, kFile, {self.line});")
+        elif (".".join(parts[2:]), operands[2]) in (
+            ("cg.shared.global", "16"),
+            ("ca.shared.global", "8"),
+        ):
+            size = operands[2]
+            there = self.get("u32", operands[3]) if len(operands) > 3 else f"{size}u"
+            to, source = (
+                f"{space}at<unsigned char, {size}>({self.location(at)}, kFile, {self.line})"
+                for space, at in (("shared.", operands[0]), ("", operands[1]))
+            )
+            self.emit(f"copy_async({to}, {source}, {size}u, {there}, kFile, {self.line});")
         else:
             self.fail(text)
 
