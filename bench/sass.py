@@ -43,6 +43,9 @@ CLASS_NAMES = (*(name for name, _ in CLASSES), "alu")
 MULTIPLY_ADD = re.compile(r"[FD]FMA")
 
 LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:(@!?U?P\w+)\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
+SECOND_HALF = re.compile(
+    r"^\s+/\* 0x([0-9a-f]{16}) \*/\s*$"
+)  # of an instruction's 128 bits, by -hex
 LABEL = re.compile(r"^(\.L_x_\w+|\$\S+):")
 TARGET = re.compile(r"`\((\.L_x_\w+)\)")
 FRAME = re.compile(r'//## File "([^"]+)", line (\d+)')
@@ -55,6 +58,7 @@ class Instruction:
     opcode: str
     operands: str
     frames: tuple  # (file, line) of the source, the innermost first
+    control: int = 0  # bits 105 .. 125: how long it waits and what for (bench/cuda_latency.py)
 
     @property
     def base(self):
@@ -78,7 +82,7 @@ class Loop:
 
 
 def read(text):
-    """{symbol: (instructions, {label: index of its instruction})} of nvdisasm -c -gi."""
+    """{symbol: (instructions, {label: index of its instruction})} of nvdisasm -hex -c -gi."""
     kernels, code, labels, frames, fresh = {}, None, None, [], False
     for line in text.splitlines():
         if found := SECTION.match(line):
@@ -92,6 +96,8 @@ def read(text):
             frames.append((Path(found[1]).name, int(found[2])))
         elif found := LABEL.match(line):
             labels[found[1]] = len(code)
+        elif found := SECOND_HALF.match(line):
+            code[-1].control = int(found[1], 16) >> 41 & 0x1FFFFF
         elif found := LINE.match(line):
             fresh = True
             code.append(Instruction(found[2] or "", found[3], found[4], tuple(frames)))
@@ -182,11 +188,14 @@ class Graph:
                 min(outer, key=lambda o: len(o.blocks)).inner.append(loop)
         return found
 
-    def trip(self, loop, mufu=None):
+    def trip(self, loop, mufu=None, without=()):
         """Instructions of the longest way from the header to a latch, inner loops left out. With
         `mufu`, of those ways with so many MUFU (None if there is none): the compiler merges branches of the source and
-        mixes up their line numbers, but not how many reciprocals and roots they take."""
+        mixes up their line numbers, but not how many reciprocals and roots they take. With
+        `without`, of those ways around blocks whose last instruction comes from these files."""
         inner = {b for i in loop.inner for b in i.blocks}
+        last = {b: self.code[self.blocks[b][-1]] for b in loop.blocks}
+        shut = {b for b, x in last.items() if any(f in without for f, _ in x.frames)}
         best = {}
 
         def ways_from(b, on_way):
@@ -196,7 +205,7 @@ class Graph:
             own = [] if b in inner else [self.code[i] for i in self.blocks[b]]
             ways = {0: []} if b in loop.latches else {}
             for s in self.next[b]:
-                if s in loop.blocks and s != loop.header and s not in on_way:
+                if s in loop.blocks and s not in shut | {loop.header} and s not in on_way:
                     for n, way in ways_from(s, on_way | {b}).items():
                         ways[n] = max(ways.get(n, []), way, key=len)
             here = sum(x.base == "MUFU" for x in own)
@@ -244,18 +253,21 @@ def kernel_name(symbol):
 
 def disassemble(arch, sources=SOURCES):
     """{kernel: Graph}, sources compiled as setup.py does, with line numbers (same code)."""
-    nvcc, nvdisasm = find_tool("nvcc"), find_tool("nvdisasm")
+    nvcc = find_tool("nvcc")
     graphs = {}
     for source in sources:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
             flags = ["-O3", "-std=c++17", "-lineinfo", f"-arch={arch}", "-I", ROOT / "csrc"]
             command = [nvcc, *flags, "-cubin", ROOT / source, "-o", cubin.name]
             subprocess.run([str(word) for word in command], check=True)
-            text = subprocess.run(
-                [nvdisasm, "-c", "-gi", cubin.name], capture_output=True, text=True, check=True
-            ).stdout
-        graphs |= {kernel_name(s): Graph(*parts) for s, parts in read(text).items()}
+            graphs |= graphs_of(cubin.name)
     return graphs
+
+
+def graphs_of(cubin):
+    command = [find_tool("nvdisasm"), "-hex", "-c", "-gi", cubin]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {kernel_name(s): Graph(*parts) for s, parts in read(text).items()}
 
 
 def report(graph):
