@@ -36,7 +36,7 @@ HMMA = OUTER // 16 * WARP_POINTS // 8 * 3  # of a slab: tiles of rows, of points
 # Loops by their first line, and the MUFU of the way that rows with upper limits only take.
 LOOPS = {
     "block": ("for (int b = 0; b < kInnerBlocks && b < left; ++b)", None),
-    "product": ("for (int slab = 0; slab < slabs; ++slab)", None),
+    "product": ("while (to_fetch > 1 - kStages)", None),
     "panel": ("for (int l = before; l < known; ++l", None),
     "draw": ("for (int r = 0; r < kInnerRows; ++r, coef", 6),
     "idle": ("for (int r = 0; r < kInnerRows; ++r, coef", 0),
@@ -69,11 +69,15 @@ def around_the_product(graph):
     first = line_of(FILE, "void product(")
     last = next(i for i in range(first, len(lines)) if lines[i - 1] == "  }")
     loops = {b for loop in graph.loops for b in loop.blocks}
+    reached, work = set(), [0]  # not: what a warp does that has diverged
+    while work:
+        if (b := work.pop()) not in reached:
+            reached.add(b)
+            work += graph.next[b]
     return [
         graph.code[i]
-        for b, block in enumerate(graph.blocks)
-        if b not in loops
-        for i in block
+        for b in sorted(reached - loops)
+        for i in graph.blocks[b]
         if any(f == Path(FILE).name and first <= n <= last for f, n in graph.code[i].frames)
     ]
 

@@ -1,20 +1,21 @@
 """What the loops of a CUDA kernel wait for, by a model of one scheduler; needs no GPU.
 
 python -m bench.cuda_latency KERNEL [--source FILE] [--loop FILE:LINE] [--mufu N] [--without FILE ...]
-                             [--warps N ...] [--memory CYCLES ...] [--top N]
+                             [--broadcast FILE:LINE ...] [--together] [--warps N ...]
+                             [--memory CYCLES ...] [--top N]
 
 Takes a trip of each loop (bench/sass.py: inner loops apart, the longest way or the longest with N
 MUFU, around blocks that come from the files of --without) and lets some warps of one scheduler go
-round it. A warp issues in order, one instruction of any warp a cycle, and waits as the control bits
-say which the compiler puts into every instruction: cycles to the next one, and six counters of
-results (or operands) under way. Their bits are those of the public assemblers (CuAssembler, turingas);
-how long what they count takes is assumed below. Prints cycles of a trip for each number of warps,
-alone and divided by the warps, beside the busiest unit's, and what a lone warp and the most warps
-wait for: the instruction that is late and its lines of the source.
+round it, each in order, one instruction of any warp a cycle. They wait as the control bits say that
+the compiler puts into every instruction: cycles to the next one, and six counters of results (or
+operands) under way; the bits are those of the public assemblers (CuAssembler, turingas), how long
+what they count takes is assumed below. Prints cycles of a trip, in all and divided by the warps,
+beside the busiest unit's, and what one and the most warps wait for: the instruction that is late.
 
---source is a .cu file or a cubin; --memory is the latency of every load from global memory: 41 is the
-L1 cache's, 263 the L2 cache's. What the model leaves out: barriers, divergence, instruction caches,
-bank conflicts and queues, the traffic of other multiprocessors. A prediction, whatever it prints.
+--source is a .cu file or a cubin; --broadcast has lines whose wide loads from shared memory are the
+same for all lanes; with --together a scheduler's warps meet at barriers; --memory is the latency of
+loads from global memory: 41 is the L1 cache's, 263 the L2 cache's. Left out: warps elsewhere,
+divergence, instruction caches, bank conflicts and queues. A prediction, whatever it prints.
 """
 
 import argparse
@@ -34,13 +35,15 @@ LATENCY = {
 }  # fmt: skip
 L1, L2 = 41, 263
 # Cycles for which an instruction of a warp keeps its unit of the scheduler; what is not named, one.
-# As in bench/cuda_floor.py; mma.sync of m16n8k16 reaches 62 % of the data sheet's 4 cycles (Luo et
+# As in bench/cuda_floor.py and its sisters; mma.sync of m16n8k16 reaches 62 % of the data sheet's 4 cycles (Luo et
 # al. 2024), and the compiler spaces them by 6. The path of shared memory and L1 serves four schedulers.
 COST = {
-    "fp64": 2, "alu": 2, "imad": 2, "mufu": 8, "tensor": 6, "shared": 4, "global": 4, "shuffle": 2,
+    "fp64": 2, "alu": 2, "imad": 2, "mufu": 8, "tensor": 6, "DMMA": 32, "shared": 4, "global": 4,
+    "shuffle": 2,
 }  # fmt: skip
 QUEUED = ("mufu", "shared", "global", "shuffle")  # issue goes on while they are busy
-WIDE = {"128": 4, "64": 2}  # times 32 bits for each lane of a load or store in shared memory
+# Times 32 bits for each lane of a load or store in shared memory; matrices of an LDSM.
+WIDE = {"128": 4, "64": 2, "4": 4, "2": 2}
 COUNTERS = 6
 
 
@@ -62,24 +65,23 @@ class Control:
 
 def registers(operand, count):
     name = operand.strip().lstrip("-|~").partition(".")[0].rstrip("|")
-    if not name.startswith("R") or not name[1:].isdigit():
-        return ()
-    return range(int(name[1:]), int(name[1:]) + count)
+    first = int(name[1:]) if name.startswith("R") and name[1:].isdigit() else None
+    return () if first is None else range(first, first + count)
 
 
 class Step:
     """An instruction of the trip as the scheduler sees it."""
 
-    def __init__(self, x, taken, latency):
+    def __init__(self, x, taken, latency, broadcast=()):
         self.x, self.control, self.kind = x, Control.of(x.control), x.kind
         base = x.base
         self.stall = max(1, self.control.stall) + (latency["branch"] if taken else 0)
-        if base == "BAR":
-            self.stall += latency["barrier"]
+        self.is_barrier = base == "BAR"
+        self.stall += latency["barrier"] if self.is_barrier else 0
         width = 1
-        if self.kind == "shared":
+        if self.kind == "shared" and not any(f"{f}:{n}" in broadcast for f, n in x.frames):
             width = max((WIDE.get(part, 1) for part in x.opcode.split(".")), default=1)
-        self.cost = COST.get(self.kind, 1) * width
+        self.cost = COST.get(base, COST.get(self.kind, 1)) * width
         named = {"LDC": "constant", "ULDC": "constant", "LDGDEPBAR": "memory"}.get(base, self.kind)
         named = "memory" if named in ("global", "local") else named
         self.latency = latency.get(named, latency["special"])
@@ -101,14 +103,14 @@ class Step:
         return " < ".join(dict.fromkeys([f"{f}:{n}" for f, n in frames[:1]] + own[:1]))
 
 
-def steps_of(graph, trip, latency):
+def steps_of(graph, trip, latency, broadcast=()):
     at = {id(x): i for i, x in enumerate(graph.code)}
     order = [at[id(x)] for x in trip]
     after = [*order[1:], order[0]] if order else []
     latency = LATENCY | latency
     return [
-        Step(graph.code[i], b != i + 1 and graph.code[i].base in ("BRA", "BRX", "JMP"), latency)
-        for i, b in zip(order, after, strict=True)
+        Step(x, b != i + 1 and x.base in ("BRA", "BRX", "JMP"), latency, broadcast)
+        for x, i, b in zip(trip, order, after, strict=True)
     ]
 
 
@@ -117,11 +119,12 @@ class Warp:
         self.at, self.trips, self.next, self.last = 0, 0, start, start - 1
         self.under_way = [[] for _ in range(COUNTERS)]  # of each counter: (when done, step)
         self.mma = {}  # register: when its sum is there, step
+        self.barriers = 0
 
 
-def earliest(warp, step, free):
+def earliest(warp, step, free, open_at=0):
     """When the step may issue, and the bounds on the way: [(cycle, why)]."""
-    bounds = [(warp.next, ("stall", None))]
+    bounds = [(warp.next, ("stall", None)), (open_at, ("barrier", None))]
     wanted = [(c, 0) for c in range(COUNTERS) if step.control.wait >> c & 1]
     for counter, number in wanted + ([step.at_most] if step.at_most else []):
         done = sorted(warp.under_way[counter], key=lambda x: x[0])
@@ -153,14 +156,20 @@ def issue(warp, step, now, free):
     warp.at += 1
 
 
-def simulate(steps, warps=1, trips=8):
-    """Cycles of a trip, divided by the warps; {(why, step): cycles a trip} of their waits."""
+def simulate(steps, warps=1, trips=8, together=False):
+    """Cycles of a trip, divided by the warps; {(why, step): cycles a trip} of their waits. Warps wait
+    for each other at barriers if they are `together`."""
     free, waits = defaultdict(int), Counter()
     pace = sum(s.stall for s in steps) // warps
     group = [Warp(1 + k * pace) for k in range(warps)]
-    clock, ends = 0, []  # of trips
+    clock, ends, arrivals = 0, [], defaultdict(list)  # of trips; at each barrier
+
+    def open_at(warp):
+        came = arrivals[warp.barriers]
+        return (max(came) if len(came) == warps else float("inf")) if came and together else 0
+
     while min(w.trips for w in group) < trips:
-        found = [(earliest(w, steps[w.at], free), k) for k, w in enumerate(group)]
+        found = [(earliest(w, steps[w.at], free, open_at(w)), k) for k, w in enumerate(group)]
         # Of those that may, the one that has waited longest.
         soon = max(clock, min(now for (now, _), _ in found))
         (_, bounds), k = min(
@@ -174,6 +183,9 @@ def simulate(steps, warps=1, trips=8):
                     before = cycle
             waits["others", None] += max(0, soon - before)
         issue(warp, step, soon, free)
+        if step.is_barrier:
+            warp.barriers += 1
+            arrivals[warp.barriers].append(warp.next)
         clock = soon + 1
         if warp.at == len(steps):
             warp.at, warp.trips = 0, warp.trips + 1
@@ -202,20 +214,20 @@ def report(graph, loop, options):
     code = 16 * sum(len(graph.blocks[b]) for b in loop.blocks)
     print(f"\n{place.split(' < ')[0]}: {len(trip)} instructions, {code} bytes of code")
     for memory in options.memory:
-        steps = steps_of(graph, trip, {"memory": memory})
+        steps = steps_of(graph, trip, {"memory": memory}, options.broadcast)
         unit, used = busiest(steps)
         print(f"  memory {memory}: {unit} {used}")
         for warps in options.warps:
-            cycles, waits = simulate(steps, warps)
+            cycles, waits = simulate(steps, warps, together=options.together)
             print(f"    {warps} warps: {cycles * warps:.0f} a trip, {cycles:.0f} a trip and warp, "
                   f"{used / cycles:.2f} of {unit}")  # fmt: skip
-            if warps in (options.warps[0], options.warps[-1]):
-                by_reason = Counter()
-                for (why, step), n in waits.items():
-                    name = f"{step.x.base} {step.line(file)}" if step else ""
-                    by_reason[(why, name if why != "stall" else "")] += n
-                for (why, name), n in by_reason.most_common(options.top):
-                    print(f"      {n:6.0f} {why} {name}")
+            by_reason = Counter()
+            for (why, step), n in waits.items():
+                late = step if why not in ("stall", "barrier", "others") else None
+                by_reason[why, f"{late.x.base} {late.line(file)}" if late else ""] += n
+            top = options.top if warps in (options.warps[0], options.warps[-1]) else 0
+            for (why, name), n in by_reason.most_common(top):
+                print(f"      {n:6.0f} {why} {name}")
 
 
 def main():
@@ -226,6 +238,8 @@ def main():
     p.add_argument("--loop", help="FILE:LINE of the loop's first line; every loop where left out")
     p.add_argument("--mufu", type=int)
     p.add_argument("--without", nargs="*", default=["sobol.h"])
+    p.add_argument("--broadcast", nargs="*", default=[])
+    p.add_argument("--together", action="store_true")
     p.add_argument("--warps", type=int, nargs="+", default=[1, 2])
     p.add_argument("--memory", type=int, nargs="+", default=[L1, L2])
     p.add_argument("--top", type=int, default=8)

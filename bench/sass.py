@@ -188,14 +188,18 @@ class Graph:
                 min(outer, key=lambda o: len(o.blocks)).inner.append(loop)
         return found
 
+    def comes_from(self, block, files):
+        """Whether most of its instructions do; where branches meet, lines mean nothing."""
+        code = [x for i in self.blocks[block] if (x := self.code[i]).kind != "control"]
+        return 2 * sum(any(f in files for f, _ in x.frames) for x in code) > len(code)
+
     def trip(self, loop, mufu=None, without=()):
         """Instructions of the longest way from the header to a latch, inner loops left out. With
         `mufu`, of those ways with so many MUFU (None if there is none): the compiler merges branches of the source and
         mixes up their line numbers, but not how many reciprocals and roots they take. With
-        `without`, of those ways around blocks whose last instruction comes from these files."""
+        `without`, of those ways around blocks that come from these files."""
         inner = {b for i in loop.inner for b in i.blocks}
-        last = {b: self.code[self.blocks[b][-1]] for b in loop.blocks}
-        shut = {b for b, x in last.items() if any(f in without for f, _ in x.frames)}
+        shut = {b for b in loop.blocks if without and self.comes_from(b, without)}
         best = {}
 
         def ways_from(b, on_way):

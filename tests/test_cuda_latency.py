@@ -79,3 +79,13 @@ def test_sums_of_a_tensor_core_wait_for_each_other():
     assert cycles(loop(*chain)) == 4 * LATENCY["tensor"]
     assert cycles(loop(*apart)) == 8 * 6
     assert cycles(loop(*apart), 2) == 8 * 6  # the unit
+
+
+def test_barriers_hold_the_warps_of_a_block_together():
+    """Two warps would fill each other's waits; at the same place they want the same unit."""
+    busy = [("MUFU.RCP", "R1, R2", 1, 0, 0)] * 8 + [("FADD", "R3, R1, R3", 4, 7, 1)]
+    steps = loop(*busy, ("BAR.SYNC", "0x0", 5, 7, 0), *[("FFMA", "R8, R1, R2, R8", 8, 7, 0)] * 8)
+    apart, together = (
+        cuda_latency.simulate(steps, 2, together=together)[0] for together in (False, True)
+    )
+    assert together > apart + 20
