@@ -39,6 +39,51 @@ MVNROB_DEVICE void coordinate(const MvnCdfArgs& a, int j, uint32_t index, uint32
     math::lattice_point<scalar_t>(index, *words, shift, w, wc);
 }
 
+// The same of several points, whose indices are `next` apart in bits that the first one's has not.
+// `generator`: the first word of the coordinate (generator_of); `sobol`: is_sobol.
+template <class scalar_t, int points>
+MVNROB_DEVICE void coordinates(const MvnCdfArgs& a, int j, bool sobol, uint32_t index,
+                               uint32_t next, uint32_t generator, uint32_t shift,
+                               scalar_t (&w)[points], scalar_t (&wc)[points]) {
+  if (sobol) {
+    const uint32_t* words = a.generators + int64_t(j) * math::words_of(a.options.points);
+    const uint32_t first = math::sobol_word(words, index);
+    MVNROB_UNROLL
+    for (int q = 0; q < points; ++q)
+      math::scrambled_point<scalar_t>(first ^ math::sobol_word(words, q * next), shift, w[q],
+                                      wc[q]);
+  } else {
+    MVNROB_UNROLL
+    for (int q = 0; q < points; ++q)
+      math::lattice_point<scalar_t>(index + q * next, generator, shift, w[q], wc[q]);
+  }
+}
+MVNROB_DEVICE uint32_t generator_of(const MvnCdfArgs& a, int j) {
+  return a.generators[int64_t(j) * math::words_of(a.options.points)];
+}
+// Of how many coordinates `sobol` is to be told: in a register, for from constant memory each would
+// be waited for.
+MVNROB_DEVICE int sobol_coordinates(const MvnCdfArgs& a) {
+  return int(anew(math::sobol_coordinates(a.options.points)));
+}
+
+// What gives a coordinate of all points of a shift. The samplers read it a row ahead, and the
+// program's rows as well: memory is far, and each would be waited for.
+struct Draw {
+  uint32_t shift, generator;
+
+  // Of coordinate j, or of some other where there is none.
+  static MVNROB_DEVICE Draw read(const MvnCdfArgs& a, const uint32_t* shifts, int j, int pivots) {
+    j = j < pivots ? j : 0;
+    return {shifts[j], generator_of(a, j)};
+  }
+};
+// Row r of the sampled ones, or some other where there is none.
+template <class scalar_t>
+MVNROB_DEVICE ProgramRow<scalar_t> read_row(const RowMemory<scalar_t>& m, int r, int rows) {
+  return m.program_rows()[r < rows ? r : 0];
+}
+
 // One sample on its way through the program.
 template <class scalar_t>
 struct Sample {

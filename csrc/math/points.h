@@ -14,9 +14,10 @@ inline namespace MVNROB_ISA {
 MVNROB_HD int words_of(PointSet set) { return set == PointSet::sobol ? kSobolBits : 1; }
 
 // Sobol's sequence beyond the dimensions of its table goes on as Richtmyer's.
-MVNROB_HD bool is_sobol(PointSet set, int j) {
-  return set == PointSet::sobol && j < tables::kSobolDimensions;
+MVNROB_HD int sobol_coordinates(PointSet set) {
+  return set == PointSet::sobol ? int(tables::kSobolDimensions) : 0;
 }
+MVNROB_HD bool is_sobol(PointSet set, int j) { return j < sobol_coordinates(set); }
 
 // The words of coordinate j, given Richtmyer's generator for it.
 MVNROB_HD_FN void fill_coordinate(PointSet set, int j, uint32_t richtmyer, uint32_t* words) {
