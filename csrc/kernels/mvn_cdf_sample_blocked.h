@@ -6,17 +6,20 @@
 // matrix product, C[64, 128] = L[64, K] Y[K, 128], both operands staged to shared memory by
 // asynchronous copies while the previous stage is multiplied, 64 sums in each thread's registers.
 // Then each thread goes through the 64 rows of its own point alone, in register blocks of 16 rows,
-// without a barrier: y replaces C in shared memory where C has been used up. The y's of the outer
-// block go to global memory (coalesced; the L2 cache keeps what fits) for the products to come.
-// Rows that complete are products of the same kind, each followed by a normal probability for every
-// row.
+// without a barrier: y replaces C in shared memory where C has been used up. The rows' coefficients
+// come to shared memory for that, and the program's rows and what the draws need are read a row
+// ahead. The y's of the outer block go to global memory (coalesced; the L2 cache keeps what fits)
+// for the products to come. Rows that complete are products of the same kind, each followed by a
+// normal probability for every row.
 //
-// Limiter, from the sm_90 code (bench/results/cuda_predicted.json; measured on an H100: .36 of the
-// floor at 99 pivots in float64, 8 warps a multiprocessor hide little of a draw's latency): in
-// float32 issue, 1.13 instructions for a multiply-add of the product, 1.47 in a register block, 200
-// a draw, 68 a row that completes. In float64 the FP64 pipe (2 cycles an instruction) in the
-// product, 1.41 instructions for each multiply-add, and issue of the draws for few pivots: 357
-// instructions, 130 of them FP64; a row that completes takes 128 and 58.
+// Limiter, from the sm_90 code (bench/results/cuda_predicted.json): in float32 issue, 1.13
+// instructions for a multiply-add of the product, 1.47 in a register block, 200 a draw, 68 a row
+// that completes. In float64 the FP64 pipe (2 cycles an instruction) in the product, 1.41
+// instructions for each multiply-add, and issue of the draws for few pivots: 357 instructions, 130
+// of them FP64; a row that completes takes 128 and 58. An H100 was measured at .36 of the floor at
+// 99 pivots in float64, with loads where they are used: by bench/cuda_latency.py the draws of a row
+// took two warps of a scheduler 1,680 cycles then, from the L2 cache, and take 1,110 now
+// (predicted), of which chains of FP64 instructions are half.
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 
@@ -38,10 +41,18 @@ struct MvnCdfSampleBlocked {
   static constexpr int kPointThreads = kThreads / kPoints;
   static_assert(kOuter / kRows * kPointThreads == kThreads, "one thread for each part of C");
 
-  struct Shared {
-    scalar_t tile[kOuter][kThreads];  // C, then y
+  struct Stages {
     scalar_t panel[kStages][kDepth][kOuter];
     scalar_t history[kStages][kDepth][kThreads];
+  };
+
+  struct Shared {
+    scalar_t tile[kOuter][kThreads];  // C, then y
+    union {
+      Stages stages;  // during the product
+      // And after it, of the outer block's register blocks.
+      scalar_t coef[kOuter * kInnerRows * (kOuter / kInnerRows + 1) / 2];
+    };
     // Out of the registers, which the product wants for itself.
     SampleSums sums[kThreads];
     BlockWork work;
@@ -125,9 +136,11 @@ struct MvnCdfSampleBlocked {
       if (before > 0) product(m_.coef() + m_.outer()[o].coef, before);
       const int end =
           (o + 1) * kInnerBlocks < p_.sampled_blocks ? (o + 1) * kInnerBlocks : p_.sampled_blocks;
+      fetch_coefficients(o * kInnerBlocks, end - 1);
+      const scalar_t* coef = shared_.coef;
       for (int b = o * kInnerBlocks; b < end; ++b)
-        known = inner_block(b, (b - o * kInnerBlocks) * kInnerRows, before, known, shifts, index,
-                            sample);
+        known = inner_block(b, (b - o * kInnerBlocks) * kInnerRows, before, known, coef, shifts,
+                            index, sample);
       const bool wanted = o + 1 < p_.sampled_outer || p_.completion_rows > 0;
       for (int j = before; wanted && j < known; ++j)
         history_[int64_t(j) * kThreads + thread_] = shared_.tile[j - before][thread_];
@@ -135,10 +148,26 @@ struct MvnCdfSampleBlocked {
     }
   }
 
+  // Coefficients of register blocks of one outer block, which lie one after the other.
+  MVNROB_DEVICE void fetch_coefficients(int first, int last) {
+    const int64_t from = m_.blocks()[first].coef;
+    const ProgramBlock end = m_.blocks()[last];
+    const int count = int(end.coef - from) + (end.known - end.base + kInnerRows) * kInnerRows;
+    const scalar_t* coef = m_.coef() + from;
+    for (int e = thread_ * kQuad; e < count; e += kThreads * kQuad)
+      copy_async16(shared_.coef + e, coef + e);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+  }
+
   // Rows of one register block, at `offset` in the outer block that begins with pivot `before`.
-  MVNROB_DEVICE int inner_block(int b, int offset, int before, int known, const uint32_t* shifts,
-                                uint32_t index, Sample<scalar_t>& sample) {
-    const scalar_t* coef = m_.coef() + m_.blocks()[b].coef;
+  // `coef` moves on to the next one's.
+  MVNROB_DEVICE int inner_block(int b, int offset, int before, int known, const scalar_t*& coef,
+                                const uint32_t* shifts, uint32_t index, Sample<scalar_t>& sample) {
+    const int sobol = sobol_coordinates(a_), rows = p_.sampled_blocks * kInnerRows;
+    ProgramRow<scalar_t> row = read_row(m_, b * kInnerRows, rows);
+    Draw draw = Draw::read(a_, shifts, known, p_.pivots);
     scalar_t sum[kInnerRows];
     MVNROB_UNROLL
     for (int r = 0; r < kInnerRows; ++r)
@@ -152,17 +181,17 @@ struct MvnCdfSampleBlocked {
     }
     MVNROB_ROLLED
     for (int r = 0; r < kInnerRows; ++r, coef += kInnerRows) {
-      const ProgramRow<scalar_t> row = m_.program_rows()[b * kInnerRows + r];
-      sample.bound(row, sum[0]);
+      const bool closes = row.flags & kClosesPivot, below = row.flags & kBoundedBelow;
       scalar_t y = 0, c[kInnerRows];
-      MVNROB_UNROLL
-      for (int k = 0; k < kInnerRows; ++k) c[k] = 0;
-      if (row.flags & kClosesPivot) {
-        load(coef, c);
-        scalar_t w, wc;
-        coordinate(a_, known, index, shifts[known], w, wc);
-        y = tilted() ? sample.draw_tilted(w, wc, scalar_t(m_.tilt()[known]))
-                     : sample.draw(row.flags & kBoundedBelow, w, wc);
+      load(coef, c);
+      sample.bound(row, sum[0]);
+      row = read_row(m_, b * kInnerRows + r + 1, rows);
+      if (closes) {
+        scalar_t w[1], wc[1];
+        coordinates(a_, known, known < sobol, index, 0, draw.generator, draw.shift, w, wc);
+        draw = Draw::read(a_, shifts, known + 1, p_.pivots);
+        y = tilted() ? sample.draw_tilted(w[0], wc[0], scalar_t(m_.tilt()[known]))
+                     : sample.draw(below, w[0], wc[0]);
         // Row `known - before` of C is this row or an earlier one: used up.
         shared_.tile[known - before][thread_] = y;
         ++known;
@@ -211,11 +240,12 @@ struct MvnCdfSampleBlocked {
       MVNROB_UNROLL
       for (int l = 0; l < kDepth; ++l) {
         scalar_t c[kRows], y[kPoints];
-        load(&shared_.panel[stage % kStages][l][row0], c);
+        load(&shared_.stages.panel[stage % kStages][l][row0], c);
         MVNROB_UNROLL
         for (int q = 0; q < kPoints / kQuad; ++q) {
           scalar_t part[kQuad];
-          load(&shared_.history[stage % kStages][l][point0 + q * kPointThreads * kQuad], part);
+          load(&shared_.stages.history[stage % kStages][l][point0 + q * kPointThreads * kQuad],
+               part);
           MVNROB_UNROLL
           for (int e = 0; e < kQuad; ++e) y[q * kQuad + e] = part[e];
         }
@@ -241,8 +271,9 @@ struct MvnCdfSampleBlocked {
   MVNROB_DEVICE void fetch(const scalar_t* panel, int columns, int stage) {
     const int first = stage * kDepth, s = stage % kStages;
     const int depth = columns - first < kDepth ? columns - first : kDepth;
-    copy<kDepth * kOuter>(&shared_.panel[s][0][0], panel + int64_t(first) * kOuter, depth * kOuter);
-    copy<kDepth * kThreads>(&shared_.history[s][0][0], history_ + int64_t(first) * kThreads,
+    copy<kDepth * kOuter>(&shared_.stages.panel[s][0][0], panel + int64_t(first) * kOuter,
+                          depth * kOuter);
+    copy<kDepth * kThreads>(&shared_.stages.history[s][0][0], history_ + int64_t(first) * kThreads,
                             depth * kThreads);
     copy_async_commit();
   }

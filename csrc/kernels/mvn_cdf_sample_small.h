@@ -4,11 +4,14 @@
 // Mapping: a warp takes a stream (the points of one shift and chunk), two points a lane; y in
 // shared memory as [pivot][point], coefficients by 16-byte broadcast loads that the L1 cache keeps,
 // eight rows of sums in registers. The rows of a block are a rolled loop with shifting
-// accumulators, so register indices stay static and the code small. No barrier within a block of
-// threads.
+// accumulators, so register indices stay static and the code small. The program's rows and what the
+// draws need are read a row ahead. No barrier within a block of threads.
 //
-// Limiter, from the sm_90 code (bench/results/cuda_predicted.json; measured on an H100, planning
-// included: .81 of the floor at 9 pivots in float32, .60 in float64): issue. A draw takes 147
+// Limiter, from the sm_90 code (bench/results/cuda_predicted.json; an H100 was measured at .81 of
+// the floor at 9 pivots in float32 and .60 in float64, planning included and with loads where they
+// are used: by bench/cuda_latency.py the draws of a row took all warps of a scheduler 1,400 and
+// 1,460 cycles then, 1,940 and 2,220 where the L1 cache misses, and take 1,340 and 1,300 now, or
+// 1,360 and 1,300, predicted): issue. A draw takes 147
 // instructions a point and pivot in float32 (70 FP32, 49 ALU, 4 MUFU) and 253 in float64, whose 122
 // of FP64 keep their pipe for 244 cycles: the points of a lane are drawn in one piece and share the
 // coefficients. A multiply-add of the panel takes 1.4 (1.5) instructions with its loads. For many
@@ -23,7 +26,7 @@ template <class scalar_t>
 struct MvnCdfSampleSmall {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = 128;
-  static constexpr int kResidentBlocks = sizeof(scalar_t) == 4 ? 5 : 2;
+  static constexpr int kResidentBlocks = sizeof(scalar_t) == 4 ? resident_blocks(5, 4) : 2;
   static constexpr int kWarps = kThreads / kWarp;
   static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
 
@@ -104,7 +107,11 @@ struct MvnCdfSampleSmall {
                                         scalar_t* y, Sample<scalar_t> (&samples)[kPoints]) {
     // A lane's points are 32 apart, and the first one's index has no 32 in it.
     const uint32_t next = math::point_index(a.options.points, kWarp);
-    int known = 0;
+    const int sobol = sobol_coordinates(a);
+    int known = 0, ahead = p.sampled_blocks * kSmallRows;
+    const ProgramRow<scalar_t>* rows = m.program_rows();
+    ProgramRow<scalar_t> row = *rows;
+    Draw draw = Draw::read(a, shifts, 0, p.pivots);
     for (int b = 0; b < p.sampled_blocks; ++b) {
       const scalar_t* coef = m.coef() + m.blocks()[b].coef;
       scalar_t sum[kSmallRows][kPoints];
@@ -113,29 +120,27 @@ struct MvnCdfSampleSmall {
       const scalar_t* triangle = coef + known * kSmallRows;
       MVNROB_ROLLED
       for (int r = 0; r < kSmallRows; ++r, triangle += kSmallRows) {
-        const ProgramRow<scalar_t> row = m.program_rows()[b * kSmallRows + r];
+        const bool closes = row.flags & kClosesPivot, below = row.flags & kBoundedBelow;
         scalar_t drawn[kPoints], c[kSmallRows];
+        load(triangle, c);
         MVNROB_UNROLL
         for (int q = 0; q < kPoints; ++q) {
           samples[q].bound(row, sum[0][q]);
           drawn[q] = 0;
         }
-        MVNROB_UNROLL
-        for (int k = 0; k < kSmallRows; ++k) c[k] = 0;
-        if (row.flags & kClosesPivot) {
-          load(triangle, c);
-          const uint32_t shift = shifts[known];
+        rows += --ahead > 0;
+        row = *rows;
+        if (closes) {
           // Coordinates first, which have branches: no branch is then between the points' draws.
           scalar_t w[kPoints], wc[kPoints];
-          MVNROB_UNROLL
-          for (int q = 0; q < kPoints; ++q)
-            coordinate(a, known, index + q * next, shift, w[q], wc[q]);
+          coordinates(a, known, known < sobol, index, next, draw.generator, draw.shift, w, wc);
+          draw = Draw::read(a, shifts, known + 1, p.pivots);
           if constexpr (tilted) {
             const scalar_t mu = scalar_t(m.tilt()[known]);
             MVNROB_UNROLL
             for (int q = 0; q < kPoints; ++q) drawn[q] = samples[q].draw_tilted(w[q], wc[q], mu);
           } else {
-            draw_points(samples, row.flags & kBoundedBelow, w, wc, drawn);
+            draw_points(samples, below, w, wc, drawn);
           }
           MVNROB_UNROLL
           for (int q = 0; q < kPoints; ++q) y[known * kTileSamples + q * kWarp] = drawn[q];

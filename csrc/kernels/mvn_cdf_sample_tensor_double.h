@@ -11,13 +11,18 @@
 // and serves all warps; a warp's own y's come from global memory straight into its registers, a
 // slab ahead.
 //
-// Then each thread goes through the 64 rows of its own point alone, in register blocks of 16 rows;
-// y replaces C in shared memory where C has been used up, and at the end goes to global memory as
-// fragments. The blocks of one multiprocessor are in different phases: while one keeps the tensor
-// cores busy, another one draws. A warp waits for others only where L arrives.
+// Then each thread goes through the 64 rows of its own point alone, in register blocks of 16 rows,
+// whose coefficients come to the place of L; the program's rows and what the draws need are read a
+// row ahead. y replaces C in shared memory where C has been used up, and at the end goes to global
+// memory as fragments. The blocks of one multiprocessor are in different phases: while one keeps
+// the tensor cores busy, another one draws. A warp waits for others only where L or coefficients
+// arrive.
 //
-// Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor_double.md; measured on an H100:
-// .35 of the floor at 999 pivots): issue up to some three hundred pivots, 352 instructions a draw;
+// Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor_double.md; an H100 was measured
+// at .35 of the floor at 999 pivots, with the rows' loads where they are used: by
+// bench/cuda_latency.py two warps of a scheduler took 1,680 cycles then for the draws of a row,
+// from the L2 cache, and take 1,100 now, predicted): issue up to some three hundred pivots, 352
+// instructions a draw;
 // beyond, the FP64 lanes and tensor cores, which are taken to go by turns, and from four thousand
 // on the bytes of y from the L2 cache. A slab takes a warp 111 instructions, 16 of them DMMA of 32
 // cycles, for which the lanes would need 1,024. 128 points take a multiprocessor 111,000 (256
@@ -154,11 +159,29 @@ struct MvnCdfSampleTensorDouble {
     return known;
   }
 
+  // Coefficients of a register block: they fit the place of L, which has other use before and after
+  // the outer block's rows only.
+  MVNROB_DEVICE const double* fetch_coefficients(const ProgramBlock& block) const {
+    static_assert(kOuter * kInnerRows <= kStages * fragments::kSlabNumbers, "they do");
+    const int count = (block.known - block.base + kInnerRows) * kInnerRows;
+    const double* coef = m_.coef() + block.coef;
+    double* to = shared_.panel[0];
+    __syncthreads();  // the product, or the block before, is done with it
+    for (int e = thread_ * 2; e < count; e += kThreads * 2) copy_async16(to + e, coef + e);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    return to;
+  }
+
   // Rows of one register block, at `offset` in the outer block that begins with pivot `before`.
   MVNROB_DEVICE int inner_block(int b, int offset, int before, int known, const uint32_t* shifts,
                                 uint32_t index, Sample<double>& sample) const {
     const int base = before / kSlab * kSlab;
-    const double* coef = m_.coef() + m_.blocks()[b].coef;
+    const int sobol = sobol_coordinates(a_), rows = p_.sampled_blocks * kInnerRows;
+    const double* coef = fetch_coefficients(m_.blocks()[b]);
+    ProgramRow<double> row = read_row(m_, b * kInnerRows, rows);
+    Draw draw = Draw::read(a_, shifts, known, p_.pivots);
     double sum[kInnerRows];
     MVNROB_UNROLL
     for (int r = 0; r < kInnerRows; ++r)
@@ -172,17 +195,17 @@ struct MvnCdfSampleTensorDouble {
     }
     MVNROB_ROLLED
     for (int r = 0; r < kInnerRows; ++r, coef += kInnerRows) {
-      const ProgramRow<double> row = m_.program_rows()[b * kInnerRows + r];
-      sample.bound(row, sum[0]);
+      const bool closes = row.flags & kClosesPivot, below = row.flags & kBoundedBelow;
       double y = 0, c[kInnerRows];
-      MVNROB_UNROLL
-      for (int k = 0; k < kInnerRows; ++k) c[k] = 0;
-      if (row.flags & kClosesPivot) {
-        load(coef, c);
-        double w, wc;
-        coordinate(a_, known, index, shifts[known], w, wc);
-        y = shared_.work.tilted ? sample.draw_tilted(w, wc, m_.tilt()[known])
-                                : sample.draw(row.flags & kBoundedBelow, w, wc);
+      load(coef, c);
+      sample.bound(row, sum[0]);
+      row = read_row(m_, b * kInnerRows + r + 1, rows);
+      if (closes) {
+        double w[1], wc[1];
+        coordinates(a_, known, known < sobol, index, 0, draw.generator, draw.shift, w, wc);
+        draw = Draw::read(a_, shifts, known + 1, p_.pivots);
+        y = shared_.work.tilted ? sample.draw_tilted(w[0], wc[0], m_.tilt()[known])
+                                : sample.draw(below, w[0], wc[0]);
         // C of this row, or of an earlier one: used up.
         shared_.tile[known - base][thread_] = y;
         ++known;
