@@ -12,31 +12,30 @@ from bench import sass
 from bench.cuda_floor import CYCLES, EXPECTED_SHARE, H200, SCHEDULERS, line_of
 
 FILE = "csrc/kernels/mvn_cdf_trailing.h"
-LOOP = "for (int l = subtracted_; l < end; ++l)"
-PANEL, TILE, THREADS, AHEAD, BARRIERS = 64, 128, 256, 16, 3
+SLABS, COLUMNS = "for (int s = 0; s < slabs; ++s)", "for (int l = 0; l < kSlab; ++l)"
+PANEL, SLAB, TILE, THREADS, AHEAD, BARRIERS = 64, 8, 128, 256, 16, 3
 # Seconds: a barrier of 132 blocks with what they exchange; a round of loads from the L2 cache; what
 # else a pivot waits for, one thing after another: the exchange of two rows, its limits, its mean.
 BARRIER_S, L2_LATENCY_S, PIVOT_S = 2.5e-6, 4e-7, 3e-6
 
 
 def count(graphs):
-    """Instructions of a warp that subtracts one column from a thread's 64 entries, by the loops of
-    csrc/cuda/mvn_cdf_float.cu (sass.disassemble)."""
+    """Instructions of a warp that subtracts one column from a thread's 64 entries, its part of a slab's
+    copies included, by the loops of csrc/cuda/mvn_cdf_float.cu (sass.disassemble)."""
     graph = next(g for name, g in graphs.items() if name.startswith("MvnCdfGrow"))
-    at = f"{Path(FILE).name}:{line_of(FILE, LOOP)} "
-    trips = [
-        sass.summary(graph.trip(loop, None))
-        for loop in graph.loops
-        if (sass.place(graph, loop) + " ").startswith(at)
-    ]
-    # Whole tiles; the other loop of that line is for the last rows and columns.
-    trip = max(trips, key=lambda t: t["multiply_adds"])
-    if trip["multiply_adds"] % 64:
-        raise SystemExit(f"a column takes {trip['multiply_adds']} multiply-adds, not 64")
-    columns = trip["multiply_adds"] / 64
-    return {
-        unit: trip["instructions" if unit == "issue" else unit] / columns for unit in CYCLES
-    } | {"loads": trip["global"] / columns}
+
+    def trip(loop):
+        at = f"{Path(FILE).name}:{line_of(FILE, loop)} "
+        found = next(x for x in graph.loops if (sass.place(graph, x) + " ").startswith(at))
+        return sass.summary(graph.trip(found, None))
+
+    column, slab = trip(COLUMNS), trip(SLABS)
+    if column["multiply_adds"] != 64:
+        raise SystemExit(f"a column takes {column['multiply_adds']} multiply-adds, not 64")
+    of = {unit: "instructions" if unit == "issue" else unit for unit in CYCLES}
+    return {unit: column[key] + slab[key] / SLAB for unit, key in of.items()} | {
+        "loads": column["shared"]
+    }
 
 
 def seconds(n, counts, bandwidth, coefficient_bytes=2, device=H200):

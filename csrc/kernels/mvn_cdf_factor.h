@@ -98,7 +98,7 @@ class FactorKernel {
   // Rows that a thread takes side by side, and their columns whose loads are then under way at
   // once: it has few others beside it, which would hide how long each takes.
   static constexpr int kMostRows = Team::kIsGrid || Team::kThreads < kGrowThreads ? 1 : 4;
-  static constexpr int kLoads = Team::kThreads < kGrowThreads ? 8 : 16;
+  static constexpr int kLoads = 16;
 
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {
@@ -312,7 +312,7 @@ class FactorKernel {
   }
 
   // The products of those rows with the scratch, of the columns that no panel has subtracted, in
-  // their order.
+  // their order; zeros at the end.
   template <int rows>
   MVNROB_DEVICE void subtract_products(int i, int end, double (&c)[rows]) const {
     constexpr int kAhead = kLoads / rows;
@@ -331,7 +331,6 @@ class FactorKernel {
       }
       MVNROB_UNROLL
       for (int m = 0; m < kAhead; ++m) {
-        if (l + m >= end) break;
         MVNROB_UNROLL
         for (int k = 0; k < rows; ++k) c[k] = ::fma(-own[m][k], pivots[m], c[k]);
       }

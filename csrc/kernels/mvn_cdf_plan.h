@@ -5,7 +5,10 @@
 // that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
 // each) for small rows; for large ones that of a panel's columns, and the panels' products.
 // Measured on an H100, whole factors of many rows: about 2 us a row of 99 variables and 300 us one
-// of 999, as long as 1,000 and 11,000 points of the samples that follow.
+// of 999, as long as 1,000 and 11,000 points of the samples that follow; but then each access to a
+// row's memory was preceded by one or two that looked up its place, since the code was no part of
+// the kernel's own, which knows its arguments' places, and each panel's numbers came through the L1
+// cache (mvn_cdf_trailing.h). Predicted now: a fifth of that at 999.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_planner.h"
