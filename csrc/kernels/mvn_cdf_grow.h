@@ -5,8 +5,8 @@
 // Mapping: a cooperative launch of a block for each multiprocessor; a thread for each row of the
 // factor, three barriers of the grid a pivot. Limiter: those barriers and the latency of a column's
 // reads, for a whole factor also the multiply-adds of mvn_cdf_trailing.h (bench/cuda_floor_grow.py
-// counts them). Measured on an H100, samples included: 42 ms at n = 2,048 and 1.26 s at 16,384, with
-// what mvn_cdf_plan.h says of that day.
+// counts them). Measured on an H100, samples included: 42 ms at n = 2,048 and 1.26 s at 16,384,
+// with what mvn_cdf_plan.h says of that day.
 #pragma once
 #include "kernels/grid.h"
 #include "kernels/mvn_cdf_planner.h"

@@ -31,30 +31,34 @@ struct MvnCdfPlan {
   static MVNROB_DEVICE void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<threads> block(shared.block);
-    const int32_t round = a.round();
-    const bool first = round == 0;
-    if (first && blockIdx.x == gridDim.x - 1) {  // a block of the first launch beyond the rows'
+    if (a.round() == 0 && blockIdx.x == gridDim.x - 1) {  // one more than the first launch's rows
       fill_generators(a, block);
       return;
     }
-    const unsigned blocks = first ? gridDim.x - 1 : gridDim.x;
-    const int64_t rows = first ? a.rows : int64_t(a.counters[round].active);
-    for (int64_t i = blockIdx.x; i < rows; i += blocks) {
-      const int64_t row = first ? i : a.active[round & 1][i];
+    // The round is looked up for each row: registers are dear.
+    for (int64_t i = blockIdx.x; i < rows(a); i += blocks(a)) {
+      const int64_t row = a.round() == 0 ? i : a.active[a.round() & 1][i];
       RowState& s = shared.state;
       RowPlanner<scalar_t, threads, Block<threads>> planner(a, row, block, shared.screen, s);
-      if (first) {
+      if (a.round() == 0) {
         begin_row<scalar_t>(a, row, block, s);
       } else {
         read_state(a, row, block, s);
         if (s.plan.step == plan::Step::sample) planner.look();
       }
-      planner.advance(rows);
+      planner.advance(rows(a));
       block.sync();
     }
   }
 
  private:
+  static MVNROB_DEVICE int64_t rows(const Args& a) {
+    return a.round() == 0 ? a.rows : int64_t(a.counters[a.round()].active);
+  }
+  static MVNROB_DEVICE unsigned blocks(const Args& a) {
+    return a.round() == 0 ? gridDim.x - 1 : gridDim.x;
+  }
+
   // Word by word, by all threads: one would want a register for each.
   static MVNROB_DEVICE void read_state(const Args& a, int64_t row, const Block<threads>& block,
                                        RowState& s) {
