@@ -15,12 +15,26 @@
 
 namespace mvnrob::shim {
 
+template <class To, class From>
+To of_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// These three by their bits: a product of two tiles calls them thousands of times, and ldexp is
+// slow.
 inline float half_to_float(unsigned bits) {
-  const int exponent = int(bits >> 10 & 31), fraction = int(bits & 1023);
-  double x = exponent == 0    ? std::ldexp(double(fraction), -24)
-             : exponent == 31 ? (fraction ? std::nan("") : HUGE_VAL)
-                              : std::ldexp(double(1024 + fraction), exponent - 25);
-  return float(bits & 0x8000u ? -x : x);
+  const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
+  float x;
+  if (exponent == 0)
+    x = float(fraction) * 0x1p-24f;
+  else if (exponent == 31)
+    x = fraction ? std::nanf("") : HUGE_VALF;
+  else
+    x = of_bits<float>((exponent + 112) << 23 | fraction << 13);
+  return bits & 0x8000u ? -x : x;
 }
 
 // To nearest, ties to even.
@@ -29,18 +43,18 @@ inline unsigned float_to_half(float x) {
   if (std::isnan(x)) return 0x7fffu;
   const double a = std::fabs(double(x));
   if (a >= 65520.0) return sign | 0x7c00u;
-  int exponent = 0;
-  std::frexp(a, &exponent);  // a < 2^exponent
+  const int exponent = int(of_bits<uint64_t>(a) >> 52) - 1022;  // a < 2^exponent
   const int unit = exponent - 11 < -24 ? -24 : exponent - 11;
-  const double n = std::nearbyint(std::ldexp(a, -unit));  // at most 2^11
+  const double n =
+      std::nearbyint(a * of_bits<double>(uint64_t(1023 - unit) << 52));  // at most 2^11
   // Adding carries a fraction that rounds up into the exponent.
   return sign | (n < 1024.0 ? unsigned(n) : (unsigned(unit + 24) << 10) + unsigned(n));
 }
 
 inline float cut_off(double x) {
   const float near = float(x);
-  return std::fabs(double(near)) > std::fabs(x) && std::isfinite(near) ? std::nextafterf(near, 0.0f)
-                                                                       : near;
+  if (!(std::fabs(double(near)) > std::fabs(x) && std::isfinite(near))) return near;
+  return of_bits<float>(of_bits<uint32_t>(near) - 1);  // not zero: the next one towards it
 }
 
 // Lane 8 j + r gives the address of row r of matrix j; a lane gets word lane % 4 of row lane / 4 of
