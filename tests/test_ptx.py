@@ -213,10 +213,7 @@ def both(module, run, *names, approximate=0):
 def mvn_objects():
     objects = [ptx_objects.machine()]
     objects += ptx_objects.objects("bvn_cdf", ARCHITECTURE)
-    objects += ptx_objects.objects(
-        "mvn_cdf_double", ARCHITECTURE, "MvnCdfSample(Small|Blocked|Tensor)"
-    )
-    return objects
+    return objects + ptx_objects.objects("samplers_double", ARCHITECTURE)
 
 
 def jac_objects():

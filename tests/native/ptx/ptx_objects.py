@@ -50,8 +50,9 @@ def made(name, suffix, ingredients, make):
 
 
 def ptx(source, architecture):
-    """Path of the PTX of csrc/cuda/<source>.cu for an architecture, such as "90"."""
-    path = CUDA / f"{source}.cu"
+    """Path of the PTX of csrc/cuda/<source>.cu, or of one beside this file, for an architecture,
+    such as "90"."""
+    path = next(p for p in (CUDA / f"{source}.cu", HERE / f"{source}.cu") if p.exists())
     version = subprocess.run(
         [find_nvcc(), "--version"], capture_output=True, text=True, check=True
     ).stdout
@@ -68,7 +69,7 @@ def ptx(source, architecture):
 
 
 def objects(source, architecture, kernels="."):
-    """Objects of the kernels of csrc/cuda/<source>.cu whose names match, and of what they call."""
+    """Objects of the kernels of <source>.cu (see ptx) whose names match, and of what they call."""
     text = ptx(source, architecture).read_text()
     return objects_of(text, f"{source}.{architecture}", kernels)
 
