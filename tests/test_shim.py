@@ -22,6 +22,8 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
 }
+# AddressSanitizer's checks by calls: compiled in three quarters of the time. GCC's name for it.
+BY_CALLS = ["--param=asan-instrumentation-with-call-threshold=0"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,8 @@ def test_bad_launches(shim):
 def compile_programs():
     """shim_sanitize with each sanitizer that the compiler has, and with ucontext."""
     builds = {name: flags for name, flags in SANITIZERS.items() if native_build.links_with(flags)}
+    if "address" in builds and native_build.links_with([*builds["address"], *BY_CALLS]):
+        builds["address"] = [*builds["address"], *BY_CALLS]
     builds["ucontext"] = ["-DMVNROB_SHIM_UCONTEXT"]
 
     def build(item):
