@@ -534,12 +534,14 @@ def shifted_and_scaled(problem, rng, scale=True, shift=True):
 @lru_cache(maxsize=2)
 def known_answers(seed=0):
     """All problems of one seed. Every fourth one is moved to other units and another mean."""
-    out = []
-    for k, family in enumerate(FAMILIES):
-        rng = np.random.default_rng([seed, k])
-        for i, problem in enumerate(family(rng)):
-            # Constant variables stay where they are: mean + 0 <= mean must not be rounded.
-            if i % 4 == 3 and problem.family != "zero_variance":
-                problem = shifted_and_scaled(problem, rng, scale=i % 8 == 3, shift=True)
-            out.append(problem)
-    return tuple(out)
+    return tuple(problem for family in FAMILIES for problem in of_family(family, seed))
+
+
+def of_family(family, seed):
+    """Those of one of FAMILIES."""
+    rng = np.random.default_rng([seed, FAMILIES.index(family)])
+    for i, problem in enumerate(family(rng)):
+        # Constant variables stay where they are: mean + 0 <= mean must not be rounded.
+        if i % 4 == 3 and problem.family != "zero_variance":
+            problem = shifted_and_scaled(problem, rng, scale=i % 8 == 3, shift=True)
+        yield problem

@@ -124,41 +124,50 @@ def test_a_torch_without_cuda_gets_no_cuda_module(tmp_path):
     nvcc.parent.mkdir()
     nvcc.write_text("#!/bin/sh\n")
     nvcc.chmod(0o755)
-    wanted = "import setuptools; setuptools.setup = dict; import setup; print(setup.wants_cuda())"
-    for choice, answer in (("auto", "False"), ("1", "True"), ("0", "False")):
-        done = subprocess.run(
-            [sys.executable, "-c", wanted],
-            cwd=ROOT,
-            env={**os.environ, "MVNROB_CUDA": choice, "CUDA_HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert done.stdout.split()[-1] == answer
+    wanted = (
+        "import os, setuptools; setuptools.setup = dict; import setup\n"
+        "for choice in ('auto', '1', '0'):\n"
+        "    os.environ['MVNROB_CUDA'] = choice\n"
+        "    setup.extensions()\n"
+        "    print(setup.wants_cuda())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", wanted],
+        cwd=ROOT,
+        env={**os.environ, "MVNROB_CUDA": "0", "CUDA_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = [line for line in done.stdout.splitlines() if line in ("True", "False")]
+    assert answers == ["False", "True", "False"]
 
 
 def test_runtime_library_of_a_toolkit(tmp_path):
     """A toolkit of its own has libcudart.so, one of packages only the file with its version."""
     wanted = (
-        "import setuptools, sys; setuptools.setup = dict; import setup; from pathlib import Path;"
-        "print(*setup.cudart_options(Path(sys.argv[1])))"
+        "import setuptools, sys; setuptools.setup = dict; import setup; from pathlib import Path\n"
+        "for top in sys.argv[1:]:\n"
+        "    print(*setup.cudart_options(Path(top)))"
     )
-    folder = tmp_path / "lib"
-    answers = []
-    for name in (None, "libcudart.so.13", "libcudart.so"):
-        folder.mkdir(exist_ok=True)
-        if name:
-            (folder / name).touch()
-        done = subprocess.run(
-            [sys.executable, "-c", wanted, str(tmp_path)],
-            cwd=ROOT,
-            env={**os.environ, "MVNROB_CUDA": "0"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        answers.append(done.stdout.splitlines()[-1])
-    assert answers == ["-lcudart", str(folder / "libcudart.so.13"), f"-L{folder} -lcudart"]
+    folders = []
+    for files in ((), ("libcudart.so.13",), ("libcudart.so.13", "libcudart.so")):
+        folders.append(tmp_path / str(len(files)) / "lib")
+        folders[-1].mkdir(parents=True)
+        for name in files:
+            (folders[-1] / name).touch()
+    done = subprocess.run(
+        [sys.executable, "-c", wanted, *(str(folder.parent) for folder in folders)],
+        cwd=ROOT,
+        env={**os.environ, "MVNROB_CUDA": "0"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    answers = done.stdout.splitlines()[-3:]
+    assert answers == [
+        "-lcudart", str(folders[1] / "libcudart.so.13"), f"-L{folders[2]} -lcudart"
+    ]  # fmt: skip
 
 
 def test_cuda_build_without_nvcc_is_an_error(tmp_path):
