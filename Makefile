@@ -28,7 +28,8 @@ export OMP_WAIT_POLICY ?= passive
 export OPENBLAS_NUM_THREADS ?= 1
 SOURCES := setup.py pyproject.toml README.md LICENSE \
   $(shell find csrc mvnrob -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.py')
-PIP = -m pip --disable-pip-version-check install --quiet
+# Python compiles what is imported; all that torch and the extras bring would take half a minute.
+PIP = -m pip --disable-pip-version-check install --quiet --no-compile
 
 # One pattern serves both environments: .venv-demo gets the extra "demo", .venv-test "test".
 # The build needs torch, which is why it is not isolated (setup.py says more).
