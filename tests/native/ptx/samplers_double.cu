@@ -1,5 +1,5 @@
 // The samplers of mvn_cdf's float64 kernels by themselves, as csrc/cuda/mvn_cdf_double.cu has them
-// among others: tests/test_ptx.py wants no more, and nvcc takes a fifth of the time.
+// among others: tests/test_ptx.py wants no more, and nvcc takes a tenth of the time.
 #include "cuda/launcher.h"
 #include "kernels/mvn_cdf_sample_blocked.h"
 #include "kernels/mvn_cdf_sample_small.h"
