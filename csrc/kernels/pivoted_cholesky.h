@@ -21,14 +21,14 @@ class PivotedRow {
       : a_(a), in_(a.plan), row_(row), block_(block), s_(s), m_(a.plan, row) {}
 
   MVNROB_DEVICE_FN void run() {
-    Status status = read();
-    if (status == Status::truncated) {
-      status = grow(plan::entry_error(in_.is_double));
-      // A float64 matrix that was computed in float32 is indefinite by float32 rounding.
-      if (status == Status::indefinite && in_.is_double) {
-        read();
-        status = grow(plan::entry_error(false));
-      }
+    Status status = Status::truncated;
+    // A float64 matrix that was computed in float32 is indefinite by float32 rounding.
+    MVNROB_ROLLED
+    for (int attempt = 0; attempt < (in_.is_double ? 2 : 1); ++attempt) {
+      status = read();
+      if (status == Status::truncated)
+        status = grow(plan::entry_error(attempt == 0 && in_.is_double));
+      if (status != Status::indefinite) break;
     }
     write(status);
   }
