@@ -5,10 +5,11 @@
 // that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
 // each) for small rows; for large ones that of a panel's columns, and the panels' products.
 // Measured on an H100, whole factors of many rows: about 2 us a row of 99 variables and 300 us one
-// of 999, as long as 1,000 and 11,000 points of the samples that follow; but then each access to a
-// row's memory was preceded by one or two that looked up its place, since the code was no part of
-// the kernel's own, which knows its arguments' places, and each panel's numbers came through the L1
-// cache (mvn_cdf_trailing.h). Predicted now: a fifth of that at 999.
+// of 999. Most of it was waiting: compiled apart from their arguments, two of these kernels looked
+// up where an array lies before each access, and edge tiles of a panel went column by column.
+// Hence run() and what it calls is one piece, which finds its arguments in constant memory.
+// Predicted now: 3 ms of multiply-adds, 4 of waiting and 8 of memory a row of 999 variables, of
+// which a multiprocessor has one: some 80 us a row.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_planner.h"
