@@ -7,7 +7,8 @@ check_binaries.py abi FOLDER     every .so in it: abi3 name; undefined symbols o
 check_binaries.py registers LOG TABLE
                                  ptxas' report in LOG against TABLE (.ci/registers.txt says how
                                  it is written): no kernel spills, every one is within its budget
-                                 on every architecture, every one is listed, every line is used
+                                 on every architecture, every one is listed, every line is used; no
+                                 function is compiled apart from its kernel
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ RUNTIME = re.compile(r".*@@?(GLIBC|GLIBCXX|CXXABI|GCC)_|_Z(T[ISV])?(N[KRO]*)?S[t
 PYTHON = re.compile(r"_?Py\w+$")
 CUDA_RUNTIME = re.compile(r"(__)?cuda\w+(@@?libcudart\.so\.\d+)?$")
 LIST = Path(__file__).parent / "cuda_symbols.txt"
+# Device functions that are nowhere inlined (MVNROB_DEVICE_ONCE). Any other that the compiler leaves
+# apart gets the kernel's arguments by address, and looks up where an array lies before each access.
+APART = {"mean_of_pivot", "slopes_of_pivot"}
 
 
 def undefined(path: Path) -> list[str]:
@@ -152,6 +156,13 @@ def read_budgets(table: Path) -> dict[str, tuple[int, int]]:
     return budgets
 
 
+def left_apart(text: str, kernels: list[Kernel]) -> list[str]:
+    """Functions that LOG tells the properties of, those of kernels and of APART excepted."""
+    symbols = set(re.findall(r"Function properties for (\S+)", text))
+    names = demangle(sorted(symbols - {kernel.symbol for kernel in kernels}))
+    return sorted(name for name in names.values() if short_name(name) not in APART)
+
+
 def check_registers(log: Path, table: Path) -> list[str]:
     try:
         kernels, budgets = read_ptxas(log.read_text()), read_budgets(table)
@@ -185,6 +196,8 @@ def check_registers(log: Path, table: Path) -> list[str]:
                 wrong.append(f"{where}: {kernel.spill} bytes spilled")
     for name in sorted(set(budgets) - set(images)):
         wrong.append(f"{table.name}: {name} is no kernel of this build")
+    for name in left_apart(log.read_text(), kernels):
+        wrong.append(f"{name} is compiled apart from its kernel: MVNROB_DEVICE inlines it")
     return wrong
 
 

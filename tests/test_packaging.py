@@ -254,6 +254,10 @@ def ptxas_report(symbol, registers, architecture="sm_90", stack=0, spill=0, shar
     )
 
 
+PIECE = (
+    "ptxas info    : Function properties for SYMBOL\n"
+    "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+)
 # mvnrob::cuda::(anonymous namespace)::copy(double*, long), the namespace as nvcc names it
 COPY = "_ZN6mvnrob4cuda39_GLOBAL__N__ac3d6bf6_7_copy_cu_74d11f2b4copyEPdl"
 # void mvnrob::cuda::kernel<mvnrob::kernels::Sum<float, 16> >(mvnrob::kernels::Sum<float, 16>::Args)
@@ -284,6 +288,18 @@ SUM = "_ZN6mvnrob4cuda6kernelINS_7kernels3SumIfLi16EEEEEvNT_4ArgsE"
         (ptxas_report(COPY, 24, stack=8), "copy 24", ["8 bytes of stack, 0 are allowed"]),
         (ptxas_report(COPY, 24, stack=8), "copy 24 8", []),
         (ptxas_report(COPY, 24, spill=4), "copy 24", ["copy on sm_90: 8 bytes spilled"]),
+        # a function that was not inlined, after its kernel
+        (
+            ptxas_report(COPY, 24)
+            + PIECE.replace("SYMBOL", "_ZN6mvnrob7kernels13mean_of_pivotEdd"),
+            "copy 24",
+            [],
+        ),
+        (
+            ptxas_report(COPY, 24) + PIECE.replace("SYMBOL", "_ZN6mvnrob7kernels3runERKd"),
+            "copy 24",
+            ["mvnrob::kernels::run(double const&) is compiled apart from its kernel"],
+        ),
         # `make cuda` compiles several files at once
         (
             ptxas_report(COPY, 24).splitlines(keepends=True)[0] + ptxas_report(SUM, 80),
