@@ -53,7 +53,7 @@ def kernel_of(classes, dtype):
     if wide:
         loop = "for (int64_t at = first_; at < end_; at += Stage::kColumns)"
         return f"JacCovTile<{name}>", "jac_cov_tile.h", loop, stage, 8
-    loop = "for (int64_t at = first_; at < end_; at += kColumns)"
+    loop = "for (int stage = 0; stage < stages; ++stage)"
     return f"JacCovTensor<{name}>", "jac_cov_tensor.h", loop, 32, 8
 
 
@@ -70,7 +70,7 @@ def trips(classes, kernel):
         blocks = -(-classes // 8)
         slices = 96 // (blocks * (blocks + 1) // 2)
         return -(-(8 if "double" in kernel else 32) // slices)
-    return {"Tile": 8, "Tensor": 2}.get(kernel[6:].partition("<")[0], 0)
+    return {"Tile": 8}.get(kernel[6:].partition("<")[0], 0)
 
 
 def stage_counts(graph, file, loop):

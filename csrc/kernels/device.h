@@ -59,6 +59,34 @@ MVNROB_DEVICE int64_t anew(int64_t x) {
   return x;
 }
 
+MVNROB_DEVICE int anew(int x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
+// x, from global memory that this kernel does not write, where `there`; else what it was. A branch
+// would have the compiler keep both.
+MVNROB_DEVICE void load_where(bool there, float& x, const float* from) {
+#if defined(__CUDACC__)
+  asm volatile("{.reg .pred there; setp.ne.s32 there, %2, 0; @there ld.global.f32 %0, [%1];}\n"
+               : "+f"(x)
+               : "l"(from), "r"(int(there)));
+#else
+  if (there) x = *from;
+#endif
+}
+MVNROB_DEVICE void load_where(bool there, uint16_t& x, const uint16_t* from) {
+#if defined(__CUDACC__)
+  asm volatile("{.reg .pred there; setp.ne.s32 there, %2, 0; @there ld.global.u16 %0, [%1];}\n"
+               : "+h"(x)
+               : "l"(from), "r"(int(there)));
+#else
+  if (there) x = *from;
+#endif
+}
+
 // Whether the loop of a captured graph, by its handle, goes on after the present pass.
 MVNROB_DEVICE void set_loop(uint64_t loop, bool goes_on) {
 #if defined(__CUDACC__)

@@ -33,6 +33,10 @@ MVNROB_DEVICE float widen(float x) { return x; }
 MVNROB_DEVICE double widen(double x) { return x; }
 MVNROB_DEVICE float widen(BFloat16 x) { return math::as_real(uint32_t(uint32_t(x.bits) << 16)); }
 
+MVNROB_DEVICE void load_where(bool there, BFloat16& x, const BFloat16* from) {
+  load_where(there, x.bits, &from->bits);
+}
+
 MVNROB_DEVICE float not_a_number(float) { return NAN; }
 MVNROB_DEVICE double not_a_number(double) { return NAN; }
 MVNROB_DEVICE BFloat16 not_a_number(BFloat16) { return {0x7fc0}; }
