@@ -70,18 +70,22 @@ MVNROB_DEVICE int anew(int x) {
 // would have the compiler keep both.
 MVNROB_DEVICE void load_where(bool there, float& x, const float* from) {
 #if defined(__CUDACC__)
-  asm volatile("{.reg .pred there; setp.ne.s32 there, %2, 0; @there ld.global.f32 %0, [%1];}\n"
-               : "+f"(x)
-               : "l"(from), "r"(int(there)));
+  asm volatile(
+      "{.reg .pred %%there; setp.ne.s32 %%there, %2, 0;\n"
+      " @%%there ld.global.f32 %0, [%1];}\n"
+      : "+f"(x)
+      : "l"(from), "r"(int(there)));
 #else
   if (there) x = *from;
 #endif
 }
 MVNROB_DEVICE void load_where(bool there, uint16_t& x, const uint16_t* from) {
 #if defined(__CUDACC__)
-  asm volatile("{.reg .pred there; setp.ne.s32 there, %2, 0; @there ld.global.u16 %0, [%1];}\n"
-               : "+h"(x)
-               : "l"(from), "r"(int(there)));
+  asm volatile(
+      "{.reg .pred %%there; setp.ne.s32 %%there, %2, 0;\n"
+      " @%%there ld.global.u16 %0, [%1];}\n"
+      : "+h"(x)
+      : "l"(from), "r"(int(there)));
 #else
   if (there) x = *from;
 #endif
