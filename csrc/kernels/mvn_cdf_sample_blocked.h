@@ -219,7 +219,8 @@ struct MvnCdfSampleBlocked {
     }
   }
 
-  // tile = panel [64, columns] history [columns, 128]; a barrier at the end only.
+  // tile = panel [64, columns] history [columns, 128]. A barrier comes before, by who calls, since
+  // the stages lie where coefficients did, and one at the end.
   MVNROB_DEVICE_FN void product(const scalar_t* panel, int columns) {
     const int row0 = thread_ / kPointThreads * kRows;
     const int point0 = thread_ % kPointThreads * kQuad;

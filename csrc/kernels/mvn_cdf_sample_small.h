@@ -11,12 +11,11 @@
 // the floor at 9 pivots in float32 and .60 in float64, planning included and with loads where they
 // are used: by bench/cuda_latency.py the draws of a row took all warps of a scheduler 1,400 and
 // 1,460 cycles then, 1,940 and 2,220 where the L1 cache misses, and take 1,340 and 1,300 now, or
-// 1,360 and 1,300, predicted): issue. A draw takes 147
-// instructions a point and pivot in float32 (70 FP32, 49 ALU, 4 MUFU) and 253 in float64, whose 122
-// of FP64 keep their pipe for 244 cycles: the points of a lane are drawn in one piece and share the
-// coefficients. A multiply-add of the panel takes 1.4 (1.5) instructions with its loads. For many
-// rows that complete, 52 and 92 instructions each beside the panel; float64 is then bound by FP64
-// (116 cycles).
+// 1,360 and 1,300, predicted): issue. A draw takes 147 instructions a point and pivot in float32
+// (70 FP32, 49 ALU, 4 MUFU) and 253 in float64, whose 122 of FP64 keep their pipe for 244 cycles:
+// the points of a lane are drawn in one piece and share the coefficients. A multiply-add of the
+// panel takes 1.4 (1.5) instructions with its loads. For many rows that complete, 52 and 92
+// instructions each beside the panel; float64 is then bound by FP64 (116 cycles).
 #pragma once
 #include "kernels/mvn_cdf_sample.h"
 

@@ -22,12 +22,11 @@
 // at .35 of the floor at 999 pivots, with the rows' loads where they are used: by
 // bench/cuda_latency.py two warps of a scheduler took 1,680 cycles then for the draws of a row,
 // from the L2 cache, and take 1,100 now, predicted): issue up to some three hundred pivots, 352
-// instructions a draw;
-// beyond, the FP64 lanes and tensor cores, which are taken to go by turns, and from four thousand
-// on the bytes of y from the L2 cache. A slab takes a warp 111 instructions, 16 of them DMMA of 32
-// cycles, for which the lanes would need 1,024. 128 points take a multiprocessor 111,000 (256
-// pivots) and 805,000 (999) cycles, and by mvn_cdf_sample_blocked.h 1.26 and 1.61 times as many:
-// predicted.
+// instructions a draw; beyond, the FP64 lanes and tensor cores, which are taken to go by turns, and
+// from four thousand on the bytes of y from the L2 cache. A slab takes a warp 111 instructions, 16
+// of them DMMA of 32 cycles, for which the lanes would need 1,024. 128 points take a multiprocessor
+// 111,000 (256 pivots) and 805,000 (999) cycles, and by mvn_cdf_sample_blocked.h 1.26 and 1.61
+// times as many: predicted.
 #pragma once
 #include "kernels/mvn_cdf_fragments.h"
 #include "kernels/mvn_cdf_sample.h"
