@@ -2,9 +2,9 @@
 the CPU by csrc/shim: the same sums as the CPU backend's scalar path, and in float32 no bias of its
 own against float64.
 
-Their plans need 96 pivots or more, and in float64 as many rows to each pivot as make the products
-worth it. Ragged sizes are those round a slab of 16 or 8 pivots, an outer block of 64 rows and a tile
-of 64 points.
+Their plans need 33 pivots or more (96 where a multiprocessor holds one block), in float64 96 and as
+many rows to each pivot as make the products worth it. Ragged sizes are those round a slab of 16 or 8
+pivots, an outer block of 64 rows and a tile of 64 points.
 """
 
 import sys

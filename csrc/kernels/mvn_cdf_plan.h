@@ -8,8 +8,8 @@
 // of 999. Most of it was waiting: compiled apart from their arguments, two of these kernels looked
 // up where an array lies before each access, and edge tiles of a panel went column by column.
 // Hence run() and what it calls is one piece, which finds its arguments in constant memory.
-// Predicted now: 3 ms of multiply-adds, 4 of waiting and 8 of memory a row of 999 variables, of
-// which a multiprocessor has one: some 80 us a row.
+// Predicted now, a row of 999 variables, of which a multiprocessor has one: 3 ms of multiply-adds
+// and 4 of waiting, within some 11 for which memory is busy: 80 to 110 us a row.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_planner.h"
