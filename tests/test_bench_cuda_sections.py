@@ -203,7 +203,7 @@ def test_floors_of_jac_cov():
     assert found["limiter"] == "dram" and found["share"] == pytest.approx(0.5018, abs=1e-3)
     assert found["floor_ms"] == pytest.approx(1e3 * 4 * 150_528_000 / 2e12, rel=1e-3)
     whole = floors(**{**row, "op": "jac_cov"})
-    assert whole["limiter"] == "issue" and whole["floor_ms"] > found["floor_ms"]
+    assert whole["limiter"] == "l2" and whole["floor_ms"] > found["floor_ms"]
     assert floors(**row, chunk=3072) == {}
     assert floors(**row, share=0.1) == {}  # what the run itself reckoned stands
     # The committed rows follow from the committed counts.

@@ -49,10 +49,8 @@ class FactorKernel {
   // follow.
   MVNROB_DEVICE_FN Status grow(int target) {
     Status failure = Status::converged;
-    const int before = s_.facts.pivots;
-    int pivots = before, live = s_.live;
-    double neglected = s_.facts.neglected;
-    trailing_.resume(before == 0 ? 0 : s_.trailing);
+    int pivots = s_.facts.pivots, live = s_.live;
+    trailing_.resume(pivots == 0 ? 0 : s_.trailing);
     while (pivots < target && live > 0) {
       trailing_.advance(pivots, live < target - pivots ? live : target - pivots);
       const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
@@ -75,12 +73,12 @@ class FactorKernel {
       if (full || (found & kExhausts)) {
         double largest = 0;
         live -= retire(pivots, full, largest);
-        neglected = math::max(largest, neglected);
+        if (team_.thread() == 0) s_.facts.neglected = math::max(largest, s_.facts.neglected);
       }
     }
+    const bool grew = pivots > s_.facts.pivots;
     team_.sync();
-    if (failure == Status::converged && live == 0 && pivots > before && !a_.order &&
-        !a_.is_factor()) {
+    if (failure == Status::converged && live == 0 && grew && !a_.order && !a_.is_factor()) {
       const unsigned found = check_rest(pivots);
       if (found) failure = found & kNotANumber ? Status::nan : Status::indefinite;
     }
@@ -89,7 +87,6 @@ class FactorKernel {
       s_.trailing = trailing_.subtracted();
       s_.facts.pivots = pivots;
       s_.facts.exhausted = live == 0;
-      s_.facts.neglected = neglected;
     }
     return failure;
   }

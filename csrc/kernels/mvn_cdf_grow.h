@@ -22,6 +22,7 @@ struct MvnCdfGrow {
   struct Shared : TrailingShared<kThreads> {
     typename Block<kThreads>::Shared block;
     ScreenShared screen;
+    unsigned done;  // rows
   };
   static constexpr size_t kSharedBytes = sizeof(Shared);
 
@@ -29,11 +30,17 @@ struct MvnCdfGrow {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<kThreads> block(shared.block);
     const Team grid(block, a.grow_slots);
-    const int64_t rows = a.counters[a.round()].grown;
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t row = a.grown[i];
+    // In shared memory and counted anew for each row: registers are dear.
+    if (block.thread() == 0) shared.done = 0;
+    block.sync();
+    while (shared.done < a.counters[a.round()].grown) {
+      const int64_t row = a.grown[shared.done];
       RowState& s = *a.template at<RowState>(row, a.layout.state);
-      RowPlanner<scalar_t, kThreads, Team>(a, row, grid, shared.screen, s).advance(rows);
+      RowPlanner<scalar_t, kThreads, Team>(a, row, grid, shared.screen, s)
+          .advance(a.counters[a.round()].grown);
+      block.sync();
+      if (block.thread() == 0) ++shared.done;
+      block.sync();
     }
   }
 };

@@ -26,6 +26,7 @@ struct MvnCdfPlan {
     typename Block<threads>::Shared block;
     ScreenShared screen;
     RowState state;
+    int64_t at;  // of the rows
   };
   static constexpr size_t kSharedBytes = sizeof(Shared);
 
@@ -36,9 +37,11 @@ struct MvnCdfPlan {
       fill_generators(a, block);
       return;
     }
-    // The round is looked up for each row: registers are dear.
-    for (int64_t i = blockIdx.x; i < rows(a); i += blocks(a)) {
-      const int64_t row = a.round() == 0 ? i : a.active[a.round() & 1][i];
+    // Registers are dear: where a block is lies in shared memory, the round is looked up.
+    if (block.thread() == 0) shared.at = blockIdx.x;
+    block.sync();
+    while (shared.at < rows(a)) {
+      const int64_t row = a.round() == 0 ? shared.at : a.active[a.round() & 1][shared.at];
       RowState& s = shared.state;
       RowPlanner<scalar_t, threads, Block<threads>> planner(a, row, block, shared.screen, s);
       if (a.round() == 0) {
@@ -48,6 +51,8 @@ struct MvnCdfPlan {
         if (s.plan.step == plan::Step::sample) planner.look();
       }
       planner.advance(rows(a));
+      block.sync();
+      if (block.thread() == 0) shared.at += blocks(a);
       block.sync();
     }
   }

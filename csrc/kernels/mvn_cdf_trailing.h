@@ -64,9 +64,11 @@ class TrailingEntries<scalar_t, Team, true> {
     if (a_.is_factor() || a_.columns_only || j - subtracted_ < kPanel) return;
     if (!pays_to_subtract(size_, j, left)) return;
     if (subtracted_ == 0) read(j);
-    const int tiles = (size_ - j + kTile - 1) / kTile;
-    for (int t = first_of_block(); t < tiles * tiles; t += blocks())
+    for (int t = first_of_block();; t += blocks()) {
+      const int tiles = (int(anew(size_ - j)) + kTile - 1) / kTile;
+      if (t >= tiles * tiles) break;
       subtract_from_tile(j, j + t % tiles * kTile, j + t / tiles * kTile);
+    }
     subtracted_ = j;
     team_.sync();
   }
@@ -99,7 +101,8 @@ class TrailingEntries<scalar_t, Team, true> {
   static MVNROB_DEVICE int first_of_block() { return Team::kIsGrid ? int(blockIdx.x) : 0; }
   static MVNROB_DEVICE int blocks() { return Team::kIsGrid ? int(gridDim.x) : 1; }
 
-  // What follows from it is computed tile by tile: the entries want the registers.
+  // What follows from it is computed tile by tile, like what is `anew` above: the entries want the
+  // registers.
   MVNROB_DEVICE int own_thread() const { return int(anew(team_.block().thread())); }
 
   MVNROB_DEVICE double* column(int l) const { return m_.factor() + int64_t(l) * size_; }
