@@ -5,8 +5,8 @@
 // that are not done. Limiter: latency of the chain of pivots (an argmin, an exchange, a column
 // each) for small rows; for large ones that of a panel's columns, and the panels' products.
 // Measured on an H100, whole factors of many rows: about 2 us a row of 99 variables and 300 us one
-// of 999. Most of it was waiting: compiled apart from their arguments, two of these kernels looked
-// up where an array lies before each access, and edge tiles of a panel went column by column.
+// of 999. Most of it was waiting: compiled apart from their arguments, these kernels looked up
+// where an array lies before each access, and edge tiles of a panel went column by column.
 // Hence run() and what it calls is one piece, which finds its arguments in constant memory.
 // Predicted now, a row of 999 variables, of which a multiprocessor has one: 3 ms of multiply-adds
 // and 4 of waiting, within some 11 for which memory is busy: 80 to 110 us a row.
