@@ -24,11 +24,11 @@ from dataclasses import dataclass
 
 from bench import sass
 
-# Cycles from issue to result, for what the counters wait for. L1, L2, shared memory: H100 in Luo et
-# al. 2024 (arXiv:2402.13499), which has 479 for its DRAM; an SXM card under load has more. mma:
-# m16n8k16 float16 of the same and of Abdelkhalik et al. 2022 (arXiv:2208.11174, A100); the hardware
-# waits for it, the compiler's counts end earlier. The others are ours, after Jia et al. 2018
-# (arXiv:1804.06826: Volta).
+# Cycles from issue to result, for what the counters wait for: leads, none of them measured by us. L1,
+# L2, shared memory: H100 after Luo et al. 2024 (arXiv:2402.13499), which has 479 for its DRAM; an SXM
+# card under load has more. mma: m16n8k16 float16, the same and Abdelkhalik et al. 2022
+# (arXiv:2208.11174, A100); the hardware waits for it, the compiler's counts end earlier. The others
+# are guesses, after Jia et al. 2018 (arXiv:1804.06826: Volta).
 LATENCY = {
     "memory": 41, "shared": 29, "constant": 30, "special": 25, "mufu": 22, "shuffle": 24, "tensor": 33,
     "fp64": 16, "operands": 12, "barrier": 20, "branch": 8,

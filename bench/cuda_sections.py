@@ -66,7 +66,8 @@ def floor_words(result):
         "A floor is the least time that the counted instructions and bytes of the kernels named in "
         "`bench/cuda_shares.py` allow, the share that floor over the time taken, the limiter what sets the "
         "floor. Where the result holds none, it is reckoned from the counts of "
-        "`python -m bench cuda_floor*`, which are of the code as it is now. "
+        "`python -m bench cuda_floor*`, which are of the code as it is now: where a kernel has changed "
+        "since it was timed, its share is not of the floor that it had. "
         f"{cuda_card.words(result['environment'])}\n"
     )
 
