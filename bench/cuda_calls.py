@@ -110,6 +110,7 @@ def calls(scale=1.0):
         "mvn_cdf n=9 one row": tolerance(9, 1, 1e-3),
         "mvn_cdf n=99 1e-3": tolerance(99, of(5000), 1e-3),
         "mvn_cdf n=99 one row": tolerance(99, 1, 1e-3),
+        "sums n=999 float64": sums(999, of(132), 1024, "float64"),
         "sums n=64 float64": sums(64, of(2000), 2048, "float64"),
         "slopes n=99": slopes(99, of(200), 2048, False),
         "slopes n=99 to cov": slopes(99, of(200), 2048, True),

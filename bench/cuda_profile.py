@@ -1,13 +1,14 @@
 """Nsight Compute on one kernel after the other: how busy each unit was, what its warps waited for.
 
-python -m bench cuda_profile --ncu PATH --csv FILE [--seconds 52] [KERNEL ...]
+python -m bench cuda_profile --ncu PATH --csv FILE [--seconds 90] [--instructions FOLDER] [KERNEL ...]
 
 Each kernel has a process of its own with its own limit of time, those first of which most is to be
 learned, and FILE has a kernel's line as soon as it is there, and so has a .json file beside it (with
 environment.json of that folder, which bench/gpu.sh writes): duration, registers, shared memory,
 occupancy, how busy each unit was in percent of its peak (`limiter` is the busiest of them), and the
 warps that waited for each reason. Where the counters are not permitted that is said at once; exit code
-77.
+77. With --instructions FOLDER, KERNEL.csv there has each machine instruction's executions and the samples
+of warps that stood at it, by reason, as ncu's source page has them, and KERNEL.ncu-rep ncu's own report.
 """
 
 import argparse
@@ -27,6 +28,9 @@ KERNELS = (
     ("MvnCdfSampleTensor", "18MvnCdfSampleTensorE", "sums n=999"),
     ("MvnCdfPlan<float,256>", "10MvnCdfPlanIfLi256E", "mvn_cdf n=999 1e-2"),
     ("JacCovTensor<float>", "12JacCovTensorIfE", "jac_cov 1000x3072 float32"),
+    ("MvnCdfPlan<float,128>", "10MvnCdfPlanIfLi128E", "mvn_cdf n=99 one row"),
+    ("MvnCdfSampleTensorDouble", "24MvnCdfSampleTensorDoubleE", "sums n=999 float64"),
+    ("JacCovTensor<BFloat16>", "12JacCovTensorI.*BFloat16E", "jac_cov 1000x3072 bfloat16"),
     ("MvnCdfSampleSmall<float>", "17MvnCdfSampleSmallIfE", "sums n=9"),
     # That of float32 never runs where two blocks of the tensor sampler fit.
     ("MvnCdfSampleBlocked<double>", "19MvnCdfSampleBlockedIdE", "sums n=64 float64"),
@@ -100,14 +104,29 @@ def summary(rows, units):
     return out
 
 
-def command(ncu, pattern, call):
+def command(ncu, pattern, call, report=None):
     """Of one kernel's process, which ends after its first launch."""
     words = [ncu, "--csv", "--page", "raw", "--clock-control", "none", "--replay-mode", "kernel"]
-    for section in SECTIONS:
+    sections = SECTIONS
+    if report:
+        # What goes into a file is not printed: `read_report` has it from there.
+        words = [word for word in words if word not in ("--csv", "--page", "raw")]
+        words += ["--export", str(report), "--force-overwrite"]
+        sections += ("SourceCounters",)
+    for section in sections:
         words += ["--section", section]
     words += ["--kernel-name-base", "mangled", "--kernel-name", f"regex:{pattern}"]
     words += ["--launch-count", "1", "--kill", "yes"]
     return [*words, sys.executable, "-m", "bench.cuda_profile", "--call", call]
+
+
+def read_report(ncu, report, seconds):
+    """What ncu would have printed; the instructions' page goes beside the report."""
+    page = lambda name: [ncu, "--import", str(report), "--csv", "--page", name]
+    said, ended = run([*page("source"), "--print-source", "sass"], seconds)
+    if ended:
+        report.with_suffix(".csv").write_text(said)
+    return run(page("raw"), seconds)
 
 
 def run(words, seconds):
@@ -154,7 +173,14 @@ def profile(args):
             missing.append(f"{name} (no time left)")
             continue
         start = time.monotonic()
-        said, ended = run(command(args.ncu, pattern, call), min(left, args.seconds_a_kernel))
+        limit = min(left, args.seconds_a_kernel)
+        if args.instructions:
+            report = args.instructions / (re.sub(r"\W+", "_", name).strip("_") + ".ncu-rep")
+            said, ended = run(command(args.ncu, pattern, call, report), limit)
+            if report.exists():
+                said, ended = read_report(args.ncu, report, limit)
+        else:
+            said, ended = run(command(args.ncu, pattern, call), limit)
         if found := next((word for word in HOPELESS if word in said), None):
             print(f"cuda_profile: ncu cannot read this GPU's counters here: {found}")
             return SKIPPED
@@ -184,8 +210,9 @@ def main():
     )
     p.add_argument("--ncu")
     p.add_argument("--csv")
-    p.add_argument("--seconds", type=float, default=52, help="of all kernels")
+    p.add_argument("--seconds", type=float, default=90, help="of all kernels")
     p.add_argument("--seconds-a-kernel", type=float, default=20)
+    p.add_argument("--instructions", type=Path, metavar="FOLDER")
     p.add_argument("--call", help="what the profiler runs: one call of bench/cuda_calls.py")
     p.add_argument("--device", default="cuda", help="of that call")
     args = p.parse_args()
@@ -200,6 +227,8 @@ def main():
         return 0
     if not (args.ncu and args.csv):
         p.error("--ncu and --csv must be given")
+    if args.instructions:
+        args.instructions.mkdir(parents=True, exist_ok=True)
     return profile(args)
 
 

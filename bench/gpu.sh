@@ -12,7 +12,7 @@
 #   kernels   bench/cuda_kernels.py: which kernels the time of a few calls goes to (CUPTI)
 #   profile   bench/cuda_profile.py: Nsight Compute on a kernel at a time, where ncu is there
 #
-# Default: all of them, in that order. Each has its limit of time, 815 s together, and one
+# Default: all of them, in that order. Each has its limit of time, 855 s together, and one
 # that fails does not stop the others. Only when asked for:
 #
 #   ab            BASE=COMMIT bench/gpu.sh OUTDIR ab: that commit and this checkout in turn
@@ -34,7 +34,8 @@
 # cuda_profile.json and .csv, profile.txt; of what was asked for cuda_ab.json, cuda_ab_old.json, cuda_ab_new.json,
 # cuda_tensor_pivots.json, cuda_tf32.json, each with .csv, and ab.txt, tensor_pivots.txt, tf32.txt.
 # Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit of a copy
-# of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time.
+# of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time; MVNROB_GPU_INSTRUCTIONS=1 has `profile`
+# keep each instruction's samples too (OUTDIR/instructions).
 set -uo pipefail
 
 if [[ $# -lt 1 || $1 == -* ]]; then
@@ -50,7 +51,7 @@ asked=(ab tensor_pivots tf32)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
 declare -A limit=([build]=235 [tests]=150 [sanitize]=120 [time]=140 [pipeline]=90 [kernels]=20
-  [profile]=60 [ab]=480 [tensor_pivots]=300 [tf32]=60)
+  [profile]=100 [ab]=480 [tensor_pivots]=300 [tf32]=60)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]} ${asked[*]}, got $section" >&2
@@ -275,7 +276,8 @@ run_profile() {
   needs_build || return
   local ncu
   if ! ncu=$(find_tool ncu); then return 77; fi
-  "$python" -u -m bench cuda_profile --ncu "$ncu" --csv "$out/cuda_profile.csv" --seconds "$(scaled 52)"
+  "$python" -u -m bench cuda_profile --ncu "$ncu" --csv "$out/cuda_profile.csv" \
+    --seconds "$(scaled 90)" ${MVNROB_GPU_INSTRUCTIONS:+--instructions "$out/instructions"}
 }
 
 # A tool on PATH or in the usual places of a toolkit; says so when it is nowhere.

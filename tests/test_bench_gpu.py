@@ -235,7 +235,7 @@ def ncu(folder, *lines):
 
 def profile(path, folder, **more):
     args = {"ncu": path, "csv": str(folder / "profile.csv"), "seconds": 60, "kernels": [],
-            "seconds_a_kernel": 20}  # fmt: skip
+            "seconds_a_kernel": 20, "instructions": None}  # fmt: skip
     return cuda_profile.profile(SimpleNamespace(**{**args, **more}))
 
 
@@ -245,7 +245,7 @@ def test_profiler_s_lines_are_kept_as_they_come(tmp_path, capsys):
         tmp_path,
         'case "$*" in',
         # The second hangs with a child of its own; the third crashes.
-        "*MvnCdfPlan*) sleep 60 & wait;; *JacCovTensor*) echo broken; exit 3;;",
+        "*MvnCdfPlanIfLi256*) sleep 60 & wait;; *JacCovTensorIfE*) echo broken; exit 3;;",
         f"*) cat {tmp_path}/said; exit 1;; esac",  # its program was killed, as asked for
     )
     assert profile(tool, tmp_path, seconds_a_kernel=1.0) == 0
@@ -275,6 +275,23 @@ def test_profiler_without_permission_is_skipped_at_once(tmp_path, capsys):
     assert "cannot read this GPU's counters" in capsys.readouterr().out
 
 
+def test_instructions_are_kept_beside_the_profile(tmp_path):
+    (tmp_path / "said").write_text(PROFILED)
+    folder = tmp_path / "instructions"
+    folder.mkdir()
+    tool = ncu(
+        tmp_path,
+        'case "$*" in',
+        f"*--import*source*) echo '\"#\",\"Source\"';; *--import*raw*) cat {tmp_path}/said;;",
+        '*SourceCounters*) while [ "$1" != --export ]; do shift; done; touch "$2";; esac',
+    )
+    assert profile(tool, tmp_path, instructions=folder, kernels=["MvnCdfPlan<float,256>"]) == 0
+    made = json.loads((tmp_path / "profile.json").read_text())
+    assert [row["duration"] for row in made["rows"]] == ["1.5 ms"]
+    assert (folder / "MvnCdfPlan_float_256.csv").read_text() == '"#","Source"\n'
+    assert (folder / "MvnCdfPlan_float_256.ncu-rep").exists()
+
+
 def test_profiled_kernels_have_calls_and_names():
     from bench import cuda_calls
 
@@ -295,7 +312,7 @@ def test_limits_of_time_fit_together():
     every = text.split("every=(")[1].split(")")[0].split()
     words = text.split("declare -A limit=(")[1].split(")")[0].split()
     limit = {w.split("]=")[0][1:]: int(w.split("]=")[1]) for w in words}
-    assert sum(limit[name] for name in every) == 815 and "815 s together" in text
+    assert sum(limit[name] for name in every) == 855 and "855 s together" in text
     asked = text.split("asked=(")[1].split(")")[0].split()
     assert set(limit) == {*every, *asked}
     assert all(f"run_{name}() {{" in text for name in limit)
