@@ -14,6 +14,7 @@ from .estimators.chunk import Chunk, Settings
 from .estimators.linear import pair_bytes
 from .estimators.logit_moments import moment_bytes
 from .head import read_head
+from .jacobian import full_pass
 from .linearised import LEAST_BYTES
 from .meter import Cost, Meter
 from .network import Network, TooLarge, memory_of_one
@@ -74,8 +75,9 @@ def run(
             passes += 2 * (network.head is not None)
     meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), passes)
     given = labels(network.classes)
+    fill = full_pass(device, graph) if settings.jacobian == "batch" else 1
     step, copies, most = _chunk_sizes(
-        network.op, method, network.classes, x, noise, settings, graph
+        network.op, method, network.classes, x, noise, settings, graph, fill
     )
     # on a CPU few tangents at a time, whose activations the allocator keeps
     most = most if device.type != "cpu" else max(1, min(most, _TANGENT_BYTES // graph))
@@ -99,6 +101,7 @@ def run(
                     clean=clean,
                     copies=copies,
                     tangents=most,
+                    fill=fill,
                 )
                 part = estimate(chunk)
         except torch.OutOfMemoryError:
@@ -117,10 +120,17 @@ def run(
 
 
 def _chunk_sizes(
-    op: str, method: str, classes: int, x: Tensor, noise: Noise, settings: Settings, graph: int
+    op: str,
+    method: str,
+    classes: int,
+    x: Tensor,
+    noise: Noise,
+    settings: Settings,
+    graph: int,
+    fill: int = 1,
 ) -> tuple[int, int, int]:
-    """Inputs per chunk, noisy copies per forward pass, and tangents per forward-mode pass (whose
-    activations are not kept as a graph's are), from the byte budget."""
+    """Inputs per chunk, copies (noisy ones, or up to ``fill`` in all) per pass, and tangents per
+    forward-mode pass (whose activations are not kept as a graph's are), from the byte budget."""
     budget, sigmas = settings.max_bytes, len(noise.sigmas)
     # a copy: autograd's graph or the activations, its noise (hash words and uniforms, float64), and
     # its logits as they are compared
@@ -153,7 +163,10 @@ def _chunk_sizes(
         point += 8 * 4 * 8 * noise.dim + 8 * _SKETCHED * groups * classes
     step = 1 if settings.jacobian == "loop" else max(1, min(len(x), budget // point))
     most = max(1, budget // (2 * copy))
-    return step, min(most, max(step, 1) * max(1, settings.n_samples)), most
+    # what an input's own pass takes is in a chunk's bytes already
+    beside = max(0, budget - step * (point - copy)) // copy
+    copies = max(step * max(1, settings.n_samples), min(fill, beside))
+    return step, min(most, copies), most
 
 
 def _clean_logits(

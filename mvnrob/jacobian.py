@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 
@@ -31,6 +32,9 @@ CHECKS = ("off", "warn", "raise")
 DEFAULT_MAX_BYTES = 2**30
 #: Rows that ``vmap`` differentiates at once (MODELS: more gains nothing on a CPU).
 _VMAP_ROWS = 16
+#: Bytes of autograd's graph in a pass below which a GPU waits for the host, which takes as long to
+#: launch a small pass as a large one (ResNet-50's shape: 36 images of 224 x 224).
+_FULL_PASS = 3 * 2**30
 #: Numbers that are checked at a time.
 _CHECKED = 2**20
 #: Inputs, and classes of each, whose rows are made anew to check a model that rounds to TF32.
@@ -52,6 +56,9 @@ class LogitMap:
         groups: ``(first, count)`` of each group's samples.
         max_copies: most noisy copies in one pass with a graph.
         max_tangents: most tangents (inputs times copies times directions) in one forward-mode pass.
+        fill: rows of few inputs come from passes of copies of these, one for each of several columns, as
+            long as a pass has at most ``fill`` inputs (and ``max_copies``): see :func:`full_pass`.
+            Without effect unless ``method`` is ``"batch"``.
         method, jvp_mode, check: as in :func:`mvnrob.robustness`.
     """
 
@@ -69,6 +76,7 @@ class LogitMap:
         method: str,
         jvp_mode: str,
         check: str,
+        fill: int = 1,
     ) -> None:
         self.network, self.meter, self.inputs = network, meter, inputs
         self.x = x.detach()
@@ -77,6 +85,7 @@ class LogitMap:
         self._samples_at_once = max(1, max_copies // max(1, x.shape[0]))
         self._copies, self._tangents = max(1, max_copies), max(1, max_tangents)
         self._method, self._jvp_mode, self._check = method, jvp_mode, check
+        self._fill = fill if method == "batch" else 1
         self._probe: tuple[Tensor, Tensor] | None = None
         #: the map that this one was cut from, which knows whether the model has been checked
         self._source: LogitMap | None = None
@@ -99,6 +108,7 @@ class LogitMap:
             method=self._method,
             jvp_mode=self._jvp_mode,
             check=self._check,
+            fill=self._fill,
         )
         if self._probe is not None:
             part._probe = self._probe[0][rows], self._probe[1][rows]
@@ -132,6 +142,7 @@ class LogitMap:
             method=self._method,
             jvp_mode=self._jvp_mode,
             check=self._check,
+            fill=self._fill,
         )
 
     @property
@@ -153,11 +164,15 @@ class LogitMap:
                 size = min(self._samples_at_once, count - start)
                 yield group, first + start, size, 1.0 / count
 
-    def _logits(self, x: Tensor, first: int, count: int) -> Tensor:
-        """Logits summed over ``count`` samples ``[b, C]``, differentiable in x."""
+    def _logits(self, x: Tensor, first: int, count: int, copies: int = 1) -> Tensor:
+        """Logits summed over ``count`` samples, differentiable in x: so many ``copies`` of every input, one
+        behind the other, to ``[b copies, C]``."""
         if self._offsets is None:
             return self.network(x)
-        noisy = (x[:, None] + self._offsets(first, count)).flatten(0, 1)
+        noise = self._offsets(first, count)
+        if copies > 1:
+            noise = _repeated(noise, copies)
+        noisy = (x[:, None] + noise).flatten(0, 1)
         return self.network(noisy).unflatten(0, (x.shape[0], count)).sum(1)
 
     def values(self) -> Tensor:
@@ -179,7 +194,8 @@ class LogitMap:
 
         One backward pass per column of ``classes`` gives that column's row for every input: the sum
         over the batch of one logit each has row b's gradient at input b, because rows of the
-        network are independent (what ``check`` tests).
+        network are independent (what ``check`` tests). With ``fill`` a pass of copies of the inputs
+        serves as many columns; the meter counts the copies' forward passes.
         """
         whole = self._unchecked_rows(classes, spare)
         self._check_rows(classes, whole[:, spare:])
@@ -189,21 +205,31 @@ class LogitMap:
         b, k = classes.shape
         whole = self.x.new_zeros(b, spare + k, len(self.groups), self.features)
         out = whole[:, spare:]
+        forward = 0
         with torch.enable_grad():
             for group, first, count, weight in self._blocks():
-                leaf, logits = self._with_graph(first, count)
+                copies = self._copies_for(k, count)
+                leaf, logits = self._with_graph(first, count, copies)
                 with self.meter.clock("vjp"):
-                    for at, gradient in self._backward(logits, leaf, classes):
+                    for at, gradient in self._backward(logits, leaf, classes, copies):
                         out[:, at, group] += self._in_scale(gradient) * weight
-        self.meter.passes("forward", self.inputs, self.samples)
+                del leaf, logits  # before the next ones come
+                forward += copies * count
+        self.meter.passes("forward", self.inputs, forward)
         self.meter.passes("vjp", self.inputs, k * self.samples)
         return whole
 
-    def _with_graph(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """A leaf with the values of x, and the logits that depend on it."""
+    def _copies_for(self, columns: int, count: int) -> int:
+        """Copies of every input, with ``count`` samples each, in a pass for so many columns: no more than
+        passes as few take."""
+        most = min(self._copies, self._fill) // (len(self.x) * count)
+        return math.ceil(columns / math.ceil(columns / most)) if min(most, columns) > 1 else 1
+
+    def _with_graph(self, first: int, count: int, copies: int = 1) -> tuple[Tensor, Tensor]:
+        """A leaf with the values of x, or of ``copies`` of each, and the logits that depend on it."""
         with self.meter.clock("forward"):
-            leaf = self.x.clone().requires_grad_()
-            logits = self._logits(leaf, first, count)
+            leaf = _repeated(self.x, copies).requires_grad_()
+            logits = self._logits(leaf, first, count, copies)
         self._check_differentiable(logits)
         return leaf, logits
 
@@ -238,8 +264,9 @@ class LogitMap:
         return self._in_scale(out) / self.samples
 
     def _backward(
-        self, logits: Tensor, leaf: Tensor, classes: Tensor
-    ) -> Iterator[tuple[int | slice, Tensor]]:
+        self, logits: Tensor, leaf: Tensor, classes: Tensor, copies: int
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """Columns, and their rows ``[b, columns, D]``."""
         b, k = classes.shape
         if self._method == "vmap":
             for start in range(0, k, _VMAP_ROWS):
@@ -250,10 +277,13 @@ class LogitMap:
                 )
                 yield slice(start, start + part.shape[1]), gradient.flatten(2).transpose(0, 1)
             return
-        for column in range(k):
-            chosen = logits.gather(1, classes[:, column : column + 1]).sum()
-            (gradient,) = torch.autograd.grad(chosen, leaf, retain_graph=column < k - 1)
-            yield column, gradient.reshape(b, -1)
+        for start in range(0, k, copies):
+            part = classes[:, start : start + copies]
+            width = part.shape[1]
+            # those copies that no column is left for have no gradient
+            chosen = logits.unflatten(0, (b, copies))[:, :width].gather(2, part[:, :, None]).sum()
+            (gradient,) = torch.autograd.grad(chosen, leaf, retain_graph=start + copies < k)
+            yield slice(start, start + width), gradient.reshape(b, copies, -1)[:, :width]
 
     def jvp(self, directions: Tensor) -> Tensor:
         """Derivatives of the mean over all samples along ``directions`` [b, m, D]: ``[b, m, C]``."""
@@ -312,16 +342,10 @@ class LogitMap:
                 except (NotImplementedError, RuntimeError, ValueError):
                     self.network.batch_tangents = False
             b, m = along.shape[:2]
-            # contiguous: forward mode refuses the overlapping memory of an expanded input
-            point = self.x[:, None].expand_as(along).flatten(0, 1).contiguous()
-            offsets = self._offsets
+            point = _repeated(self.x, m)
 
             def repeated(x: Tensor) -> Tensor:
-                if offsets is None:
-                    return self.network(x)
-                noise = offsets(first, count)[:, None].expand(-1, m, *[-1] * (along.dim() - 1))
-                noisy = x[:, None] + noise.flatten(0, 1)
-                return self.network(noisy.flatten(0, 1)).unflatten(0, (b * m, count)).sum(1)
+                return self._logits(x, first, count, m)
 
             with LinearLayers(any_layout=False):
                 _, out = torch.func.jvp(repeated, (point,), (along.flatten(0, 1),))
@@ -383,7 +407,7 @@ class LogitMap:
 
         Once for a map and all that are cut from it, at its first two inputs, which pass together in
         both modes (:meth:`_probe_as_rows` says why). Rows that are not independent show there; a map of
-        one input has none that could. Of noise: the first samples of the first group. Costs these inputs
+        one input has none that could, except copies (``fill``). Of noise: the first samples of the first group. Costs these inputs
         a forward pass, up to two backward passes and a forward-mode product for each sample; the meter
         counts them.
         """
@@ -406,6 +430,8 @@ class LogitMap:
         """The map at the inputs that the model is checked at, with as many samples as one pass takes."""
         part = self.subset(torch.arange(min(len(self.x), _CHECKED_INPUTS), device=self.x.device))
         part.forget_probe()
+        # copies of a single input show rows that are not independent too
+        part._fill = 1 if len(part.x) > 1 else min(part._fill, _CHECKED_CLASSES)
         first, count = self.groups[0]
         part.groups = [(first, min(count, self._samples_at_once))]
         part._tangents = len(part.x) * part.samples
@@ -416,7 +442,7 @@ class LogitMap:
         wrong = gap > self.network.rounding() * size
         if wrong.any():
             # float32 has its kinks as well
-            self._probe_as_rows()
+            self._probe_as_rows(classes.shape[1])
             gap, size = self._gaps(classes, rows)
             wrong = gap > self.network.rounding() * size
         if wrong.any():
@@ -443,8 +469,8 @@ class LogitMap:
             size = torch.maximum(size, safe_norm(part).amax((1, 2)))
         return (torch.cat(reverse, 1) - product.gather(1, classes)).abs().amax(1), size
 
-    def _probe_as_rows(self) -> None:
-        """The probe's products in passes of as many inputs as the rows'.
+    def _probe_as_rows(self, columns: int) -> None:
+        """The probe's products in passes of as many inputs as those of rows of so many columns.
 
         Passes of one size round alike. Those of two sizes differ by the last bits of their activations,
         and where a ReLU is that near its kink by another side: in one of four inputs by more than
@@ -452,9 +478,13 @@ class LogitMap:
         passes of one size agree to 5e-6.
         """
         direction, _ = self.probe()
-        alike = self.subset(torch.arange(len(self.x), device=self.x.device))
-        alike._tangents = max(self._tangents, len(self.x))
-        self._probe = direction, alike.jvp(direction)[:, 0]
+        copies = self._copies_for(columns, min(self.groups[0][1], self._samples_at_once))
+        rows = torch.arange(len(self.x), device=self.x.device).repeat_interleave(copies)
+        alike = self.subset(rows)
+        alike._tangents = max(self._tangents, len(rows))
+        self._probe = direction, alike.jvp(direction[rows])[::copies, 0]
+        # the meter has counted each input once
+        self.meter.passes("jvp", self.inputs, (copies - 1) * self.samples)
 
     def _was_not_checked(self, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
@@ -484,6 +514,18 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def full_pass(device: torch.device, graph: int) -> int:
+    """Inputs of ``graph`` bytes each below which a pass takes as long as one of fewer; 1 on a CPU."""
+    return 1 if device.type == "cpu" else max(1, _FULL_PASS // max(1, graph))
+
+
+def _repeated(x: Tensor, copies: int) -> Tensor:
+    """Each of x ``[b, ...]`` so many times, one behind the other: ``[b copies, ...]``, in memory of its own
+    (forward mode refuses the overlapping memory of what is expanded)."""
+    each = x[:, None].expand(-1, copies, *x.shape[1:])
+    return each.clone(memory_format=torch.contiguous_format).flatten(0, 1)
 
 
 def _batched_tangents(function: Callable[[Tensor], Tensor], x: Tensor, along: Tensor) -> Tensor:
@@ -556,7 +598,9 @@ def jacobian(
             f"jacobian: max_bytes must hold the result, {needed} bytes for {list(classes.shape)} "
             f"rows of {features} numbers, got {max_bytes}; pass fewer inputs or classes"
         )
-    step = 1 if method == "loop" else max(1, min(batch, (max_bytes - needed) // (2 * graph)))
+    fits = max(1, (max_bytes - needed) // (2 * graph))
+    step = 1 if method == "loop" else min(batch, fits)
+    copies = max(step, min(fits, full_pass(x.device, graph)))
     meter = Meter(batch, x.device)
     out = x.new_empty(batch, classes.shape[1], features)
     start = 0
@@ -567,20 +611,21 @@ def jacobian(
             meter,
             x[inputs],
             inputs,
-            max_copies=step,
+            max_copies=copies,
             max_tangents=step,
             method=method,
             jvp_mode="forward",
             check=check,
+            fill=copies,
         )
         try:
-            one = memory_of_one(op) if step == 1 else contextlib.nullcontext()
+            one = memory_of_one(op) if step == copies == 1 else contextlib.nullcontext()
             with one, without_autocast(x.device):
                 out[inputs] = part.rows(classes[inputs])[:, :, 0]
         except torch.OutOfMemoryError:
-            if step == 1:
+            if step == copies == 1:
                 raise
-            step = max(1, len(inputs) // 2)
+            step, copies = max(1, len(inputs) // 2), max(1, copies // 2)
             warn_caller(f"{op}: out of memory; going on with {step} inputs at a time")
             continue
         start += len(inputs)

@@ -32,6 +32,7 @@ from .sketch import (
     JVP_IN_VJPS,
     SKETCH_SIZES,
     Begun,
+    directions_at_once,
     leading,
     margin_products,
     orthogonal_draws,
@@ -193,7 +194,7 @@ class _State:
         return part
 
     def grow(self, problem: Linearised, rivals: int, directions: int) -> None:
-        self._draw(problem, RANKING + directions)
+        self._multiply(problem, RANKING)
         ranking = self.products[:, :RANKING] if self.ranking is None else self.ranking
         inside, ranking = (mean_rows(part, problem.weights[0]) for part in (self.inside, ranking))
         squares = inside.square().sum(1) + ranking.square().mean(1)
@@ -205,19 +206,31 @@ class _State:
             differences = self.own[:, None] - mean_rows(problem.rows(new), problem.weights[0])
             self.fresh = torch.cat([self.fresh, differences], 1)
             self.rivals = rivals
-        self._extend(problem)
+        self._extend()
+        self._multiply(problem, RANKING + directions)
         self._find_rest(problem)
 
     def _omega(self, problem: Linearised, first: int, count: int) -> Tensor:
         return orthogonal_draws(problem, self.first_basis, first, count)
 
-    def _draw(self, problem: Linearised, directions: int) -> None:
-        for first in range(self.products.shape[1], directions, DRAWN_AT_ONCE):
-            omega = self._omega(problem, first, DRAWN_AT_ONCE)
-            self.products = torch.cat([self.products, margin_products(problem, omega)], 1)
+    def _multiply(self, problem: Linearised, directions: int) -> None:
+        """Products along what is new in the basis and along draws up to ``directions``: both in one pass,
+        as far as memory allows."""
+        at_once = directions_at_once(problem)
+        new = self.basis[:, self.inside.shape[1] :].to(problem.logits.x)
+        while new.shape[1] or self.products.shape[1] < directions:
+            first, room = self.products.shape[1], max(0, at_once - new.shape[1])
+            if new.shape[1]:
+                room -= room % DRAWN_AT_ONCE
+            count = min(room, max(0, directions - first))
+            along = torch.cat([new, self._omega(problem, first, count)], 1) if count else new
+            inside, products = margin_products(problem, along).split([new.shape[1], count], 1)
+            self.inside = torch.cat([self.inside, inside], 1)
+            self.products = torch.cat([self.products, products], 1)
+            new = new[:, :0]
 
-    def _extend(self, problem: Linearised) -> None:
-        """The basis by the fresh u_i, and the products along what is new in it."""
+    def _extend(self) -> None:
+        """The basis by the fresh u_i."""
         if self.fresh.shape[1] == 0:
             return
         # rows of one length: what is small beside the steepest rival's may be all of another's
@@ -228,7 +241,6 @@ class _State:
         # directions of the first basis lie in the span of the nearest rivals' u_i
         new = _independent(vectors, self.rivals - self.basis.shape[1])
         self.basis = torch.cat([self.basis, new], 1)
-        self.inside = torch.cat([self.inside, margin_products(problem, new)], 1)
         self.fresh = self.fresh[:, :0]
 
     def _find_rest(self, problem: Linearised) -> None:

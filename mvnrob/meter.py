@@ -23,7 +23,9 @@ _MARKS = 4096
 class Cost:
     """What an answer cost. Passes are per input, all sigmas together; seconds are for the call."""
 
-    forward: Tensor  #: int64 ``[B]``, forward passes (those that VJPs start from included)
+    #: int64 ``[B]``, forward passes: those that VJPs start from included, on a GPU of several copies of
+    #: an input where that fills a pass
+    forward: Tensor
     jvp: Tensor  #: int64 ``[B]``, Jacobian-vector products
     vjp: Tensor  #: int64 ``[B]``, vector-Jacobian products (backward passes)
     #: of each phase (see ``PHASES``), which sum to the call's; on CUDA those of the stream, where a

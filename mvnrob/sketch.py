@@ -33,8 +33,10 @@ DEFLATED = 3
 SKETCH_SIZES = (8, 16, 32, 64, 128, 256)
 #: Probability that any bound on a sketched norm fails, over all classes and looks of one input.
 SKETCH_RISK = 1e-3
-#: Directions in memory at a time, in float64; divides the steps of SKETCH_SIZES.
+#: Directions are drawn by so many, which divides the steps of SKETCH_SIZES.
 DRAWN_AT_ONCE = 8
+#: Bytes for each number of a direction, drawn in float64 and made orthogonal.
+_DRAWN_BYTES = 32
 #: What a forward-mode product costs in backward passes. EfficientNet-Lite0 on a CPU: 33 ms each of eight
 #: together, 50 ms one alone, beside 21 ms for a backward pass; residual networks less
 #: (mvnrob/forward_mode.py; by torch's own rules it was 40 to 80 ms).
@@ -63,9 +65,9 @@ class Begun:
     """What a sketch knows of the inputs that it leaves.
 
     ``order`` [b, C - 1]: the rivals by margin; ``near_rows`` [b, near, G, r]: the rows of the target and
-    the nearest of them. ``basis`` [b, d, r]: orthonormal directions in the span of their mean u_i, with
-    products ``inside`` [b, d, G, C]; ``products`` [b, K, G, C]: along the first K draws, orthogonal to
-    them.
+    the nearest of them. ``basis`` [b, d, r]: orthonormal directions in the span of their mean u_i;
+    ``products`` [b, K, G, C]: along the first K draws, orthogonal to them; ``inside`` [b, d, G, C]: along
+    the basis, or nothing [b, 0, G, C] where K is zero.
     """
 
     order: Tensor
@@ -144,14 +146,18 @@ def sketch(
         if not len(rows):
             break
         part = problem.subset(rows)
-        if look == 0:
-            inside[rows] = margin_products(part, basis[rows])
-        for first in range(drawn, size, DRAWN_AT_ONCE):
-            directions = orthogonal_draws(part, basis[rows], first, DRAWN_AT_ONCE)
+        at_once = directions_at_once(part)
+        for first in range(drawn, size, at_once):
+            count = min(at_once, size - first)
+            directions = orthogonal_draws(part, basis[rows], first, count)
+            if first == 0:  # along the basis in the same pass
+                directions = torch.cat([basis[rows].to(directions), directions], 1)
             along = margin_products(part, directions)
+            if first == 0:
+                inside[rows], along = along.split([basis.shape[1], count], 1)
             outside[rows] += mean_rows(along, mean_weight).square().sum(1)
             if hand_over:
-                room = products.new_zeros(b, DRAWN_AT_ONCE, groups, classes)
+                room = products.new_zeros(b, count, groups, classes)
                 products = torch.cat([products, room], 1)
                 products[rows, first:] = along
         drawn = size
@@ -190,17 +196,28 @@ def sketch(
     begun = []
     for size in counts[left].unique().tolist() if hand_over else ():
         rows = (left & (counts == size)).nonzero()[:, 0]
-        if size == 0:  # left at the guess, before any product
-            inside[rows] = margin_products(problem.subset(rows), basis[rows])
-        known = (order, near_rows, basis, inside, products[:, :size])
+        # those left at the guess have no products yet
+        known = (order, near_rows, basis, inside if size else inside[:, :0], products[:, :size])
         begun.append((rows, Begun(*(part[rows] for part in known))))
     return map(covariances, alike(problem, keep.sum(1), ~left)), left.nonzero()[:, 0], begun
 
 
+def directions_at_once(problem: Linearised) -> int:
+    """Directions of every input that an eighth of the byte budget holds while they are drawn: where few
+    inputs are left, more directions fill a pass (:meth:`LogitMap.group_jvp` splits what is too large)."""
+    fits = problem.inputs_at_once(4 * _DRAWN_BYTES * problem.noise.dim) // len(problem.target)
+    return max(DRAWN_AT_ONCE, fits // DRAWN_AT_ONCE * DRAWN_AT_ONCE)
+
+
 def orthogonal_draws(problem: Linearised, basis: Tensor, first: int, count: int) -> Tensor:
-    """Gaussian directions ``first ...`` of each input, less their part inside ``basis`` [b, d, r]."""
-    draws = standard_normal(problem.keys, first, count, problem.noise.dim, torch.float64)
-    return draws - (draws @ basis.mT) @ basis
+    """Gaussian directions ``first ...`` of each input, less their part inside ``basis`` [b, d, r]: in the
+    dtype of the inputs, which passes take."""
+    parts = []
+    for start in range(first, first + count, DRAWN_AT_ONCE):
+        some = min(DRAWN_AT_ONCE, first + count - start)
+        draws = standard_normal(problem.keys, start, some, problem.noise.dim, torch.float64)
+        parts.append((draws - (draws @ basis.mT) @ basis).to(problem.logits.x))
+    return torch.cat(parts, 1)
 
 
 def leading(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:

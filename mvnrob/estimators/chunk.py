@@ -57,6 +57,7 @@ class Chunk:
     clean: Tensor
     copies: int
     tangents: int
+    fill: int
 
     def subset(self, rows: Tensor) -> Chunk:
         """Some of its inputs."""
@@ -88,6 +89,7 @@ class Chunk:
             "method": s.jacobian,
             "jvp_mode": s.jvp_mode,
             "check": s.check,
+            "fill": self.fill,
         }
 
     def draws(self, first: int, count: int, rows: Tensor | None = None) -> Tensor:
