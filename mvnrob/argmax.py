@@ -15,8 +15,8 @@ from .jacobian import check_inputs, working_copy
 from .meter import Cost, Meter
 from .network import Network, check_bounds, without_autocast
 from .noise import Noise
-from .options import check_int, check_number
-from .robustness import DEFAULT_MAX_BYTES, linear_settings, sigma_levels
+from .options import check_int, check_number, read_max_bytes
+from .robustness import linear_settings, sigma_levels
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,7 +64,7 @@ def argmax_probabilities(
     preprocessing: Mapping | None = None,
     seed: int = 0,
     first_index: int = 0,
-    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_bytes: int | None = None,
     jacobian: str = "batch",
     jvp_mode: str = "forward",
     check: str = "warn",
@@ -103,7 +103,7 @@ def argmax_probabilities(
     check_inputs(op, x)
     check_int(op, "seed", seed, None)
     check_int(op, "first_index", first_index, 0)
-    check_int(op, "max_bytes", max_bytes, 1)
+    max_bytes = read_max_bytes(op, max_bytes, x.device)
     check_number(op, "min_prob", min_prob, "a number in [0, 1)", positive=False)
     if not 0 <= min_prob < 1:
         raise ValueError(f"{op}: min_prob must be a number in [0, 1), got {min_prob}")

@@ -26,15 +26,13 @@ from .jacobian import (
 from .meter import Cost, Meter
 from .network import Network, check_bounds, without_autocast
 from .noise import Noise
-from .options import check_int, check_number
+from .options import check_int, check_number, read_max_bytes
 from .screening import SCREENS
 
 METHODS = tuple(ESTIMATORS)
 SAMPLINGS = ("antithetic", "iid")
 #: Copies per input (and sigma) unless given.
 DEFAULT_SAMPLES = {"mc": 10_000, "mmse": 10, "mmse_mvs": 10, "logit_moments": 100}
-#: Two inputs' worth of a 1,000-class network on 3x224x224 images (600 MB of rows each).
-DEFAULT_MAX_BYTES = 2**31
 #: option -> methods that read it; giving it to another method is an error.
 _READERS = {
     "n_samples": tuple(DEFAULT_SAMPLES),
@@ -110,7 +108,7 @@ def robustness(
     preprocessing: Mapping | None = None,
     seed: int = 0,
     first_index: int = 0,
-    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_bytes: int | None = None,
     jacobian: str | None = None,
     jvp_mode: str | None = None,
     check: str | None = None,
@@ -185,7 +183,8 @@ def robustness(
         seed: of all random numbers. An input's noise depends on the seed and its number alone.
         first_index: number of the first input, so that a data set in batches draws what it would
             draw in one call.
-        max_bytes: budget for Jacobian rows, covariances, counts and autograd's graph; bounds the
+        max_bytes: budget for Jacobian rows, covariances, counts and autograd's graph: 2 GiB by default,
+            on a GPU a quarter of its memory (small passes leave it idle); bounds the
             inputs, samples and classes handled at once. Rows that do not fit are computed again for
             each range of columns. A single input's graph is not split, nor its covariances (48 bytes
             for each pair of classes in the integral, 144 for ``mmse``) or the margins of
@@ -215,7 +214,9 @@ def robustness(
     number of sigmas (screened at the largest); fewer with a head or where few rivals matter; ``mmse``
     n times that per sigma; ``mc`` and ``logit_moments`` n forward per sigma; one forward-mode
     product for the check, and another where it disagrees with the rows (where TF32 is on, a forward
-    pass, two backward passes and a product for two inputs of a chunk instead). Memory: below
+    pass, two backward passes and a product for two inputs of a chunk instead). On a GPU, which small
+    passes leave idle, gradients of few inputs come from passes of copies, each one more forward pass,
+    for several classes at a time. Memory: below
     ``max_bytes``, results and a copy of x aside.
 
     Raises:
@@ -246,7 +247,7 @@ def robustness(
     check_inputs(op, x)
     for name, value, least in (("seed", seed, None), ("first_index", first_index, 0)):
         check_int(op, name, value, least)
-    check_int(op, "max_bytes", max_bytes, 1)
+    max_bytes = read_max_bytes(op, max_bytes, x.device)
     network = Network(op, model, preprocessing, x)
     target = _plain_target(op, target)
     check_bounds(op, x, bounds)

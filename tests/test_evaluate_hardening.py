@@ -17,13 +17,14 @@ import torch
 
 import mvnrob
 from mvnrob.cli import FINISHED, USAGE, main
-from mvnrob.evaluation import Evaluation, LoadedModel, load_model, load_source
+from mvnrob.evaluation import Evaluation, LoadedModel, load_model, load_source, runner
 from mvnrob.evaluation import manifest as manifest_module
 from mvnrob.evaluation import models as models_module
 from mvnrob.evaluation.images import to_tensor
 from mvnrob.evaluation.manifest import create_atomically, write_atomically
 from mvnrob.evaluation.results import PARTS, RESULTS, TIMINGS
 from mvnrob.evaluation.selfcheck import Check, _recommend, _variance
+from mvnrob.options import read_max_bytes
 from mvnrob.report import report
 from mvnrob.report import statistics as st
 from mvnrob.training import taylor_probability
@@ -383,6 +384,40 @@ def test_other_data_of_the_same_length_is_another_run(tmp_path):
     run(tmp_path / "out", source=torch.utils.data.TensorDataset(x, y))
     with pytest.raises(ValueError, match="data_fingerprint"):
         run(tmp_path / "out", source=torch.utils.data.TensorDataset(x + 1, y), resume=True)
+
+
+def test_what_is_not_given_is_that_of_the_run_that_goes_on(tmp_path):
+    """Another GPU has another quarter of its memory."""
+    x, y = data()
+    source = torch.utils.data.TensorDataset(x, y)
+    settings = {"chunk": 5, "max_bytes": 2**25, "threads": 1}
+    first = run(tmp_path / "out", source=source, **settings)
+    nothing = dict.fromkeys(settings)
+    again = run(tmp_path / "out", source=source, resume=True, **nothing)
+    assert again.table().equals(first.table())
+    for name, value in settings.items():
+        with pytest.raises(ValueError, match=f"{name}: {value} there, {value + 1} now"):
+            run(tmp_path / "out", source=source, resume=True, **nothing | {name: value + 1})
+    fresh = run(tmp_path / "fresh", source=source, **nothing)
+    manifest = json.loads((fresh.folder / "manifest.json").read_text())
+    assert manifest["config"]["chunk"] == 64 and manifest["config"]["max_bytes"] == 2**31
+
+
+@pytest.mark.parametrize(
+    ("device", "numbers", "examples", "wanted"),
+    [
+        ("cpu", 10_001, 3, 8), ("cpu", 10_000, 3, 64),
+        ("cuda", 10_001, 1000, 64), ("cuda", 10_000, 1000, 512), ("cuda", 10_000, 3, 3),
+    ],
+)  # fmt: skip
+def test_chunks_are_larger_on_a_gpu(monkeypatch, device, numbers, examples, wanted):
+    device = torch.device(device)
+    of_run = SimpleNamespace(device=device, _like=torch.zeros(numbers))
+    assert runner._Run._chunk_size(of_run, examples) == wanted
+    memory = SimpleNamespace(total_memory=2**36)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    assert read_max_bytes("op", None, device) == (2**34 if device.type == "cuda" else 2**31)
+    assert read_max_bytes("op", 5, device) == 5
 
 
 def picture_model(**options) -> LoadedModel:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..robustness import DEFAULT_MAX_BYTES, METHODS
+from ..robustness import METHODS
 from . import FINISHED, WITH_GAPS
 
 
@@ -108,8 +108,8 @@ def group() -> None:
 @click.option("--chunk", type=click.IntRange(1), help="examples that pass together")
 @click.option("--device", help="cpu, cuda, cuda:1")
 @click.option("--threads", type=click.IntRange(1), help="of torch on the CPU")
-@click.option("--max-bytes", type=Bytes(), default=DEFAULT_MAX_BYTES,
-              help="memory for Jacobians and graphs, such as 2G")  # fmt: skip
+@click.option("--max-bytes", type=Bytes(), help="memory for Jacobians and graphs, such as 2G (the default; "
+              "on a GPU a quarter of its memory)")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True,
               help="threads that read examples")  # fmt: skip
 @click.option("--resume", is_flag=True, help="go on with the run in --out")

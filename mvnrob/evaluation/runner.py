@@ -21,7 +21,8 @@ from torch import Tensor
 from .._mvn_cdf import Status
 from ..meter import Meter
 from ..network import Network, TooLarge, first_line
-from ..robustness import DEFAULT_MAX_BYTES, METHODS, robustness
+from ..options import read_max_bytes
+from ..robustness import METHODS, robustness
 from .images import to_tensor
 from .manifest import FILE, Config, Manifest, OtherRun
 from .models import LoadedModel, load_model
@@ -30,8 +31,9 @@ from .ranks import Ranks
 from .results import OUT_OF_MEMORY, PARTS, SECONDS, UNREADABLE, Evaluation, Parts
 from .sources import Example, Source, load_source, printable
 
-#: Examples that pass together unless given: few of large inputs, many of small ones.
-_CHUNK_LARGE, _CHUNK_SMALL, _LARGE = 8, 64, 10_000
+#: Examples that pass together unless given: few of large inputs, many of small ones; more on a GPU, which
+#: small passes leave idle.
+_CHUNKS, _LARGE = {"cpu": (8, 64), "cuda": (64, 512)}, 10_000
 _MOST_THREADS = 1024
 #: Arguments of robustness that evaluate sets itself.
 _OWN_OPTIONS = {
@@ -68,7 +70,7 @@ def evaluate(
     chunk: int | None = None,
     device: str | torch.device | None = None,
     threads: int | None = None,
-    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_bytes: int | None = None,
     workers: int = 4,
     resume: bool = False,
     progress: bool = True,
@@ -95,13 +97,13 @@ def evaluate(
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
         seed: of all random numbers: an example's noise depends on the seed and its index alone.
-        chunk: examples that pass through the network together (8 of more than 10,000 numbers each, 64
-            of others). Networks round differently in batches of other sizes, so it belongs to the
-            result.
+        chunk: examples that pass through the network together: 8 of more than 10,000 numbers each, 64
+            of others; on a GPU 64 and 512, or all where they are fewer. Networks round differently in
+            batches of other sizes, so it belongs to the result: by default it is that of the run that
+            goes on, as are ``threads`` and ``max_bytes``.
         device: such as ``"cuda"`` (one for each rank of a host) or ``"cpu"``; CUDA where there is one.
-        threads: of torch on the CPU, for each rank. Belongs to the result too: by default that of the
-            run that goes on, else torch's own number (1 under torchrun, unless OMP_NUM_THREADS says
-            otherwise).
+        threads: of torch on the CPU, for each rank. Belongs to the result too: by default torch's own
+            number (1 under torchrun, unless OMP_NUM_THREADS says otherwise).
         max_bytes: budget of :func:`mvnrob.robustness`.
         workers: threads that read examples ahead.
         resume: go on with what is in ``out``; a run of another configuration is refused. Of a finished
@@ -142,8 +144,9 @@ def evaluate(
             limit=limit,
             seed=seed,
             chunk=chunk,
-            threads=_threads(out) if threads is None else threads,
+            threads=threads,
             max_bytes=max_bytes,
+            known=_config_of(out),
         )
         mine = _shard(shard)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
@@ -243,9 +246,28 @@ class _Run:
         self._warned: set[str] = set()
         self._say: Callable[[str], None] = lambda text: None
 
+    def _chunk_size(self, examples: int) -> int:
+        large, small = _CHUNKS["cpu" if self.device.type == "cpu" else "cuda"]
+        size = large if self._like.numel() > _LARGE else small
+        # the last chunk is padded: on a GPU with much more than what there is
+        return size if self.device.type == "cpu" else max(1, min(size, examples))
+
     def configure(
-        self, *, sigmas, methods, target, options, shared, limit, seed, chunk, threads, max_bytes
+        self,
+        *,
+        sigmas,
+        methods,
+        target,
+        options,
+        shared,
+        limit,
+        seed,
+        chunk,
+        threads,
+        max_bytes,
+        known,
     ) -> Config:
+        """``known``: the configuration of a run that is there, for what was not given."""
         for name, value, least in (
             ("limit", limit, 1), ("chunk", chunk, 1), ("threads", threads, 1),
             ("max_bytes", max_bytes, 1), ("seed", seed, None),
@@ -296,20 +318,24 @@ class _Run:
                 of_method[m].setdefault(name, value)
         loaded = self.loaded
         scaling = loaded.preprocessing
+        examples = min(len(self.source), limit or len(self.source))
+        chunk = chunk or known.get("chunk") or self._chunk_size(examples)
+        if max_bytes is None:
+            max_bytes = known.get("max_bytes") or read_max_bytes("evaluate", None, self.device)
         self.config = Config(
             model=loaded.name,
             model_fingerprint=loaded.fingerprint,
             data=self.source.name,
             data_fingerprint=self.source.fingerprint,
-            examples=min(len(self.source), limit or len(self.source)),
+            examples=examples,
             sigmas=sigmas,
             methods=methods,
             target=target,
             options=of_method,
             seed=seed,
-            chunk=chunk or (_CHUNK_LARGE if self._like.numel() > _LARGE else _CHUNK_SMALL),
+            chunk=chunk,
             device=self.device.type,
-            threads=threads,
+            threads=threads or known.get("threads") or torch.get_num_threads(),
             max_bytes=max_bytes,
             input_size=loaded.input_size,
             crop=loaded.crop,
@@ -777,12 +803,13 @@ def first_readable(source: Source, loaded: LoadedModel) -> Tensor:
     )
 
 
-def _threads(out: str | Path) -> int:
+def _config_of(out: str | Path) -> dict[str, Any]:
+    """The configuration of the run there; nothing where there is none."""
     try:
         manifest = Manifest.read(Path(out))
     except OSError as error:
         raise _no_folder(out, error) from None
-    return torch.get_num_threads() if manifest is None else manifest.content["config"]["threads"]
+    return {} if manifest is None else manifest.content["config"]
 
 
 def sigmas_of(op: str, sigma) -> tuple[float, ...]:
