@@ -13,9 +13,10 @@ level:
   from the CPU backend. For the others it is taken in proportion to the distance of the nearest class
   boundary in the linear model.
 - check: mvnrob.evaluate on these images. An answer that differs from that p by more than the stated
-  errors and the precision's rounding is not timed: exit code 1.
+  errors and the precision's rounding is not timed: exit code 1. On a GPU a precision's first check is of a
+  whole chunk, which kernels are chosen and loaded for (by cuDNN for each size of a batch).
 - mixed: mvnrob.evaluate on all images, chunk files and all, a chunk a run; where a chunk takes much of the
-  time left, fewer of them.
+  time left, fewer of them. Of all precisions and levels before the first bands.
 - bands: for each band of p one chunk of the mixed run's images in it, repeated to fill the chunk.
 
 Seconds are those that evaluate records: on a GPU of the device's stream (events; the host does not
@@ -310,21 +311,36 @@ def mixed_run(case, level, sigma, args, precision, budget):
     return mixed
 
 
-def level_rows(case, level, sigma, args, precision, budget):
-    """Rows of a level: the mixed run, its bands, and the mixed run with what follows from them."""
-    chunk = args.chunk
-    _, slack = ROUNDING[precision]
-    mixed = mixed_run(case, level, sigma, args, precision, budget)
-    probs = [row["prob"] for row in mixed.rows]
+@dataclass
+class Mixed:
+    """A mixed run and its row."""
+
+    case: Case
+    about: dict
+    done: Done
+    row: dict
+
+
+def mixed_row(case, level, sigma, args, precision, budget):
+    done = mixed_run(case, level, sigma, args, precision, budget)
+    probs = [row["prob"] for row in done.rows]
     about = {"case": case.name, "precision": precision, "level": level, "sigma": sigma}
-    named = {"chunk": chunk, "files": files()[1]}
-    run = {
+    row = {
         "table": "mix", **about, "p": f"all, median {statistics.median(probs):.4f}",
-        "images": len(probs), "share": 1.0, **mixed.numbers(), "kept": kept(case, mixed), **named,
+        "images": len(probs), "share": 1.0, **done.numbers(), "kept": kept(case, done),
+        "chunk": args.chunk, "files": files()[1],
     }  # fmt: skip
-    run["start_s"] = mixed.wall - sum(mixed.seconds.values())
-    run["measured_s_an_image"] = mixed.each
-    yield run
+    row["start_s"] = done.wall - sum(done.seconds.values())
+    row["measured_s_an_image"] = done.each
+    return Mixed(case, about, done, row)
+
+
+def band_rows(run, args, budget):
+    """Rows of a mixed run's bands, and its own with what follows from them."""
+    case, chunk, mixed = run.case, args.chunk, run.done
+    level, sigma, precision = (run.about[name] for name in ("level", "sigma", "precision"))
+    _, slack = ROUNDING[precision]
+    probs = [row["prob"] for row in mixed.rows]
     reckoned, whole = 0.0, True
     for band, (low, high) in enumerate(itertools.pairwise(BANDS)):
         inside = [at for at, p in enumerate(probs) if band_of(p) == band]
@@ -332,7 +348,7 @@ def level_rows(case, level, sigma, args, precision, budget):
             continue
         share = len(inside) / len(probs)
         if budget.left() < 0:
-            print(f"# not run, no time left: level {level:g}, p {low:g} to {high:g}")
+            print(f"# not run, no time left: {precision}, level {level:g}, p {low:g} to {high:g}")
             whole = False
             continue
         chosen = list(itertools.islice(itertools.cycle(inside), chunk))
@@ -343,15 +359,12 @@ def level_rows(case, level, sigma, args, precision, budget):
                 raise Wrong(f"image {at} at sigma {sigma:.4g}: {gap:.1e} between two runs")
         reckoned += share * done.each
         yield {
-            "table": "band", **about, "p": f"{low:g} to {high:g}", "images": len(set(chosen)),
-            "share": share, **done.numbers(), "kept": kept(case, done), **named,
+            "table": "band", **run.about, "p": f"{low:g} to {high:g}", "images": len(set(chosen)),
+            "share": share, **done.numbers(), "kept": kept(case, done), "chunk": chunk,
+            "files": files()[1],
         }  # fmt: skip
-    if whole:
-        run = run | {
-            "from_bands_s_an_image": reckoned,
-            "minutes_for_50000": IMAGES * reckoned / 60,
-        }
-    yield run  # again, behind its bands
+    more = {"from_bands_s_an_image": reckoned, "minutes_for_50000": IMAGES * reckoned / 60}
+    yield run.row | (more if whole else {})  # again, behind its bands
 
 
 def added(rows, row):
@@ -409,33 +422,47 @@ def case_rows(case, args, budget, wrong):
     references = References(case, pilot, args.chunk, seconds=args.budget / 10)
     count = len(references.z)
     near = distances(case, args.chunk)
-    for precision in args.precisions:
-        if precision == "bfloat16" and not isinstance(case.model, resnet.ResNet):
-            print(f"# {case.name} is not run in bfloat16: it is loaded in float32")
-            continue
-        for level in sorted(args.levels, reverse=True):
-            known = references.sigma_of(level, near[:count])
-            sigma = float((known / near[:count]).median() * near.median())
-            try:
-                yield from tried(case, references, level, sigma, args, precision, budget)
-            except FAILURES as error:
-                wrong.append(
-                    f"{case.name}, {precision}, level {level:g}: {type(error).__name__}: {error}"
-                )
-                print(f"bench pipeline: {wrong[-1]}; it is not timed", flush=True)
+    runs, warm = [], set()
+    for level in sorted(args.levels, reverse=True):
+        known = references.sigma_of(level, near[:count])
+        sigma = float((known / near[:count]).median() * near.median())
+        for precision in args.precisions:
+            if precision == "bfloat16" and not isinstance(case.model, resnet.ResNet):
+                print(f"# {case.name} is not run in bfloat16: it is loaded in float32")
+                continue
+            with kept_from(wrong, f"{case.name}, {precision}, level {level:g}"):
+                cold = case.device.type == "cuda" and precision not in warm
+                first = max(count, args.chunk) if cold else count
+                warm.add(precision)
+                run = tried(case, references, first, level, sigma, args, precision, budget)
+                if run is not None:
+                    runs.append(run)
+                    yield run.row
+    for run in runs:
+        with kept_from(wrong, f"{case.name}, {run.about['precision']}, {run.about['level']:g}"):
+            yield from band_rows(run, args, budget)
 
 
-def tried(case, references, level, sigma, args, precision, budget):
-    """Rows of a level, whose answers are checked first."""
-    count = len(references.z)
-    checked = evaluate(case, list(range(count)), sigma, args, precision, count)
-    check(references, checked.rows, sigma, precision)
+@contextlib.contextmanager
+def kept_from(wrong, what):
+    """What fails inside is said and goes to ``wrong``."""
+    try:
+        yield
+    except FAILURES as error:
+        wrong.append(f"{what}: {type(error).__name__}: {error}")
+        print(f"bench pipeline: {wrong[-1]}; it is not timed", flush=True)
+
+
+def tried(case, references, first, level, sigma, args, precision, budget):
+    """A level's mixed run, after a check of the ``first`` images; None where there is no time for it."""
+    checked = evaluate(case, list(range(first)), sigma, args, precision, first)
+    check(references, checked.rows[: len(references.z)], sigma, precision)
     # Few images at a time are slower than a chunk, so a chunk takes less than this; its first kernels
     # were loaded here.
     if checked.each * args.chunk > 2 * budget.left():
         print(f"# not run, no time left: {case.name}, {precision}, level {level:g}")
-        return
-    yield from level_rows(case, level, sigma, args, precision, budget)
+        return None
+    return mixed_row(case, level, sigma, args, precision, budget)
 
 
 def arguments():
@@ -443,7 +470,7 @@ def arguments():
     numbers = lambda kind: lambda text: [kind(v) for v in text.split(",")]
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--images", type=int, default=64)
-    p.add_argument("--chunk", type=int, default=32, help="images that pass together")
+    p.add_argument("--chunk", type=int, help="images that pass together: 64 on a GPU, else 32")
     p.add_argument("--levels", type=numbers(float), default="0.999,0.99,0.9,0.3")
     p.add_argument("--precisions", type=numbers(str), help="of " + ", ".join(ROUNDING))
     p.add_argument("--abs-tol", type=float, default=1e-3)
@@ -472,7 +499,7 @@ def arguments():
         args.channels_last = cuda
     if args.max_bytes is None:
         args.max_bytes = torch.cuda.mem_get_info(device)[1] // 4 if cuda else 2**31
-    args.chunk = min(args.chunk, args.images)
+    args.chunk = min(args.chunk or (64 if cuda else 32), args.images)
     return args, device
 
 

@@ -124,6 +124,25 @@ def test_little_time_gives_some_bands(run, monkeypatch, capsys):
     assert mixed["images"] == 2
 
 
+def test_all_mixed_runs_come_before_the_bands(run, monkeypatch):
+    written, write = [], harness.write
+
+    def counted(name, report, rows, out):
+        written.append([(row["table"], row["level"], row["precision"]) for row in rows])
+        return write(name, report, rows, out)
+
+    monkeypatch.setattr(harness, "write", counted)
+    code, result = run("--levels", ".8,.9", "--precisions", "float32,bfloat16")
+    assert code == 0
+    assert written[3] == [
+        ("mix", level, precision) for level in (0.9, 0.8) for precision in ("float32", "bfloat16")
+    ]
+    assert written[4][-1] == ("band", 0.9, "float32")
+    tables = [row["table"] for row in result["rows"]]
+    assert tables.count("mix") == 4 and all("minutes_for_50000" in row for row in result["rows"]
+                                            if row["table"] == "mix")  # fmt: skip
+
+
 def test_sigmas_are_sought_once():
     from bench.bench_pipeline import References
 
