@@ -280,9 +280,11 @@ class LogitMap:
         for start in range(0, k, copies):
             part = classes[:, start : start + copies]
             width = part.shape[1]
-            # those copies that no column is left for have no gradient
-            chosen = logits.unflatten(0, (b, copies))[:, :width].gather(2, part[:, :, None]).sum()
-            (gradient,) = torch.autograd.grad(chosen, leaf, retain_graph=start + copies < k)
+            if copies == 1:
+                chosen = logits.gather(1, part)
+            else:  # those copies that no column is left for have no gradient
+                chosen = logits.unflatten(0, (b, copies))[:, :width].gather(2, part[:, :, None])
+            (gradient,) = torch.autograd.grad(chosen.sum(), leaf, retain_graph=start + copies < k)
             yield slice(start, start + width), gradient.reshape(b, copies, -1)[:, :width]
 
     def jvp(self, directions: Tensor) -> Tensor:

@@ -200,3 +200,19 @@ def test_fewer_passes_of_more_directions(monkeypatch, screen):
     same(many, few, 1e-9)
     assert torch.equal(many.cost.jvp, few.cost.jvp) and torch.equal(many.cost.vjp, few.cost.vjp)
     assert fewer < len(calls)
+
+
+def test_tangents_of_a_forward_mode_pass_are_bounded_by_what_passes_keep():
+    """Not by what autograd keeps, which is more in a deep network."""
+    layers = [layer for _ in range(20) for layer in (nn.Linear(64, 64), nn.Tanh())]
+    model, x = nn.Sequential(*layers).eval(), torch.zeros(3, 64)
+    net = Network("test", model, None, x)
+    graph, kept = net.graph_bytes(x[:1]), net.pass_bytes(x[:1])
+    assert kept < graph / 3
+    assert chunks._most_tangents(net, x, 10**6) == 10**6 // (2 * (3 * kept + 16 * 64))
+    # attention by torch's plain kernel, which forward mode takes, has all weights at once
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval()
+    model, x = lambda x: layer(x).sum(2), torch.zeros(1, 64, 16)
+    net = Network("test", model, None, x)
+    net.count_classes(x)
+    assert chunks._most_tangents(net, x, 2**24) <= 2**24 // (6 * 4 * 64 * 64 * 4)
