@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .forward_mode import BatchNorms
 from .network import Network, owning_module, safe_norm
 
 #: Weights converted to float64 at a time.
@@ -182,6 +183,9 @@ class FeatureNetwork:
         self.batch_tangents = True
         #: append the logits to the features: [b, w + C]
         self.with_logits = False
+
+    def norms(self) -> BatchNorms:
+        return self.network.norms()
 
     def rounding(self) -> float:
         return self.network.rounding()

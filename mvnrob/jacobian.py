@@ -335,9 +335,10 @@ class LogitMap:
 
         # no graph for the weights; forward mode does not need one
         with torch.no_grad(), plain_attention(), uncompiled():
+            norms = self.network.norms()
             if along.shape[1] > 1 and self.network.batch_tangents:
                 try:
-                    with LinearLayers(any_layout=True):
+                    with LinearLayers(any_layout=True, norms=norms):
                         return _batched_tangents(summed, self.x, along)
                 except torch.OutOfMemoryError:
                     raise
@@ -349,7 +350,7 @@ class LogitMap:
             def repeated(x: Tensor) -> Tensor:
                 return self._logits(x, first, count, m)
 
-            with LinearLayers(any_layout=False):
+            with LinearLayers(any_layout=False, norms=norms):
                 _, out = torch.func.jvp(repeated, (point,), (along.flatten(0, 1),))
         return out.unflatten(0, (b, m))
 

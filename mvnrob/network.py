@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from .forward_mode import BatchNorms
 from .live_bytes import LiveBytes
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -162,12 +163,19 @@ class Network:
         self.head = None
         #: whether forward mode takes many tangents of one point at once (``torch.func.vmap``)
         self.batch_tangents = True
+        self._norms: BatchNorms | None = None
         #: bytes that autograd keeps of one input, once they are measured: how large a pass is
         self.graph = 0
         #: most inputs in one pass since it was last set to 0
         self.largest_pass = 0
         self._half_inside = dtype in _HALF
         self._single_inside = self.work_dtype == torch.float32
+
+    def norms(self) -> BatchNorms:
+        """Slopes of the model's batch norms."""
+        if self._norms is None:
+            self._norms = BatchNorms(owning_module(self.model))
+        return self._norms
 
     def rounding(self) -> float:
         """Relative difference that one product of the model may have by rounding alone."""

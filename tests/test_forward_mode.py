@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvnrob.forward_mode import LinearLayers
+from mvnrob import forward_mode
+from mvnrob.forward_mode import BatchNorms, LinearLayers
 from mvnrob.robustness import robustness
 
 
@@ -150,6 +151,42 @@ def test_the_operations_of_a_forward_pass_for_each_direction(directions):
     with LinearLayers(any_layout=True):
         assert flops(lambda: torch.func.vmap(push)(along)) == (1 + directions) * one
     assert flops(lambda: torch.func.vmap(push)(along)) == (2 + directions) * one
+
+
+def test_slopes_of_batch_norms_are_computed_once_and_anew_when_they_change(monkeypatch):
+    net, x, along = built(), made(2, 3, 8, 8), made(3, 2, 3, 8, 8, seed=1)
+    made_anew, compute = [], forward_mode._norm_slope
+
+    def counted(*args):
+        made_anew.append(args)
+        return compute(*args)
+
+    monkeypatch.setattr(forward_mode, "_norm_slope", counted)
+    push = lambda tangent: torch.func.jvp(net, (x,), (tangent,))[1]
+
+    def products():
+        return torch.func.vmap(push)(along)
+
+    norms = BatchNorms(net)
+    for change, anew in (
+        (lambda: None, 0),
+        (lambda: net.body[1].running_var.mul_(2.0), 1),
+        (lambda: net.body[1].weight.add_(1.0), 1),
+        (lambda: setattr(net.body[4], "eps", 0.5), 2),
+        (lambda: setattr(net.body[1], "weight", None), 2),
+    ):
+        change()
+        made_anew.clear()
+        with LinearLayers(any_layout=True, norms=norms):
+            got = products()
+        assert len(made_anew) == anew
+        torch.testing.assert_close(got, products(), rtol=1e-12, atol=1e-12)
+    with torch.inference_mode():
+        fixed = built()  # its tensors tell no changes
+    made_anew.clear()
+    BatchNorms(fixed)
+    BatchNorms(nn.BatchNorm2d(3, track_running_stats=False))
+    assert not made_anew
 
 
 class Laid(nn.Module):
