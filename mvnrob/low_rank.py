@@ -184,6 +184,8 @@ class _State:
         self.rivals = near
         self.basis = begun.basis.to(self.own)
         self.inside = begun.inside
+        #: the draws' coordinates [b, K, k] in the basis beyond the first one, to which they are orthogonal
+        self.along = begun.inside.new_zeros(b, begun.products.shape[1], 0)
         self.ranking: Tensor | None = None
         self.rest: Tensor | None = None
 
@@ -207,6 +209,7 @@ class _State:
             self.fresh = torch.cat([self.fresh, differences], 1)
             self.rivals = rivals
         self._extend()
+        self._find_coordinates(problem)
         self._multiply(problem, RANKING + directions)
         self._find_rest(problem)
 
@@ -223,8 +226,13 @@ class _State:
             if new.shape[1]:
                 room -= room % DRAWN_AT_ONCE
             count = min(room, max(0, directions - first))
-            along = torch.cat([new, self._omega(problem, first, count)], 1) if count else new
-            inside, products = margin_products(problem, along).split([new.shape[1], count], 1)
+            pushed = new
+            if count:
+                omega = self._omega(problem, first, count)
+                self.along = torch.cat([self.along, self._coordinates(omega)], 1)
+                pushed = torch.cat([new, omega], 1)
+                del omega  # before the pass
+            inside, products = margin_products(problem, pushed).split([new.shape[1], count], 1)
             self.inside = torch.cat([self.inside, inside], 1)
             self.products = torch.cat([self.products, products], 1)
             new = new[:, :0]
@@ -243,14 +251,26 @@ class _State:
         self.basis = torch.cat([self.basis, new], 1)
         self.fresh = self.fresh[:, :0]
 
+    def _coordinates(self, omega: Tensor, known: int = 0) -> Tensor:
+        """Of draws [b, m, r] in the basis beyond the first one and so many vectors: ``[b, m, k]``."""
+        skip = self.first_basis.shape[1] + known
+        return (omega.to(self.basis) @ self.basis[:, skip:].mT).double()
+
+    def _find_coordinates(self, problem: Linearised) -> None:
+        """Those of the draws there are, which are drawn once more, in what is new in the basis."""
+        known, drawn = self.along.shape[2], self.along.shape[1]
+        if known == self.basis.shape[1] - self.first_basis.shape[1]:
+            return
+        parts = []
+        for first in range(0, drawn, DRAWN_AT_ONCE):
+            omega = self._omega(problem, first, DRAWN_AT_ONCE)
+            parts.append(self._coordinates(omega, known))
+        self.along = torch.cat([self.along, torch.cat(parts, 1)], 2)
+
     def _find_rest(self, problem: Linearised) -> None:
         """X: the products along the draws without their part inside the basis."""
-        skip, parts = self.first_basis.shape[1], []
-        for first in range(0, self.products.shape[1], DRAWN_AT_ONCE):
-            omega = self._omega(problem, first, DRAWN_AT_ONCE).to(self.basis)
-            parts.append((omega @ self.basis[:, skip:].mT).double())
-        along = torch.cat(parts, 1)
-        rest = self.products - (along @ self.inside[:, skip:].flatten(2)).view_as(self.products)
+        inside = self.inside[:, self.first_basis.shape[1] :].flatten(2)
+        rest = self.products - (self.along @ inside).view_as(self.products)
         self.ranking, rest = rest[:, :RANKING], rest[:, RANKING:]
         self.rest = rest / rest.shape[1] ** 0.5
         # rows that were computed lie inside, and what is left of them is rounding (not of single groups)
