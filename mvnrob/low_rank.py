@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .influence import DrawnColumns
+from .influence import DrawnColumns, inputs_at_once
 from .intervals import student_t_quantile
 from .linearised import LEAST_BYTES, Linearised, mean_rows
+from .long_rows import inner, leading
 from .noise import INFLUENCES, row_keys, standard_normal
 from .screening import (
     EXACT_SHARE,
@@ -33,7 +34,6 @@ from .sketch import (
     SKETCH_SIZES,
     Begun,
     directions_at_once,
-    leading,
     margin_products,
     orthogonal_draws,
     stretches,
@@ -66,6 +66,8 @@ _FEWEST_DRAWS = 2**12
 #: Bytes of a pass's graph that take as long as a draw for one rival and sigma, all levels together (on a
 #: CPU thread; EfficientNet-Lite0's passes are far larger, those of a small perceptron smaller).
 PASS_BYTES = 100
+#: Rows whose leading directions are found at a time.
+_TOGETHER = 32
 #: Draws that are computed at a time.
 _DRAWN = 2**9
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE (EfficientNet-Lite0 where
@@ -162,8 +164,10 @@ def _draws(problem: Linearised, abs_tol: float, dim: int) -> Tensor:
     count = _count_draws(abs_tol)
     key = row_keys(0, INFLUENCES, torch.zeros(1, dtype=torch.int64, device=problem.target.device))
     out = torch.empty(count, dim, dtype=torch.float32, device=problem.target.device)
-    for first in range(0, count, _DRAWN):  # the hash takes several times the bytes of what it gives
-        part = out[first : first + _DRAWN]
+    at_once = _DRAWN if out.device.type == "cpu" else 2**5 * _DRAWN
+    # in parts: the hash takes several times the bytes of what it gives
+    for first in range(0, count, at_once):
+        part = out[first : first + at_once]
         part.copy_(standard_normal(key, first, len(part), dim, torch.float32)[0])
     return out
 
@@ -245,7 +249,8 @@ class _State:
         sizes = torch.linalg.vector_norm(self.fresh, dim=2, keepdim=True)
         vectors = self.fresh / torch.where(sizes > 0, sizes, 1.0)
         for _ in range(2):  # the second time for what rounding left of the first
-            vectors = vectors - (vectors @ self.basis.mT) @ self.basis
+            along = inner(vectors, self.basis)
+            vectors = torch.baddbmm(vectors, along, self.basis, alpha=-1.0)
         # directions of the first basis lie in the span of the nearest rivals' u_i
         new = _independent(vectors, self.rivals - self.basis.shape[1])
         self.basis = torch.cat([self.basis, new], 1)
@@ -254,17 +259,19 @@ class _State:
     def _coordinates(self, omega: Tensor, known: int = 0) -> Tensor:
         """Of draws [b, m, r] in the basis beyond the first one and so many vectors: ``[b, m, k]``."""
         skip = self.first_basis.shape[1] + known
-        return (omega.to(self.basis) @ self.basis[:, skip:].mT).double()
+        return inner(omega.to(self.basis), self.basis[:, skip:]).double()
 
     def _find_coordinates(self, problem: Linearised) -> None:
         """Those of the draws there are, which are drawn once more, in what is new in the basis."""
         known, drawn = self.along.shape[2], self.along.shape[1]
         if known == self.basis.shape[1] - self.first_basis.shape[1]:
             return
-        parts = []
-        for first in range(0, drawn, DRAWN_AT_ONCE):
-            omega = self._omega(problem, first, DRAWN_AT_ONCE)
-            parts.append(self._coordinates(omega, known))
+        parts, at_once = [], directions_at_once(problem)
+        for first in range(0, drawn, at_once):
+            count = min(at_once, drawn - first)
+            # with their part inside the first basis, to which the others are orthogonal
+            draws = standard_normal(problem.keys, first, count, problem.noise.dim, self.basis.dtype)
+            parts.append(self._coordinates(draws, known))
         self.along = torch.cat([self.along, torch.cat(parts, 1)], 2)
 
     def _find_rest(self, problem: Linearised) -> None:
@@ -295,8 +302,16 @@ class _State:
 def _independent(vectors: Tensor, count: int) -> Tensor:
     """The ``count`` leading directions of what is left of unit ``vectors`` [b, m, r]; zero where that is
     rounding, whose directions would not be orthogonal to those taken before."""
-    directions, sizes = leading(vectors, count)
-    return directions * (sizes > 1e3 * torch.finfo(vectors.dtype).eps)[..., None]
+    # all of many: a GPU takes small eigenproblems of all inputs together, larger ones one by one
+    at_once = _TOGETHER if count >= vectors.shape[1] else max(1, vectors.shape[1])
+    out = vectors[:, :0]
+    for part in vectors.split(at_once, dim=1):
+        for _ in range(2 if out.shape[1] else 0):
+            part = torch.baddbmm(part, inner(part, out), out, alpha=-1.0)
+        directions, sizes = leading(part, count - out.shape[1])
+        large = sizes > 1e3 * torch.finfo(vectors.dtype).eps
+        out = torch.cat([out, directions * large[..., None]], 1)
+    return out
 
 
 def _refine(
@@ -368,35 +383,66 @@ def _sampled(
     directions = state.rest.shape[1]
     quantile = student_t_quantile(_LEVEL, directions - 1)
     out = problem.values.new_zeros(len(problem.noise.sigmas), len(order))
-    inside, outside = state.means(problem.weights[0])
-    # the largest first: where that is not known well enough, the others need not be looked at
-    sigmas = sorted(enumerate(problem.noise.sigmas), key=lambda pair: -pair[1])
+    budget = problem.max_bytes // 8
     with problem.logits.meter.clock("sketch"):
-        for row in range(len(order)):
-            kept = order[row, keep[row]]
-            exact, rest = inside[row][:, kept].mT, outside[row][:, kept].mT
-            norms = torch.cat([exact, rest], 1).norm(dim=1)
-            if not norms.isfinite().all():  # the direct way says which
-                out[:, row] = math.inf
-                continue
-            scale = torch.where(norms > 0, norms, 1.0)[:, None]
-            exact, rest = exact / scale, rest / scale
-            for s, sigma in sigmas:
-                z = standardised(problem.margins[row, kept], norms, sigma)
-                mass = tail(problem.margins[row, kept], bounds[row, kept], sigma)
-                near = keep_largest(mass[None], neglected, 1)[0]
-                budget = problem.max_bytes // 8
-                columns = DrawnColumns(z[near], exact[near], rest[near], draws, budget)
+        chosen = packed(order, keep, problem.target)[0][:, 1:]
+        padding = chosen == problem.target[:, None]
+        exact, rest = (
+            part.gather(2, chosen[:, None].expand(-1, part.shape[1], -1)).mT
+            for part in state.means(problem.weights[0])
+        )
+        norms = (exact.square().sum(2) + rest.square().sum(2)).sqrt().masked_fill(padding, 0.0)
+        scale = torch.where(norms > 0, norms, 1.0)[..., None]
+        margins, bounds = problem.margins.gather(1, chosen), bounds.gather(1, chosen)
+        known = norms.isfinite().all(1)
+        out[:, ~known] = math.inf  # the direct way says which
+        active = known.nonzero()[:, 0]
+        # the largest first: where that is not known well enough, the others need not be looked at
+        for s, sigma in sorted(enumerate(problem.noise.sigmas), key=lambda pair: -pair[1]):
+            mass = tail(margins, bounds, sigma).masked_fill(padding, 0.0)
+            limits = standardised(margins, norms, sigma)
+            for rows, at, left in _near_groups(mass, neglected, active, draws, directions, budget):
+                z = limits[rows].gather(1, at).masked_fill(left, math.inf)
+                a, x = (
+                    (part[rows[:, None], at] / scale[rows[:, None], at]).masked_fill(
+                        left[..., None], 0.0
+                    )
+                    for part in (exact, rest)
+                )
+                columns = DrawnColumns(z, a, x, draws, budget)
                 each = columns.influences()
-                spread = (each - each.mean()).square().sum() * directions / (directions - 1)
-                bound = quantile * spread.sqrt().item()
-                if bound <= allowed:
-                    value, error = columns.curvature()
-                    bound += abs(value) + _CURVATURE_ERRORS * error
-                out[s, row] = bound + neglected
-                if not out[s, row] <= allowed:
-                    break
+                spread = (each - each.mean(1, keepdim=True)).square().sum(1)
+                bound = quantile * (spread * directions / (directions - 1)).sqrt()
+                some = (bound <= allowed).nonzero()[:, 0]
+                if len(some):
+                    part = columns if len(some) == len(rows) else columns.subset(some)
+                    value, error = part.curvature()
+                    bound[some] += value.abs() + _CURVATURE_ERRORS * error
+                out[s, rows] = bound + neglected
+            active = active[out[s, active] <= allowed]
+            if not len(active):
+                break
     return out
+
+
+def _near_groups(
+    mass: Tensor, neglected: float, inputs: Tensor, draws: Tensor, columns: int, max_bytes: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(some of the ``inputs``, places [g, S] of their rivals that hold all but ``neglected`` of the
+    ``mass``, which of these are left over): inputs of like numbers of such rivals together."""
+    if not len(inputs):
+        return
+    near = keep_largest(mass[inputs], neglected, 1)
+    counts, order = near.sum(1).sort(descending=True, stable=True)
+    inputs = inputs[order]
+    places = near[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    most, first = counts.tolist(), 0
+    while first < len(most):
+        end = first + inputs_at_once(draws, most[first], columns, max_bytes)
+        at = places[first:end, : most[first]]
+        left = torch.arange(most[first], device=at.device) >= counts[first:end, None]
+        yield inputs[first:end], at, left
+        first = end
 
 
 def _screened(

@@ -22,11 +22,17 @@ SAMPLES, DIRECTIONS, PROBES, CDF, INFLUENCES = range(5)
 
 def _mix(x: Tensor) -> Tensor:
     """splitmix64's finaliser on int64 (a new tensor); a shift right is logical after its mask."""
-    x = x ^ ((x >> 30) & (2**34 - 1))
-    x.mul_(_FACTOR_1)
-    x ^= (x >> 27) & (2**37 - 1)
-    x.mul_(_FACTOR_2)
-    x ^= (x >> 31) & (2**33 - 1)
+    shifted = x >> 30
+    shifted &= 2**34 - 1
+    x = x ^ shifted
+    x *= _FACTOR_1
+    torch.bitwise_right_shift(x, 27, out=shifted)
+    shifted &= 2**37 - 1
+    x ^= shifted
+    x *= _FACTOR_2
+    torch.bitwise_right_shift(x, 31, out=shifted)
+    shifted &= 2**33 - 1
+    x ^= shifted
     return x
 
 
@@ -49,12 +55,14 @@ def standard_normal(keys: Tensor, first: int, count: int, dim: int, dtype: torch
     keys = _mix(keys[:, None] + number * _GOLDEN)
     half = (dim + 1) // 2
     words = _mix(keys[..., None] + torch.arange(1, half + 1, device=keys.device) * _GOLDEN)
-    radius = ((words >> 32) & 0xFFFFFFFF).double().add_(0.5).mul_(2.0**-32)
+    halves = words.view(torch.uint32)  # the low one first
+    radius = halves[..., 1::2].double().add_(0.5).mul_(2.0**-32)
     radius = radius.log_().mul_(-2.0).sqrt_()
-    angle = (words & 0xFFFFFFFF).double().mul_(2.0 * math.pi * 2.0**-32)
-    out = torch.empty(*words.shape[:-1], 2 * half, dtype=torch.float32, device=keys.device)
-    out[..., :half] = radius * torch.cos(angle)
-    out[..., half:] = radius * torch.sin(angle)
+    angle = halves[..., ::2].double().mul_(2.0 * math.pi * 2.0**-32)
+    del words, halves
+    out = torch.empty(*angle.shape[:-1], 2 * half, dtype=torch.float32, device=keys.device)
+    torch.mul(radius, torch.cos(angle), out=out[..., :half])
+    torch.mul(radius, angle.sin_(), out=out[..., half:])
     return out[..., :dim].to(dtype)
 
 

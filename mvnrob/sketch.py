@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .intervals import chi_square_quantile
 from .linearised import Linearised, mean_rows, scatter_sums
+from .long_rows import inner, leading
 from .network import first_line
 from .noise import standard_normal
 from .screening import (
@@ -210,22 +211,11 @@ def directions_at_once(problem: Linearised) -> int:
 
 
 def orthogonal_draws(problem: Linearised, basis: Tensor, first: int, count: int) -> Tensor:
-    """Gaussian directions ``first ...`` of each input, less their part inside ``basis`` [b, d, r]: in the
-    dtype of the inputs, which passes take."""
-    parts = []
-    for start in range(first, first + count, DRAWN_AT_ONCE):
-        some = min(DRAWN_AT_ONCE, first + count - start)
-        draws = standard_normal(problem.keys, start, some, problem.noise.dim, torch.float64)
-        parts.append((draws - (draws @ basis.mT) @ basis).to(problem.logits.x))
-    return torch.cat(parts, 1)
-
-
-def leading(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Orthonormal leading directions of ``vectors`` [b, m, r]: ``[b, min(count, m, r), r]``, and their
-    singular values."""
-    orthonormal, triangle = torch.linalg.qr(vectors.nan_to_num(0.0, 0.0, 0.0).mT)
-    left, sizes, _ = torch.linalg.svd(triangle)
-    return (orthonormal @ left[:, :, :count]).mT, sizes[:, :count]
+    """Gaussian directions ``first ...`` of each input, less their part inside ``basis`` [b, d, r], in
+    the precision of the inputs, whose products along them have no more."""
+    basis = basis.to(problem.logits.x)
+    draws = standard_normal(problem.keys, first, count, problem.noise.dim, basis.dtype)
+    return torch.baddbmm(draws, inner(draws, basis), basis, alpha=-1.0)
 
 
 def _risks(rivals: int) -> list[tuple[int, float]]:

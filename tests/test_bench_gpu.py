@@ -282,7 +282,7 @@ def test_instructions_are_kept_beside_the_profile(tmp_path):
     tool = ncu(
         tmp_path,
         'case "$*" in',
-        f"*--import*source*) echo '\"#\",\"Source\"';; *--import*raw*) cat {tmp_path}/said;;",
+        f'*--import*source*) echo \'"#","Source"\';; *--import*raw*) cat {tmp_path}/said;;',
         '*SourceCounters*) while [ "$1" != --export ]; do shift; done; touch "$2";; esac',
     )
     assert profile(tool, tmp_path, instructions=folder, kernels=["MvnCdfPlan<float,256>"]) == 0

@@ -56,6 +56,11 @@ def columns(seed=1, rivals=6, exact=3, drawn=4, draws=2**17):
     return z, a, x, e[0]
 
 
+def drawn_columns(z, a, x, draws):
+    """Of one input."""
+    return DrawnColumns(z[None], a[None], x[None], draws, 2**28)
+
+
 def p_of(z, a, x):
     return float(mvnrob.mvn_cdf(z, a @ a.mT + x @ x.mT, abs_tol=1e-6))
 
@@ -66,7 +71,7 @@ def p_of(z, a, x):
 @pytest.mark.parametrize("seed", [1, 5])
 def test_influences_are_derivatives_by_the_weights(seed):
     z, a, x, draws = columns(seed)
-    got = DrawnColumns(z, a, x, draws, 2**28).influences()
+    got = drawn_columns(z, a, x, draws).influences()[0]
     step = 0.1
     expected = []
     for j in range(x.shape[1]):
@@ -91,7 +96,7 @@ def test_influences_of_rivals_across_the_leading_direction():
     whole = torch.cat([ahead, across])
     z = torch.cat([torch.full((5,), 1.0).double(), z])
     exact, drawn = whole[:, :3], whole[:, 3:]
-    got = DrawnColumns(z, exact, drawn, draws, 2**28)
+    got = drawn_columns(z, exact, drawn, draws)
     expected = []
     for j in range(4):
         sides = []
@@ -102,9 +107,9 @@ def test_influences_of_rivals_across_the_leading_direction():
         expected.append((sides[0] - sides[1]) / 0.2)
     expected = torch.tensor(expected, dtype=torch.float64)
     assert expected.abs().max() > 5e-3
-    torch.testing.assert_close(got.influences(), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(got.influences()[0], expected, rtol=0, atol=2e-3)
     halves = [p_of(z, exact, math.sqrt(2) * part) for part in (drawn[:, :2], drawn[:, 2:])]
-    value, error = got.curvature()
+    value, error = (float(v) for v in got.curvature())
     assert error < 1e-3
     assert abs(value - (sum(halves) / 2 - p_of(z, exact, drawn))) < 4 * error + 1e-5
 
@@ -112,7 +117,7 @@ def test_influences_of_rivals_across_the_leading_direction():
 @pytest.mark.parametrize("seed", [1, 5])
 def test_curvature_is_what_halves_differ_by(seed):
     z, a, x, draws = columns(seed)
-    value, error = DrawnColumns(z, a, x, draws, 2**28).curvature()
+    value, error = (float(v) for v in drawn_columns(z, a, x, draws).curvature())
     halves = [p_of(z, a, math.sqrt(2) * part) for part in (x[:, :2], x[:, 2:])]
     expected = sum(halves) / 2 - p_of(z, a, x)
     assert 0 < error < abs(expected) / 3
@@ -123,10 +128,53 @@ def test_rivals_that_never_come_near_have_no_influence():
     z, a, x, draws = columns(draws=2**12)
     far = torch.cat([z, torch.tensor([math.inf, math.inf]).double()])
     zeros = a.new_zeros(2, 3), x.new_zeros(2, 4)
-    wide = DrawnColumns(far, torch.cat([a, zeros[0]]), torch.cat([x, zeros[1]]), draws, 2**28)
-    alone = DrawnColumns(z, a, x, draws, 2**28)
+    wide = drawn_columns(far, torch.cat([a, zeros[0]]), torch.cat([x, zeros[1]]), draws)
+    alone = drawn_columns(z, a, x, draws)
     torch.testing.assert_close(wide.influences(), alone.influences())
-    assert wide.curvature() == pytest.approx(alone.curvature(), abs=1e-7)
+    torch.testing.assert_close(wide.curvature(), alone.curvature(), rtol=0, atol=1e-7)
+
+
+def test_several_inputs_at_a_time():
+    """One whose rivals all rise, fewer rivals, and draws in several parts."""
+    few, many = columns(1, rivals=3, draws=2**12), columns(5, rivals=6, draws=2**12)
+    draws = many[3]
+    alone = [drawn_columns(*part[:3], draws) for part in (few, many)]
+    z = torch.stack([torch.cat([few[0], torch.full((3,), math.inf).double()]), many[0]])
+    a, x = (torch.stack([torch.cat([few[i], 0 * many[i][:3]]), many[i]]) for i in (1, 2))
+    for both in (
+        DrawnColumns(z, a, x, draws, 2**28),
+        DrawnColumns(z, a, x, draws, 2**18),
+        DrawnColumns(z.flip(0), a.flip(0), x.flip(0), draws, 2**28).subset(torch.tensor([1, 0])),
+    ):
+        got, curvature = both.influences(), both.curvature()
+        for i, one in enumerate(alone):
+            torch.testing.assert_close(got[i], one.influences()[0], rtol=1e-4, atol=1e-7)
+            for value, expected in zip(curvature, one.curvature(), strict=True):
+                torch.testing.assert_close(value[i], expected[0], rtol=1e-4, atol=1e-7)
+    # rivals on both sides of one input, on one side of the other
+    mixed = torch.where(torch.arange(6) % 2 == 0, 1.0, -1.0).double()[:, None]
+    both = DrawnColumns(
+        many[0].expand(2, -1), torch.stack([many[1], mixed * many[1]]), many[2].expand(2, -1, -1),
+        draws, 2**28,
+    )  # fmt: skip
+    for i, rows in enumerate((many[1], mixed * many[1])):
+        one = drawn_columns(many[0], rows, many[2], draws)
+        torch.testing.assert_close(both.influences()[i], one.influences()[0], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_independent_directions(dtype):
+    """In parts: the same span, and nothing of what an earlier part holds."""
+    vectors = inputs(70, 200).to(dtype)
+    vectors[40] = vectors[3]
+    vectors = (vectors / vectors.norm(dim=1, keepdim=True))[None]
+    got = low_rank._independent(vectors, 70)
+    assert got.shape == vectors.shape and int((got != 0).any(2).sum()) == 69
+    gram = got[0] @ got[0].mT
+    some = (got[0] != 0).any(1)
+    close = {"rtol": 0, "atol": 30 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(gram[some][:, some], torch.eye(69, dtype=dtype), **close)
+    torch.testing.assert_close(vectors @ got.mT @ got, vectors, **close)
 
 
 # --- the screen -------------------------------------------------------------------------------
