@@ -53,6 +53,9 @@ def kernel_of(classes, dtype):
     if wide:
         loop = "for (int64_t at = first_; at < end_; at += Stage::kColumns)"
         return f"JacCovTile<{name}>", "jac_cov_tile.h", loop, stage, 8
+    if dtype == "bfloat16":
+        loop = "for (int stage = 0; stage < stages_; ++stage)"
+        return "JacCovGram", "jac_cov_gram.h", loop, 64, 8
     loop = "for (int stage = 0; stage < stages; ++stage)"
     return f"JacCovTensor<{name}>", "jac_cov_tensor.h", loop, 32, 8
 
@@ -77,7 +80,8 @@ def stage_counts(graph, file, loop):
     """Units of one trip of the outer loop, and of one of the products' inner loop."""
     lines = (sass.ROOT / "csrc/kernels" / file).read_text().splitlines()
     line = next(i for i, text in enumerate(lines, 1) if loop in text)
-    starts = [i for i, text in enumerate(lines, 1) if "bool mirror) const {" in text]
+    ends = "finish(const Shared& shared, bool", "bool mirror) const {"
+    starts = [i for i, text in enumerate(lines, 1) if any(end in text for end in ends)]
     end = range(starts[0], len(lines)) if starts else ()
 
     def units(found):

@@ -30,7 +30,7 @@ KERNELS = (
     ("JacCovTensor<float>", "12JacCovTensorIfE", "jac_cov 1000x3072 float32"),
     ("MvnCdfPlan<float,128>", "10MvnCdfPlanIfLi128E", "mvn_cdf n=99 one row"),
     ("MvnCdfSampleTensorDouble", "24MvnCdfSampleTensorDoubleE", "sums n=999 float64"),
-    ("JacCovTensor<BFloat16>", "12JacCovTensorI.*BFloat16E", "jac_cov 1000x3072 bfloat16"),
+    ("JacCovGram", "10JacCovGramE", "jac_cov 1000x3072 bfloat16"),
     ("MvnCdfSampleSmall<float>", "17MvnCdfSampleSmallIfE", "sums n=9"),
     # That of float32 never runs where two blocks of the tensor sampler fit.
     ("MvnCdfSampleBlocked<double>", "19MvnCdfSampleBlockedIdE", "sums n=64 float64"),

@@ -217,7 +217,10 @@ def mvn_objects():
 
 
 def jac_objects():
-    return [ptx_objects.machine(), *ptx_objects.objects("jac_cov_float", ARCHITECTURE)]
+    objects = [ptx_objects.machine(), *ptx_objects.objects("jac_cov_float", ARCHITECTURE)]
+    return objects + ptx_objects.objects(
+        "jac_cov_bfloat16", ARCHITECTURE, "Gram|Products|JacCovTensor"
+    )
 
 
 def compile_ahead():
@@ -309,3 +312,24 @@ def test_jac_cov(jac, classes, columns, name):
     for ours, theirs in zip(translated, bodies, strict=True):
         # Sums of float32 products in another order.
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+@needs_nvcc
+@pytest.mark.parametrize("columns", [104, 37])
+def test_jac_cov_of_bfloat16(jac, columns):
+    """Rows that are copied, and rows that are not aligned; the third problem subtracts first."""
+    rng = np.random.default_rng(columns)
+    J = rng.normal(size=(3, 140, columns)).astype(np.float32)
+    J[2] += 20
+    J = (J.view(np.uint32) >> 16).astype(np.uint16)
+    target = rng.integers(0, 140, 3)
+
+    def accumulated():
+        S = np.zeros((3, 140, 140))
+        jac.accumulate(S, J, target)
+        return S
+
+    of = "<mvnrob::kernels::BFloat16>"
+    names = f"JacNormsProducts{of}", "JacGramChoice", "JacCovGram", f"JacCovTensor{of}"
+    bodies, translated = both(jac, accumulated, *names)
+    assert np.abs(translated - bodies).max() <= 1e-5 * np.abs(bodies).max()

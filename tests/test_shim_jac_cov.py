@@ -86,13 +86,13 @@ def test_reference_by_columns(shim, classes, dtype):
         assert_close(got, jac_cov_reference(J, logits, target, sigma), TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("classes", WAYS)
 def test_common_mode(shim, classes, dtype):
     """A shift common to all classes, a thousand times the size of the rows, costs no digits."""
     J, logits, target, sigma = problem(1, classes, 1500, dtype)
-    shift = torch.randn(1, 1, 1500, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    J = J + 1000 * shift
+    shift = torch.randn(1, 1, 1500, generator=torch.Generator().manual_seed(1)).to(dtype)
+    J = J + (1000 if dtype != torch.bfloat16 else 30) * shift
     got = by_kernels(shim, J, logits, target, sigma)
     assert_close(got, jac_cov_reference(J, logits, target, sigma), TOLERANCE[dtype])
 
@@ -110,6 +110,70 @@ def test_error_of_tensor_cores_is_that_of_float32(shim, dtype):
     want = jac_cov_reference(J, logits, target, sigma)
     assert_close(by_kernels(shim, J, logits, target, sigma), want, SINGLE)
     assert_close(jac_cov(J, logits, target, sigma), want, SINGLE)
+
+
+def shifted(classes, columns, size, batch=1):
+    """bfloat16 rows with a part in common, the same in every problem."""
+    J, logits, target, sigma = problem(batch, classes, columns, torch.float64, seed=1)
+    shift = torch.randn(columns, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return (J + size * shift).to(torch.bfloat16), logits, target, sigma
+
+
+def multiplies_itself(shim, J, target):
+    """Whether J is multiplied as it is: differences have the bits of those of float32."""
+    return not torch.equal(sums(shim, J, target), sums(shim, J.float(), target))
+
+
+@pytest.mark.parametrize("columns", [600, 4500])
+@pytest.mark.parametrize("size, own", [(0, True), (1, True), (2.5, True), (3, False), (30, False)])
+def test_bfloat16_is_multiplied_as_it_is_where_that_costs_no_digits(shim, columns, size, own):
+    J, logits, target, sigma = shifted(110, columns, size)
+    assert multiplies_itself(shim, J, target) == own
+    want = jac_cov_reference(J, logits, target, sigma)
+    assert_close(by_kernels(shim, J, logits, target, sigma), want, SINGLE)
+
+
+def test_bfloat16_is_subtracted_first_where_rows_meet_or_squares_leave_the_range(shim):
+    J, _, target, _ = problem(1, 110, 40, torch.bfloat16)
+    target[:] = 0
+    assert multiplies_itself(shim, J, target)
+    for change in ("equal", "zero", "opposite", "small", "large"):
+        other = J.clone()
+        if change == "equal":
+            other[0, 7] = other[0, 90]
+        elif change == "zero":
+            other[0, 7] = other[0, 0]
+        elif change == "opposite":
+            other[0, 0] = 0
+            other[0, 7] = -other[0, 90]
+        else:
+            other *= 2.0**-56 if change == "small" else 2.0**60
+        assert not multiplies_itself(shim, other, target), change
+
+
+def test_ways_of_bfloat16_side_by_side(shim):
+    """A problem goes its way whatever the others do, and adds to what is there."""
+    J, _, target, _ = shifted(110, 2200, 0, batch=3)
+    J[1] = shifted(110, 2200, 30)[0][0]
+    start = torch.ones(3, 110, 110, dtype=torch.float64)
+    whole = {r: sums(shim, J, target, start.clone(), resident=r) for r in (1, 100)}
+    assert torch.equal(whole[1], whole[100])
+    for b, own in enumerate((True, False, True)):
+        one = slice(b, b + 1)
+        assert multiplies_itself(shim, J[one], target[one]) == own
+        assert torch.equal(sums(shim, J[one], target[one], start[one].clone())[0], whole[1][b])
+        t = int(target[b])
+        assert (whole[1][b, t] == 1).all() and (whole[1][b, :, t] == 1).all()
+
+
+@pytest.mark.parametrize("columns", [8, 60, 70, 2122])
+def test_bfloat16_in_rows_that_are_aligned_or_not(shim, columns):
+    J, _, target, _ = problem(1, 130, columns, torch.bfloat16)
+    wanted = sums(shim, J, target)
+    for pitch, first in ((columns // 8 * 8 + 16, 0), (columns // 8 * 8 + 16, 8), (columns + 3, 2)):
+        wide = torch.full((1, 130, pitch), torch.nan, dtype=torch.bfloat16)
+        wide[..., first : first + columns] = J
+        assert torch.equal(sums(shim, wide[..., first : first + columns], target), wanted)
 
 
 def test_conversions_of_the_emulation(shim):
@@ -236,7 +300,7 @@ def test_strides(shim, classes, dtype):
 @pytest.mark.parametrize("classes", [7, 30, 140])
 def test_bits_do_not_depend_on_the_grid(shim, classes, dtype):
     """Nor on the batch: all chunks in one block or each in its own, in one launch or several."""
-    columns = 2100 if classes < 100 else 1060
+    columns = 2100 if classes < 100 or dtype == torch.bfloat16 else 1060
     J, _, target, _ = problem(3, classes, columns, dtype)
     want = sums(shim, J, target, resident=100)
     for resident, problems, chunks in ((1, 0, 0), (100, 1, 1), (100, 2, 3)):

@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "kernels/device.h"
+#include "math/jac_cov.h"
 #include "math/pack.h"
 
 namespace mvnrob::kernels {
@@ -41,9 +42,11 @@ MVNROB_DEVICE float not_a_number(float) { return NAN; }
 MVNROB_DEVICE double not_a_number(double) { return NAN; }
 MVNROB_DEVICE BFloat16 not_a_number(BFloat16) { return {0x7fc0}; }
 
-// Columns that are summed in the type that multiplies: of 4096 bytes.
+// Columns that are summed in the type that multiplies: of 4096 bytes, and twice as many where fewer
+// sums are added for them (jac_cov_gram.h).
 template <class in_t>
 constexpr int kJacChunk = 4096 / int(sizeof(JacCompute<in_t>));
+constexpr int kJacGramChunk = 2048;
 
 struct JacArgs {
   const void* J;  // [batch, classes, columns]; columns lie side by side
@@ -101,6 +104,27 @@ struct JacCovArgs {
   void* sums;
   double* S;              // [batch, classes, classes]
   const double* squares;  // of the norms over all columns, [batch, classes], where tiles need them
+  // Of bfloat16, <J_t, J_i> likewise, and which problems must subtract before they multiply
+  // (jac_cov_gram.h), [batch].
+  const double* products;
+  const int32_t* subtracts;
+  bool grams;  // the sums are of those that do not
+};
+
+// Of a problem of jac_cov_gram.h: S_ij = <J_i, J_j> - (of(i) + of(j)).
+struct JacMiddle {
+  const double *squares, *products;
+  double half;  // of |J_t|^2
+
+  MVNROB_DEVICE JacMiddle(const JacCovArgs& a, int64_t problem, int64_t target)
+      : squares(a.squares + problem * a.jac.classes),
+        products(a.products + problem * a.jac.classes),
+        half(0.5 * products[target]) {}
+
+  // A norm that is not finite stays so.
+  MVNROB_DEVICE double of(int64_t i) const {
+    return squares[i] <= math::kJacLargest ? products[i] - half : -HUGE_VAL;
+  }
 };
 
 }  // namespace mvnrob::kernels

@@ -13,9 +13,12 @@ inline unsigned jac_grid(int64_t wanted) {
 }
 
 // One at least: without columns it has nothing in it, and its sums are zero.
+inline int64_t jac_chunks(int64_t columns, int64_t each) {
+  return std::max<int64_t>(1, (columns + each - 1) / each);
+}
 template <class in_t>
 int64_t jac_chunks(int64_t columns) {
-  return std::max<int64_t>(1, (columns + kJacChunk<in_t> - 1) / kJacChunk<in_t>);
+  return jac_chunks(columns, kJacChunk<in_t>);
 }
 
 // How many problems, and chunks of their columns, go through one launch, and the memory for that.
@@ -23,13 +26,16 @@ struct JacPlan {
   int64_t problems, chunks, bytes;
 };
 
-// Of jac_cov_accumulate: its memory is for sums of chunks, then squared norms, then their chunks.
+// Of jac_cov_accumulate: its memory is for sums of chunks, then squared norms, products with row t
+// and who subtracts (jac_cov_gram.h), then the chunks of norms and products.
 struct JacCovPlan {
-  JacPlan sums;  // of no bytes where a block adds up all chunks of its tile
+  JacPlan sums;   // of no bytes where a block adds up all chunks of its tile
+  JacPlan grams;  // the same of jac_cov_gram.h, in the same memory
   JacPlan norms;
-  int64_t squares;  // bytes
+  int64_t squares, products, subtracts;  // bytes
 
-  int64_t bytes() const { return sums.bytes + squares + norms.bytes; }
+  int64_t sums_bytes() const { return std::max(sums.bytes, grams.bytes); }
+  int64_t bytes() const { return sums_bytes() + squares + products + subtracts + norms.bytes; }
 };
 
 // More sums of chunks than this would no longer come back from the L2 cache.
@@ -58,9 +64,10 @@ void jac_parts(Args a, int64_t batch, int64_t chunks, const JacPlan& plan, const
     }
 }
 
+// `each` is how many sums there are of a row.
 template <class in_t>
-JacPlan jac_norms_plan(const JacArgs& a, int64_t batch) {
-  return jac_plan(batch, jac_chunks<in_t>(a.columns), a.classes * int64_t(sizeof(double)));
+JacPlan jac_norms_plan(const JacArgs& a, int64_t batch, int64_t each = 1) {
+  return jac_plan(batch, jac_chunks<in_t>(a.columns), each * a.classes * int64_t(sizeof(double)));
 }
 
 }  // namespace mvnrob::kernels

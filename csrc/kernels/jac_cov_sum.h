@@ -4,8 +4,9 @@
 
 namespace mvnrob::kernels {
 
-// Adds the chunks of `sums` to S, in their order, and writes the mirror image. Mapping: an entry of
-// S per thread, row by row, so that reads and one of the two writes are coalesced.
+// Adds the chunks of `sums` to S, in their order, and writes the mirror image; what jac_cov_gram.h
+// owes to the whole of J comes after the last. Mapping: an entry of S per thread, row by row, so
+// that reads and one of the two writes are coalesced.
 template <class T>
 struct JacCovSum {
   using Args = JacCovArgs;
@@ -16,16 +17,25 @@ struct JacCovSum {
     const int64_t classes = a.jac.classes, area = classes * classes, tile = a.side * a.side;
     const int64_t tiles = JacTiles(classes, a.side).count();
     const int64_t step = int64_t(gridDim.x) * kThreads;
+    const int64_t end =
+        (a.jac.first_chunk + a.jac.chunks) * (a.grams ? kJacGramChunk : kJacChunk<T>);
     for (int64_t e = int64_t(blockIdx.x) * kThreads + threadIdx.x; e < a.jac.problems * area;
          e += step) {
       const int64_t problem = e / area, i = e % area / classes, j = e % classes;
       if (i > j) continue;
+      if (a.subtracts != nullptr && (a.subtracts[a.jac.first_problem + problem] != 0) == a.grams)
+        continue;
       const int64_t index = problem * tiles + JacTiles::index(i / a.side, j / a.side);
       const T* chunk = static_cast<const T*>(a.sums) + index * a.jac.chunks * tile +
                        i % a.side * a.side + j % a.side;
       double* S = a.S + (a.jac.first_problem + problem) * area;
       double sum = S[i * classes + j];
       for (int64_t c = 0; c < a.jac.chunks; ++c) sum += double(chunk[c * tile]);
+      if (a.grams && end >= a.jac.columns) {
+        const int64_t t = a.jac.target[a.jac.first_problem + problem];
+        const JacMiddle middle(a, a.jac.first_problem + problem, t);
+        if (i != t && j != t) sum -= middle.of(i) + middle.of(j);
+      }
       S[i * classes + j] = sum;
       S[j * classes + i] = sum;
     }

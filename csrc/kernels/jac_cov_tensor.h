@@ -20,6 +20,7 @@
 // were phases one after another it predicted 3,500 and 500 to 900, and an H100 took 4,500 (D =
 // 150,528) to 6,000 (D = 3,072).
 #pragma once
+#include "kernels/jac_cov_end.h"
 #include "kernels/jac_cov_stage.h"
 #include "kernels/tensor.h"
 #include "math/jac_cov.h"
@@ -114,6 +115,9 @@ struct JacCovTensor {
   }
 
   MVNROB_DEVICE void work(Shared& shared) {
+    if constexpr (sizeof(in_t) == 2) {
+      if (!a_.subtracts[problem_]) return;
+    }
     const JacProblem<in_t> problem(a_.jac, problem_);
     MVNROB_UNROLL
     for (int i = 0; i < kRows; ++i) {
@@ -312,11 +316,9 @@ struct JacCovTensor {
 
   // A chunk's sums by themselves, or to S and at the end to its mirror image.
   MVNROB_DEVICE void finish(const Shared& shared, bool mirror) const {
-    const int64_t row = anew(row_), column = anew(column_);
-    const bool diagonal = row == column;
-    const unsigned thread = unsigned(anew(int(threadIdx.x)));
-    const int lane = int(thread % kWarp), warp = int(thread / kWarp);
-    const int first_row = warp % 2 * 64 + lane / 4, first_column = warp / 2 * 32 + lane % 4;
+    const JacTileEnd end(row_, column_);
+    const bool diagonal = end.diagonal;
+    const int first_row = end.first_row, first_column = end.first_column;
     float across[4][2];
     MVNROB_UNROLL
     for (int n = 0; n < 4; ++n) {
@@ -324,7 +326,6 @@ struct JacCovTensor {
       for (int e = 0; e < 2; ++e)
         across[n][e] = shared.inverse[(diagonal ? 0 : kSide) + first_column + n * 8 + e * 4];
     }
-    // What is added to S, of a lane's rows from first_row + m * 16 on.
     const auto sums_of = [&](int m, float(&some)[4][4]) {
       MVNROB_UNROLL
       for (int e = 0; e < 4; ++e) {
@@ -339,70 +340,11 @@ struct JacCovTensor {
         }
       }
     };
-    float some[4][4];
-    if (a_.sums != nullptr) {
-      float* const out = static_cast<float*>(out_) + first_row * kSide + first_column;
-      MVNROB_UNROLL
-      for (int m = 0; m < 4; ++m) {
-        sums_of(m, some);
-        MVNROB_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          MVNROB_UNROLL
-          for (int e = 0; e < 4; ++e)
-            out[(m * 16 + e / 2 * 8) * kSide + n * 8 + e % 2 * 4] = some[n][e];
-        }
-      }
-      return;
-    }
-    const int64_t classes = anew(a_.jac.classes), i = row + first_row, j = column + first_column;
-    double* own = static_cast<double*>(out_) + i * classes + j;
-    double* image = static_cast<double*>(out_) + j * classes + i;
-    // A lane's columns from `most` on are none of S, those before the diagonal are not kept.
-    const int64_t left = classes - j;
-    int most = left < kSide ? int(left) : kSide;
-    int least = diagonal ? first_row - first_column : -kSide;
-    const auto kept = [](int least, int most, int m, int n, int e) {
-      const int r = m * 16 + e / 2 * 8, c = n * 8 + e % 2 * 4;
-      return c - r >= least && c < most;
-    };
-    MVNROB_UNROLL
-    for (int m = 0; m < 4; ++m) {
-      // All of them are read before one is written: each would wait for memory.
-      double all[4][4];
-      MVNROB_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const double* const p = own + e / 2 * 8 * classes;
-        MVNROB_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          const int c = n * 8 + e % 2 * 4;
-          all[n][e] = kept(least, most, m, n, e) ? p[c] : 0.0;
-        }
-      }
-      sums_of(m, some);
-      least = anew(least);
-      most = anew(most);
-      MVNROB_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        double* const p = own + e / 2 * 8 * classes;
-        MVNROB_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          all[n][e] += double(some[n][e]);
-          if (kept(least, most, m, n, e)) p[n * 8 + e % 2 * 4] = all[n][e];
-        }
-      }
-      if (mirror) {
-        MVNROB_UNROLL
-        for (int n = 0; n < 4; ++n) {
-          MVNROB_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            if (kept(least, most, m, n, e))
-              image[(n * 8 + e % 2 * 4) * classes + e / 2 * 8] = all[n][e];
-          }
-        }
-      }
-      own += 16 * classes;
-      image += 16;
-    }
+    if (a_.sums != nullptr)
+      end.put(static_cast<float*>(out_), sums_of);
+    else
+      end.add(static_cast<double*>(out_), a_.jac.classes, mirror, sums_of,
+              [](double x, int, int, int) { return x; });
   }
 
   MVNROB_DEVICE void clear() {

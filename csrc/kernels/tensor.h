@@ -1,11 +1,11 @@
-// Tensor cores, by a warp: products of 16 x 16 by 16 x 8 float16 with float32 sums, and of 16 x 8
-// by 8 x 8 float64.
+// Tensor cores, by a warp: products of 16 x 16 by 16 x 8 float16 or bfloat16 with float32 sums, and
+// of 16 x 8 by 8 x 8 float64.
 //
-// Lane 4 g + t holds, two float16 in a word, of A (16 x 16) rows g and g + 8 at columns 2 t and
-// 2 t + 8 (words 0 and 1, then 2 and 3), of B (16 x 8, stored by columns) column g at rows 2 t and
-// 2 t + 8, of the sums rows g (0 and 1) and g + 8 (2 and 3) at columns 2 t and 2 t + 1. In float64
-// of A (16 x 8) rows g and g + 8 at columns t (0 and 1) and t + 4 (2 and 3), of B (8 x 8) column g
-// at rows t and t + 4, of the sums the same as above.
+// Lane 4 g + t holds, two of the 16 bits in a word, of A (16 x 16) rows g and g + 8 at columns 2 t
+// and 2 t + 8 (words 0 and 1, then 2 and 3), of B (16 x 8, stored by columns) column g at rows 2 t
+// and 2 t + 8, of the sums rows g (0 and 1) and g + 8 (2 and 3) at columns 2 t and 2 t + 1. In
+// float64 of A (16 x 8) rows g and g + 8 at columns t (0 and 1) and t + 4 (2 and 3), of B (8 x 8)
+// column g at rows t and t + 4, of the sums the same as above.
 #pragma once
 #include "kernels/device.h"
 
@@ -38,6 +38,19 @@ MVNROB_DEVICE void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #else
   shim::multiply_matrices(sum, a, b, shim::Caller());
+#endif
+}
+
+// The same of bfloat16.
+MVNROB_DEVICE void multiply_bfloat16(float (&sum)[4], const uint32_t (&a)[4],
+                                     const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  shim::multiply_bfloat16(sum, a, b, shim::Caller());
 #endif
 }
 

@@ -1,6 +1,6 @@
-// Tensor-core instructions for a C++ compiler: ldmatrix, mma.m16n8k16 of float16 with float32 sums,
-// mma.m16n8k8 of float64, and the conversions that go with them. Of a whole warp, with the
-// fragments of the PTX manual.
+// Tensor-core instructions for a C++ compiler: ldmatrix, mma.m16n8k16 of float16 or bfloat16 with
+// float32 sums, mma.m16n8k8 of float64, and the conversions that go with them. Of a whole warp,
+// with the fragments of the PTX manual.
 //
 // The unit adds the 16 products of an entry and its sum in wider arithmetic and cuts the result off
 // to float32, or does worse than the exact sum that is cut off here by a few bits of the last
@@ -71,23 +71,26 @@ inline void load_matrices(uint32_t (&out)[4], const void* row, const Caller& cal
   }
 }
 
-inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                              const Caller& caller) {
+inline float bfloat16_to_float(unsigned bits) { return of_bits<float>(uint32_t(bits << 16)); }
+
+// `real` is what 16 bits stand for.
+template <class Real>
+void multiply_16_bits(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                      const Real& real, const char* name, const Caller& caller) {
   const unsigned g = lane() / 4, t = lane() % 4;
   double left[2][16], right[2][16];  // rows g and g + 8; columns 2 t and 2 t + 1
-  const auto put = [](double* to, uint32_t word) {
-    to[0] = half_to_float(word & 0xffffu);
-    to[1] = half_to_float(word >> 16);
+  const auto put = [&](double* to, uint32_t word) {
+    to[0] = real(word & 0xffffu);
+    to[1] = real(word >> 16);
   };
   for (int half = 0; half < 2; ++half) {
-    const Exchange words(0xffffffffu, a[2 * half] | uint64_t(a[2 * half + 1]) << 32,
-                         "multiply_matrices", caller);
+    const Exchange words(0xffffffffu, a[2 * half] | uint64_t(a[2 * half + 1]) << 32, name, caller);
     for (unsigned l = 0; l < 4; ++l) {
       put(&left[0][8 * half + 2 * int(l)], uint32_t(words.from(4 * g + l)));
       put(&left[1][8 * half + 2 * int(l)], uint32_t(words.from(4 * g + l) >> 32));
     }
   }
-  const Exchange words(0xffffffffu, b[0] | uint64_t(b[1]) << 32, "multiply_matrices", caller);
+  const Exchange words(0xffffffffu, b[0] | uint64_t(b[1]) << 32, name, caller);
   for (unsigned c = 0; c < 2; ++c)
     for (unsigned l = 0; l < 4; ++l) {
       const uint64_t word = words.from(4 * (2 * t + c) + l);
@@ -100,6 +103,16 @@ inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uin
       for (int k = 0; k < 16; ++k) x += left[r][k] * right[c][k];
       sum[2 * r + c] = cut_off(x);
     }
+}
+
+inline void multiply_matrices(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              const Caller& caller) {
+  multiply_16_bits(sum, a, b, half_to_float, "multiply_matrices", caller);
+}
+
+inline void multiply_bfloat16(float (&sum)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                              const Caller& caller) {
+  multiply_16_bits(sum, a, b, bfloat16_to_float, "multiply_bfloat16", caller);
 }
 
 inline void multiply_matrices(double (&sum)[4], const double (&a)[4], const double (&b)[2],

@@ -51,6 +51,7 @@ void run_jac_cov(const kernels::JacArgs& a, int64_t batch, double* S, int64_t re
   args.S = S;
   kernels::JacCovPlan plan = kernels::jac_cov_plan<in_t>(launcher, a, batch);
   plan.sums = cut(plan.sums, problems, chunks);
+  plan.grams = cut(plan.grams, problems, chunks);
   Scratch memory(plan.bytes());
   kernels::run_jac_cov<in_t>(launcher, args, batch, plan, memory.data());
 }

@@ -70,6 +70,42 @@ inline void check_jac_cov_tiles() {
   check_jac_cov<double>(1, 130, 520, 1);
 }
 
+// Rows i e_k, no two of one norm, are multiplied as they are; a second problem of ones subtracts.
+inline void check_jac_cov_gram(int64_t columns, int64_t pitch, int64_t resident) {
+  const int64_t classes = 140;
+  std::vector<mvnrob::kernels::BFloat16> J(2 * classes * pitch);
+  const auto element = [&](int64_t b, int64_t i, int64_t k) {
+    return b > 0 ? 1 : k == i * 37 % columns ? int(i) : 0;
+  };
+  for (int64_t b = 0; b < 2; ++b)
+    for (int64_t i = 0; i < classes; ++i)
+      for (int64_t k = 0; k < columns; ++k)
+        set_element(J[(b * classes + i) * pitch + k], element(b, i, k));
+  const std::vector<int64_t> target{0, 3};
+  mvnrob::kernels::JacArgs args{};
+  args.J = J.data();
+  args.batch_stride = classes * pitch;
+  args.row_stride = pitch;
+  args.classes = classes;
+  args.columns = columns;
+  args.target = target.data();
+  std::vector<double> S(2 * classes * classes, 1.0);
+  mvnrob::shim::run_jac_cov<mvnrob::kernels::BFloat16>(args, 2, S.data(), resident, 0, 0);
+  for (int64_t i = 0; i < classes; ++i)
+    for (int64_t j = 0; j < classes; ++j) {
+      const int64_t product = i * 37 % columns == j * 37 % columns ? i * j : 0;
+      if (S[i * classes + j] != double(1 + product) || S[(classes + i) * classes + j] != 1.0)
+        throw std::runtime_error("wrong product of " + std::to_string(i) + ", " +
+                                 std::to_string(j));
+    }
+}
+
+inline void check_jac_cov_grams() {
+  check_jac_cov_gram(203, 208, 1);
+  check_jac_cov_gram(203, 203, 1);
+  check_jac_cov_gram(2057, 2064, 100);
+}
+
 inline void check_jac_cov_finalize() {
   const int64_t batch = 2, classes = 5;
   std::vector<float> S(batch * classes * classes), logits(batch * classes), z(batch * 4),
@@ -97,6 +133,7 @@ const JacCovCase kJacCovCases[] = {
     {"jac_cov_double", check_jac_cov_kernels<double>},
     {"jac_cov_bfloat16", check_jac_cov_kernels<mvnrob::kernels::BFloat16>},
     {"jac_cov_tiles", check_jac_cov_tiles},
+    {"jac_cov_grams", check_jac_cov_grams},
     {"jac_cov_finalize", check_jac_cov_finalize},
 };
 

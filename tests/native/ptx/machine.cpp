@@ -6,6 +6,7 @@
 #include <cxxabi.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -143,13 +144,14 @@ void ldmatrix_x4(uint32_t (&d)[4], const Shared& shared, uint64_t row, const cha
 //   A: row group (+ 8 where i is 2, 3, 6 or 7), column 2 member + i % 2 (+ 8 for i >= 4)
 //   B: row 2 member + i % 2 (+ 8 for i >= 2), column group
 //   C: row group (+ 8 for i >= 2), column 2 member + i % 2
-void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                  const char* file, int line) {
+template <class Real>
+void mma_of_16_bits(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                    const Real& real, const char* file, int line) {
   const Words<uint32_t, 4> of_a(a, "mma", file, line);
   const Words<uint32_t, 2> of_b(b, "mma", file, line);
   double left[16][16], right[16][8];
-  const auto half = [](uint32_t word, unsigned which) {
-    return double(float_of_half(uint16_t(word >> 16 * which)));
+  const auto half = [&](uint32_t word, unsigned which) {
+    return double(real(uint16_t(word >> 16 * which)));
   };
   for (unsigned lane = 0; lane < 32; ++lane) {
     const unsigned group = lane / 4, member = lane % 4;
@@ -166,6 +168,22 @@ void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     for (int k = 0; k < 16; ++k) sum += left[row][k] * right[k][column];
     sums[i] = float(sum);
   }
+}
+
+void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  const char* file, int line) {
+  mma_of_16_bits(sums, a, b, float_of_half, file, line);
+}
+
+void mma_m16n8k16_bf16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                       const char* file, int line) {
+  const auto real = [](uint16_t bits) {
+    const uint32_t word = uint32_t(bits) << 16;
+    float x;
+    std::memcpy(&x, &word, sizeof x);
+    return x;
+  };
+  mma_of_16_bits(sums, a, b, real, file, line);
 }
 
 // Of doubles, A 16 x 8: element i at row group (+ 8 for odd i), column member (+ 4 for i >= 2);

@@ -336,6 +336,8 @@ void ldmatrix_x4(uint32_t (&d)[4], const Shared& shared, uint64_t row, const cha
 // sums += a b
 void mma_m16n8k16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   const char* file, int line);
+void mma_m16n8k16_bf16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                       const char* file, int line);
 void mma_m16n8k8(double (&sums)[4], const double (&a)[4], const double (&b)[2], const char* file,
                  int line);
 void mma_m8n8k4(double (&sums)[2], const double (&a)[1], const double (&b)[1], const char* file,

@@ -422,6 +422,7 @@ class Function:
 
     def op_mma(self, parts, operands, text):
         shape = {"m16n8k16.row.col.f32.f16.f16.f32": ("f32", "b32"),
+                 "m16n8k16.row.col.f32.bf16.bf16.f32": ("f32", "b32"),
                  "m16n8k8.row.col.f64.f64.f64.f64": ("f64", "f64"),
                  "m8n8k4.row.col.f64.f64.f64.f64": ("f64", "f64")}  # fmt: skip
         name = ".".join(parts[3:])
@@ -433,7 +434,8 @@ class Function:
         for letter, kind, values in (("a", of_factors, a), ("b", of_factors, b), ("c", of_sums, c)):
             listed = ", ".join(self.get(kind, v) for v in values)
             self.emit(f"{CPP[kind]} {letter}[] = {{{listed}}};")
-        self.emit(f"mma_{parts[3]}(c, a, b, kFile, {self.line});")
+        function = f"mma_{parts[3]}" + ("_bf16" if "bf16" in parts else "")
+        self.emit(f"{function}(c, a, b, kFile, {self.line});")
         for i, name in enumerate(d):
             self.put(name, of_sums, f"c[{i}]")
         self.emit("}")
