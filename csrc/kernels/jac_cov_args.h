@@ -107,7 +107,7 @@ struct JacCovArgs {
   // Of bfloat16, <J_t, J_i> likewise, and which problems must subtract before they multiply
   // (jac_cov_gram.h), [batch].
   const double* products;
-  const int32_t* subtracts;
+  const uint32_t* subtracts;
   bool grams;  // the sums are of those that do not
 };
 

@@ -39,7 +39,7 @@ struct JacGramChoice {
   struct Args {
     const int64_t* target;
     const double *squares, *products;  // [batch, classes]
-    int32_t* subtracts;                // [batch], zeros before
+    uint32_t* subtracts;                // [batch], zeros before
     int64_t batch, classes;
   };
   static constexpr int kThreads = 128;
@@ -66,7 +66,7 @@ struct JacGramChoice {
       if (t < 0 || t >= a.classes) subtracts = true;
       if (is_finite)
         for (int64_t j = lane; j < i; j += kWarp) subtracts |= squares[j] == square;
-      if (subtracts) a.subtracts[problem] = 1;
+      if (__any_sync(kFullWarp, subtracts) && lane == 0) atomicAdd(&a.subtracts[problem], 1u);
     }
   }
 

@@ -17,7 +17,7 @@ struct JacNormsArgs {
   double* norms;   // [batch, classes]
   // The same of the products with row t, where they are wanted, and zeros for each problem.
   double *product_chunks, *products;
-  int32_t* zeros;
+  uint32_t* zeros;
 };
 
 template <class in_t, bool with_products>

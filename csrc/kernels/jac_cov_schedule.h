@@ -91,7 +91,7 @@ JacCovPlan jac_cov_plan(Launcher& launcher, const JacArgs& a, int64_t batch) {
   }
   if constexpr (kByGram<in_t>) {
     plan.products = plan.squares;
-    plan.subtracts = batch * int64_t(sizeof(double));  // one int32 each, and the next aligned
+    plan.subtracts = batch * int64_t(sizeof(double));  // one uint32 each, and the next aligned
   }
   plan.sums = jac_tiles_plan<in_t, Tile>(launcher, a, batch, chunks);
   if constexpr (kByGram<in_t>)
@@ -110,7 +110,7 @@ void run_jac_tile_norms(Launcher& launcher, JacCovArgs& whole, int64_t batch,
   whole.squares = squares;
   if constexpr (kByGram<in_t>) {
     auto* const products = reinterpret_cast<double*>(memory + plan.squares);
-    auto* const subtracts = reinterpret_cast<int32_t*>(memory + plan.squares + plan.products);
+    auto* const subtracts = reinterpret_cast<uint32_t*>(memory + plan.squares + plan.products);
     norms.products = products;
     norms.zeros = subtracts;
     whole.products = products;
