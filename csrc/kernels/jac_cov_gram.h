@@ -39,7 +39,7 @@ struct JacGramChoice {
   struct Args {
     const int64_t* target;
     const double *squares, *products;  // [batch, classes]
-    uint32_t* subtracts;                // [batch], zeros before
+    uint32_t* subtracts;               // [batch], zeros before
     int64_t batch, classes;
   };
   static constexpr int kThreads = 128;

@@ -51,10 +51,9 @@ constexpr bool kByGram = std::is_same_v<in_t, BFloat16>;
 
 // Whether tiles go chunk by chunk: where a block for each would leave more of the device idle in
 // its last wave than sums of chunks cost, which come and go through memory. The bits are the same.
-// Counted in chunks of a tile; its sums take a tenth of the time of one (reckoned: 128 KB at 3 TB/s
-// beside 57 us, or for 4,096 columns multiplied once 50 us, of 132 blocks).
+// Counted in chunks of a tile; sums take `cost_of_sums` of the time of one.
 inline bool jac_by_chunks(int64_t batch, int64_t tiles, int64_t chunks, int64_t resident,
-                          const JacPlan& sums) {
+                          const JacPlan& sums, double cost_of_sums) {
   const auto waves = [&](int64_t units) { return double((units + resident - 1) / resident); };
   const double whole = waves(batch * tiles) * double(chunks);
   const double launches = std::ceil(double(batch) / double(sums.problems));
@@ -62,16 +61,17 @@ inline bool jac_by_chunks(int64_t batch, int64_t tiles, int64_t chunks, int64_t 
   const double each = double(chunks / sums.chunks) * waves(problems * tiles * sums.chunks) +
                       (rest > 0 ? waves(problems * tiles * rest) : 0.0);
   const double moved = double(batch * tiles * chunks) / double(resident);
-  return launches * each + 0.1 * moved < whole;
+  return launches * each + cost_of_sums * moved < whole;
 }
 
 template <class in_t, class Tile, class Launcher>
-JacPlan jac_tiles_plan(Launcher& launcher, const JacArgs& a, int64_t batch, int64_t chunks) {
+JacPlan jac_tiles_plan(Launcher& launcher, const JacArgs& a, int64_t batch, int64_t chunks,
+                       double cost_of_sums) {
   const int64_t tiles = JacTiles(a.classes, Tile::kSide).count();
   const int64_t resident = launcher.template resident_blocks<Tile>(Tile::kSharedBytes);
   const JacPlan plan =
       jac_plan(batch, chunks, tiles * Tile::kSide * Tile::kSide * sizeof(JacCompute<in_t>));
-  if (jac_by_chunks(batch, tiles, chunks, resident, plan)) return plan;
+  if (jac_by_chunks(batch, tiles, chunks, resident, plan, cost_of_sums)) return plan;
   return {batch, chunks, 0};
 }
 
@@ -93,10 +93,12 @@ JacCovPlan jac_cov_plan(Launcher& launcher, const JacArgs& a, int64_t batch) {
     plan.products = plan.squares;
     plan.subtracts = batch * int64_t(sizeof(double));  // one uint32 each, and the next aligned
   }
-  plan.sums = jac_tiles_plan<in_t, Tile>(launcher, a, batch, chunks);
+  // Reckoned for 1,000 classes: the sums' bytes and those of S at 2.5 TB/s, beside chunks of 57 us
+  // (three products) and 28 us (one) of each block.
+  plan.sums = jac_tiles_plan<in_t, Tile>(launcher, a, batch, chunks, 0.15);
   if constexpr (kByGram<in_t>)
-    plan.grams =
-        jac_tiles_plan<in_t, JacCovGram>(launcher, a, batch, jac_chunks(a.columns, kJacGramChunk));
+    plan.grams = jac_tiles_plan<in_t, JacCovGram>(launcher, a, batch,
+                                                  jac_chunks(a.columns, kJacGramChunk), 0.4);
   return plan;
 }
 
@@ -131,13 +133,19 @@ template <class in_t, class Launcher, class Launch>
 void run_jac_parts(Launcher& launcher, JacCovArgs whole, int64_t batch, int64_t chunks,
                    const JacPlan& plan, void* memory, const Launch& launch) {
   using Sum = JacCovSum<JacCompute<in_t>>;
+  using TileSum = JacCovTileSum<JacCompute<in_t>>;
   const int64_t classes = whole.jac.classes;
   whole.sums = plan.bytes > 0 ? memory : nullptr;
   jac_parts(whole, batch, chunks, plan, [&](const JacCovArgs& a) {
     launch(a, a.jac.problems * a.jac.chunks);
-    if (a.sums != nullptr) {
+    if (a.sums == nullptr) return;
+    if (classes <= JacCovTriangle<in_t>::kMostClasses) {
       const int64_t entries = a.jac.problems * classes * classes;
       launcher.template launch<Sum>(jac_grid((entries + Sum::kThreads - 1) / Sum::kThreads), 0, a);
+    } else {
+      const int64_t tiles = JacTiles(classes, a.side).count();
+      launcher.template launch<TileSum>(jac_grid(TileSum::blocks(a.jac.problems, tiles)),
+                                        TileSum::kSharedBytes, a);
     }
   });
 }
