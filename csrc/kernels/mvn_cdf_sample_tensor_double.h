@@ -7,9 +7,11 @@
 // earlier y's falls with their number. What earlier pivots contribute to one is a matrix product,
 // C[64, 32] = L[64, K] Y[K, 32] in a warp, by multiply-adds in float64, so sums differ from the
 // other sampler's in their order only. Both factors lie in the order of the fragments
-// (mvn_cdf_fragments.h). L comes to shared memory by asynchronous copies, a slab of 8 pivots each,
-// and serves all warps; a warp's own y's come from global memory straight into its registers, a
-// slab ahead.
+// (mvn_cdf_fragments.h) and come to shared memory by asynchronous copies, a slab of 8 pivots each,
+// to where C will be: slabs of L, which serve all warps, and a warp's own y's. Three are on their
+// way while one is multiplied, as the y's of all blocks are more than the L2 cache holds; in
+// registers they could not be, where a load shares one of six counters with what is waited for
+// first.
 //
 // Then each thread goes through the 64 rows of its own point alone, in register blocks of 16 rows,
 // whose coefficients come to the place of L; the program's rows and what the draws need are read a
@@ -18,15 +20,12 @@
 // the tensor cores busy, another one draws. A warp waits for others only where L or coefficients
 // arrive.
 //
-// Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor_double.md; an H100 was measured
-// at .35 of the floor at 999 pivots, with the rows' loads where they are used: by
-// bench/cuda_latency.py two warps of a scheduler took 1,680 cycles then for the draws of a row,
-// from the L2 cache, and take 1,100 now, predicted): issue up to some three hundred pivots, 352
-// instructions a draw; beyond, the FP64 lanes and tensor cores, which are taken to go by turns, and
-// from four thousand on the bytes of y from the L2 cache. A slab takes a warp 111 instructions, 16
-// of them DMMA of 32 cycles, for which the lanes would need 1,024. 128 points take a multiprocessor
-// 111,000 (256 pivots) and 805,000 (999) cycles, and by mvn_cdf_sample_blocked.h 1.26 and 1.61
-// times as many: predicted.
+// Limiter, from the sm_90 code (bench/results/cuda_predicted_tensor_double.md): issue up to some
+// three hundred pivots, 352 instructions a draw; beyond, the FP64 lanes and tensor cores, which are
+// taken to go by turns, and from four thousand on the bytes of y. An H100 took .14 of the samples
+// of its warps to wait for y's that were loaded into registers a slab ahead, and a slab 1,650
+// cycles for two warps of a scheduler, where bench/cuda_latency.py predicts 1,030 now: it takes a
+// warp 93 instructions, 16 of them DMMA of 32 cycles, for which the lanes would need 1,024.
 #pragma once
 #include "kernels/mvn_cdf_fragments.h"
 #include "kernels/mvn_cdf_sample.h"
@@ -42,7 +41,7 @@ struct MvnCdfSampleTensorDouble {
   static constexpr int kWarps = kThreads / kWarp;
   static constexpr int kSlab = fragments::kSlab;
   static constexpr int kOuter = fragments::kPanelRows;
-  static constexpr int kStages = 2;           // slabs of L: one multiplied, one under way
+  static constexpr int kStages = 4;           // slabs: one multiplied, the others under way
   static constexpr int kGroups = kWarp / 8;   // of 8 points, in a warp
   static constexpr int kTiles = kOuter / 16;  // of 16 rows
   static constexpr int kFirst = kSlab - 1;    // of C, in the tile
@@ -58,12 +57,20 @@ struct MvnCdfSampleTensorDouble {
     // C from row kFirst on. Row j is y of pivot `base` + j; base, a multiple of kSlab, is at most
     // kSlab - 1 before the outer block's own pivots.
     double tile[kFirst + kOuter][kPitch];
-    double panel[kStages][fragments::kSlabNumbers];
+    double coef[kOuter * kInnerRows];  // of a register block
     SampleSums sums[kWarps];
     BlockWork work;
   };
 
   static constexpr int kSlabHistory = kThreads / 8 * kWarp;  // Pairs of a slab
+
+  // Both factors of a slab, in the place of C.
+  struct Stage {
+    alignas(16) double panel[fragments::kSlabNumbers];
+    Pair points[kSlabHistory];
+  };
+  static_assert(kStages * sizeof(Stage) <= sizeof(double) * kOuter * kPitch, "C is larger");
+  static_assert(kFirst * kPitch % 2 == 0, "C is aligned");
 
  public:
   static constexpr size_t kSharedBytes = sizeof(Shared);
@@ -158,14 +165,12 @@ struct MvnCdfSampleTensorDouble {
     return known;
   }
 
-  // Coefficients of a register block: they fit the place of L, which has other use before and after
-  // the outer block's rows only.
+  // Coefficients of a register block.
   MVNROB_DEVICE const double* fetch_coefficients(const ProgramBlock& block) const {
-    static_assert(kOuter * kInnerRows <= kStages * fragments::kSlabNumbers, "they do");
     const int count = (block.known - block.base + kInnerRows) * kInnerRows;
     const double* coef = m_.coef() + block.coef;
-    double* to = shared_.panel[0];
-    __syncthreads();  // the product, or the block before, is done with it
+    double* to = shared_.coef;
+    __syncthreads();  // the block before is done with it
     for (int e = thread_ * 2; e < count; e += kThreads * 2) copy_async16(to + e, coef + e);
     copy_async_commit();
     copy_async_wait<0>();
@@ -262,35 +267,34 @@ struct MvnCdfSampleTensorDouble {
     for (int m = 0; m < kTiles; ++m) MVNROB_UNROLL
     for (int n = 0; n < kGroups; ++n) MVNROB_UNROLL
     for (int e = 0; e < 4; ++e) sum[m][n][e] = 0;
-    __syncthreads();  // the product before is done with the stages
-    fetch(panel, slabs, 0);
-    const Pair* from = history_;
-    Pair next[kGroups];
-    load_points(from, next);
-    // With two slabs in a trip the compiler waits for the second one before it multiplies the
-    // first.
+    __syncthreads();  // all warps are done with the tile
+    MVNROB_ROLLED
+    for (int slab = 0; slab < kStages - 1; ++slab) fetch(panel, slabs, slab);
     MVNROB_ROLLED
     for (int slab = 0; slab < slabs; ++slab) {
-      double y[kGroups][2];
-      MVNROB_UNROLL
-      for (int n = 0; n < kGroups; ++n) MVNROB_UNROLL
-      for (int e = 0; e < 2; ++e) y[n][e] = next[n].v[e];
       copy_async_wait<kStages - 2>();
       __syncthreads();
-      fetch(panel, slabs, slab + 1);
-      from += kSlabHistory;
-      if (slab + 1 < slabs) load_points(from, next);
-      const auto* stage = reinterpret_cast<const Pair*>(shared_.panel[slab % kStages]) + lane();
+      fetch(panel, slabs, slab + kStages - 1);
+      const Stage& stage = stages()[slab % kStages];
+      const Pair* const points = stage.points + warp() * kGroups * kWarp + lane();
+      const auto* of_panel = reinterpret_cast<const Pair*>(stage.panel) + lane();
+      double y[kGroups][2];
+      MVNROB_UNROLL
+      for (int n = 0; n < kGroups; ++n) {
+        const Pair pair = points[n * kWarp];
+        MVNROB_UNROLL
+        for (int e = 0; e < 2; ++e) y[n][e] = pair.v[e];
+      }
       MVNROB_UNROLL
       for (int m = 0; m < kTiles; ++m) {
-        const Pair low = stage[m * 2 * kWarp], high = stage[(m * 2 + 1) * kWarp];
+        const Pair low = of_panel[m * 2 * kWarp], high = of_panel[(m * 2 + 1) * kWarp];
         const double l[4] = {low.v[0], low.v[1], high.v[0], high.v[1]};
         MVNROB_UNROLL
         for (int n = 0; n < kGroups; ++n) multiply_matrices(sum[m][n], l, y[n]);
       }
     }
+    __syncthreads();  // all warps are done with the stages
     const int row = lane() / 4, column = warp() * kWarp + lane() % 4 * 2;
-    __syncwarp();
     MVNROB_UNROLL
     for (int m = 0; m < kTiles; ++m) MVNROB_UNROLL
     for (int half = 0; half < 2; ++half) MVNROB_UNROLL
@@ -300,20 +304,23 @@ struct MvnCdfSampleTensorDouble {
     __syncwarp();
   }
 
-  MVNROB_DEVICE void load_points(const Pair* from, Pair (&y)[kGroups]) const {
-    MVNROB_UNROLL
-    for (int n = 0; n < kGroups; ++n) y[n] = from[n * kWarp];
-  }
+  MVNROB_DEVICE Stage* stages() const { return reinterpret_cast<Stage*>(&shared_.tile[kFirst][0]); }
 
-  // Starts the copies of one slab, where there is one; a group in any case.
+  // Starts the copies of one slab, where there is one; a group in any case. What a lane copies of
+  // the y's is what it wrote.
   MVNROB_DEVICE void fetch(const double* panel, int slabs, int slab) const {
     constexpr int kStep = kThreads * 2;
     static_assert(fragments::kSlabNumbers % kStep == 0, "every thread copies as much");
     if (slab < slabs) {
+      Stage& stage = stages()[slab % kStages];
       const double* from = panel + int64_t(slab) * fragments::kSlabNumbers + thread_ * 2;
-      double* to = shared_.panel[slab % kStages] + thread_ * 2;
       MVNROB_UNROLL
-      for (int e = 0; e < fragments::kSlabNumbers; e += kStep) copy_async16(to + e, from + e);
+      for (int e = 0; e < fragments::kSlabNumbers; e += kStep)
+        copy_async16(stage.panel + thread_ * 2 + e, from + e);
+      const Pair* const points = history_ + int64_t(slab) * kSlabHistory;
+      MVNROB_UNROLL
+      for (int n = 0; n < kGroups; ++n)
+        copy_async16(stage.points + (warp() * kGroups + n) * kWarp + lane(), points + n * kWarp);
     }
     copy_async_commit();
   }
