@@ -136,7 +136,7 @@ def mvn_cdf(
     Batch dimensions broadcast. A covariance shared by the batch is not copied.
 
     On CUDA tensors the call returns without waiting for the device. Captured into a graph
-    (torch.cuda.graph) it repeats its rounds on the device until every row is done, with about a fifth of
+    (torch.cuda.graph) it repeats its rounds on the device until every row is done, with about a sixth of
     the launches; drivers before CUDA 12.4 have no loops in graphs, which then hold the launches of all
     rounds, as a call without capture makes them.
     It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,

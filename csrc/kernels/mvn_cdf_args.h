@@ -32,7 +32,8 @@ struct WorkEntry {
 struct RoundCounters {
   unsigned long long small, blocked, tensor, united;                      // entries << 40 | items
   unsigned long long small_next, blocked_next, tensor_next, united_next;  // items handed out
-  unsigned active, closed, factored, grown;
+  unsigned active, closed, factored, grown;                               // rows
+  unsigned planned;  // blocks of a graph's plan that have ended
 };
 
 constexpr int kItemBits = 40;
@@ -103,17 +104,17 @@ struct MvnCdfArgs {
   WorkEntry* tensor;
   WorkEntry* united;
   // A round is the launch's, counted by the host, or where a captured graph repeats the launches,
-  // that many after the passes of its loop, which the device counts (elsewhere there are none).
-  int32_t* passes;
+  // that many after the passes of its loop, which the device counts; null: there is none.
+  int32_t* passes = nullptr;
   int32_t launch_round;
   int32_t last_round;
-  uint64_t loop;  // the graph's handle of it
+  uint64_t loop = 0;  // the graph's handle of it, for the kernel that ends a pass
   // Of the host's memory, where it looks for the ticket of the launches that it is making, which
   // says that no row is left (tell_if_done); null: it does not look.
   uint64_t* notice = nullptr;
   uint64_t ticket = 0;
 
-  MVNROB_HD int32_t round() const { return *passes + launch_round; }
+  MVNROB_HD int32_t round() const { return (passes ? *passes : 0) + launch_round; }
 
   // Whether the row's plan names its variables.
   MVNROB_HD bool names_pivots(int64_t row) const { return order && order[row * n_order] >= 0; }

@@ -1,4 +1,5 @@
-// The closed forms of mvn_cdf: a thread for each row of at most three variables.
+// The closed forms of mvn_cdf: a thread for each row of at most three variables. A launch of its
+// own where no row has more, otherwise part of another (mvn_cdf_one_factor.h).
 //
 // Limiter: double-precision arithmetic of the adaptive quadrature (n = 3), whose length differs
 // between the rows of a warp: of the 20712 instructions of sm_90, all branches together, 7548 are

@@ -64,6 +64,11 @@ MVNROB_HD bool may_be_tensor(const MvnCdfArgs& a) {
   const int least = least_tensor_pivots<scalar_t>(a);
   return a.rank() >= least && is_tensor<scalar_t>(a, least, a.n - least);
 }
+// Whether some plan of the rows has more pivots than a warp takes alone, and is not.
+template <class scalar_t>
+MVNROB_HD bool may_be_blocked(const MvnCdfArgs& a) {
+  return a.rank() > kMaxSmallPivots && !is_tensor<scalar_t>(a, kMaxSmallPivots + 1, 0);
+}
 // Items of the tensor sampler that so many streams of a row are.
 template <class scalar_t>
 MVNROB_HD int64_t tensor_items(int64_t streams) {

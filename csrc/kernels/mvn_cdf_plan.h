@@ -12,6 +12,7 @@
 // and 4 of waiting, within some 11 for which memory is busy: 80 to 110 us a row.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
+#include "kernels/mvn_cdf_next_pass.h"
 #include "kernels/mvn_cdf_planner.h"
 
 namespace mvnrob::kernels {
@@ -55,6 +56,7 @@ struct MvnCdfPlan {
       if (block.thread() == 0) shared.at += blocks(a);
       block.sync();
     }
+    if (a.loop != 0 && block.thread() == 0) end_plan(a);
   }
 
  private:

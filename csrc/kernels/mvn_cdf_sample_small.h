@@ -42,8 +42,7 @@ struct MvnCdfSampleSmall {
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
     const int pivots = a.n < kMaxSmallPivots ? a.n : kMaxSmallPivots;
     scalar_t* y = dynamic_shared<scalar_t>() + warp * pivots * kTileSamples + lane;
-    RoundCounters& counters = a.counters[a.round()];
-    for_each_stream(counters.small, counters.small_next, a.small, kWarps,
+    for_each_stream(a, &RoundCounters::small, &RoundCounters::small_next, a.small, kWarps,
                     [&](int64_t row, int64_t index) {
                       if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
                         if (a.at<RowState>(row, a.layout.state)->plan.tilted)

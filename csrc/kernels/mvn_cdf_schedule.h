@@ -133,7 +133,7 @@ Grids grids_of(Launcher& launcher, const MvnCdfArgs& a, int64_t rows) {
     return std::max<int64_t>(1, std::min({resident, items, afford}));
   };
   Grids grids{0, 0, 0, grow_blocks<scalar_t>(launcher, a)};
-  if (a.n > kMaxSmallPivots)
+  if (may_be_blocked<scalar_t>(a))
     grids.blocked =
         blocks(launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes),
                streams / kStreamsPerBlock, blocked_history<scalar_t>(a.n), int64_t(1) << 30);
@@ -181,7 +181,6 @@ struct Workspace {
   void place(MvnCdfArgs& a, unsigned char* base) const {
     a.layout = row_layout<scalar_t>(a);
     a.counters = reinterpret_cast<RoundCounters*>(base + counters);
-    a.passes = reinterpret_cast<int32_t*>(a.counters + max_rounds(a) + 2);
     a.generators = reinterpret_cast<uint32_t*>(base + generators);
     for (int i = 0; i < 2; ++i) a.active[i] = reinterpret_cast<int64_t*>(base + active[i]);
     a.closed = reinterpret_cast<int64_t*>(base + closed);
@@ -239,10 +238,12 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     a.launch_round = round;
     launcher.template launch<Small>(small_blocks, small_bytes, a);  // first: it tells the host
     if (screens && a.options.method != Method::sov && !a.order) {
-      launcher.template launch<ClosedForm>(closed_blocks, 0, a);
-      if (a.n > 3) launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);
+      if (a.n > 3)
+        launcher.template launch<OneFactor>(factored_blocks, OneFactor::kSharedBytes, a);
+      else
+        launcher.template launch<ClosedForm>(closed_blocks, 0, a);
     }
-    if (a.n > kMaxSmallPivots)
+    if (may_be_blocked<scalar_t>(a))
       launcher.template launch<Blocked>(unsigned(grids.blocked), Blocked::kSharedBytes, a);
     if (may_be_tensor<scalar_t>(a))
       launcher.template launch<Tensor>(unsigned(grids.tensor), Tensor::kSharedBytes, a);
@@ -253,10 +254,12 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
   advance(0, 1);  // with a block more, which fills the generators
   if (a.last_round > 1 && launcher.repeats()) {
     launcher.repeat([&](uint64_t loop) {
-      a.loop = loop;
+      a.passes = reinterpret_cast<int32_t*>(a.counters + a.last_round + 2);
       integrate(0, true);
+      a.loop = grids.grow > 0 ? 0 : loop;  // the plan ends the pass
       advance(1);
-      launcher.template launch<MvnCdfNextPass>(1, 0, a);
+      a.loop = loop;
+      if (grids.grow > 0) launcher.template launch<MvnCdfNextPass>(1, 0, a);
     });
     return;
   }

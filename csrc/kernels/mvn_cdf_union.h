@@ -67,8 +67,7 @@ struct MvnCdfSampleUnion {
     double* e = reinterpret_cast<double*>(static_cast<unsigned char*>(a.history) +
                                           blockIdx.x * a.union_history) +
                 warp * columns * kTileSamples + lane;
-    RoundCounters& counters = a.counters[a.round()];
-    for_each_stream(counters.united, counters.united_next, a.united, kWarps,
+    for_each_stream(a, &RoundCounters::united, &RoundCounters::united_next, a.united, kWarps,
                     [&](int64_t row, int64_t index) {
                       sample_stream(a, row, index, lane, e, e + columns / 2 * kTileSamples);
                     });

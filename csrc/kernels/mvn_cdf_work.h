@@ -41,17 +41,23 @@ MVNROB_DEVICE_FN int64_t find_entry(const WorkEntry* entries, int64_t count, uin
 
 // Streams handed out to warps: sample(row, index of the stream in the row) for each of this warp's.
 template <class Sample>
-MVNROB_DEVICE_FN void for_each_stream(uint64_t packed, unsigned long long& next,
+MVNROB_DEVICE_FN void for_each_stream(const MvnCdfArgs& a,
+                                      unsigned long long RoundCounters::*packed,
+                                      unsigned long long RoundCounters::*next,
                                       const WorkEntry* list, int warps, const Sample& sample) {
+  const auto counters = [&]() -> RoundCounters& { return a.counters[a.round()]; };
+  const uint64_t all = counters().*packed;
   constexpr uint64_t kMostAtOnce = 8;
-  const uint64_t items = items_of(packed);
-  const int64_t entries = entries_of(packed);
+  const uint64_t items = items_of(all);
+  if (items == 0) return;  // most launches: before the counter of items is asked
+  const int64_t entries = entries_of(all);
   // Long runs save searches, short ones balance the load.
   const uint64_t share = items / (uint64_t(gridDim.x) * warps * 4);
   const uint64_t run = share < 1 ? 1 : share < kMostAtOnce ? share : kMostAtOnce;
   for (;;) {
     unsigned long long taken = 0;
-    if (threadIdx.x % kWarp == 0) taken = atomicAdd(&next, static_cast<unsigned long long>(run));
+    if (threadIdx.x % kWarp == 0)
+      taken = atomicAdd(&(counters().*next), static_cast<unsigned long long>(run));
     uint64_t item = __shfl_sync(kFullWarp, taken, 0);
     if (item >= items) return;
     const uint64_t end = item + run < items ? item + run : items;
@@ -79,11 +85,16 @@ MVNROB_DEVICE_FN void for_each_item(const MvnCdfArgs& a, unsigned long long Roun
                                     unsigned long long RoundCounters::*next, const WorkEntry* list,
                                     BlockWork& work, const Sample& sample) {
   const auto counters = [&]() -> RoundCounters& { return a.counters[a.round()]; };
-  for (;;) {
-    if (threadIdx.x == 0) work.item = atomicAdd(&(counters().*next), 1ull);
-    __syncthreads();
-    const uint64_t item = work.item;
-    __syncthreads();
+  // Of few items, or none as in most launches, each block has one at most and need not ask for it.
+  const auto few = [&] { return items_of(counters().*packed) <= gridDim.x; };
+  do {
+    uint64_t item = blockIdx.x;
+    if (!few()) {
+      if (threadIdx.x == 0) work.item = atomicAdd(&(counters().*next), 1ull);
+      __syncthreads();
+      item = work.item;
+      __syncthreads();
+    }
     const uint64_t all = counters().*packed;
     if (item >= items_of(all)) return;
     const WorkEntry entry = list[find_entry(list, entries_of(all), item)];
@@ -95,7 +106,7 @@ MVNROB_DEVICE_FN void for_each_item(const MvnCdfArgs& a, unsigned long long Roun
     }
     __syncthreads();
     sample(entry.row, int64_t(item - entry.base));
-  }
+  } while (!few());
 }
 
 }  // namespace mvnrob::kernels

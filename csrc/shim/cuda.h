@@ -192,6 +192,9 @@ inline int __all_sync(unsigned mask, int predicate,
   return mvnrob::shim::ballot(mask, !predicate, "__all_sync", caller) == 0;
 }
 
+// Threads of the host see each other's writes where they meet at all.
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

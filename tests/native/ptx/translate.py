@@ -400,6 +400,11 @@ class Function:
 
     op_barrier = op_bar
 
+    def op_membar(self, parts, operands, text):
+        self.emit("/* fence */")
+
+    op_fence = op_membar
+
     def op_shfl(self, parts, operands, text):
         to, _, inside = operands[0].partition("|")
         a, b, c, mask = (self.get("u32", x) for x in operands[1:])
