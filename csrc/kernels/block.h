@@ -33,6 +33,14 @@ MVNROB_DEVICE T warp_sum(T x) {
   return x;
 }
 
+MVNROB_DEVICE double warp_min(double x) {
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    const double other = __shfl_xor_sync(kFullWarp, x, offset);
+    if (other < x) x = other;
+  }
+  return x;
+}
+
 MVNROB_DEVICE unsigned warp_any_bits(unsigned bits) {
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
     bits |= __shfl_xor_sync(kFullWarp, bits, offset);
@@ -125,8 +133,18 @@ class Block {
     return x;
   }
 
-  MVNROB_DEVICE_FN double max(double x) const { return -first(Indexed{-x, 0}).key; }
-  MVNROB_DEVICE_FN double min(double x) const { return first(Indexed{x, 0}).key; }
+  MVNROB_DEVICE_FN double max(double x) const { return -min(-x); }
+  MVNROB_DEVICE_FN double min(double x) const {
+    order_warp();
+    x = warp_min(x);
+    if constexpr (kWarps > 1) {
+      publish(x, 0);
+      for (int w = 0; w < kWarps; ++w)
+        if (shared_.real[w] < x) x = shared_.real[w];
+      sync();
+    }
+    return x;
+  }
 
   // The bits that any thread has set.
   MVNROB_DEVICE_FN unsigned any_bits(unsigned bits) const {

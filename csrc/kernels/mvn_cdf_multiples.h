@@ -113,8 +113,20 @@ class Multiples {
   MVNROB_DEVICE_FN int32_t first_like(int32_t i, const double* marks, double& rest) const {
     const double tolerance = plan::tolerance_of_marks(entry_error_, double(a_.factor_columns)),
                  own = marks[i];
-    for (int32_t k = 0; k < i; ++k)
-      if (::fabs(marks[k] - own) <= tolerance && is_multiple(k, i, rest)) return k;
+    // Several at a time, whose loads are then under way together: hardly any are near.
+    constexpr int kAtOnce = 8;
+    for (int32_t first = 0; first < i; first += kAtOnce) {
+      double mark[kAtOnce];
+      MVNROB_UNROLL
+      for (int e = 0; e < kAtOnce; ++e) mark[e] = marks[first + e < i ? first + e : i];
+      bool near = false;
+      MVNROB_UNROLL
+      for (int e = 0; e < kAtOnce; ++e) near |= first + e < i && ::fabs(mark[e] - own) <= tolerance;
+      if (!near) continue;
+      const int32_t end = first + kAtOnce < i ? first + kAtOnce : i;
+      for (int32_t k = first; k < end; ++k)
+        if (::fabs(marks[k] - own) <= tolerance && is_multiple(k, i, rest)) return k;
+    }
     return i;
   }
 
