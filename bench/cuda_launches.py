@@ -5,7 +5,7 @@ python -m bench.cuda_launches [--n 9,40,99] [--seeds 8]
                                bench/results/cuda_predicted_launches.json and .md
 
 The host launches the kernels of every round that a row may need, unless it sees before that no row is
-left, for which it does not wait: counted is a host that never sees it, the most. A captured graph
+left, for which it waits a millisecond at most: counted is a host that never sees it, the most. A captured graph
 (torch.cuda.graph) repeats one round in a loop of its own until the device says that no row is left:
 launches counted on the shim with single rows of bench/classifiers.py, abs_tol 1e-3. Their times are
 HOST_US, what a launch takes the host, and NODE_US, what a kernel of a graph takes on the device though

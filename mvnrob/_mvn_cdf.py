@@ -135,10 +135,11 @@ def mvn_cdf(
 
     Batch dimensions broadcast. A covariance shared by the batch is not copied.
 
-    On CUDA tensors the call returns without waiting for the device. Captured into a graph
-    (torch.cuda.graph) it repeats its rounds on the device until every row is done, with about a sixth of
-    the launches; drivers before CUDA 12.4 have no loops in graphs, which then hold the launches of all
-    rounds, as a call without capture makes them.
+    On CUDA tensors the call returns without waiting for the device, but for up to a millisecond while that
+    is at work on the call: what is launched for rows that turn out to be done has nothing to do, and the
+    device has to pass it. Captured into a graph (torch.cuda.graph) it repeats its rounds on the device
+    until every row is done, with about a sixth of the launches; drivers before CUDA 12.4 have no loops in
+    graphs, which then hold the launches of all rounds, as a call without capture may make them.
     It decides and samples as on the CPU: under the same plan both give the same numbers to rounding,
     otherwise they agree within the sum of their errors. No warning is raised there, since that would
     wait: look at ``status``. With ``method="closed_form"`` a row that has none is NaN, with status

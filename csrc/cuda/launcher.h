@@ -34,7 +34,7 @@ class Launcher {
 
   template <class Body>
   void launch(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
-    if (notice_.is_seen()) return;
+    if (notice_.is_done()) return;
     allow_shared<Body>();
     if (error_ != cudaSuccess) return;
     if (loop_) {
@@ -54,13 +54,19 @@ class Launcher {
     return driver >= 12040;
   }
 
-  // Leaves out the launches that come after a kernel is seen to have told `ticket` at `notice`.
-  // That is null where it could not be seen, and where launches are captured: they would tell at
-  // every replay, whoever has the word then.
+  // Leaves out the launches that come after a kernel is seen to have told that all is done, by
+  // `ticket` at `notice` (kernels/told.h). That is null where it could not be seen, and where
+  // launches are captured: they would tell at every replay, whoever has the word then.
   void watch(uint64_t*& notice, uint64_t& ticket) {
     if (!is_captured() && error_ == cudaSuccess) notice_.open();
     notice = notice_.word();
     ticket = notice_.ticket();
+  }
+
+  // Waits, but not for long, until the round has begun, if the device is at work on the launches
+  // that are watched.
+  void follow(int32_t round) {
+    if (error_ == cudaSuccess) notice_.await(uint64_t(round) + 1);
   }
 
   // Calls launches(loop) once: the graph repeats them.
@@ -76,7 +82,7 @@ class Launcher {
   // For a body whose blocks wait for each other; `blocks` is at most what resident_together says.
   template <class Body>
   void launch_together(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
-    if (notice_.is_seen()) return;
+    if (notice_.is_done()) return;
     allow_shared<Body>();
     if (error_ != cudaSuccess) return;
     if (loop_) {

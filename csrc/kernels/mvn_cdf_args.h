@@ -109,8 +109,8 @@ struct MvnCdfArgs {
   int32_t launch_round;
   int32_t last_round;
   uint64_t loop = 0;  // the graph's handle of it, for the kernel that ends a pass
-  // Of the host's memory, where it looks for the ticket of the launches that it is making, which
-  // says that no row is left (tell_if_done); null: it does not look.
+  // Of the host's memory, where it looks for the ticket of the launches that it is making and what
+  // is told of them (told.h); null: it does not look.
   uint64_t* notice = nullptr;
   uint64_t ticket = 0;
 

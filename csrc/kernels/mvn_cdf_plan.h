@@ -14,6 +14,7 @@
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_next_pass.h"
 #include "kernels/mvn_cdf_planner.h"
+#include "kernels/mvn_cdf_work.h"
 
 namespace mvnrob::kernels {
 
@@ -35,6 +36,7 @@ struct MvnCdfPlan {
     Shared& shared = *dynamic_shared<Shared>();
     const Block<threads> block(shared.block);
     if (a.round() == 0 && blockIdx.x == gridDim.x - 1) {  // one more than the first launch's rows
+      if (block.thread() == 0) tell_begun(a);
       fill_generators(a, block);
       return;
     }

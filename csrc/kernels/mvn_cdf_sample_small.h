@@ -38,7 +38,7 @@ struct MvnCdfSampleSmall {
       size_t(kWarps) * kMaxSmallPivots * kTileSamples * sizeof(scalar_t);  // the most
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) tell_if_done(a);
+    if (blockIdx.x == 0 && threadIdx.x == 0) tell_round(a);
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
     const int pivots = a.n < kMaxSmallPivots ? a.n : kMaxSmallPivots;
     scalar_t* y = dynamic_shared<scalar_t>() + warp * pivots * kTileSamples + lane;

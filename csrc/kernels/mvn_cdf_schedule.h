@@ -1,14 +1,16 @@
 // The host's part of mvn_cdf on a device: how memory is laid out and which kernels run in which
-// order. Nothing here waits for the device, so a call can be captured into a graph.
+// order. Nothing here depends on what the device has done, so a call can be captured into a graph.
 //
 // Launcher gives: launch<Body>(blocks, shared_bytes, args); clear(pointer, bytes);
 // resident_blocks<Body>(shared_bytes), how many blocks the device holds at once; for a body whose
 // blocks wait for each other launch_together and resident_together, which is 0 where the device
 // cannot have that; repeats(), whether repeat(launches) can let the device itself repeat what
 // launches(loop) launches for as long as set_loop(loop, true) is the last word (device.h); and
-// watch(notice, ticket), which sets both for tell_host(notice, ticket) and from then on leaves out
-// the launches that it is asked for after it has seen that a kernel did. It sets null where the
-// launches are captured, since what a replay tells is nobody's, or where it cannot look.
+// watch(notice, ticket), which sets both for tell_host (told.h) and from then on leaves out the
+// launches that it is asked for after it has seen that all is done. It sets null where the launches
+// are captured, since what a replay tells is nobody's, or where it cannot look. follow(round),
+// after that, waits until that round has begun, if the device is known to be at work and not for
+// long.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -199,6 +201,10 @@ struct Workspace {
   }
 };
 
+// How many rounds the host launches before it follows the device: enough to keep that busy, and few
+// enough that it soon passes those that no row needs, some 15 us each.
+constexpr int32_t kRoundsAhead = 2;
+
 // What the planning kernel leaves to the whole grid.
 template <class scalar_t, class Launcher>
 void launch_grow(Launcher& launcher, const MvnCdfArgs& a, const Grids& grids) {
@@ -251,8 +257,10 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
   };
   a.last_round = max_rounds(a);
   launcher.clear(a.counters, size_t(counter_bytes(a)));
+  const bool repeats = a.last_round > 1 && launcher.repeats();
+  if (a.last_round > 1 && !repeats) launcher.watch(a.notice, a.ticket);
   advance(0, 1);  // with a block more, which fills the generators
-  if (a.last_round > 1 && launcher.repeats()) {
+  if (repeats) {
     launcher.repeat([&](uint64_t loop) {
       a.passes = reinterpret_cast<int32_t*>(a.counters + a.last_round + 2);
       integrate(0, true);
@@ -263,10 +271,10 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     });
     return;
   }
-  if (a.last_round > 1) launcher.watch(a.notice, a.ticket);
   for (int32_t round = 0; round < a.last_round; ++round) {
     // Rows are screened at first, or judged again, which deepening may find out later, or screened
     // again.
+    if (round >= kRoundsAhead) launcher.follow(round - kRoundsAhead);
     integrate(round, round < 2 || a.options.rel_tol > 0 || a.n > plan::kFullBelow);
     advance(round + 1);
   }

@@ -2,6 +2,7 @@
 // counters that run on until all is taken.
 #pragma once
 #include "kernels/mvn_cdf_data.h"
+#include "kernels/told.h"
 
 namespace mvnrob::kernels {
 
@@ -19,11 +20,18 @@ struct Stream {
   }
 };
 
-// One thread, of a kernel that comes after a round's planning: tells the host, where it looks,
-// whether all rows are done. No row is then in a list of this round either (RowPlanner::leave), so
+// One thread of the first kernel: tells the host, where it looks, that the device is at work.
+MVNROB_DEVICE void tell_begun(const MvnCdfArgs& a) {
+  if (a.notice) tell_host(a.notice, a.ticket + kBegun);
+}
+
+// One thread, of a kernel that comes after a round's planning: tells how many rounds have begun, or
+// that all rows are done. No row is then in a list of this round either (RowPlanner::leave), so
 // whatever may be launched from here on has nothing to do.
-MVNROB_DEVICE void tell_if_done(const MvnCdfArgs& a) {
-  if (a.notice && a.counters[a.round() + 1].active == 0) tell_host(a.notice, a.ticket);
+MVNROB_DEVICE void tell_round(const MvnCdfArgs& a) {
+  if (!a.notice) return;
+  const int32_t next = a.round() + 1;
+  tell_host(a.notice, a.ticket + (a.counters[next].active == 0 ? kAllDone : uint64_t(next)));
 }
 
 // The entry that an item belongs to: the last one whose base is not beyond it.

@@ -19,6 +19,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/told.h"
 #include "shim/grid.h"
 #include "shim/scheduler.h"
 
@@ -221,8 +222,14 @@ struct Launcher {
     notice = nullptr;
     if (is_captured || !host_lag) return;
     notice_ = notice = &word;
-    ticket_ = ticket = ++tickets;
+    ticket_ = ticket = kernels::kTold * ++tickets;
     late_ = 0;
+  }
+
+  // Launches are done when they have been made: kernels must have told so.
+  void follow(int32_t round) const {
+    if (notice_ != nullptr && *notice_ - ticket_ <= uint64_t(round))
+      throw std::runtime_error("round " + std::to_string(round) + " has not told that it began");
   }
 
   // A graph's loop: its launches are made once, the device repeats them with the same arguments.
@@ -234,7 +241,9 @@ struct Launcher {
   }
 
  private:
-  bool is_told() { return notice_ != nullptr && *notice_ == ticket_ && late_++ >= *host_lag; }
+  bool is_told() {
+    return notice_ != nullptr && *notice_ == ticket_ + kernels::kAllDone && late_++ >= *host_lag;
+  }
 
   const uint64_t* notice_ = nullptr;
   uint64_t ticket_ = 0;

@@ -1,5 +1,6 @@
 // What csrc/cuda remembers and sees of the host's memory, with CUDA's run-time library played by
 // the functions here. With an argument it has no memory to give.
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <thread>
@@ -51,6 +52,11 @@ namespace {
 
 using mvnrob::cuda::Notice;
 using mvnrob::cuda::Remembered;
+using mvnrob::kernels::kAllDone;
+using mvnrob::kernels::kBegun;
+using mvnrob::kernels::kTold;
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
 
 // Many threads at once: nothing is seen that no kernel told.
 void check_threads() {
@@ -61,7 +67,7 @@ void check_threads() {
         Notice notice;
         notice.open();
         require((notice.word() != nullptr) == has_memory, "a word where there is memory");
-        require(!notice.is_seen(), "nothing is seen");
+        require(!notice.is_done(), "nothing is seen");
       }
     });
   for (std::thread& thread : threads) thread.join();
@@ -72,18 +78,61 @@ void check_threads() {
 // Two that share a word are told apart, an older one's that comes late included.
 void check_tickets() {
   const Notice never;
-  require(!never.is_seen(), "nothing is seen before open()");
+  require(!never.is_done(), "nothing is seen before open()");
   Notice first, second;
   first.open();
   do second.open();
   while (second.word() != first.word());
   require(first.ticket() < second.ticket(), "tickets increase");
-  *first.word() = first.ticket();
-  require(first.is_seen() && !second.is_seen(), "the first is told");
-  *second.word() = second.ticket();
-  require(!first.is_seen() && second.is_seen(), "the second is told");
-  *first.word() = first.ticket();
-  require(first.is_seen() && !second.is_seen(), "the first is told late");
+  *first.word() = first.ticket() + kAllDone;
+  require(first.is_done() && !second.is_done(), "the first is told");
+  *second.word() = second.ticket() + kAllDone;
+  require(!first.is_done() && second.is_done(), "the second is told");
+  *first.word() = first.ticket() + kAllDone;
+  require(first.is_done() && !second.is_done(), "the first is told late");
+}
+
+// How long await() took.
+Clock::duration waited(Notice& notice, uint64_t rounds) {
+  const Clock::time_point start = Clock::now();
+  notice.await(rounds);
+  return Clock::now() - start;
+}
+
+// Only for a device that is at work on these launches, and a millisecond in all. Times are compared
+// from below: a busy machine may take longer at any place.
+void check_waiting() {
+  const auto patient = [](uint64_t told, uint64_t rounds) {
+    Notice notice;
+    notice.open();
+    if (told < kTold) *notice.word() = notice.ticket() + told;
+    return waited(notice, rounds) + waited(notice, rounds) >= microseconds(1000);
+  };
+  const auto ever = [&](uint64_t told, uint64_t rounds) {
+    for (int k = 0; k < 20; ++k)
+      if (!patient(told, rounds)) return false;
+    return true;
+  };
+  require(!ever(kTold, 1), "no wait where nothing was told");
+  require(!ever(3, 3) && !ever(4, 3) && !ever(kAllDone, 3), "no wait for what was told");
+  require(ever(kBegun, 1) && ever(2, 3), "a wait for what comes next");
+  Notice notice;
+  notice.open();
+  *notice.word() = notice.ticket() + kBegun;
+  waited(notice, 1);
+  for (int k = 0;; ++k) {
+    if (waited(notice, 1) < microseconds(500)) break;
+    require(k < 20, "patience ends");
+  }
+  notice.open();
+  const Notice other = notice;
+  uint64_t* const word = notice.word();
+  std::thread device([&] {
+    *static_cast<volatile uint64_t*>(word) = other.ticket() + kBegun;
+    *static_cast<volatile uint64_t*>(word) = other.ticket() + kAllDone;
+  });
+  while (!notice.is_done()) notice.await(5);
+  device.join();
 }
 
 void check_remembered() {
@@ -118,5 +167,6 @@ int main(int count, char**) {
   has_memory = count < 2;
   check_threads();
   if (has_memory) check_tickets();
+  if (has_memory) check_waiting();
   check_remembered();
 }
