@@ -1,6 +1,6 @@
 // The end of a pass of a captured graph's loop over the rounds of mvn_cdf: counts it, and lets the
 // loop go on while rows are not done. The last round leaves none. The last block of the pass's plan
-// does it, or where a grid goes on with that plan (mvn_cdf_grow.h) a kernel of its own.
+// does it, or where a grid may go on with that plan (mvn_cdf_grow.h) a kernel of its own.
 //
 // Mapping: one thread. Limiter: the launch.
 #pragma once

@@ -23,6 +23,8 @@ struct MvnCdfPlan {
   using Args = MvnCdfArgs;
   static constexpr int kThreads = threads;
   static constexpr int kResidentBlocks = 384 / threads;
+  // Of a graph's loop. Not where a grid may go on, nor for rows that take milliseconds.
+  static constexpr bool kEndsPass = threads < kGrowThreads;
 
   struct Shared : TrailingShared<threads> {
     typename Block<threads>::Shared block;
@@ -58,7 +60,8 @@ struct MvnCdfPlan {
       if (block.thread() == 0) shared.at += blocks(a);
       block.sync();
     }
-    if (a.loop != 0 && block.thread() == 0) end_plan(a);
+    if constexpr (kEndsPass)
+      if (a.loop != 0 && block.thread() == 0) end_plan(a);
   }
 
  private:

@@ -264,10 +264,9 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     launcher.repeat([&](uint64_t loop) {
       a.passes = reinterpret_cast<int32_t*>(a.counters + a.last_round + 2);
       integrate(0, true);
-      a.loop = grids.grow > 0 ? 0 : loop;  // the plan ends the pass
-      advance(1);
       a.loop = loop;
-      if (grids.grow > 0) launcher.template launch<MvnCdfNextPass>(1, 0, a);
+      advance(1);
+      if (!Plan::kEndsPass) launcher.template launch<MvnCdfNextPass>(1, 0, a);
     });
     return;
   }
