@@ -1,6 +1,6 @@
 """The factor of a large row by a whole grid (csrc/kernels/mvn_cdf_grow.h), and by panels of its
-columns (mvn_cdf_trailing.h), on csrc/shim: every number is the one that a single block comes to
-column by column, to the bit.
+columns (mvn_cdf_trailing.h), stretch by stretch (mvn_cdf_stretch.h), on csrc/shim: every number is the one
+that a single block comes to column by column, to the bit.
 
 The shim's grids are asked to make whatever they can; their blocks have 256 threads, so only rows of
 more variables are theirs. tests/native/shim_mvn_cdf_cases.h has some under the sanitizers.
@@ -17,6 +17,9 @@ from mvnrob import Status
 sys.path.insert(0, str(Path(__file__).parent / "native"))
 import native_build
 
+# Of a block. For 290 variables that is room for 75 columns and for 20.
+DEVICE_SHARED = (56_000, 232_448)
+
 
 @pytest.fixture(scope="module")
 def shim():
@@ -29,11 +32,13 @@ def bits(fields):
 
 
 def by_block_and_grid(shim, call, blocks=(3,)):
-    """What ``call(together)`` gives by one block, column by column; with panels, and by a grid of any
-    size, it must give the same."""
+    """What ``call(together)`` gives by one block, column by column; in stretches, whatever shared
+    memory there is for them, with panels, and by a grid of any size, it must give the same."""
     before = shim.grown()
     alone = call(-1)
-    assert bits(call(0)) == bits(alone)
+    for shared in DEVICE_SHARED:
+        shim.set_device_shared(shared)
+        assert bits(call(0)) == bits(alone), shared
     assert shim.grown() == before
     for together in blocks:
         assert bits(call(together)) == bits(alone), together
@@ -138,6 +143,25 @@ def test_forced_orders(shim, pivots):
 
     (sums,) = by_block_and_grid(shim, call, blocks=(1, 2, 5))
     assert np.isfinite(sums[0]).all() and np.isnan(sums[1]).all() == (pivots > 1)
+
+
+def test_the_order_of_the_input(shim):
+    """Of all variables as they stand: entries above the diagonal are not made."""
+    upper, cov, _ = covariances(270, 5)
+    cov = cov[:2].copy()
+    cov[0][np.tril_indices(270, -1)] *= 1 + 1e-13  # a pivot's row is what is read
+    order = np.arange(270)[None].repeat(2, 0)
+
+    def call(together):
+        return [
+            shim.mvn_cdf_sums(
+                upper[:2], cov, None, np.arange(2), order, 64, "float32", "lattice",
+                together=together,
+            )
+        ]  # fmt: skip
+
+    (sums,) = by_block_and_grid(shim, call, blocks=(1, 3))
+    assert np.isfinite(sums[0]).all() and np.isnan(sums[1]).all()
 
 
 def test_slopes(shim):

@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -107,6 +108,18 @@ class Launcher {
     if (error_ == cudaSuccess) keep(cudaMemsetAsync(pointer, 0, bytes, stream_));
   }
 
+  // The most shared memory that a body has use for and the device has for a block.
+  template <class Body>
+  size_t most_shared() {
+    if constexpr (kMostShared<Body> > 48 * 1024) {
+      int has = 0;
+      if (error_ == cudaSuccess)
+        keep(device_attribute<cudaDevAttrMaxSharedMemoryPerBlockOptin>(device_, has));
+      return std::min(kMostShared<Body>, size_t(has));
+    }
+    return kMostShared<Body>;
+  }
+
   // Blocks that the device holds at once.
   template <class Body>
   int64_t resident_blocks(size_t shared_bytes) {
@@ -144,9 +157,10 @@ class Launcher {
     if constexpr (kMostShared<Body> > 48 * 1024) {
       static Remembered remembered;
       uint32_t most = 0;
+      const size_t bytes = most_shared<Body>();
       if (error_ == cudaSuccess)
-        keep(remembered.get(device_, 0, most, [](uint32_t& allowed) {
-          allowed = uint32_t(kMostShared<Body>);
+        keep(remembered.get(device_, 0, most, [&](uint32_t& allowed) {
+          allowed = uint32_t(bytes);
           return cudaFuncSetAttribute(kernel<Body>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       int(allowed));
         }));

@@ -86,6 +86,9 @@ struct MvnCdfArgs {
   // cores (mvn_cdf_data.h), and whether it has float64 ones worth the name (tensor.h).
   int32_t tensor_pivots;
   bool double_tensor;
+  // Bytes of a planning block's shared memory, which the launches set where it is 0. Negative: they
+  // are for no columns (mvn_cdf_stretch.h).
+  int32_t factor_shared = 0;
 
   RowLayout layout;
   unsigned char* memory;  // rows * layout.bytes

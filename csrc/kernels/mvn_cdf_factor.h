@@ -7,21 +7,18 @@
 // the choice of the next pivot needs only the running means and variances. Of a large row a panel
 // of columns is subtracted from all entries to come (mvn_cdf_trailing.h), so that a new column
 // reads those of its panel only. Each entry is the same chain of multiply-adds, fma() by name, and
-// the same number. Where a factor of the covariance is given, its rows are orthogonalised
-// (Gram-Schmidt, twice for every pivot), a thread for each row, read as they are.
+// the same number. A block with rows enough makes a stretch of columns at a time
+// (mvn_cdf_stretch.h), which are the same too. Where a factor of the covariance is given, its rows
+// are orthogonalised (Gram-Schmidt, twice for every pivot), a thread for each row, read as they
+// are.
 #pragma once
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
+#include "kernels/mvn_cdf_stretch.h"
 #include "kernels/mvn_cdf_trailing.h"
 #include "plan/ordering.h"
 
 namespace mvnrob::kernels {
-
-enum FactorFinding : unsigned { kExhausts = 1, kNegative = 2, kNotANumber = 4 };
-
-MVNROB_DEVICE_ONCE double mean_of_pivot(double lower, double upper) {
-  return plan::truncated_mean(lower, upper);
-}
 
 template <class scalar_t, class Team>
 class FactorKernel {
@@ -40,7 +37,7 @@ class FactorKernel {
   // Adds pivots until there are plan.target or none is left, and asks the plan what is next.
   MVNROB_DEVICE_FN void advance() {
     const Status failure = grow(s_.plan.target);
-    if (team_.thread() == 0) settle(failure);
+    if (thread() == 0) settle(failure);
     team_.sync();
   }
 
@@ -50,9 +47,23 @@ class FactorKernel {
   MVNROB_DEVICE_FN Status grow(int target) {
     Status failure = Status::converged;
     int pivots = s_.facts.pivots, live = s_.live;
-    trailing_.resume(pivots == 0 ? 0 : s_.trailing);
+    trailing_.resume(pivots, pivots == 0 ? 0 : s_.trailing);
     while (pivots < target && live > 0) {
-      trailing_.advance(pivots, live < target - pivots ? live : target - pivots);
+      const int left = live < target - pivots ? live : target - pivots;
+      trailing_.advance(pivots, left);
+      if constexpr (kStretches) {
+        StretchMaker<scalar_t, Team> maker(a_, row_, team_, s_, size_, trailing_.subtracted());
+        if (maker.fits(pivots)) {
+          const Stretch made = maker.make(pivots, left);
+          failure = made.failure;
+          pivots += made.columns;
+          live -= made.columns + made.retired;
+          if (made.retired > 0 && thread() == 0)
+            s_.facts.neglected = math::max(made.largest, s_.facts.neglected);
+          if (failure != Status::converged || made.ends) break;
+          continue;
+        }
+      }
       const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
       if (wanted < -1) break;
       const int chosen = wanted >= 0 ? find(pivots, wanted) : choose(pivots);
@@ -73,7 +84,7 @@ class FactorKernel {
       if (full || (found & kExhausts)) {
         double largest = 0;
         live -= retire(pivots, full, largest);
-        if (team_.thread() == 0) s_.facts.neglected = math::max(largest, s_.facts.neglected);
+        if (thread() == 0) s_.facts.neglected = math::max(largest, s_.facts.neglected);
       }
     }
     const bool grew = pivots > s_.facts.pivots;
@@ -82,7 +93,7 @@ class FactorKernel {
       const unsigned found = check_rest(pivots);
       if (found) failure = found & kNotANumber ? Status::nan : Status::indefinite;
     }
-    if (team_.thread() == 0) {
+    if (thread() == 0) {
       s_.live = live;
       s_.trailing = trailing_.subtracted();
       s_.facts.pivots = pivots;
@@ -96,6 +107,17 @@ class FactorKernel {
   // once: it has few others beside it, which would hide how long each takes.
   static constexpr int kMostRows = Team::kIsGrid || Team::kThreads < kGrowThreads ? 1 : 4;
   static constexpr int kLoads = 16;
+#if defined(__CUDA_ARCH__)
+  // The code of other architectures would have to spill.
+  static constexpr bool kHasRegisters = __CUDA_ARCH__ == 900;
+#else
+  static constexpr bool kHasRegisters = true;
+#endif
+  static constexpr bool kStretches =
+      kHasRegisters && !Team::kIsGrid && Team::kThreads == kGrowThreads;
+
+  // What follows from it is computed where it is used: mvn_cdf_stretch.h wants the registers.
+  MVNROB_DEVICE int thread() const { return anew(team_.thread()); }
 
   MVNROB_DEVICE void settle(Status failure) {
     if (failure == Status::converged) {
@@ -124,7 +146,7 @@ class FactorKernel {
 
   template <int rows>
   MVNROB_DEVICE void find_least(int begin, Placed& best) const {
-    for (int i = begin + team_.thread(); i < size_; i += rows * team_.size()) {
+    for (int i = begin + thread(); i < size_; i += rows * team_.size()) {
       int32_t variable[rows];
       double key[rows];
       MVNROB_UNROLL
@@ -148,7 +170,7 @@ class FactorKernel {
   // The row of the variable that the forced order names; -1 when it has left.
   MVNROB_DEVICE_FN int find(int begin, int64_t wanted) const {
     Indexed best{0, INT_MAX};
-    for (int i = begin + team_.thread(); i < size_; i += team_.size())
+    for (int i = begin + thread(); i < size_; i += team_.size())
       if (m_.variable()[i] == wanted && m_.group()[i] < 0) best.index = i;
     best = team_.first(best);
     return best.index == INT_MAX ? -1 : best.index;
@@ -164,7 +186,7 @@ class FactorKernel {
   // Exchanges two rows and copies the upper one's part of the factor to the scratch.
   MVNROB_DEVICE_FN void swap(int from, int to) {
     if (from != to) {  // an array for each of the first threads, all under way at once
-      const int k = team_.thread();
+      const int k = thread();
       double* const numbers = k == 0   ? m_.inverse_sd()
                               : k == 1 ? m_.upper()
                               : k == 2 ? m_.lower()
@@ -176,7 +198,7 @@ class FactorKernel {
       if (k < 2) exchange(k == 0 ? m_.variable() : m_.group(), from, to);
     }
     constexpr int kAhead = 4;  // columns whose loads are under way at once
-    for (int first = team_.thread(); first < to; first += kAhead * team_.size()) {
+    for (int first = thread(); first < to; first += kAhead * team_.size()) {
       double own[kAhead], other[kAhead];
       MVNROB_UNROLL
       for (int k = 0; k < kAhead; ++k) {
@@ -225,7 +247,7 @@ class FactorKernel {
       fill_column<kMostRows>(column, found);
     else
       fill_column<1>(column, found);
-    if (team_.thread() == 0) column.entries[j] = d;
+    if (thread() == 0) column.entries[j] = d;
     return team_.any_bits(found);
   }
 
@@ -233,7 +255,7 @@ class FactorKernel {
   MVNROB_DEVICE void fill_column(const Column& column, unsigned& found) {
     const bool factored = a_.is_factor();
     const int stride = team_.size();
-    for (int i = column.pivot + 1 + team_.thread(); i < size_; i += rows * stride) {
+    for (int i = column.pivot + 1 + thread(); i < size_; i += rows * stride) {
       double c[rows];
       if (factored) {
         MVNROB_UNROLL
@@ -341,21 +363,21 @@ class FactorKernel {
     double* q = m_.directions() + int64_t(j) * columns;
     const double scale = m_.inverse_sd()[j];
     const int32_t variable = m_.variable()[j];
-    for (int k = team_.thread(); k < columns; k += team_.size()) {
+    for (int k = thread(); k < columns; k += team_.size()) {
       double x = a_.stored(row_, variable, k) * scale;
       for (int l = 0; l < j; ++l) x -= m_.scratch()[l] * m_.directions()[int64_t(l) * columns + k];
       q[k] = x;
     }
     team_.sync();
     // What rounding has left of them.
-    for (int l = team_.thread(); l < j; l += team_.size()) {
+    for (int l = thread(); l < j; l += team_.size()) {
       const double* before = m_.directions() + int64_t(l) * columns;
       double c = 0;
       for (int k = 0; k < columns; ++k) c += q[k] * before[k];
       m_.rest()[l] = c;
     }
     team_.sync();
-    for (int k = team_.thread(); k < columns; k += team_.size()) {
+    for (int k = thread(); k < columns; k += team_.size()) {
       double x = q[k];
       for (int l = 0; l < j; ++l) x -= m_.rest()[l] * m_.directions()[int64_t(l) * columns + k];
       q[k] = x;
@@ -366,7 +388,7 @@ class FactorKernel {
     for (int k = block.thread(); k < columns; k += block.size()) square += q[k] * q[k];
     const double length = ::sqrt(block.sum(square)), inverse = 1 / length;
     team_.sync();  // all have read
-    for (int k = team_.thread(); k < columns; k += team_.size()) q[k] *= inverse;
+    for (int k = thread(); k < columns; k += team_.size()) q[k] *= inverse;
     team_.sync();
     return length;
   }
@@ -397,7 +419,7 @@ class FactorKernel {
   // variance among them.
   MVNROB_DEVICE_FN int retire(int pivots, bool full, double& largest) {
     int count = 0;
-    for (int i = pivots + team_.thread(); i < size_; i += team_.size()) {
+    for (int i = pivots + thread(); i < size_; i += team_.size()) {
       if (m_.group()[i] >= 0) continue;
       if (!full && !plan::is_zero_variance(m_.variance()[i], m_.variance_error()[i])) continue;
       m_.group()[i] = pivots - 1;
@@ -411,7 +433,7 @@ class FactorKernel {
   // Rows without variance must have none together.
   MVNROB_DEVICE_FN unsigned check_rest(int pivots) {
     const auto sign = [&](int i) { return plan::sign_of(m_.variable()[i]); };
-    for (int l = team_.thread(); l < pivots; l += team_.size()) {
+    for (int l = thread(); l < pivots; l += team_.size()) {
       const double* column = m_.factor() + int64_t(l) * size_;
       double sum = 0;
       for (int i = pivots; i < size_; ++i) sum += column[i] * sign(i);
@@ -424,7 +446,7 @@ class FactorKernel {
     sum_of_errors = block.sum(sum_of_errors);
     team_.sync();
     unsigned found = 0;
-    for (int i = pivots + team_.thread(); i < size_; i += team_.size()) {
+    for (int i = pivots + thread(); i < size_; i += team_.size()) {
       double rest = 0;
       for (int j = pivots; j < size_; ++j)
         rest += a_.stored(row_, m_.variable()[j], m_.variable()[i]) * m_.inverse_sd()[j] * sign(j);

@@ -19,12 +19,13 @@ struct MvnCdfGrow {
   static constexpr int kThreads = kGrowThreads;
   static constexpr int kResidentBlocks = 1;
   using Team = Grid<kThreads>;
-  struct Shared : TrailingShared<kThreads> {
+  struct Shared {
     typename Block<kThreads>::Shared block;
     ScreenShared screen;
     unsigned done;  // rows
   };
-  static constexpr size_t kSharedBytes = sizeof(Shared);
+  static constexpr size_t kSharedBytes = least_factor_shared(kThreads, sizeof(Shared));
+  static_assert(sizeof(Shared) <= kFactorReserve);
 
   static MVNROB_DEVICE void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();

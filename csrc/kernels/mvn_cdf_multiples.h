@@ -113,20 +113,23 @@ class Multiples {
   MVNROB_DEVICE_FN int32_t first_like(int32_t i, const double* marks, double& rest) const {
     const double tolerance = plan::tolerance_of_marks(entry_error_, double(a_.factor_columns)),
                  own = marks[i];
-    // Several at a time, whose loads are then under way together: hardly any are near.
-    constexpr int kAtOnce = 8;
-    for (int32_t first = 0; first < i; first += kAtOnce) {
-      double mark[kAtOnce];
-      MVNROB_UNROLL
-      for (int e = 0; e < kAtOnce; ++e) mark[e] = marks[first + e < i ? first + e : i];
+    constexpr int kAhead = 16;  // marks whose loads are under way at once; hardly any is near
+    int32_t k = 0;
+    for (; k + kAhead <= i; k += kAhead) {
+      double other[kAhead];
       bool near = false;
       MVNROB_UNROLL
-      for (int e = 0; e < kAtOnce; ++e) near |= first + e < i && ::fabs(mark[e] - own) <= tolerance;
+      for (int m = 0; m < kAhead; ++m) other[m] = marks[k + m];
+      MVNROB_UNROLL
+      for (int m = 0; m < kAhead; ++m) near |= ::fabs(other[m] - own) <= tolerance;
       if (!near) continue;
-      const int32_t end = first + kAtOnce < i ? first + kAtOnce : i;
-      for (int32_t k = first; k < end; ++k)
-        if (::fabs(marks[k] - own) <= tolerance && is_multiple(k, i, rest)) return k;
+      MVNROB_ROLLED
+      for (int m = 0; m < kAhead; ++m)
+        if (::fabs(marks[k + m] - own) <= tolerance && is_multiple(k + m, i, rest)) return k + m;
     }
+    MVNROB_ROLLED
+    for (; k < i; ++k)
+      if (::fabs(marks[k] - own) <= tolerance && is_multiple(k, i, rest)) return k;
     return i;
   }
 

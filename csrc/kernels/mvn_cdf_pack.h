@@ -28,10 +28,10 @@ class Packer {
     place_blocks();
     fill_sampled();
     fill_completion();
-    for (int e = team_.thread(); e < kShifts * pivots_; e += team_.size())
+    for (int e = thread(); e < kShifts * pivots_; e += team_.size())
       m_.shifts()[e] =
           math::hash_shift(uint64_t(a_.seed[row_]), uint32_t(e / pivots_), uint32_t(e % pivots_));
-    for (int e = team_.thread(); e < kShifts; e += team_.size()) m_.totals()[e] = {0, 0, 0, 0, 0};
+    for (int e = thread(); e < kShifts; e += team_.size()) m_.totals()[e] = {0, 0, 0, 0, 0};
     team_.sync();
   }
 
@@ -39,14 +39,13 @@ class Packer {
   // row_of and pivot_of: the pivots, each followed by its group.
   MVNROB_DEVICE_FN void order_sampled() {
     if (sampled_ == pivots_) {
-      for (int j = team_.thread(); j < pivots_; j += team_.size())
-        m_.row_of()[j] = m_.pivot_of()[j] = j;
+      for (int j = thread(); j < pivots_; j += team_.size()) m_.row_of()[j] = m_.pivot_of()[j] = j;
       team_.sync();
       return;
     }
     int start = 0;  // of this round's first pivot
     for (int first = 0; first < pivots_; first += team_.size()) {
-      const int j = first + team_.thread();
+      const int j = first + thread();
       int members = 0;
       if (j < pivots_)
         for (int i = pivots_; i < size_; ++i) members += m_.group()[i] == j;
@@ -74,11 +73,14 @@ class Packer {
     }
   }
 
+  // What follows from it is computed where it is used: the factor wants the registers.
+  MVNROB_DEVICE int thread() const { return anew(team_.thread()); }
+
   // Pivots closed before sampled row r.
   MVNROB_DEVICE int known_at(int r) const { return r < sampled_ ? m_.pivot_of()[r] : pivots_; }
 
   MVNROB_DEVICE_FN void place_blocks() {
-    if (team_.thread() == 0) {
+    if (thread() == 0) {
       const bool outer = rows_ == kInnerRows;
       int64_t coef = 0;
       int blocks = 0, outers = 0;
@@ -134,7 +136,7 @@ class Packer {
 
   MVNROB_DEVICE_FN void fill_sampled() {
     // Limits. Dividing by a negative coefficient exchanges them.
-    for (int r = team_.thread(); r < padded_sampled(); r += team_.size()) {
+    for (int r = thread(); r < padded_sampled(); r += team_.size()) {
       ProgramRow<scalar_t> out{scalar_t(HUGE_VAL), scalar_t(-HUGE_VAL), 0};
       if (r < sampled_) {
         const int pivot = m_.pivot_of()[r];
@@ -166,7 +168,7 @@ class Packer {
       const int first = b * rows_;
       fill_panel(block.coef, first, rows_, block.base, block.known);
       scalar_t* triangle = m_.coef() + block.coef + int64_t(block.known - block.base) * rows_;
-      for (int e = team_.thread(); e < rows_ * rows_; e += team_.size()) {
+      for (int e = thread(); e < rows_ * rows_; e += team_.size()) {
         const int closing = e / rows_, r = closing + 1 + e % rows_;
         const bool within = first + closing < sampled_ && r < rows_;
         triangle[e] = within ? coefficient(first + r, m_.pivot_of()[first + closing]) : scalar_t(0);
@@ -176,7 +178,7 @@ class Packer {
 
   MVNROB_DEVICE void fill_panel(int64_t coef, int first, int rows, int base, int known) {
     scalar_t* panel = m_.coef() + coef;
-    for (int e = team_.thread(); e < (known - base) * rows; e += team_.size())
+    for (int e = thread(); e < (known - base) * rows; e += team_.size())
       panel[e] = coefficient(first + e % rows, base + e / rows);
   }
 
@@ -194,7 +196,7 @@ class Packer {
   template <class Coefficient>
   MVNROB_DEVICE_FN void fill_fragments(int64_t coef, int known, const Coefficient& coefficient) {
     scalar_t* panel = m_.coef() + coef;
-    for (int e = team_.thread(); e < fragments::panel_size(known); e += team_.size()) {
+    for (int e = thread(); e < fragments::panel_size(known); e += team_.size()) {
       const int r = e % kPanelRows, l = e / kPanelRows;
       panel[fragments::panel_place(r, l)] = l < known ? scalar_t(coefficient(r, l)) : scalar_t(0);
     }
@@ -206,10 +208,9 @@ class Packer {
                                     const Coefficient& coefficient) {
     auto* panel = reinterpret_cast<float*>(m_.coef() + coef);
     auto* words = reinterpret_cast<uint32_t*>(panel + kPanelRows);
-    for (int r = team_.thread(); r < kPanelRows; r += team_.size())
+    for (int r = thread(); r < kPanelRows; r += team_.size())
       panel[r] = PanelScale(divisor(r)).inverse;
-    for (int e = team_.thread(); e < slabs_of(known) * (kSlab / 2) * kPanelRows;
-         e += team_.size()) {
+    for (int e = thread(); e < slabs_of(known) * (kSlab / 2) * kPanelRows; e += team_.size()) {
       const int r = e % kPanelRows, l = e / kPanelRows * 2;
       const float scale = PanelScale(divisor(r)).scale;
       uint32_t* word = words + panel_word(r, l / 2);
@@ -225,7 +226,7 @@ class Packer {
     scalar_t* coefs = m_.coef() + s_.program.completion_coef;
     int placed = 0;
     for (int first = pivots_; first < size_; first += team_.size()) {
-      const int i = first + team_.thread();
+      const int i = first + thread();
       const bool live = i < size_ && m_.group()[i] < 0;
       int total = 0;
       const int r = placed + team_.rank(live, total);
@@ -240,7 +241,7 @@ class Packer {
       scalar_t* panel = coefs + int64_t(r / unit) * unit * pivots_ + r % unit;
       for (int l = 0; l < pivots_; ++l) panel[int64_t(l) * unit] = scalar_t(-entry(i, l) / sd);
     }
-    for (int r = placed + team_.thread(); r < padded; r += team_.size()) {
+    for (int r = placed + thread(); r < padded; r += team_.size()) {
       rows[r] = {scalar_t(HUGE_VAL), scalar_t(-HUGE_VAL), 0};
       if (tensor()) continue;
       scalar_t* panel = coefs + int64_t(r / unit) * unit * pivots_ + r % unit;

@@ -59,14 +59,16 @@ struct PathwiseWorkspace {
 };
 
 template <class scalar_t, int plan_threads, class Launcher>
-void launch_pathwise(Launcher& launcher, const MvnCdfPathwiseArgs& a, const PathwiseGrids& grids) {
+void launch_pathwise(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseGrids& grids) {
   using Plan = MvnCdfPlan<scalar_t, plan_threads>;
   using Sample = MvnCdfPathwise<scalar_t, false>;
   using Pull = MvnCdfPathwisePull<scalar_t>;
-  const int64_t resident = launcher.template resident_blocks<Plan>(Plan::kSharedBytes);
+  const size_t plan_bytes = launcher.template most_shared<Plan>();
+  if (a.plan.factor_shared == 0) a.plan.factor_shared = int32_t(plan_bytes);
+  const int64_t resident = launcher.template resident_blocks<Plan>(plan_bytes);
   const auto blocks = unsigned(std::max<int64_t>(1, std::min(a.plan.rows, resident)));
   // One block more, which fills the generators.
-  launcher.template launch<Plan>(blocks + 1, Plan::kSharedBytes, a.plan);
+  launcher.template launch<Plan>(blocks + 1, plan_bytes, a.plan);
   launch_grow<scalar_t>(launcher, a.plan, grids.plan);
   if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
     using Tilted = MvnCdfPathwise<scalar_t, true>;

@@ -8,8 +8,10 @@
 // of 999. Most of it was waiting: compiled apart from their arguments, these kernels looked up
 // where an array lies before each access, and edge tiles of a panel went column by column.
 // Hence run() and what it calls is one piece, which finds its arguments in constant memory.
-// Predicted now, a row of 999 variables, of which a multiprocessor has one: 3 ms of multiply-adds
-// and 4 of waiting, within some 11 for which memory is busy: 80 to 110 us a row.
+// Measured then: 155 us a row of 999, 20 us a pivot; the first 16 pivots, chosen, took 11 us each,
+// nearly all of it a chain of dependent operations and barriers. Hence stretches of columns
+// (mvn_cdf_stretch.h). Predicted with them, by a count of that chain: 1.5 to 2.5 us a pivot, and 60
+// to 80 us a row of 999 whose order is given.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_next_pass.h"
@@ -26,13 +28,14 @@ struct MvnCdfPlan {
   // Of a graph's loop. Not where a grid may go on, nor for rows that take milliseconds.
   static constexpr bool kEndsPass = threads < kGrowThreads;
 
-  struct Shared : TrailingShared<threads> {
+  struct Shared {
     typename Block<threads>::Shared block;
     ScreenShared screen;
     RowState state;
     int64_t at;  // of the rows
   };
-  static constexpr size_t kSharedBytes = sizeof(Shared);
+  static constexpr size_t kSharedBytes = most_factor_shared(threads, sizeof(Shared));
+  static_assert(threads != kGrowThreads || sizeof(Shared) <= kFactorReserve);
 
   static MVNROB_DEVICE void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();

@@ -2,7 +2,8 @@
 // order. Nothing here depends on what the device has done, so a call can be captured into a graph.
 //
 // Launcher gives: launch<Body>(blocks, shared_bytes, args); clear(pointer, bytes);
-// resident_blocks<Body>(shared_bytes), how many blocks the device holds at once; for a body whose
+// most_shared<Body>(), the most shared memory that a body has use for and the device has for a
+// block; resident_blocks<Body>(shared_bytes), how many blocks it holds at once; for a body whose
 // blocks wait for each other launch_together and resident_together, which is 0 where the device
 // cannot have that; repeats(), whether repeat(launches) can let the device itself repeat what
 // launches(loop) launches for as long as set_loop(loop, true) is the last word (device.h); and
@@ -226,8 +227,9 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     return unsigned(std::max<int64_t>(1, std::min(wanted, resident)));
   };
   const size_t small_bytes = Small::shared_bytes(a.n);
-  const unsigned plan_blocks =
-      blocks(a.rows, launcher.template resident_blocks<Plan>(Plan::kSharedBytes));
+  const size_t plan_bytes = launcher.template most_shared<Plan>();
+  if (a.factor_shared == 0) a.factor_shared = int32_t(plan_bytes);
+  const unsigned plan_blocks = blocks(a.rows, launcher.template resident_blocks<Plan>(plan_bytes));
   const unsigned closed_blocks = blocks((a.rows + ClosedForm::kThreads - 1) / ClosedForm::kThreads,
                                         launcher.template resident_blocks<ClosedForm>(0));
   const unsigned factored_blocks =
@@ -236,7 +238,7 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
                                        launcher.template resident_blocks<Small>(small_bytes));
   const auto advance = [&](int32_t round, unsigned more = 0) {
     a.launch_round = round;
-    launcher.template launch<Plan>(plan_blocks + more, Plan::kSharedBytes, a);
+    launcher.template launch<Plan>(plan_blocks + more, plan_bytes, a);
     launch_grow<scalar_t>(launcher, a, grids);
   };
   // `screens`: whether rows may have been screened in this round, where they meet closed forms.

@@ -23,22 +23,31 @@ constexpr int kPanel = 64;  // columns
 // number, and costs as much again in arithmetic, for each of their squares.
 MVNROB_HD bool pays_to_subtract(int size, int j, int left) { return left > (size - j) / 16; }
 
-// What comes first in the shared memory of a block of so many threads that makes factors. Smaller
-// rows subtract no panels.
-template <int threads>
-struct TrailingShared {};
-template <>
-struct TrailingShared<kGrowThreads> {
+// The shared memory of a block of kGrowThreads that makes factors: so much for what else its kernel
+// has there, then this, or what mvn_cdf_stretch.h lays over it. Smaller rows subtract no panels.
+constexpr int kFactorReserve = 4096;
+struct TrailingShared {
   static constexpr int kTile = 128, kSlab = 8, kStages = 3;
   alignas(16) double rows[kStages][kSlab][kTile], columns[kStages][kSlab][kTile];
 };
+MVNROB_DEVICE unsigned char* factor_shared() {
+  return dynamic_shared<unsigned char>() + kFactorReserve;
+}
+// Bytes at least, and what is of use at most: all of a multiprocessor's. `own`: of what else the
+// kernel has.
+constexpr size_t least_factor_shared(int threads, size_t own) {
+  return threads == kGrowThreads ? kFactorReserve + sizeof(TrailingShared) : own;
+}
+constexpr size_t most_factor_shared(int threads, size_t own) {
+  return threads == kGrowThreads ? 227 * 1024 : own;
+}
 
 // Blocks for smaller rows have none.
 template <class scalar_t, class Team, bool = Team::kThreads == kGrowThreads>
 class TrailingEntries {
  public:
   MVNROB_DEVICE TrailingEntries(const MvnCdfArgs&, int64_t, const Team&, int) {}
-  MVNROB_DEVICE void resume(int) {}
+  MVNROB_DEVICE void resume(int, int) {}
   MVNROB_DEVICE int subtracted() const { return 0; }
   MVNROB_DEVICE void advance(int, int) {}
   struct Entry {};
@@ -52,8 +61,16 @@ class TrailingEntries<scalar_t, Team, true> {
   MVNROB_DEVICE TrailingEntries(const MvnCdfArgs& a, int64_t row, const Team& team, int size)
       : a_(a), row_(row), team_(team), m_(a, row), size_(size) {}
 
-  // Of how many columns an earlier call has left these entries.
-  MVNROB_DEVICE void resume(int subtracted) { subtracted_ = subtracted; }
+  // Of how many columns an earlier call, which made `pivots` of them, has left these entries.
+  // Where all rows are to be pivots as they stand, none above the diagonal is read again, nor made.
+  MVNROB_DEVICE_FN void resume(int pivots, int subtracted) {
+    subtracted_ = subtracted;
+    if (!a_.order || a_.columns_only || a_.n_order < size_) return;
+    unsigned moves = 0;
+    for (int i = pivots + team_.thread(); i < size_; i += team_.size())
+      moves |= a_.order[row_ * a_.n_order + i] != m_.variable()[i];
+    lower_only_ = team_.any_bits(moves) == 0;
+  }
 
   // How many columns are subtracted; where none is the entries are not there, but in the input.
   MVNROB_DEVICE int subtracted() const { return subtracted_; }
@@ -67,6 +84,7 @@ class TrailingEntries<scalar_t, Team, true> {
     for (int t = first_of_block();; t += blocks()) {
       const int tiles = (int(anew(size_ - j)) + kTile - 1) / kTile;
       if (t >= tiles * tiles) break;
+      if (lower_only_ && t % tiles < t / tiles) continue;
       subtract_from_tile(j, j + t % tiles * kTile, j + t / tiles * kTile);
     }
     subtracted_ = j;
@@ -94,7 +112,7 @@ class TrailingEntries<scalar_t, Team, true> {
   }
 
  private:
-  using Shared = TrailingShared<Team::kThreads>;
+  using Shared = TrailingShared;
   static constexpr int kTile = Shared::kTile, kSlab = Shared::kSlab, kStages = Shared::kStages;
   static constexpr int kSide = 16, kEach = kTile / kSide;  // threads a side, entries of each
 
@@ -107,29 +125,43 @@ class TrailingEntries<scalar_t, Team, true> {
 
   MVNROB_DEVICE double* column(int l) const { return m_.factor() + int64_t(l) * size_; }
 
-  // The entries from row and column `first` on: a block takes a column.
+  // The entries from row and column `first` on: a block takes columns, a thread rows of them.
   MVNROB_DEVICE_FN void read(int first) {
-    constexpr int kAhead = 4;  // rows whose loads are under way at once
-    for (int c = first + first_of_block(); c < size_; c += blocks()) {
-      const int32_t variable = m_.variable()[c];
-      const double scale = m_.inverse_sd()[c];
-      for (int i = first + team_.block().thread(); i < size_; i += kAhead * Team::kThreads) {
-        int32_t other[kAhead];
-        double entry[kAhead], own[kAhead];
+    constexpr int kRows = 4, kColumns = 4;  // whose loads are under way at once
+    for (int i = first + team_.block().thread(); i < size_; i += kRows * Team::kThreads) {
+      int32_t other[kRows];
+      double own[kRows];
+      MVNROB_UNROLL
+      for (int k = 0; k < kRows; ++k) {
+        const int at = i + k * Team::kThreads;
+        other[k] = at < size_ ? m_.variable()[at] : -1;
+        own[k] = at < size_ ? m_.inverse_sd()[at] : 0;
+      }
+      const int end = lower_only_ ? columns_before(i + kRows * Team::kThreads) : size_;
+      MVNROB_ROLLED
+      for (int c = first + first_of_block(); c < end; c += kColumns * blocks()) {
+        double entry[kColumns][kRows], scale[kColumns];
         MVNROB_UNROLL
-        for (int k = 0; k < kAhead; ++k) {
-          const int at = i + k * Team::kThreads;
-          other[k] = at < size_ ? m_.variable()[at] : -1;
-          own[k] = at < size_ ? m_.inverse_sd()[at] : 0;
+        for (int l = 0; l < kColumns; ++l) {
+          // Beyond the last one that one again: nobody writes it.
+          const int at = c + l * blocks() < size_ ? c + l * blocks() : size_ - 1;
+          scale[l] = m_.inverse_sd()[at];
+          a_.stored(row_, m_.variable()[at], other, entry[l]);
         }
-        a_.stored(row_, variable, other, entry);
         MVNROB_UNROLL
-        for (int k = 0; k < kAhead; ++k)
-          if (other[k] >= 0) column(c)[i + k * Team::kThreads] = entry[k] * scale * own[k];
+        for (int l = 0; l < kColumns; ++l) {
+          if (c + l * blocks() >= size_) break;
+          MVNROB_UNROLL
+          for (int k = 0; k < kRows; ++k)
+            if (other[k] >= 0)
+              column(c + l * blocks())[i + k * Team::kThreads] = entry[l][k] * scale[l] * own[k];
+        }
       }
     }
     team_.sync();
   }
+
+  MVNROB_DEVICE int columns_before(int end) const { return end < size_ ? end : size_; }
 
   // The columns before `end` from one tile. A thread has rows i, i + 16, ... and columns one beside
   // the other; those beyond the last are zeros that nobody writes.
@@ -138,7 +170,7 @@ class TrailingEntries<scalar_t, Team, true> {
     const int thread = own_thread();
     const int row = thread % kSide, first = thread / kSide * kEach;
     const int slabs = (end - subtracted_ + kSlab - 1) / kSlab;
-    const Shared& shared = *dynamic_shared<Shared>();
+    const Shared& shared = *reinterpret_cast<const Shared*>(factor_shared());
     team_.block().sync();  // the tile before is done with the stages
     MVNROB_UNROLL
     for (int s = 0; s < kStages - 1; ++s) fetch(s, end, first_row, first_column);
@@ -190,7 +222,7 @@ class TrailingEntries<scalar_t, Team, true> {
   MVNROB_DEVICE void fetch(int slab, int end, int first_row, int first_column) const {
     constexpr int kAtOnce = Team::kThreads / kTile;  // columns
     if (subtracted_ + slab * kSlab < end) {
-      Shared& shared = *dynamic_shared<Shared>();
+      Shared& shared = *reinterpret_cast<Shared*>(factor_shared());
       const int thread = own_thread(), at = thread % kTile;
       const int row = first_row + at, column_at = first_column + at;
       MVNROB_UNROLL
@@ -212,6 +244,7 @@ class TrailingEntries<scalar_t, Team, true> {
   const RowMemory<scalar_t> m_;
   const int size_;
   int subtracted_ = 0;
+  bool lower_only_ = false;
 };
 
 }  // namespace mvnrob::kernels

@@ -170,11 +170,12 @@ struct PivotedCholesky {
   using Args = PivotedCholeskyArgs;
   static constexpr int kThreads = threads;
   static constexpr int kResidentBlocks = 384 / threads;
-  struct Shared : TrailingShared<threads> {
+  struct Shared {
     typename Block<threads>::Shared block;
     RowState state;
   };
-  static constexpr size_t kSharedBytes = sizeof(Shared);
+  static constexpr size_t kSharedBytes = most_factor_shared(threads, sizeof(Shared));
+  static_assert(threads != kGrowThreads || sizeof(Shared) <= kFactorReserve);
 
   static MVNROB_DEVICE_FN void run(const Args& a) {
     Shared& shared = *dynamic_shared<Shared>();
@@ -220,9 +221,11 @@ void run_pivoted_tile(Launcher& launcher, PivotedCholeskyArgs a, unsigned char* 
   a.plan.memory = memory;
   const auto launch = [&](auto body) {
     using Body = decltype(body);
-    const int64_t resident = launcher.template resident_blocks<Body>(Body::kSharedBytes);
+    const size_t bytes = launcher.template most_shared<Body>();
+    const int64_t resident = launcher.template resident_blocks<Body>(bytes);
     const int64_t blocks = std::max<int64_t>(1, std::min(a.plan.rows, resident));
-    launcher.template launch<Body>(unsigned(blocks), Body::kSharedBytes, a);
+    if (a.plan.factor_shared == 0) a.plan.factor_shared = int32_t(bytes);
+    launcher.template launch<Body>(unsigned(blocks), bytes, a);
   };
   if (a.plan.n <= 32)
     launch(PivotedCholesky<32>{});

@@ -38,6 +38,12 @@ inline uint64_t& order() {
 }
 inline void set_order(uint64_t seed) { order() = seed; }
 
+// What a device has for a block.
+inline size_t& device_shared() {
+  static size_t bytes = kMaxSharedBytes;
+  return bytes;
+}
+
 class SharedMemory {
  public:
   explicit SharedMemory(size_t bytes) : bytes_(bytes) {
@@ -212,6 +218,11 @@ struct Launcher {
   template <class Body>
   void launch_together(unsigned blocks, size_t shared_bytes, const typename Body::Args& args) {
     if (!is_told()) shim::launch_together<Body>(blocks, shared_bytes, args);
+  }
+
+  template <class Body>
+  size_t most_shared() const {
+    return Body::kSharedBytes < device_shared() ? Body::kSharedBytes : device_shared();
   }
 
   // The host sees what a kernel tells it so many launches later; none: it does not look. One word

@@ -47,10 +47,11 @@ void set_tensor_cores(MvnCdfArgs& a, bool all) {
   a.tensor_pivots = all ? mvnrob::kernels::kTensorPivots : mvnrob::kernels::kTensorPivotsOfOneBlock;
 }
 
-// `together` -1: no grid, and a block subtracts no panels of columns either.
+// `together` -1: no grid, and a block makes columns one by one and subtracts no panels of them.
 void run(MvnCdfArgs a, int64_t tile_rows, int64_t resident, bool captured, int64_t together,
          std::optional<int64_t> host_lag) {
   a.columns_only = together < 0;
+  if (together < 0) a.factor_shared = -1;
   together = std::max<int64_t>(together, 0);
   if (a.options.samples_float32())
     mvnrob::shim::run_mvn_cdf<float>(a, tile_rows, resident, captured, together, host_lag);
@@ -208,6 +209,7 @@ py::tuple mvn_cdf_pathwise(const Array<T>& upper, const py::array_t<T>& cov,
   a.pivots = pivots.mutable_data();
   a.log_unit = log_unit.mutable_data();
   a.plan.columns_only = together < 0;
+  if (together < 0) a.plan.factor_shared = -1;
   together = std::max<int64_t>(together, 0);
   if (a.plan.options.samples_float32())
     mvnrob::shim::run_mvn_cdf_pathwise<float>(a, tile_rows, resident, together);
@@ -283,5 +285,6 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   m.def("multiplies_doubles", &mvnrob::kernels::multiplies_doubles);
   m.def("grown", [] { return mvnrob::shim::grown(); });
   define_stand_ins(m);
+  m.def("set_device_shared", [](size_t bytes) { mvnrob::shim::device_shared() = bytes; });
   m.def("set_order", [](uint64_t seed) { mvnrob::shim::set_order(seed); });
 }
