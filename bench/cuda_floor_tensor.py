@@ -36,7 +36,7 @@ HMMA = OUTER // 16 * WARP_POINTS // 8 * 3  # of a slab: tiles of rows, of points
 # Loops by their first line, and the MUFU of the way that rows with upper limits only take.
 LOOPS = {
     "block": ("for (int b = 0; b < kInnerBlocks && b < left; ++b)", None),
-    "product": ("while (--to_fetch > 1 - kStages)", None),
+    "product": ("while (to_fetch > 1 - kStages)", None),
     "panel": ("for (int l = before; l < known; ++l", None),
     "draw": ("for (int r = 0; r < kInnerRows; ++r, coef", 6),
     "idle": ("for (int r = 0; r < kInnerRows; ++r, coef", 0),

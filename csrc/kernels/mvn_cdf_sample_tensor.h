@@ -6,9 +6,9 @@
 // earlier pivots contribute to one is a matrix product, C[64, 64] = L[64, K] Y[K, 64] in a warp.
 // Both factors are float16 hi + lo in the order of the fragments (mvn_cdf_halves.h); products are
 // hi hi + hi lo + lo hi, what is left out is 2^-22 of each. Both come to shared memory by
-// asynchronous copies, slabs of 16 pivots: L two ahead for all warps, three ahead a warp's own y's,
-// which come from memory, where its part of C will be. Sums of a slab come from the tensor core,
-// which cuts off instead of rounding, and are added in float32.
+// asynchronous copies two slabs of 16 pivots ahead: L for all warps, a warp's own y's where its
+// part of C will be. Sums of a slab come from the tensor core, which cuts off instead of rounding,
+// and are added in float32.
 //
 // Then each lane goes through the 64 rows of its two points alone, in register blocks of 16 rows; y
 // replaces C in shared memory where C has been used up, and at the end goes to global memory as
@@ -39,7 +39,6 @@ struct MvnCdfSampleTensor {
  private:
   static constexpr int kOuter = kPanelRows;
   static constexpr int kStages = 3;                     // slabs of L: one multiplied, two under way
-  static constexpr int kPointStages = kStages + 1;      // of y, which come from farther away
   static constexpr int kPoints = kTileSamples / kWarp;  // of a lane
   static constexpr int kColumns = kThreads * kPoints;   // points of a block
   static constexpr int kGroups = kTileSamples / 8;      // of 8 points, in a warp
@@ -80,7 +79,7 @@ struct MvnCdfSampleTensor {
     SampleSums sums[kWarps];
     BlockWork work;
   };
-  static_assert(kPointStages * kGroups * kWarp * 4 <= kOuter * kTileSamples, "y's under way, in C");
+  static_assert(kStages * kGroups * kWarp * 4 <= kOuter * kTileSamples, "y's under way, in C");
 
   static constexpr int kSlabHistory = kColumns / 8 * kWarp;  // Words of a slab
 
@@ -382,36 +381,26 @@ struct MvnCdfSampleTensor {
     for (int m = 0; m < kTiles; ++m) MVNROB_UNROLL
     for (int n = 0; n < kGroups; ++n) MVNROB_UNROLL
     for (int e = 0; e < 4; ++e) sum[m][n][e] = 0;
-    // Of the slabs to be fetched next, for this thread, and how many there are of L.
+    // Of the slab to be fetched next, for this thread.
     const float* words = panel + kPanelRows + threadIdx.x * 4;
     const Words* y = history();
     int to_fetch = slabs_of(columns);
     __syncthreads();  // the rows before are done
-    // A slab is there when all groups but the latest three are: its part of L, then the next y's,
-    // of which the first ones come with L. Places of y's are numbered from the last slab on.
-    static_assert(kPointStages == 4, "places by two bits");
-    const auto place_of = [](int left) { return left & (kPointStages - 1); };
-    if (threadIdx.x < kOuter / 4)
-      copy_async16(shared_.inverse + threadIdx.x * 4, panel + threadIdx.x * 4);
-    fetch_points(y, true, place_of(to_fetch));
-    fetch_panel(words, true, 0);
     MVNROB_UNROLL
-    for (int s = 1; s < kStages; ++s) {
-      fetch_points(y, s < to_fetch, place_of(to_fetch - s));
-      copy_async_commit();
-      if (s < kStages - 1) fetch_panel(words, s < to_fetch, s);
+    for (int s = 0; s < kStages - 1; ++s) {
+      if (s == 0 && threadIdx.x < kOuter / 4)
+        copy_async16(shared_.inverse + threadIdx.x * 4, panel + threadIdx.x * 4);
+      fetch(words, y, to_fetch, s);
     }
-    to_fetch -= kStages - 1;
-    int stage = 0;
+    int stage = 0, fetched = kStages - 1;
     do {
-      copy_async_wait<2 * kStages - 3>();
+      copy_async_wait<kStages - 2>();
       __syncthreads();
-      fetch_panel(words, to_fetch > 0, stage > 0 ? stage - 1 : kStages - 1);
-      fetch_points(y, to_fetch > 1, place_of(to_fetch - 1));
-      copy_async_commit();
-      multiply(stage, place_of(to_fetch + kStages - 1), sum);
+      fetch(words, y, to_fetch, fetched);
+      multiply(stage, sum);
+      fetched = stage;
       stage = stage + 1 < kStages ? stage + 1 : 0;
-    } while (--to_fetch > 1 - kStages);
+    } while (to_fetch > 1 - kStages);
     const Place own;
     const unsigned row = own.lane / 4, column = own.warp * kTileSamples + own.lane % 4 * 2;
     __syncwarp();
@@ -440,13 +429,13 @@ struct MvnCdfSampleTensor {
   }
 
   // Sums of one slab.
-  MVNROB_DEVICE void multiply(int stage, int points, float (&sum)[kTiles][kGroups][4]) const {
+  MVNROB_DEVICE void multiply(int stage, float (&sum)[kTiles][kGroups][4]) const {
     const auto* panel = reinterpret_cast<const Words*>(shared_.panel[stage]) + Place().lane;
     MVNROB_UNROLL
     for (int g = 0; g < kGroups; g += kTogether) {
       Words y[kTogether];
       MVNROB_UNROLL
-      for (int n = 0; n < kTogether; ++n) y[n] = *arrived(points, g + n);
+      for (int n = 0; n < kTogether; ++n) y[n] = *arrived(stage, g + n);
       MVNROB_UNROLL
       for (int m = 0; m < kTiles; ++m) {
         const Words a[2] = {panel[m * 2 * kWarp], panel[(m * 2 + 1) * kWarp]};
@@ -465,30 +454,27 @@ struct MvnCdfSampleTensor {
         for (int n = 0; n < kTogether; ++n) MVNROB_UNROLL
         for (int e = 0; e < 4; ++e) sum[m][g + n][e] += some[n][e];
       }
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
       // Holds back the compiler, which here would load ahead until no register is left.
       __syncwarp();
+#endif
     }
   }
 
-  // Starts the copies of a slab of L, where it is there; a group in any case.
-  MVNROB_DEVICE void fetch_panel(const float*& words, bool there, int stage) const {
+  // Starts the copies of one slab, where there is one to go; a group in any case.
+  MVNROB_DEVICE void fetch(const float*& words, const Words*& y, int& slabs, int stage) const {
     constexpr int kStep = kThreads * 4;
     static_assert(kSlabWords % kStep == 0, "every thread copies as much");
-    if (there) {
+    if (slabs-- > 0) {
       uint32_t* to = shared_.panel[stage] + int(threadIdx.x) * 4;
       MVNROB_UNROLL
       for (int e = 0; e < kSlabWords; e += kStep) copy_async16(to + e, words + e);
+      MVNROB_UNROLL
+      for (int n = 0; n < kGroups; ++n) copy_async16(arrived(stage, n), y + n * kWarp);
       words += kSlabWords;
+      y += kSlabHistory;
     }
     copy_async_commit();
-  }
-
-  // The same of y's; the group is the caller's.
-  MVNROB_DEVICE void fetch_points(const Words*& y, bool there, int stage) const {
-    if (!there) return;
-    MVNROB_UNROLL
-    for (int n = 0; n < kGroups; ++n) copy_async16(arrived(stage, n), y + n * kWarp);
-    y += kSlabHistory;
   }
 
   const Args& a_;
