@@ -107,12 +107,6 @@ class FactorKernel {
   // once: it has few others beside it, which would hide how long each takes.
   static constexpr int kMostRows = Team::kIsGrid || Team::kThreads < kGrowThreads ? 1 : 4;
   static constexpr int kLoads = 16;
-#if defined(__CUDA_ARCH__)
-  // The code of other architectures would have to spill.
-  static constexpr bool kHasRegisters = __CUDA_ARCH__ == 900;
-#else
-  static constexpr bool kHasRegisters = true;
-#endif
   static constexpr bool kStretches =
       kHasRegisters && !Team::kIsGrid && Team::kThreads == kGrowThreads;
 

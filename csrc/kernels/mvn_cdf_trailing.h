@@ -23,6 +23,13 @@ constexpr int kPanel = 64;  // columns
 // number, and costs as much again in arithmetic, for each of their squares.
 MVNROB_HD bool pays_to_subtract(int size, int j, int left) { return left > (size - j) / 16; }
 
+// What takes more registers than the code of other architectures has, which would spill.
+#if defined(__CUDA_ARCH__)
+constexpr bool kHasRegisters = __CUDA_ARCH__ == 900;
+#else
+constexpr bool kHasRegisters = true;
+#endif
+
 // The shared memory of a block of kGrowThreads that makes factors: so much for what else its kernel
 // has there, then this, or what mvn_cdf_stretch.h lays over it. Smaller rows subtract no panels.
 constexpr int kFactorReserve = 4096;
@@ -65,6 +72,7 @@ class TrailingEntries<scalar_t, Team, true> {
   // Where all rows are to be pivots as they stand, none above the diagonal is read again, nor made.
   MVNROB_DEVICE_FN void resume(int pivots, int subtracted) {
     subtracted_ = subtracted;
+    if constexpr (!kHasRegisters) return;
     if (!a_.order || a_.columns_only || a_.n_order < size_) return;
     unsigned moves = 0;
     for (int i = pivots + team_.thread(); i < size_; i += team_.size())
