@@ -72,7 +72,8 @@ class FactorKernel {
         break;
       }
       swap(chosen, pivots);
-      const unsigned found = add_column(pivots, chosen);
+      // A grid's code has no register for what the compiler would take out of the loop.
+      const unsigned found = add_column(Team::kIsGrid ? anew(pivots) : pivots, chosen);
       if (found & (kNegative | kNotANumber)) {
         failure = found & kNotANumber ? Status::nan : Status::indefinite;
         break;
