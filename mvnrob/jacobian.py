@@ -433,10 +433,13 @@ class LogitMap:
         """The map at the inputs that the model is checked at, with as many samples as one pass takes."""
         part = self.subset(torch.arange(min(len(self.x), _CHECKED_INPUTS), device=self.x.device))
         part.forget_probe()
-        # copies of a single input show rows that are not independent too
-        part._fill = 1 if len(part.x) > 1 else min(part._fill, _CHECKED_CLASSES)
         first, count = self.groups[0]
-        part.groups = [(first, min(count, self._samples_at_once))]
+        most = self._samples_at_once
+        if len(part.x) == 1 and part._fill > 1:
+            # copies of a single input show rows that are not independent too
+            most = max(1, min(most, self._copies // _CHECKED_CLASSES))
+        part.groups = [(first, min(count, most))]
+        part._fill = 1 if len(part.x) > 1 else min(part._fill, _CHECKED_CLASSES * part.samples)
         part._tangents = len(part.x) * part.samples
         return part
 
@@ -603,7 +606,8 @@ def jacobian(
         )
     fits = max(1, (max_bytes - needed) // (2 * graph))
     step = 1 if method == "loop" else min(batch, fits)
-    copies = max(step, min(fits, full_pass(x.device, graph)))
+    full = full_pass(x.device, graph) if method == "batch" else 1
+    copies = max(step, min(fits, full))
     meter = Meter(batch, x.device)
     out = x.new_empty(batch, classes.shape[1], features)
     start = 0
@@ -619,7 +623,7 @@ def jacobian(
             method=method,
             jvp_mode="forward",
             check=check,
-            fill=copies,
+            fill=min(copies, full),
         )
         try:
             one = memory_of_one(op) if step == copies == 1 else contextlib.nullcontext()

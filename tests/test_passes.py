@@ -165,6 +165,48 @@ def test_check_of_filled_passes():
                     whole.rows(classes[:count])
 
 
+class MinusMean(torch.nn.Module):
+    """Whose rows are not independent."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.eval()
+
+    def forward(self, x):
+        out = self.net(x)
+        return out - 0.5 * out.mean(0)
+
+
+@pytest.mark.parametrize("most", [100, 3])
+@pytest.mark.parametrize("count", [1, 2])
+def test_check_of_one_noisy_input_where_tf32_is_on(monkeypatch, count, most):
+    """By copies of its samples, as its rows are computed."""
+    monkeypatch.setattr(Network, "rounds_to_tf32", lambda self: True)
+    x, shifts = inputs(1, 8), inputs(1, 4, 8, seed=5)
+    options = {
+        "offsets": lambda first, count: shifts[:, first : first + count],
+        "groups": [(0, count), (count, count)],
+        "max_copies": most,
+    }
+    broken, _ = linear_map(MinusMean(mlp(8, 7)), x, fill=36, **options)
+    with pytest.raises(RuntimeError, match="must agree with a forward-mode product"):
+        broken.rows(torch.arange(5)[None])
+    sound, _ = linear_map(mlp(8, 7).eval(), x, fill=36, **options)
+    sound.rows(torch.arange(5)[None])
+
+
+@pytest.mark.parametrize("method", ["batch", "loop", "vmap"])
+def test_no_copies_on_a_cpu(method):
+    """Nor in a last chunk of fewer inputs than the others."""
+    model, x = Counted(mlp(8, 12)), inputs(9, 8)
+    graph = Network("test", model, None, x).graph_bytes(x[:1])
+    model.graphs.clear()
+    classes = torch.arange(12).expand(9, -1)
+    jacobian.jacobian(model, x, classes, max_bytes=9 * 12 * 8 * 8 + 16 * graph, method=method, check="off")
+    assert max(model.graphs) == (1 if method == "loop" else 8) and model.graphs[-1] == 1
+
+
 def test_directions_that_pass_together():
     """As many as an eighth of the budget holds, by eights; at least eight."""
     for count, max_bytes, wanted in ((4, 2**20, 8), (4, 2**24, 160), (1, 2**24, 648)):

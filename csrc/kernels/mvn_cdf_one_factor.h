@@ -238,7 +238,7 @@ struct MvnCdfOneFactor {
   using Team = Block<kThreads>;
   static constexpr size_t kSharedBytes = sizeof(typename Team::Shared);
 
-  static MVNROB_DEVICE_FN void run(const Args& a) {
+  static MVNROB_DEVICE void run(const Args& a) {
     const Team block(*dynamic_shared<typename Team::Shared>());
     const int64_t rows = a.counters[a.round()].factored;
     for (int64_t i = blockIdx.x; i < rows; i += gridDim.x) integrate(a, a.factored[i], block);
@@ -246,7 +246,7 @@ struct MvnCdfOneFactor {
   }
 
  private:
-  static MVNROB_DEVICE_FN void integrate(const Args& a, int64_t row, const Team& block) {
+  static MVNROB_DEVICE void integrate(const Args& a, int64_t row, const Team& block) {
     const RowMemory<scalar_t> m(a, row);
     RowState& s = *m.state();
     const OneFactorMemory<scalar_t> own(m, s.facts.variables);

@@ -64,7 +64,10 @@ struct MvnCdfPlan {
       block.sync();
     }
     if constexpr (kEndsPass)
-      if (a.loop != 0 && block.thread() == 0) end_plan(a);
+      if (a.loop != 0) {
+        block.sync();  // all have looked up the round, which the last block's end changes
+        if (block.thread() == 0) end_plan(a);
+      }
   }
 
  private:
