@@ -203,7 +203,9 @@ def test_no_copies_on_a_cpu(method):
     graph = Network("test", model, None, x).graph_bytes(x[:1])
     model.graphs.clear()
     classes = torch.arange(12).expand(9, -1)
-    jacobian.jacobian(model, x, classes, max_bytes=9 * 12 * 8 * 8 + 16 * graph, method=method, check="off")
+    jacobian.jacobian(
+        model, x, classes, max_bytes=9 * 12 * 8 * 8 + 16 * graph, method=method, check="off"
+    )
     assert max(model.graphs) == (1 if method == "loop" else 8) and model.graphs[-1] == 1
 
 
