@@ -54,8 +54,8 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
     multiplied by tensor cores, each difference as the sum of two float16 (22 bits, scaled by its
     row's norm), with the error of float32. bfloat16 rows are multiplied as they are, several times
     faster, and differences taken of the products, in problems where all rows have ``|J_i|^2 +
-    |J_t|^2 <= 9 ||u_i||^2`` (so that a correlation errs by 1e-6 at most) and no two differences the
-    same norm to the bit. Values are not looked at there: a target that is no class makes its
+    |J_t|^2 <= 9 ||u_i||^2`` (at that limit a correlation errs by about 1e-6, as measured) and no two
+    differences the same norm to the bit. Values are not looked at there: a target that is no class makes its
     problem NaN, a sigma that is not positive and finite its ``z``.
 
     Edges are mathematics: a row ``u_i = 0`` (a class with the target's gradient) gives
