@@ -45,6 +45,7 @@ SIMD_SOURCES = [
     "csrc/cpu/jac_cov_simd.cpp",
     "csrc/cpu/mendell_elston_simd.cpp",
     "csrc/cpu/mvn_cdf_pathwise_simd.cpp",
+    "csrc/cpu/standard_normal_simd.cpp",
 ]
 SIMD_LEVELS = {"generic": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
@@ -78,6 +79,7 @@ CPU_SOURCES = [
     "csrc/cpu/mvn_cdf_union.cpp",
     "csrc/cpu/one_factor.cpp",
     "csrc/cpu/pivoted_cholesky.cpp",
+    "csrc/cpu/standard_normal.cpp",
 ]
 CUDA_SOURCES = [
     "csrc/cuda/module.cpp",
@@ -87,6 +89,7 @@ CUDA_SOURCES = [
     "csrc/cuda/mvn_cdf.cpp",
     "csrc/cuda/mvn_cdf_pathwise.cpp",
     "csrc/cuda/pivoted_cholesky.cpp",
+    "csrc/cuda/standard_normal.cpp",
 ]
 CUDA_KERNELS = [
     "csrc/cuda/mvn_cdf_float.cu",
@@ -98,6 +101,7 @@ CUDA_KERNELS = [
     "csrc/cuda/jac_cov_bfloat16.cu",
     "csrc/cuda/jac_cov_double.cu",
     "csrc/cuda/jac_cov.cu",
+    "csrc/cuda/standard_normal.cu",
 ]
 DEFAULT_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 

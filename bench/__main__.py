@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "pivoted_cholesky": "bench_pivoted_cholesky",
     "mendell_elston": "bench_mendell_elston",
     "bvn": "bench_bvn",
+    "standard_normal": "bench_standard_normal",
     "gradients": "bench_mvn_cdf_grad",
     "estimators": "bench_estimators",
     "evaluate": "bench_evaluate",

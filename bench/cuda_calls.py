@@ -10,6 +10,7 @@ import torch
 
 from bench import harness
 from mvnrob import bvn_cdf, jac_cov, mvn_cdf
+from mvnrob._standard_normal import standard_normal
 
 
 def problems(n, batch, device, spread=5.0):
@@ -95,6 +96,14 @@ def bivariate(count):
     return make
 
 
+def directions(inputs, count, dim):
+    def make(device):
+        keys = torch.arange(inputs, device=device)
+        return lambda: standard_normal(keys, 0, count, dim, torch.float32)
+
+    return make
+
+
 def calls(scale=1.0):
     """{name: function of a device that gives a call}; `scale` is for a dry run."""
     of = lambda number: max(1, int(number * scale))
@@ -116,4 +125,5 @@ def calls(scale=1.0):
         "slopes n=99 to cov": slopes(99, of(200), 2048, True),
         "full rank n=2048": large(2048 if scale == 1 else 128),
         "bvn_cdf": bivariate(of(2**22)),
+        "standard_normal": directions(of(64), 8, 150_528),
     }

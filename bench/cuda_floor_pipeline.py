@@ -131,7 +131,7 @@ def graph_bytes():
 
 def directions_bytes():
     """Bytes that drawing eight random directions and taking them out of a basis moves, one image."""
-    from mvnrob.noise import standard_normal
+    from mvnrob._standard_normal import standard_normal
 
     key, basis = torch.tensor([1]), torch.zeros(1, 3, INPUTS, dtype=torch.float64)
 

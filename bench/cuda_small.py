@@ -14,6 +14,7 @@ import time
 import torch
 
 from mvnrob import bvn_cdf, jac_cov, mvn_cdf
+from mvnrob._standard_normal import standard_normal
 
 SIZES = (9, 33, 65, 4, 120, 3, 2, 1, 32, 31, 8, 49, 48, 17, 129, 64, 200)
 DTYPES = (torch.float32, torch.float64)
@@ -63,6 +64,16 @@ def small_set():
 
         cases.append(("bvn_cdf", call))
 
+    def add_standard_normal():
+        keys = torch.arange(5)
+
+        def call(device):
+            e = [standard_normal(keys.to(device), 1, 3, dim, torch.float32) for dim in (9, 1101)]
+            e = torch.cat([part.flatten() for part in e]).cpu()
+            return e, torch.full_like(e, 5e-7)
+
+        cases.append(("standard_normal", call))
+
     def add_jac_cov(classes, columns, dtype):
         J, logits, target = jacobian(classes, 2, columns, dtype)
 
@@ -103,6 +114,7 @@ def small_set():
             add(f"n={n} {dtype}", upper.to(dtype), cov.to(dtype), compute_dtype=dtype)
         if n == 9:
             add_bvn()
+            add_standard_normal()
             for classes, columns in JACOBIANS:
                 for dtype in (*DTYPES, torch.bfloat16):
                     add_jac_cov(classes, columns, dtype)

@@ -313,6 +313,15 @@ def bvn_tables(rows):
     )  # fmt: skip
 
 
+def standard_normal_tables(rows):
+    yield (
+        "",
+        [("method", "method"), ("length of a draw", "length"), ("ns a number", "ns"),
+         ("least", "ns_min"), ("most", "ns_max")],
+        rows,
+    )  # fmt: skip
+
+
 def scaling_tables(rows):
     part = by(rows, "table")
     spread = [("ms", "ms"), ("least", "ms_min"), ("most", "ms_max")]
@@ -546,6 +555,12 @@ SECTIONS = (
         "a factor of two.", points_tables,
     ),
     Section("bvn", "bvn_cdf", "Beside SciPy's, a matrix at a time.", bvn_tables),
+    Section(
+        "standard_normal", "standard_normal",
+        "Noise and directions, float32. A number depends on its row's key and its place alone, which those of "
+        "the generators do not; `torch's functions` is the same by torch's operations.",
+        standard_normal_tables,
+    ),
     Section("scaling", "Scaling", "Hierarchical problems with p near .7.", scaling_tables, draw_scaling),
     Section(
         "estimators", "Estimators against Monte Carlo",

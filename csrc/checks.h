@@ -192,6 +192,17 @@ inline void check_bvn_cdf(const Tensor& h, const Tensor& k, const Tensor& rho) {
   }
 }
 
+inline void check_standard_normal(const Tensor& keys, int64_t first, int64_t count, int64_t dim) {
+  STD_TORCH_CHECK(keys.dim() == 1 && keys.scalar_type() == ScalarType::Long,
+                  "standard_normal: keys must be int64 of shape [b], got ", shape_text(keys));
+  STD_TORCH_CHECK(first >= 0, "standard_normal: first must be at least 0, got ", first);
+  STD_TORCH_CHECK(count >= 0, "standard_normal: count must be at least 0, got ", count);
+  STD_TORCH_CHECK(dim >= 0, "standard_normal: dim must be at least 0, got ", dim);
+  STD_TORCH_CHECK(count == 0 || keys.size(0) < (int64_t(1) << 31) / count,
+                  "standard_normal: keys must make fewer than 2^31 draws, got ", keys.size(0),
+                  " keys of ", count);
+}
+
 inline std::string stride_text(const Tensor& t) {
   std::string text = "[";
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.stride(i));

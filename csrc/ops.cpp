@@ -76,6 +76,8 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   m.def("jac_cov_norms(Tensor J, Tensor target) -> Tensor");
   // elementwise over float64 tensors of one shape
   m.def("bvn_cdf(Tensor h, Tensor k, Tensor rho) -> Tensor");
+  // float32 [b, count, dim]: draws first .. first + count - 1 of each key's stream, keys int64 [b]
+  m.def("standard_normal(Tensor keys, int first, int count, int dim) -> Tensor");
   // which instruction set the CPU kernels use: "generic", "avx2" or "avx512"
   m.def("simd_level() -> str");
 }

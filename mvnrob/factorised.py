@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._jac_cov import jac_cov_accumulate
+from ._standard_normal import standard_normal
 from .head import Head
 from .linearised import (
     Linearised,
@@ -20,7 +21,7 @@ from .linearised import (
     pulled_rows,
 )
 from .network import full_float32
-from .noise import PROBES, row_keys, standard_normal
+from .noise import PROBES, row_keys
 
 #: Numbers of dW in memory at a time when the norms of all classes are computed.
 _DIFFERENCES = 2**22

@@ -8,7 +8,8 @@ import math
 import torch
 from torch import Tensor
 
-from .noise import INFLUENCES, row_keys, standard_normal
+from ._standard_normal import standard_normal
+from .noise import INFLUENCES, row_keys
 
 #: Numbers of samples times rivals and columns in memory at a time: more gains nothing on a CPU. A GPU takes many
 #: inputs together, whose kernels would last less than their launches.

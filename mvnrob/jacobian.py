@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._checks import warn_caller
+from ._standard_normal import standard_normal
 from .forward_mode import LinearLayers
 from .head import FeatureNetwork, Head
 from .meter import Meter
@@ -24,7 +25,7 @@ from .network import (
     uncompiled,
     without_autocast,
 )
-from .noise import PROBES, row_keys, standard_normal
+from .noise import PROBES, row_keys
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
 JVP_MODES = ("forward", "double_backward")

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ._jac_cov import jac_cov_accumulate, jac_cov_norms
+from ._standard_normal import standard_normal
 from .jacobian import LogitMap
 from .network import TooLarge
-from .noise import PROBES, Noise, row_keys, standard_normal
+from .noise import PROBES, Noise, row_keys
 
 Answer = TypeVar("Answer")
 

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ._standard_normal import standard_normal
 from .influence import DrawnColumns, inputs_at_once
 from .intervals import student_t_quantile
 from .linearised import LEAST_BYTES, Linearised, mean_rows
 from .long_rows import inner, leading
-from .noise import INFLUENCES, row_keys, standard_normal
+from .noise import INFLUENCES, row_keys
 from .screening import (
     EXACT_SHARE,
     LEAST_KEPT,

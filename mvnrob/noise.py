@@ -10,60 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# splitmix64 (Steele, Lea & Flood, OOPSLA 2014): the golden-ratio step and the finaliser's factors,
-# as signed 64-bit numbers. Products wrap modulo 2^64.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_FACTOR_1 = 0xBF58476D1CE4E5B9 - 2**64
-_FACTOR_2 = 0x94D049BB133111EB - 2**64
+from ._standard_normal import GOLDEN, splitmix64, standard_normal
 
 #: Streams that must not share draws; they enter the hash.
 SAMPLES, DIRECTIONS, PROBES, CDF, INFLUENCES = range(5)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """splitmix64's finaliser on int64 (a new tensor); a shift right is logical after its mask."""
-    shifted = x >> 30
-    shifted &= 2**34 - 1
-    x = x ^ shifted
-    x *= _FACTOR_1
-    torch.bitwise_right_shift(x, 27, out=shifted)
-    shifted &= 2**37 - 1
-    x ^= shifted
-    x *= _FACTOR_2
-    torch.bitwise_right_shift(x, 31, out=shifted)
-    shifted &= 2**33 - 1
-    x ^= shifted
-    return x
 
 
 def row_keys(seed: int, stream: int, index: Tensor) -> Tensor:
     """Keys int64 ``[b]`` of the rows numbered ``index`` (int64 ``[b]``) in one stream of a seed."""
     low = (int(seed) % 2**64 + 2**63) % 2**64 - 2**63
     start = torch.full_like(index, low)
-    root = _mix(_mix(start + _GOLDEN) + stream)
-    return _mix(root + (index + 1) * _GOLDEN)
-
-
-def standard_normal(keys: Tensor, first: int, count: int, dim: int, dtype: torch.dtype) -> Tensor:
-    """Draws ``[b, count, dim]``: numbers ``first .. first + count - 1`` of each row's stream.
-
-    A draw depends on its row's key, its number and ``dim`` only, so neither the batch, its chunks
-    nor the number of threads change a bit of it; nor does dtype, because values are rounded to
-    float32 first. Box-Muller on 32-bit uniforms from a splitmix64 hash: |value| <= 6.7.
-    """
-    number = torch.arange(first + 1, first + count + 1, device=keys.device)
-    keys = _mix(keys[:, None] + number * _GOLDEN)
-    half = (dim + 1) // 2
-    words = _mix(keys[..., None] + torch.arange(1, half + 1, device=keys.device) * _GOLDEN)
-    halves = words.view(torch.uint32)  # the low one first
-    radius = halves[..., 1::2].double().add_(0.5).mul_(2.0**-32)
-    radius = radius.log_().mul_(-2.0).sqrt_()
-    angle = halves[..., ::2].double().mul_(2.0 * math.pi * 2.0**-32)
-    del words, halves
-    out = torch.empty(*angle.shape[:-1], 2 * half, dtype=torch.float32, device=keys.device)
-    torch.mul(radius, torch.cos(angle), out=out[..., :half])
-    torch.mul(radius, angle.sin_(), out=out[..., half:])
-    return out[..., :dim].to(dtype)
+    root = splitmix64(splitmix64(start + GOLDEN) + stream)
+    return splitmix64(root + (index + 1) * GOLDEN)
 
 
 class Noise:

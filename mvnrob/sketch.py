@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ._standard_normal import standard_normal
 from .intervals import chi_square_quantile
 from .linearised import Linearised, mean_rows, scatter_sums
 from .long_rows import inner, leading
 from .network import first_line
-from .noise import standard_normal
 from .screening import (
     SKETCH_SHARE,
     Screened,

@@ -1,4 +1,4 @@
-"""mvn_cdf, bvn_cdf and pivoted_cholesky on a GPU: the same numbers as on the CPU, and CUDA's own ways
+"""mvn_cdf, bvn_cdf, standard_normal and pivoted_cholesky on a GPU: the same numbers as on the CPU, and CUDA's own ways
 of going wrong.
 
 Tests that need a GPU are skipped without one; with MVNROB_REQUIRE_CUDA=1 they fail instead
@@ -25,6 +25,8 @@ from two_levels import two_levels
 
 import mvnrob
 from mvnrob import Status, _load, bvn_cdf, mvn_cdf, pivoted_cholesky
+from mvnrob._standard_normal import standard_normal
+from mvnrob.noise import SAMPLES, row_keys
 
 INF, NAN = math.inf, math.nan
 DTYPES = (torch.float32, torch.float64)
@@ -402,6 +404,18 @@ def test_bvn_cdf(cuda, dtype):
     off = (found - expected).abs().nan_to_num(0.0).max()
     assert off <= (6e-8 if dtype == torch.float32 else 4e-15)  # each is within 1e-15 of the truth
     assert bvn_cdf(*torch.zeros(3, 0, device=cuda)).shape == (0,)
+
+
+def test_standard_normal(cuda):
+    keys = row_keys(5, SAMPLES, torch.arange(7))
+    for dim in (1, 9, 513, 4097):
+        known = standard_normal(keys, 3, 2, dim, torch.float32)
+        found = standard_normal(keys.to(cuda), 3, 2, dim, torch.float32)
+        assert found.device == cuda and found.shape == known.shape
+        off = (found.cpu() - known).abs()
+        assert off.max() <= 5e-7 and (off > 0).float().mean() <= 1e-4
+    assert standard_normal(keys.to(cuda), 0, 0, 9, torch.float64).shape == (7, 0, 9)
+    torch.library.opcheck(torch.ops.mvnrob.standard_normal.default, (keys.to(cuda), 3, 2, 9))
 
 
 # ---- a row depends on itself and its seed only --------------------------------------------------

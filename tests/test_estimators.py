@@ -9,6 +9,7 @@ from scipy import special, stats
 from torch import nn
 
 from mvnrob._jac_cov import jac_cov_reference
+from mvnrob._standard_normal import standard_normal
 from mvnrob.estimators import calibrated_slope, mv_sigmoid, softmax_temperature
 from mvnrob.estimators.chunk import split_units
 from mvnrob.estimators.jackknife import group_weights, sampling_error
@@ -21,7 +22,7 @@ from mvnrob.intervals import (
     student_t_quantile,
 )
 from mvnrob.models.digits import load_digits_classifier
-from mvnrob.noise import CDF, SAMPLES, row_keys, standard_normal
+from mvnrob.noise import SAMPLES, row_keys
 from mvnrob.robustness import robustness
 
 SIGMAS = [0.1, 0.3, 0.5]
@@ -58,47 +59,6 @@ def test_student_and_chi_square_quantiles_against_scipy():
         for mass in (1e-9, 1e-3, 0.5):
             expected = stats.chi2.ppf(mass, degrees)
             assert chi_square_quantile(mass, degrees) == pytest.approx(expected, rel=1e-8)
-
-
-# --- noise ------------------------------------------------------------------------------------
-
-
-def test_draws_do_not_depend_on_chunks_or_dtype():
-    keys = row_keys(3, SAMPLES, torch.arange(5))
-    for dim in (1, 7, 64, 1001):
-        whole = standard_normal(keys, 0, 12, dim, torch.float32)
-        parts = [
-            standard_normal(keys[[row]], at, 3, dim, torch.float32)
-            for row in range(5)
-            for at in (0, 3, 6, 9)
-        ]
-        assert torch.equal(torch.cat(parts).reshape(5, 12, dim), whole)
-        double = standard_normal(keys, 0, 12, dim, torch.float64)
-        assert torch.equal(double, whole.double())
-
-
-def test_draws_are_standard_normal_and_independent():
-    index = torch.arange(200)
-    e = standard_normal(row_keys(0, SAMPLES, index), 0, 50, 99, torch.float64)
-    assert stats.kstest(e.flatten().numpy()[::7], "norm").pvalue > 1e-4
-    count = e.numel()
-    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
-        assert abs((e**power).mean() - mean) < 5 * math.sqrt(variance / count)
-    others = [
-        standard_normal(row_keys(0, SAMPLES, index + 1), 0, 50, 99, torch.float64),
-        standard_normal(row_keys(1, SAMPLES, index), 0, 50, 99, torch.float64),
-        standard_normal(row_keys(0, CDF, index), 0, 50, 99, torch.float64),
-        standard_normal(row_keys(0, SAMPLES, index), 1, 50, 99, torch.float64),
-        e.roll(1, dims=2),
-        e.roll(50, dims=2),  # a cosine and its sine
-    ]
-    for other in others[:3] + others[4:]:
-        # products of independent normals have mean 0 and variance 1
-        assert abs((e * other).mean()) < 5 / math.sqrt(count)
-    assert torch.equal(others[3][:, :-1], e[:, 1:]), (
-        "draw 1 must not depend on where a chunk starts"
-    )
-    assert e.unique().numel() > 0.99 * count
 
 
 # --- mvs and softmax --------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from test_screening import inputs, problem_of
 
 import mvnrob
 from mvnrob import low_rank, sketch
+from mvnrob._standard_normal import standard_normal
 from mvnrob.influence import DrawnColumns
-from mvnrob.noise import row_keys, standard_normal
+from mvnrob.noise import row_keys
 from mvnrob.robustness import robustness
 
 

@@ -213,6 +213,7 @@ def both(module, run, *names, approximate=0):
 def mvn_objects():
     objects = [ptx_objects.machine()]
     objects += ptx_objects.objects("bvn_cdf", ARCHITECTURE)
+    objects += ptx_objects.objects("standard_normal", ARCHITECTURE)
     return objects + ptx_objects.objects("samplers_double", ARCHITECTURE)
 
 
@@ -251,6 +252,15 @@ def test_bvn_cdf(mvn):
     bodies, translated = both(mvn, lambda: mvn.bvn_cdf(h, k, rho, 7), "BvnCdf")
     # Products are fused with sums in other places.
     assert translated == pytest.approx(bodies, rel=1e-13, abs=3e-16, nan_ok=True)
+
+
+@needs_nvcc
+def test_standard_normal(mvn):
+    keys = np.arange(-3, 4)
+    run = lambda: mvn.standard_normal(keys, 1, 2, 1101)
+    bodies, translated = both(mvn, run, "StandardNormal")
+    assert np.abs(translated - bodies).max() <= 5e-7
+    assert np.mean(translated != bodies) <= 1e-4  # rounded to float32
 
 
 @needs_nvcc

@@ -546,6 +546,21 @@ def test_bvn_cdf(shim, n, blocks):
     assert shim.bvn_cdf(h, k, rho, blocks) == pytest.approx(expected, abs=1e-15)
 
 
+# ---- standard_normal ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+@pytest.mark.parametrize("dim", [1, 2, 7, 40, 511, 512, 513, 2048, 2049, 5001])
+def test_standard_normal(shim, dim, blocks):
+    """Several draws to a block, one, and stretches of one; also fewer blocks than these need."""
+    keys = torch.arange(-2, 3) * 2**61
+    expected = torch.ops.mvnrob.standard_normal(keys, 4, 3, dim).numpy()
+    found = shim.standard_normal(keys.numpy(), 4, 3, dim, blocks)
+    # the inverse of the generic instruction set: another last bit now and then
+    assert np.abs(found - expected).max() <= 5e-7
+    assert np.mean(found != expected) <= 1e-3
+
+
 # ---- independence of everything but the row ------------------------------------------------------
 
 

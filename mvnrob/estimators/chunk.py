@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .._mvn_cdf import Status
+from .._standard_normal import standard_normal
 from ..jacobian import LogitMap
 from ..meter import Meter
 from ..network import Network
-from ..noise import CDF, SAMPLES, Noise, row_keys, standard_normal
+from ..noise import CDF, SAMPLES, Noise, row_keys
 
 #: Confidence of every interval and every ``error``.
 LEVEL = 0.99

@@ -1,5 +1,5 @@
 // pybind11 module: mvn_cdf, mvn_cdf_sums, mvn_cdf_pathwise, mendell_elston, pivoted_cholesky and
-// bvn_cdf by the CUDA kernels' bodies on the shim.
+// bvn_cdf and standard_normal by the CUDA kernels' bodies on the shim.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/bvn_cdf.h"
+#include "kernels/standard_normal.h"
 #include "shim_mendell_elston.h"
 #include "shim_mvn_cdf.h"
 #include "shim_pivoted_cholesky.h"
@@ -245,6 +246,16 @@ Array<double> bvn_cdf(const Array<double>& h, const Array<double>& k, const Arra
   return out;
 }
 
+Array<float> standard_normal(const Array<int64_t>& keys, int64_t first, int64_t count, int64_t dim,
+                             unsigned blocks) {
+  Array<float> out({int64_t(keys.size()), count, dim});
+  const mvnrob::kernels::StandardNormalArgs args{
+      keys.data(), out.mutable_data(), int64_t(keys.size()), first, count, dim};
+  if (blocks == 0) blocks = mvnrob::kernels::StandardNormal::blocks(args);
+  mvnrob::shim::launch<mvnrob::kernels::StandardNormal>(blocks, 0, args);
+  return out;
+}
+
 template <class T>
 void define(py::module_& m) {
   m.def("mvn_cdf", &mvn_cdf<T>, py::arg("upper"), py::arg("cov"), py::arg("lower").none(true),
@@ -278,6 +289,8 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   define<float>(m);
   define<double>(m);
   m.def("bvn_cdf", &bvn_cdf);
+  m.def("standard_normal", &standard_normal, py::arg("keys"), py::arg("first"), py::arg("count"),
+        py::arg("dim"), py::arg("blocks") = 0);
   m.def("launches", [] { return mvnrob::shim::launches(); });
   m.def("launched_rounds", [] {  // since it was asked last
     return std::exchange(mvnrob::shim::launched_rounds(), {});

@@ -22,6 +22,7 @@ CUDA = native_build.CSRC / "cuda"
 SOURCES = {
     "shim_kernel_bindings.cpp": (
         "bvn_cdf", "mendell_elston", "pivoted_cholesky", "mvn_cdf_float", "mvn_cdf_double",
+        "standard_normal",
     ),
     "shim_jac_cov_bindings.cpp": (
         "jac_cov", "jac_cov_float", "jac_cov_double", "jac_cov_bfloat16",
