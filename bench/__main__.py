@@ -51,7 +51,6 @@ SUBCOMMANDS = {
     "cuda_tensor_pivots": "cuda_tensor_pivots",
     "cuda_tf32": "cuda_tf32",
     "cuda_tuning": "cuda_tuning",
-    "cuda_floor_pipeline": "cuda_floor_pipeline",
     "cuda_kernels": "cuda_kernels",
     "cuda_profile": "cuda_profile",
     "cuda_small": "cuda_small",

@@ -14,8 +14,7 @@ A row is a kernel at a size, with before and after: `floor`, problems/s by count
 and `share`, of that floor, or the `time` of a call in its `unit`; `error`, the true rms error of a
 tolerance's answers, or jac_cov's largest. `ratio` is after/before: of the times, of the rates, or, where
 nothing is measured, of the floors. Rows of one file only are left out and counted, and so are rows
-whose answer was wrong. cuda_predicted_pipeline.json has images/s, expected rather than a floor, and the
-longest phase as limiter.
+whose answer was wrong.
 """
 
 import argparse
@@ -133,15 +132,6 @@ def lines_of(result):
             (kernel, where): values
             for row in result["rows"]
             for kernel, where, values in measured_lines(row)
-        }
-    if any("images_per_s" in row for row in result["rows"]):  # the whole pipeline, as expected
-        phase = lambda row: max((k for k in row if k.endswith("_ms")), key=row.get)
-        return {
-            ("mvnrob.evaluate, images/s", f"p {row['p']}"): {
-                "floor": row["images_per_s"],
-                "limiter": phase(row).removesuffix("_ms"),
-            }
-            for row in result["rows"]
         }
     kernel = KERNELS.get(result["command"].rpartition(".")[2])
     return {

@@ -484,9 +484,22 @@ def test_page_is_what_the_committed_results_make(results):
     assert text.count(": predicted, not measured\n") == len(predictions) > 0
 
 
-def test_imagenet_holds_the_committed_prediction():
-    text, blocks = (page.DOCS / "imagenet.md").read_text(), page.imagenet_blocks(harness.RESULTS)
+def test_imagenet_holds_what_is_expected(results):
+    text, blocks = (page.DOCS / "imagenet.md").read_text(), page.imagenet_blocks(results)
     assert text == page.fill(text, blocks) and blocks["predicted"].count("\n") == 6
+
+
+def test_expected_rows_are_passes_times_milliseconds():
+    parts = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other", "write")
+    base = {"table": "mix", "precision": "tf32", "jvp": 10.0, "vjp": 4.0,
+            **{f"{part}_ms": 2.0 for part in parts}}  # fmt: skip
+    other = {**base, "precision": "bfloat16", "jvp_ms": 9.0}
+    passes = [{"level": 0.9, "jvp": jvp, "vjp": vjp} for jvp, vjp in ((10, 2), (30, 4))]
+    (row,) = page.expected_rows([other, base], passes)
+    # 2 + .2 x 20 + .5 x 3 + .2 x 20, and five parts that do not change
+    assert (row["jvp_ms"], row["vjp_ms"], row["sketch_ms"], row["rest_ms"]) == (4.0, 1.5, 4.0, 10.0)
+    assert row["images_per_s"] == pytest.approx(1e3 / 21.5)
+    assert row["minutes_for_50000"] == pytest.approx(50_000 * 21.5e-3 / 60)
 
 
 def test_choosing_holds_the_committed_tables(results):
@@ -685,7 +698,7 @@ def test_committed_tuning_steps_end_at_the_committed_predictions():
     """The last step of each command leads to the floors that stand in bench/results now."""
     steps = page.tuning_log(harness.RESULTS)["steps"]
     last = {step["command"]: step for step in steps if step["status"] == "predicted"}
-    assert len(last) == 5
+    assert len(last) == 4
     for command, step in last.items():
         name = command.rpartition("cuda_floor")[2]
         result = json.loads((harness.RESULTS / f"cuda_predicted{name}.json").read_text())

