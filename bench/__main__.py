@@ -28,6 +28,7 @@ SUBCOMMANDS = {
     "bvn": "bench_bvn",
     "standard_normal": "bench_standard_normal",
     "gradients": "bench_mvn_cdf_grad",
+    "hessians": "bench_mvn_cdf_hvp",
     "estimators": "bench_estimators",
     "evaluate": "bench_evaluate",
     "pipeline": "bench_pipeline",

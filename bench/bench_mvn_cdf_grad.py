@@ -155,22 +155,28 @@ def lines(n, tolerances, args):
         yield line
 
 
-def chain(n, limit, rho=0.5, nodes=240):
-    """Limits, covariance, and the slopes of log p: Gauss-Legendre nodes that move with the limit."""
-    i = torch.arange(n).double()
-    upper, cov = torch.full((n,), limit).double(), rho ** (i[:, None] - i).abs()
-    width, square = max(9.0, limit + 9.0), 1 - rho * rho
+def chain_log_prob(u, rho, nodes):
+    """log P(X <= u) of an AR(1) chain: Gauss-Legendre nodes that move with each limit."""
+    width, square = max(9.0, float(u.detach().max()) + 9.0), 1 - rho * rho
     x, w = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(nodes))
     down, log_w = width * (x + 1) / 2, (width * w / 2).log()
-    u = upper.clone().requires_grad_()
     y = u[0] - down
-    log_mass = log_w - 0.5 * y * y
-    for k in range(1, n):
+    log_mass = log_w - 0.5 * y * y - 0.5 * math.log(2 * math.pi)
+    log_density = -0.5 * math.log(2 * math.pi * square)
+    for k in range(1, len(u)):
         following = u[k] - down
-        step = -0.5 * (following[:, None] - rho * y) ** 2 / square
+        step = log_density - 0.5 * (following[:, None] - rho * y) ** 2 / square
         log_mass = log_w + torch.logsumexp(step + log_mass, 1)
         y = following
-    return upper, cov, torch.autograd.grad(torch.logsumexp(log_mass, 0), u)[0]
+    return torch.logsumexp(log_mass, 0)
+
+
+def chain(n, limit, rho=0.5, nodes=240):
+    """Limits, covariance, and the slopes of log p."""
+    i = torch.arange(n).double()
+    upper, cov = torch.full((n,), limit).double(), rho ** (i[:, None] - i).abs()
+    u = upper.clone().requires_grad_()
+    return upper, cov, torch.autograd.grad(chain_log_prob(u, rho, nodes), u)[0]
 
 
 def tail_lines(args):
