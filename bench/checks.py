@@ -120,6 +120,17 @@ def gradients():
                 10 * value["median_s"] / both["median_s"], 1.0)  # fmt: skip
 
 
+def hessians():
+    """Cheaper than central differences of values, which cost 2 n^2 + 1 of them, and within its bound."""
+    from bench import bench_mvn_cdf_hvp as base
+
+    group = base.problems("hierarchy", 9, ".7", 1)
+    truth = [base.known(p, base.quadrature(p), "mvn_cdf", 1e-4, True) for p in group]
+    line = base.measured(group, truth, "mvn_cdf", 1e-4, True, repeats=3, budget_s=10)
+    yield Claim("n = 9: 2 n^2 + 1 values over the Hessian", 163 / line["second/value"], 1.0)
+    yield Claim("n = 9: the bound over the Hessian's error", 1 / line["over_bound"], 1.0)
+
+
 CHECKS = {
     "mvn_cdf": mvn_cdf,
     "step": step,
@@ -128,6 +139,7 @@ CHECKS = {
     "bvn": bvn,
     "standard_normal": standard_normal,
     "gradients": gradients,
+    "hessians": hessians,
 }
 
 

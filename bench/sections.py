@@ -288,6 +288,30 @@ def gradients_tables(rows):
         )  # fmt: skip
 
 
+def hessians_tables(rows):
+    part = by(rows, "what")
+    head = [("n", "n"), ("problems", "family"), ("p", "p"), ("function", "function"),
+            ("tolerance", "tol"), ("value, ms", "value_ms"), ("gradient, ms", "gradient_ms")]  # fmt: skip
+    tail = [
+        ("over the value", "second/value"), ("over the gradient", "second/gradient"),
+        ("rms error", "rms"), ("largest", "largest"), ("rms size", "size"),
+        ("over its bound", "over_bound"), ("SciPy, ms", "scipy_ms"), ("its rms error", "scipy_rms"),
+        ("its points", "scipy_points"), ("its step", "scipy_step"), ("which", "scipy_how"),
+        ("SciPy / ours", "scipy/ours"),
+    ]  # fmt: skip
+    spread = [("least", "second_ms_min"), ("most", "second_ms_max")]
+    yield (
+        "Hessians, by torch.func.hessian; beside the time of one alone that of one of 16 in a call:",
+        [*head, ("Hessian, ms", "second_ms"), *spread, ("of 16, ms", "batch_ms"), *tail],
+        part("Hessian"),
+    )
+    yield (
+        "Products with a vector that has no zeros, by two backward passes:",
+        [*head, ("product, ms", "second_ms"), *spread, *tail],
+        part("product"),
+    )
+
+
 def points_tables(rows):
     part = by(rows, "table")
     yield (
@@ -549,6 +573,13 @@ SECTIONS = (
     Section("mvn_cdf_grad", "Gradients of mvn_cdf",
             "Beside the value's time; errors against a tighter run, whose own error is in them.",
             gradients_tables),
+    Section(
+        "mvn_cdf_hvp", "Second derivatives of mvn_cdf",
+        "To the limits, against quadratures that are exact to 1e-9. SciPy: central differences of its "
+        "cdf (of its logarithm) with the same random numbers at every value, at the points and step "
+        "that serve them best by the true error.",
+        hessians_tables,
+    ),
     Section(
         "points", "Point sets of mvn_cdf",
         "Two seeds are behind an error and tolerances go in steps of sqrt 2: a time is known to about "

@@ -123,7 +123,7 @@ def test_bvn_is_ahead_of_scipy(one_thread):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["jac_cov", "mendell_elston", "gradients"])
+@pytest.mark.parametrize("name", ["jac_cov", "mendell_elston", "gradients", "hessians"])
 def test_claims_hold(one_thread, name):
     claims = list(checks.CHECKS[name]())
     assert claims and all(claim.holds for claim in claims), claims
@@ -166,6 +166,121 @@ def test_wrong_pivoted_cholesky_prints_no_time(monkeypatch, one_thread):
         monkeypatch.setattr(mvnrob, "pivoted_cholesky", wrong)
         with pytest.raises(SystemExit, match="nothing is timed"):
             list(base.lines(9, "singular", [2], 5, 1))
+
+
+@pytest.mark.parametrize("p", [".7", "1e-6"])
+def test_known_second_derivatives_are_right(one_thread, p):
+    """Values by other code, Hessians by differences of them; in 30 digits for one factor."""
+    import mpmath as mp
+    import oracles
+
+    from bench import bench_mvn_cdf_hvp as base
+
+    target = base.TARGETS[p]
+    for family in base.FAMILIES:
+        problem = base.problems(family, 5, p, 1)[0]
+        log_p, _, hessian = base.quadrature(problem)
+        assert float(log_p.exp()) == pytest.approx(target, rel=0.01)
+        if family == "chain":
+            answer = oracles.markov(np.full(4, 0.5), np.full(5, -np.inf), problem.upper.numpy())
+            assert float(log_p.exp()) == pytest.approx(answer.prob, abs=1e-11)
+        value = lambda u, problem=problem: problem.log_prob(u, 3)
+        step = 1e-3 * torch.eye(5, dtype=torch.float64)
+        for i, j in ((0, 0), (0, 1), (4, 2)):
+            corners = [value(problem.upper + a * step[i] + b * step[j])
+                       for a, b in ((1, 1), (1, -1), (-1, 1), (-1, -1))]  # fmt: skip
+            different = float(corners[0] - corners[1] - corners[2] + corners[3]) / 4e-6
+            assert float(hessian[i, j]) == pytest.approx(different, abs=1e-5)
+
+    (problem,) = base.problems("one factor", 3, p, 1)
+    load = [float(problem.cov[0, 1] * problem.cov[0, 2] / problem.cov[1, 2]) ** 0.5]
+    load += [float(problem.cov[0, k]) / load[0] for k in (1, 2)]
+    with mp.workdps(30):
+        h = mp.mpf("1e-7")
+
+        def log_p(move):
+            def density(x):
+                out = mp.npdf(x)
+                for u, a, m in zip(problem.upper.tolist(), load, move, strict=True):
+                    out *= mp.ncdf((u + m * h - a * x) / mp.sqrt(1 - mp.mpf(a) ** 2))
+                return out
+
+            return mp.log(mp.quad(density, mp.linspace(-10, 10, 11)))
+
+        both = log_p((1, 1, 0)) - log_p((1, -1, 0)) - log_p((-1, 1, 0)) + log_p((-1, -1, 0))
+        own = log_p((0, 0, 1)) - 2 * log_p((0, 0, 0)) + log_p((0, 0, -1))
+        exact = float(both / (4 * h * h)), float(own / (h * h))
+    hessian = base.quadrature(problem)[2]
+    assert (float(hessian[0, 1]), float(hessian[2, 2])) == pytest.approx(exact, abs=1e-11)
+
+
+def test_wrong_second_derivatives_print_no_time(monkeypatch, one_thread):
+    import mvnrob
+    from bench import bench_mvn_cdf_hvp as base
+
+    for function, p in (("mvn_cdf", ".7"), ("mvn_log_cdf", ".7")):
+        group = base.problems("chain", 5, p, 1)
+        exact = base.quadrature(group[0])
+        right = getattr(mvnrob, function)
+        for whole in (True, False):
+            truth = [base.known(group[0], exact, function, 1e-3, whole)]
+            line = base.measured(group, truth, function, 1e-3, whole, 1, 1.0)
+            assert line["over_bound"] < 1 and line["rms"] < 0.02 * line["size"]
+            assert line["second_ms"] > line["gradient_ms"] > line["value_ms"] > 0
+            wrong = lambda *args, right=right, **options: 1.1 * right(*args, **options)
+            with monkeypatch.context() as patched:
+                patched.setattr(mvnrob, function, wrong)
+                with pytest.raises(SystemExit, match="times its bound; nothing is timed"):
+                    base.measured(group, truth, function, 1e-3, whole, 1, 1.0)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_differences_of_the_peer_are_those_of_its_values(monkeypatch, one_thread, whole):
+    import scipy.stats
+
+    from bench import bench_mvn_cdf_hvp as base
+
+    (problem,) = base.problems("one factor", 4, ".7", 1)
+    asked = []
+
+    def exact(upper, **options):
+        asked.append(options["maxpts"])
+        return problem.log_prob(torch.from_numpy(upper), 3).exp().item()
+
+    monkeypatch.setattr(scipy.stats.multivariate_normal, "cdf", exact)
+    known = base.quadrature(problem)
+    differences = base.Differences(problem, whole, 99)
+    setting = (0.01, 1000, *differences.values(0.01, 1000))
+    assert len(asked) == differences.values_of_all == (33 if whole else 16)
+    for function in ("mvn_cdf", "mvn_log_cdf"):
+        truth = base.known(problem, known, function, 1e-3, whole)
+        assert differences.rms(setting, truth, function == "mvn_log_cdf") < 1e-4
+        lines = [base.scipy_line(differences, [setting], truth, function == "mvn_log_cdf", goal)
+                 for goal in (1e-3, 1e-9)]  # fmt: skip
+        assert [line["scipy_how"] for line in lines] == ["as good", "its best"]
+    few = base.Differences(problem, whole, 2)
+    assert few.values(0.01, 1000)[0].shape == (2, 4) and len(few.at) == 2
+
+
+def test_hessians_has_a_row_for_each_call(monkeypatch, capsys, one_thread, tmp_path):
+    from bench import bench_mvn_cdf_hvp as base
+
+    monkeypatch.setattr(base, "POINTS", (100, 200, 300))
+    monkeypatch.setattr(base, "FAMILIES", {"chain": base.chain})
+    options = ("--n", "3", "--products", "5", "--quick", "--repeats", "1", "--entries", "2",
+               "--out", str(tmp_path))  # fmt: skip
+    assert not run(monkeypatch, "hessians", *options)
+    path = tmp_path / "mvn_cdf_hvp.json"
+    rows = json.loads(path.read_text())["rows"]
+    keys = ("what", "family", "p", "function")
+    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows) == 6
+    assert all(row["over_bound"] <= 1 for row in rows)
+    assert {row["scipy_points"] for row in rows} <= {100, 200}
+    text = "".join(page.table(columns, mine) for _, columns, mine in sections.hessians_tables(rows))
+    assert text.count("| mvn_log_cdf |") == 4
+    capsys.readouterr()
+    assert not run(monkeypatch, "hessians", *options, "--compare", str(path))
+    assert "second_ms" in capsys.readouterr().out
 
 
 def test_hierarchy_of_the_scaling_problems_is_exact(one_thread):
