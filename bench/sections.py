@@ -577,7 +577,10 @@ SECTIONS = (
         "mvn_cdf_hvp", "Second derivatives of mvn_cdf",
         "To the limits, against quadratures that are exact to 1e-9. SciPy: central differences of its "
         "cdf (of its logarithm) with the same random numbers at every value, at the points and step "
-        "that serve them best by the true error.",
+        "that serve them best by the true error. Every error is within its bound. What is paid for it is a "
+        "conditional problem for each pair of limits: beside SciPy's differences a Hessian up to n = 20 is "
+        "ahead in every row, but a product at n = 49 takes hundreds of gradients where nothing is exact, "
+        "and there in two rows longer than the differences, which have larger errors.",
         hessians_tables,
     ),
     Section(
