@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from . import _load, _mendell_elston, _mvn_cdf_grad
 from ._autograd import refuse
@@ -337,6 +338,8 @@ def _result(out: tuple[Tensor, ...], batch: torch.Size) -> MVNResult:
 def _warn(result: MVNResult) -> None:
     if torch.compiler.is_compiling() or result.status.device.type != "cpu":
         return  # reading the status would break the graph or synchronise the device
+    if isinstance(result.status, FakeTensor):
+        return  # a rule of vmap within a graph, where torch 2.10 does not say that it compiles
     for status, text in (
         (Status.MAX_POINTS, "spent max_points before they met their tolerance; see their error"),
         (Status.INDEFINITE, "have an indefinite covariance and are NaN"),
