@@ -387,13 +387,18 @@ def _no_pickles() -> Iterator[None]:
     flag = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(flag)
     archive = importlib.import_module("torch.export.pt2_archive._package")
-    module = archive.pickle
+    module = getattr(
+        archive, "pickle", None
+    )  # not there in torch 2.10, which has no such constants
     os.environ[flag] = "1"
     archive.pickle = None
     try:
         yield
     finally:
-        archive.pickle = module
+        if module is None:
+            del archive.pickle
+        else:
+            archive.pickle = module
         if before is None:
             del os.environ[flag]
         else:
