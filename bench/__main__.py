@@ -46,6 +46,7 @@ SUBCOMMANDS = {
     "cuda_ab": "cuda_ab",
     "cuda_floor": "cuda_floor",
     "cuda_floor_bvn": "cuda_floor_bvn",
+    "cuda_floor_standard_normal": "cuda_floor_standard_normal",
     "cuda_floor_jac_cov": "cuda_floor_jac_cov",
     "cuda_floor_tensor": "cuda_floor_tensor",
     "cuda_floor_tensor_double": "cuda_floor_tensor_double",

@@ -37,6 +37,7 @@ KERNELS = (
     ("MvnCdfPathwise<float,false>", "14MvnCdfPathwiseIfLb0E", "slopes n=99"),
     ("MvnCdfGrow<float>", "10MvnCdfGrowIfE", "full rank n=2048"),
     ("BvnCdf", "6BvnCdfE", "bvn_cdf"),
+    ("StandardNormal", "14StandardNormalE", "standard_normal"),
 )  # fmt: skip
 #: Of each a few passes: all sections take five times as long.
 SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats", "SchedulerStats")
