@@ -2,7 +2,7 @@
 //
 // Mapping: a block takes a stretch of one draw, or several whole draws where these are short; a
 // thread a word of 64 bits, of which it writes both numbers. Limiter: the inverse normal CDFs in
-// FP64, where a device has as many FP64 units as A100, H100 and H200; the 8 bytes a word are less.
+// FP64, 112 of a word's 200 instructions (sm_90); its 8 bytes of output are less.
 #pragma once
 #include "kernels/device.h"
 #include "math/standard_normal.h"
