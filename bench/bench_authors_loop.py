@@ -31,6 +31,7 @@ import torch
 # mvn_cdf's tolerances; the loop's own is 1e-4 as SciPy estimates it.
 TOLERANCES = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 SCIPY = {"maxpts": 10_000, "abseps": 1e-4, "releps": 1e-4}
+TASKS = ("digits", "pairs", "photos")
 SCREENING = {"photos": {"screen": "auto"}}
 
 
@@ -156,26 +157,28 @@ def task_lines(name, model, x, sigma, args):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--tasks", default="digits,pairs", help="of digits, pairs, photos")
-    p.add_argument("--images", type=int, default=40, help="of digits and pairs")
-    numbers = lambda text: [float(v) for v in text.split(",")]
+    p.add_argument(
+        "--tasks",
+        type=harness.several(harness.one_of(TASKS)),
+        default="digits,pairs",
+        help="of digits, pairs, photos",
+    )
+    p.add_argument("--images", type=harness.whole(), default=40, help="of digits and pairs")
+    numbers = harness.several(harness.positive)
     p.add_argument("--sigmas", type=numbers, default="0.1,0.3")
-    p.add_argument("--photos", type=int, default=1)
+    p.add_argument("--photos", type=harness.whole(), default=1)
     p.add_argument("--photo-sigmas", type=numbers, default="0.1")
-    p.add_argument("--draws", type=int, default=10_000, help="of Monte Carlo")
-    p.add_argument("--truth", type=float, default=1e-5, help="99 %% error of the truth")
-    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--draws", type=harness.whole(10), default=10_000, help="of Monte Carlo")
+    p.add_argument("--truth", type=harness.positive, default=1e-5, help="99 %% error of the truth")
+    p.add_argument("--repeats", type=harness.whole(), default=3)
     args = p.parse_args()
-    tasks = args.tasks.split(",")
-    if set(tasks) - {"digits", "pairs", "photos"}:
-        p.error(f"--tasks must be among digits, pairs, photos, got {args.tasks}")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*max_points")
     warnings.filterwarnings("ignore", message=".*ended before abs_tol was met")
     report = harness.environment()
     harness.show_environment(report)
     rows = []
-    for name in tasks:
+    for name in args.tasks:
         model, x = inputs(name, args)
         for sigma in args.photo_sigmas if name == "photos" else args.sigmas:
             rows += task_lines(name, model, x, sigma, args)

@@ -81,13 +81,18 @@ def line(method, count, timing, error):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--elements", default="1,1000,100000", help="of one call")
-    p.add_argument("--repeats", type=int, default=7)
+    p.add_argument(
+        "--elements",
+        type=harness.several(harness.whole()),
+        default="1,1000,100000",
+        help="of one call",
+    )
+    p.add_argument("--repeats", type=harness.whole(), default=7)
     args = p.parse_args()
     torch.set_num_threads(1)
     report = harness.environment()
     harness.show_environment(report)
-    rows = measured([int(v) for v in args.elements.split(",")], args.repeats)
+    rows = measured(args.elements, args.repeats)
     harness.show(rows, list(rows[0]))
     harness.write("bvn", report, rows, args.out)
 

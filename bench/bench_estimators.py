@@ -126,19 +126,21 @@ def consistent(row):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--tasks", default="digits,pairs", help="of digits, pairs, photos")
-    p.add_argument("--inputs", type=int, default=100, help="of digits and pairs")
-    p.add_argument("--draws", type=int, default=10_000, help="of the reference")
-    p.add_argument("--photos", type=int, default=2)
+    p.add_argument(
+        "--tasks",
+        type=harness.several(harness.one_of(SIGMAS)),
+        default="digits,pairs",
+        help="of digits, pairs, photos",
+    )
+    p.add_argument("--inputs", type=harness.whole(), default=100, help="of digits and pairs")
+    p.add_argument("--draws", type=harness.whole(), default=10_000, help="of the reference")
+    p.add_argument("--photos", type=harness.whole(), default=2)
     args = p.parse_args()
-    unknown = set(args.tasks.split(",")) - set(SIGMAS)
-    if unknown:
-        p.error(f"--tasks must be among {', '.join(SIGMAS)}, got {args.tasks}")
     torch.set_num_threads(1)
     report = harness.environment()
     harness.show_environment(report)
     rows = []
-    for name in args.tasks.split(","):
+    for name in args.tasks:
         lines = task_lines(name, args)
         print(f"\n{name}")
         harness.show(lines, ["method", "sigma", "passes", "rms", "mc_rms", "bias", "max", "ms"])

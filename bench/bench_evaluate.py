@@ -22,6 +22,7 @@ harness.numpy_threads_one()
 import torch
 
 BANDS = (0.0, 0.5, 0.9, 0.99, 0.9999, 1.0)
+METHODS = ("taylor", "mmse", "logit_moments", "mc")
 OPTIONS = {"mc": {"n_samples": 1000}}
 
 
@@ -101,12 +102,12 @@ def whole(model, args):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    numbers = lambda text: [float(v) for v in text.split(",")]
-    p.add_argument("--sigmas", type=numbers, default="0.1,0.3")
-    p.add_argument("--methods", default="taylor,mmse,logit_moments,mc")
-    p.add_argument("--images", type=int, default=360, help="of the digits")
-    p.add_argument("--photos", type=int, default=0)
-    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument("--sigmas", type=harness.several(harness.positive), default="0.1,0.3")
+    p.add_argument("--methods", type=harness.several(harness.one_of(METHODS)),
+                   default=",".join(METHODS), help="of " + ", ".join(METHODS))  # fmt: skip
+    p.add_argument("--images", type=harness.whole(), default=360, help="of the digits")
+    p.add_argument("--photos", type=harness.whole(0), default=0)
+    p.add_argument("--repeats", type=harness.whole(), default=3)
     args = p.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*ended before abs_tol was met")
@@ -114,7 +115,7 @@ def main():
     harness.show_environment(report)
     rows = []
     for task, model, x, more in inputs(args):
-        for method in args.methods.split(","):
+        for method in args.methods:
             if task == "photos" and method == "mmse":  # 10 Jacobians of 1,000 rows an image
                 continue
             for sigma in args.sigmas:

@@ -1,6 +1,6 @@
 """jac_cov and jac_cov_norms beside the unfused PyTorch form: time and error.
 
-python -m bench.bench_jac_cov [--cases 10x3072,1000x150528/3072] [--dtypes float32] [--threads 1]
+python -m bench jac_cov [--cases 10x3072,1000x150528/3072] [--dtypes float32] [--threads 1]
                               [--device cuda] [--budget SECONDS]
 
 The peer takes differences, norms, quotients and one bmm over the full square, in J's dtype (float32
@@ -61,8 +61,6 @@ class Case:
         self.C, self.D = (int(x) for x in size.split("x"))
         self.chunk = int(chunk) if chunk else None
         width = self.chunk or self.D
-        if self.D % width:
-            sys.exit(f"bench_jac_cov: CHUNK must divide D, got {text}")
         self.device = torch.device(device)
         on_gpu = self.device.type == "cuda"
         # As many problems as fill the device: two gigabytes of J in float32, and as much for the peer.
@@ -186,12 +184,25 @@ class Case:
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--cases", default="10x3072,100x3072,1000x3072,1000x150528/3072")
-    p.add_argument("--dtypes", default="float32", help="of " + ", ".join(WORST))
-    p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--repeats", type=int, default=15, help="a third of it for cases in chunks")
-    p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    p.add_argument("--budget", type=float, default=40, help="seconds of timing, on a GPU")
+    p.add_argument(
+        "--cases",
+        type=harness.several(harness.case(chunks=True)),
+        default="10x3072,100x3072,1000x3072,1000x150528/3072",
+    )
+    p.add_argument(
+        "--dtypes",
+        type=harness.several(harness.one_of(WORST)),
+        default="float32",
+        help="of " + ", ".join(WORST),
+    )
+    p.add_argument("--threads", type=harness.whole(), default=1)
+    p.add_argument(
+        "--repeats", type=harness.whole(), default=15, help="a third of it for cases in chunks"
+    )
+    p.add_argument("--device", type=harness.device, default="cpu", help="cpu or cuda")
+    p.add_argument(
+        "--budget", type=harness.positive, default=40, help="seconds of timing, on a GPU"
+    )
     args = p.parse_args()
 
     import torch
@@ -204,7 +215,7 @@ def main():
         report["copy_tb_s"] = cuda_timing.copy_tb_s(torch.device("cuda"))
     harness.show_environment(report)
     rows, wrong = [], []
-    cases = [(text, dtype) for text in args.cases.split(",") for dtype in args.dtypes.split(",")]
+    cases = [(text, dtype) for text in args.cases for dtype in args.dtypes]
     for text, dtype in cases:
         case = Case(text, dtype, args.device)
         case.seconds = args.budget / (5 * len(cases))

@@ -1,6 +1,6 @@
 """robustness with 18,710 classes: passes and seconds per input, beside draws and the network itself.
 
-python -m bench.bench_large_classes [--model ppocr-v6] [--characters 8] [--sigmas .05,.1]
+python -m bench large_classes [--model ppocr-v6] [--characters 8] [--sigmas .05,.1]
 
 PP-OCR's network on printed characters, in their fixed shuffle. Each input and noise level is a call of
 its own: p and error of "taylor", its passes (JVP and VJP, the check's included), its CPU time. Beside
@@ -18,6 +18,7 @@ from bench import harness
 
 COLUMNS = ["character", "sigma", "p", "error", "p_drawn", "p_network", "network_low", "network_high",
            "jvp", "vjp", "passes", "kept", "cpu_s"]  # fmt: skip
+MODELS = ("ppocr-v6", "ppocr-v4")
 BANDS = (0.0, 0.9, 0.99, 0.999)
 
 
@@ -81,12 +82,21 @@ def summary(rows):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--model", default="ppocr-v6", help="or ppocr-v4")
-    p.add_argument("--characters", type=int, default=8)
-    p.add_argument("--sigmas", default="0.05,0.1")
-    p.add_argument("--draws", type=int, default=10_000, help="of the linearised features")
-    p.add_argument("--copies", type=int, default=128, help="noisy copies for the network itself")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--model",
+        type=harness.one_of(MODELS),
+        default=MODELS[0],
+        help="one of " + ", ".join(MODELS),
+    )
+    p.add_argument("--characters", type=harness.whole(), default=8)
+    p.add_argument("--sigmas", type=harness.several(harness.positive), default="0.05,0.1")
+    p.add_argument(
+        "--draws", type=harness.whole(1000), default=10_000, help="of the linearised features"
+    )
+    p.add_argument(
+        "--copies", type=harness.whole(), default=128, help="noisy copies for the network itself"
+    )
+    p.add_argument("--seed", type=harness.whole(0), default=0)
     args = p.parse_args()
 
     import torch
@@ -98,11 +108,12 @@ def main():
     report = harness.environment()
     harness.show_environment(report)
     model = load_pp_ocr(args.model)
-    sigmas = [float(v) for v in args.sigmas.split(",")]
     rows = []
     for glyph in draw_glyphs(args.model, limit=args.characters):
         x = as_input(glyph)[None]
-        for row in rows_of(model, glyph.character, x, sigmas, args.draws, args.copies, args.seed):
+        for row in rows_of(
+            model, glyph.character, x, args.sigmas, args.draws, args.copies, args.seed
+        ):
             rows.append(row)
             print(f"# {glyph.character} {row['sigma']}: {row['passes']} passes", flush=True)
     harness.show(rows, COLUMNS)

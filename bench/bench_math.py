@@ -1,6 +1,6 @@
 """csrc/math: ns per element of the functions under the SOV recursion, per instruction set.
 
-python -m bench.bench_math [--isa avx512] [--out DIR]
+python -m bench step [--isa avx512] [--out DIR]
 
 One thread, processor time, 4096 elements (first-level cache), 1, 2 or 4 packs per call so that
 their dependent chains overlap; median and least of 21 repeats. `multiply_add` is the machine's own
@@ -54,12 +54,12 @@ def measure(isa, folder):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--isa", help="one instruction set (default: all that this processor has)")
+    p.add_argument(
+        "--isa",
+        type=harness.one_of(native_build.ISA_FLAGS),
+        help="one instruction set (default: all that this processor has)",
+    )
     options = p.parse_args()
-    if options.isa is not None and options.isa not in native_build.ISA_FLAGS:
-        sys.exit(
-            f"bench_math: --isa must be one of {list(native_build.ISA_FLAGS)}, got {options.isa}"
-        )
     report = harness.environment()
     version = subprocess.run(
         [native_build.compiler(), "--version"], capture_output=True, text=True, check=True

@@ -1,13 +1,13 @@
 """mvn_cdf(method="mendell_elston") beside BoTorch's MVNXPB: error and time on the same problems.
 
-python -m bench.bench_mendell_elston [--n 9,49,99,199] [--quick] [--botorch FOLDER]
+python -m bench mendell_elston [--n 9,49,99,199] [--quick] [--botorch FOLDER]
 
 One thread, CPU time, milliseconds per problem of one batched call, on classifier-like problems
 (bench/classifiers.py), 18 a row. Errors are absolute, against mvn_cdf at `--reference` (its 99 %
 error; the largest that was reached is "truth"). "backward" is the gradient to the limits and the
 covariance, beside its value. MVNXPB conditions on pairs (Trinh and Genz, Stat. Comput. 25 (2015));
 BoTorch is optional: `--botorch` names a folder that it was installed into (pip install --target),
-and without it its columns are empty. Both are float64 and deterministic.
+and without it (`pip install botorch` brings it) its columns are empty. Both are float64 and deterministic.
 """
 
 import sys
@@ -39,7 +39,9 @@ def mvnxpb(folder):
         import botorch
         from botorch.utils.probability.mvnxpb import MVNXPB
     except ImportError as error:
-        print(f"# BoTorch is not installed here: {error}")
+        print(
+            f"# BoTorch is not installed here ({error}), its columns are empty: pip install botorch"
+        )
         return None, None
 
     def solve(upper, cov):
@@ -103,11 +105,13 @@ def line(n, peer, args):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--n", default="9,49,99,199")
+    p.add_argument("--n", type=harness.sizes(range(2, 2000)), default="9,49,99,199")
     p.add_argument("--quick", action="store_true", help="fewer problems")
-    p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--seed", type=int, default=0, help="of the problems")
-    p.add_argument("--reference", type=float, default=2e-4, help="99 %% error of the truth")
+    p.add_argument("--repeats", type=harness.whole(), default=5)
+    p.add_argument("--seed", type=harness.whole(0), default=0, help="of the problems")
+    p.add_argument(
+        "--reference", type=harness.positive, default=2e-4, help="99 %% error of the truth"
+    )
     p.add_argument("--botorch", help="folder with BoTorch, where it is not installed")
     args = p.parse_args()
     torch.set_num_threads(1)
@@ -115,7 +119,7 @@ def main():
     peer, version = mvnxpb(args.botorch)
     report = harness.environment() | {"botorch": version}
     harness.show_environment(report)
-    rows = [line(int(n), peer, args) for n in args.n.split(",")]
+    rows = [line(n, peer, args) for n in args.n]
     harness.show(
         rows,
         ["n", "truth", "ms", "error_mean", "error_max", "backward/value"]

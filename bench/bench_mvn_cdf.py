@@ -1,6 +1,6 @@
 """mvn_cdf: time and error together, beside SciPy and crude Monte Carlo on the same problems.
 
-python -m bench.bench_mvn_cdf [--n 9,99,999] [--quick]
+python -m bench mvn_cdf [--n 9,99,999] [--quick]
 
 One thread, CPU time (time.process_time), milliseconds per problem of one batched call. "99 %" figures
 are the error that mvn_cdf reports and is asked for; "rms" figures are the true root mean square error
@@ -349,11 +349,15 @@ def main():
     p = harness.parser(__doc__.splitlines()[0])
     p.add_argument("--n", type=harness.sizes(list(COUNTS)), default="9,99,999")
     p.add_argument("--quick", action="store_true", help="fewer problems and settings")
-    p.add_argument("--seeds", type=int, default=4, help="fresh shifts behind each rms error")
-    p.add_argument("--repeats", type=int, default=3)
-    p.add_argument("--seed", type=int, default=0, help="of the problems")
-    p.add_argument("--scipy-cap", type=float, default=60.0, help="CPU seconds per SciPy setting")
-    p.add_argument("--threads", type=int, default=2, help="for the throughput lines")
+    p.add_argument(
+        "--seeds", type=harness.whole(), default=4, help="fresh shifts behind each rms error"
+    )
+    p.add_argument("--repeats", type=harness.whole(), default=3)
+    p.add_argument("--seed", type=harness.whole(0), default=0, help="of the problems")
+    p.add_argument(
+        "--scipy-cap", type=harness.positive, default=60.0, help="CPU seconds per SciPy setting"
+    )
+    p.add_argument("--threads", type=harness.whole(), default=2, help="for the throughput lines")
     p.add_argument(
         "--sampled-references",
         action="store_true",

@@ -8,7 +8,8 @@ One thread. A curve has a point for each setting: a number of points for a peer 
 which there are, and how to install them), "authors" and "default" for SciPy with the authors' arguments
 and with none; an absolute tolerance for mvn_cdf, which is a 99 % error. Problems: bench/peer_problems.py,
 by kind and by band of p; `--references` names the n whose trained classifiers take part (their sampled
-answers take minutes at first; at n = 9 half of one), `--cache` the folder of EfficientNet-Lite0's covariances.
+answers take minutes at first; at n = 9 half of one), `--cache` the folder of EfficientNet-Lite0's
+covariances, which `python -m bench screening --cache FOLDER` fills.
 A peer answers the problems of one n in rounds with fresh seeds, bands in turn, until `--budget` CPU
 seconds are spent on a setting (with enough for `--seeds` rounds every row has that many answers and
 more); a first problem that takes more than `--patience` is given up, and the peer has no answer at
@@ -289,26 +290,38 @@ def main():
         default="9",
         help="the n whose trained classifiers take part",
     )
-    p.add_argument("--seeds", type=int, default=4, help="fresh shifts behind each rms error")
-    p.add_argument("--seed", type=int, default=0, help="of the problems")
     p.add_argument(
-        "--budget", type=float, default=2.0, help="CPU seconds per n and a peer's setting"
+        "--seeds", type=harness.whole(), default=4, help="fresh shifts behind each rms error"
+    )
+    p.add_argument("--seed", type=harness.whole(0), default=0, help="of the problems")
+    p.add_argument(
+        "--budget",
+        type=harness.positive,
+        default=2.0,
+        help="CPU seconds per n and a peer's setting",
     )
     p.add_argument(
-        "--curve", type=float, default=2.0,
+        "--curve", type=harness.positive, default=2.0,
         help="CPU seconds per n, kind and band after which mvn_cdf's next tolerance is left out",
     )  # fmt: skip
-    p.add_argument("--patience", type=float, default=12.0, help="CPU seconds for one problem")
+    p.add_argument(
+        "--patience", type=harness.positive, default=12.0, help="CPU seconds for one problem"
+    )
     p.add_argument("--join", help="instead of a run: these results, with commas, as one")
     p.add_argument("--peers", default=",".join(peer.name for peer in peers_cpu.PEERS))
-    p.add_argument("--cache", type=Path, help="covariances that bench screening --cache keeps")
+    p.add_argument(
+        "--cache", type=Path, help="folder of covariances that bench screening --cache fills"
+    )
     args = p.parse_args()
     known = {peer.name: peer for peer in peers_cpu.PEERS}
     unknown = [name for name in args.peers.split(",") if name and name not in known]
     if unknown:
         p.error(f"--peers must be among {', '.join(known)}, got {', '.join(unknown)}")
     if args.cache and not args.cache.is_dir():
-        p.error(f"--cache must be a folder, got {args.cache}")
+        p.error(
+            f"--cache must be a folder that `python -m bench screening --cache FOLDER` has filled, "
+            f"got {args.cache}"
+        )
     if args.join:
         absent = [name for name in args.join.split(",") if not Path(name).is_file()]
         if absent:

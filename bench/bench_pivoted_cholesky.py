@@ -120,8 +120,10 @@ def main():
     p.add_argument("--n", type=harness.sizes(range(2, 4097)), default="9,99,999")
     p.add_argument("--columns", type=harness.sizes(range(1, 4097)), default="16,64",
                    help="of partial factors, where they are fewer than n")  # fmt: skip
-    p.add_argument("--entries", type=int, default=1_000_000, help="of a batch's matrices")
-    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument(
+        "--entries", type=harness.whole(), default=1_000_000, help="of a batch's matrices"
+    )
+    p.add_argument("--repeats", type=harness.whole(), default=5)
     args = p.parse_args()
     torch.set_num_threads(1)
     report = harness.environment()

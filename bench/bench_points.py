@@ -1,6 +1,6 @@
 """The point sets of mvn_cdf: time and true error of each, on the problems of bench/classifiers.py.
 
-python -m bench.bench_points [--n 9,49,99,199,499] [--quick]
+python -m bench points [--n 9,49,99,199,499] [--quick]
 
 One thread, CPU time (time.process_time), every set in turn on the same problems.
 - "points": every variable sampled (method "sov", float64) with a fixed number of points. No reference
@@ -104,18 +104,22 @@ def at_goal(group, goal, args):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--n", default="9,49,99,199,499")
+    p.add_argument("--n", type=harness.sizes(list(COUNTS)), default="9,49,99,199,499")
     p.add_argument("--quick", action="store_true", help="18 problems of each n, fewer seeds")
-    p.add_argument("--seeds", type=int, default=4, help="fresh shifts behind each rms error")
-    p.add_argument("--spread-seeds", type=int, default=16, help="the same at fixed points")
-    p.add_argument("--repeats", type=int, default=3)
+    p.add_argument(
+        "--seeds", type=harness.whole(), default=4, help="fresh shifts behind each rms error"
+    )
+    p.add_argument(
+        "--spread-seeds", type=harness.whole(2), default=16, help="the same at fixed points"
+    )
+    p.add_argument("--repeats", type=harness.whole(), default=3)
     args = p.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="mvn_cdf: .*max_points")
     report = harness.environment()
     harness.show_environment(report)
     rows = []
-    for n in (int(v) for v in args.n.split(",")):
+    for n in args.n:
         groups = problems(n, 18 if args.quick else COUNTS[n])
         tables = [
             [line for g in groups[: 3 if n < 100 else 1] for k in POINTS[n]

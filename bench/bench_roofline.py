@@ -235,28 +235,36 @@ def with_floors(rows, steps, seen):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--kernels", default=",".join(KERNELS))
-    p.add_argument("--n", default="9,99,999")
-    p.add_argument("--cases", default="10x3072,100x3072,1000x3072", help="CxD of jac_cov")
-    p.add_argument("--dtypes", default="float32,float64")
-    p.add_argument("--repeats", type=int, default=7)
+    p.add_argument(
+        "--kernels", type=harness.several(harness.one_of(KERNELS)), default=",".join(KERNELS)
+    )
+    p.add_argument("--n", type=harness.sizes(range(2, 4096)), default="9,99,999")
+    p.add_argument(
+        "--cases",
+        type=harness.several(harness.case()),
+        default="10x3072,100x3072,1000x3072",
+        help="CxD of jac_cov",
+    )
+    p.add_argument(
+        "--dtypes",
+        type=harness.several(harness.one_of(("float32", "float64"))),
+        default="float32,float64",
+    )
+    p.add_argument("--repeats", type=harness.whole(), default=7)
     args = p.parse_args()
-    kernels = args.kernels.split(",")
-    if not set(kernels) <= set(KERNELS):
-        p.error(f"--kernels must be among {', '.join(KERNELS)}, got {args.kernels}")
     torch.set_num_threads(1)
     isa = best_isa()
     report = harness.environment() | {"isa": isa}
     harness.show_environment(report)
     rows, steps, seen = [], [], [report["yardstick"]]
-    for dtype in args.dtypes.split(","):
+    for dtype in args.dtypes:
         steps.append(step_line(dtype, isa, args.repeats))
-        if "step" in kernels:
+        if "step" in args.kernels:
             rows.append(steps[-1])
-        for n in (int(v) for v in args.n.split(",")) if "sampler" in kernels else ():
+        for n in args.n if "sampler" in args.kernels else ():
             rows.append(sampler_line(n, dtype, args.repeats))
             seen.append(harness.yardstick())
-        for case in args.cases.split(",") if "jac_cov" in kernels else ():
+        for case in args.cases if "jac_cov" in args.kernels else ():
             rows += jac_cov_lines(case, dtype, args.repeats)
             seen.append(harness.yardstick())
         steps.append(step_line(dtype, isa, args.repeats))

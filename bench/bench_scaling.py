@@ -202,7 +202,7 @@ def with_rates(lines, axis):
 
 
 def main():
-    numbers = lambda text: [int(v) for v in text.split(",") if v]
+    numbers = harness.several(harness.whole(), empty=True)
     p = harness.parser(__doc__.splitlines()[0])
     p.add_argument("--n", type=numbers, default="9,49,99,199,499")
     p.add_argument("--large", type=numbers, default="999,1999,4096",
@@ -213,9 +213,9 @@ def main():
     p.add_argument("--classes", type=numbers, default="10,30,100,300", help="at D = 3000")
     p.add_argument("--dim", type=numbers, default="300,3000,30000", help="at C = 100")
     p.add_argument("--threads", type=numbers, default="1,2")
-    p.add_argument("--abs-tol", type=float, default=1e-3)
-    p.add_argument("--p", type=float, default=0.7)
-    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--abs-tol", type=harness.positive, default=1e-3)
+    p.add_argument("--p", type=harness.number_between(0, 1), default=0.7)
+    p.add_argument("--repeats", type=harness.whole(), default=5)
     args = p.parse_args()
     torch.set_num_threads(1)
     if any(v < 512 or v % 512 for v in args.points):

@@ -1,6 +1,6 @@
 """robustness with screen="auto" beside the full 1,000-row Jacobian, on photographs.
 
-python -m bench.bench_screening [--photos rocket,coffee] [--levels .3,.9,.99,.999] [--cache DIR]
+python -m bench screening [--photos rocket,coffee] [--levels .3,.9,.99,.999] [--cache DIR]
 
 EfficientNet-Lite0. For each photograph all 1,000 rows are computed (20 s) by plain backward passes,
 without the engine; from them the noise levels at which the linearised p takes the given values, and
@@ -126,27 +126,31 @@ def summary(rows):
 
 
 def main():
+    from mvnrob.models import photos
+
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--photos", help="names, with commas (default: all eight)")
-    p.add_argument("--levels", default="0.3,0.9,0.99,0.999")
+    p.add_argument("--photos", type=harness.several(harness.one_of(photos.PHOTOS)),
+                   help="names, with commas (default: all eight)")  # fmt: skip
+    p.add_argument("--levels", type=harness.several(harness.number_between(0, 1)),
+                   default="0.3,0.9,0.99,0.999", help="p, each between 0 and 1")  # fmt: skip
     p.add_argument("--cache", type=Path, help="folder for the full Jacobians' covariances")
-    p.add_argument("--seed", type=int, default=0, help="of the sketches and lattices")
+    p.add_argument("--seed", type=harness.whole(0), default=0, help="of the sketches and lattices")
     args = p.parse_args()
 
     import torch
 
     from mvnrob.models.efficientnet_lite import load_efficientnet_lite0
-    from mvnrob.models.photos import as_batch, load_photos
 
     torch.set_num_threads(1)
     report = harness.environment()
     harness.show_environment(report)
     model = load_efficientnet_lite0()
-    levels = [float(v) for v in args.levels.split(",")]
     rows = []
-    for photo in load_photos(args.photos.split(",") if args.photos else None):
+    for photo in photos.load_photos(args.photos):
         path = args.cache / f"{photo.name}.npz" if args.cache else None
-        for row in rows_of(model, photo.name, as_batch([photo]), levels, path, args.seed):
+        for row in rows_of(
+            model, photo.name, photos.as_batch([photo]), args.levels, path, args.seed
+        ):
             rows.append(row)
             print(f"# {photo.name} {row['level']}: {row['passes']} passes", flush=True)
     harness.show(rows, COLUMNS)

@@ -51,13 +51,18 @@ def of_length(dim, repeats):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--dims", default="64,3072,150528", help="lengths of a draw")
-    p.add_argument("--repeats", type=int, default=7)
+    p.add_argument(
+        "--dims",
+        type=harness.several(harness.whole()),
+        default="64,3072,150528",
+        help="lengths of a draw",
+    )
+    p.add_argument("--repeats", type=harness.whole(), default=7)
     args = p.parse_args()
     torch.set_num_threads(1)
     report = harness.environment()
     harness.show_environment(report)
-    rows = measured([int(v) for v in args.dims.split(",")], args.repeats)
+    rows = measured(args.dims, args.repeats)
     harness.show(rows, list(rows[0]))
     harness.write("standard_normal", report, rows, args.out)
 

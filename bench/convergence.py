@@ -1,6 +1,6 @@
 """Error against the number of points where the integrand is steep: nearly singular problems, n = 9.
 
-python -m bench.convergence [--problems 12] [--seeds 8] [--most 20]
+python -m bench convergence [--problems 12] [--seeds 8] [--most 20]
 
 Writes convergence.csv, .json and (with matplotlib, of the extra `demo`) .png. Curves, each the rms error
 over problems and seeds at N points altogether:
@@ -161,13 +161,16 @@ def plot(rows, path):
 
 def main():
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--problems", type=int, default=12, help="of each family")
-    p.add_argument("--seeds", type=int, default=8)
-    p.add_argument("--most", type=int, default=20, help="log2 of the most points of the lattice")
-    p.add_argument("--seed", type=int, default=0, help="of the problems")
+    p.add_argument("--problems", type=harness.whole(), default=12, help="of each family")
+    p.add_argument("--seeds", type=harness.whole(), default=8)
+    p.add_argument(
+        "--most",
+        type=harness.whole(10, 24),
+        default=20,
+        help="log2 of the most points of the lattice",
+    )
+    p.add_argument("--seed", type=harness.whole(0), default=0, help="of the problems")
     args = p.parse_args()
-    if not 10 <= args.most <= 24:
-        p.error(f"--most must be from 10 to 24, got {args.most}")
     import mvnrob  # noqa: F401  (loads the operators)
 
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Coverage of the reported 99 % error over known answers, many seeds: a table and every miss.
 
-python -m bench.coverage --seeds 4 [--problem-seeds 4] [--tolerances 1e-3,1e-4] [--rel-tols 3e-2,1e-2]
+python -m bench coverage --seeds 4 [--problem-seeds 4] [--tolerances 1e-3,1e-4] [--rel-tols 3e-2,1e-2]
 
 Absolute tolerances on tests/problems.py in each dtype of input and of samples; relative ones on the
 small sides of tests/tails.py and of the known answers, by the error of their logarithm. A branch
@@ -8,6 +8,7 @@ small sides of tests/tails.py and of the known answers, by the error of their lo
 different problems behind a line.
 """
 
+import argparse
 import sys
 from dataclasses import replace
 
@@ -15,6 +16,17 @@ from bench import harness
 
 # dtype of the input, of the samples ("auto": the library's choice)
 DTYPES = "float64:float64,float64:auto,float32:auto"
+
+
+def pair_of_dtypes(text):
+    """An argument type: (dtype of the input, of the samples)."""
+    dtypes = ("float32", "float64")
+    given, _, samples = text.partition(":")
+    if given not in dtypes or samples not in (*dtypes, "auto"):
+        raise argparse.ArgumentTypeError(
+            f"must be INPUT:SAMPLES, each float32 or float64, SAMPLES also auto, got {text!r}"
+        )
+    return given, samples
 
 
 def light(rows):
@@ -94,32 +106,66 @@ def report_case(title, members, show):
 
 
 def main():
+    from mvnrob._mvn_cdf import METHODS, POINTS
+
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--seeds", type=int, default=4, help="shift seeds per problem")
-    p.add_argument("--problem-seeds", type=int, default=4, help="fresh problem parameters")
-    p.add_argument("--first-problem-seed", type=int, default=0)
-    p.add_argument("--tolerances", default="1e-3,1e-4", help="absolute; empty: none")
-    p.add_argument("--rel-tols", default="3e-2,1e-2", help="relative; empty: none")
-    p.add_argument("--dtypes", default=DTYPES, help="input:samples, ...")
-    p.add_argument("--tails", type=int, default=50, help="problems of each family of tails.py")
-    p.add_argument("--max-n", type=int, default=999)
-    p.add_argument("--large-seeds", type=int, help="shift seeds for n >= 100 (default: a third)")
-    p.add_argument("--max-points", type=int, default=8 * 2**13, help="0: the library's default")
-    p.add_argument("--method", default="auto")
-    p.add_argument("--points", default="lattice")
-    p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--show", type=int, default=20, help="misses to print per case, worst first")
+    p.add_argument("--seeds", type=harness.whole(), default=4, help="shift seeds per problem")
+    p.add_argument(
+        "--problem-seeds", type=harness.whole(), default=4, help="fresh problem parameters"
+    )
+    p.add_argument("--first-problem-seed", type=harness.whole(0), default=0)
+    p.add_argument(
+        "--tolerances",
+        type=harness.several(harness.positive, empty=True),
+        default="1e-3,1e-4",
+        help="absolute; empty: none",
+    )
+    p.add_argument(
+        "--rel-tols",
+        type=harness.several(harness.positive, empty=True),
+        default="3e-2,1e-2",
+        help="relative; empty: none",
+    )
+    p.add_argument(
+        "--dtypes", type=harness.several(pair_of_dtypes), default=DTYPES, help="input:samples, ..."
+    )
+    p.add_argument(
+        "--tails", type=harness.whole(), default=50, help="problems of each family of tails.py"
+    )
+    p.add_argument("--max-n", type=harness.whole(), default=999)
+    p.add_argument(
+        "--large-seeds", type=harness.whole(), help="shift seeds for n >= 100 (default: a third)"
+    )
+    p.add_argument(
+        "--max-points", type=harness.whole(0), default=8 * 2**13, help="0: the library's own"
+    )
+    p.add_argument(
+        "--method",
+        type=harness.one_of(METHODS),
+        default="auto",
+        help="one of " + ", ".join(METHODS),
+    )
+    p.add_argument(
+        "--points",
+        type=harness.one_of(POINTS),
+        default="lattice",
+        help="one of " + ", ".join(POINTS),
+    )
+    p.add_argument("--threads", type=harness.whole(), default=1)
+    p.add_argument(
+        "--show", type=harness.whole(0), default=20, help="misses to print per case, worst first"
+    )
     args = p.parse_args()
+    if 0 < args.max_points < 512:
+        p.error(f"--max-points must be 0 or at least 512, got {args.max_points}")
 
     import torch
 
     torch.set_num_threads(args.threads)
     report = harness.environment()
     harness.show_environment(report)
-    tolerances = [float(t) for t in args.tolerances.split(",") if t]
-    dtypes = [d.split(":") for d in args.dtypes.split(",")]
-    rows = {(*dtype, tol): [] for dtype in dtypes for tol in tolerances}
-    tail_rows = {float(t): [] for t in args.rel_tols.split(",") if t}
+    rows = {(*dtype, tol): [] for dtype in args.dtypes for tol in args.tolerances}
+    tail_rows = {tol: [] for tol in args.rel_tols}
     for seed in range(args.first_problem_seed, args.first_problem_seed + args.problem_seeds):
         if rows:
             absolute(args, seed, rows)

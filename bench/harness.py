@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import math
 import os
 import platform
 import re
@@ -23,14 +24,51 @@ if str(ROOT / "tests") not in sys.path:
     sys.path.insert(0, str(ROOT / "tests"))
 
 
-def cpu_model():
+def cpu_fields():
+    """What /proc/cpuinfo says of the first processor; empty where there is none."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return {}
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cpu_model():
+    return cpu_fields().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_caches():
+    """{"L1d": "48K", "L2": "1024K", ...} of the first processor, as far as the kernel says."""
+    caches = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = (
+                (folder / name).read_text().strip() for name in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction":
+            caches[f"L{level}{'d' if kind == 'Data' else ''}"] = size
+    return caches
+
+
+def processor():
+    """What tells processors of one name apart: a virtual machine's name may be that of a family."""
+    names = {
+        "vendor": "vendor_id",
+        "family": "cpu family",
+        "model": "model",
+        "stepping": "stepping",
+    }
+    known = cpu_fields()
+    found = {key: known[name] for key, name in names.items() if name in known}
+    return found | cpu_caches()
+
+
+def processor_words(found):
+    """A processor in one line."""
+    return ", ".join(f"{key} {value}" for key, value in found.items() if key != "vendor")
 
 
 def commit():
@@ -60,10 +98,13 @@ def without_paths(line):
 
 
 def yardstick(seconds=0.1):
-    """What one thread of this machine gives now: BLAS GFLOP/s of a product and GB/s of a copy.
+    """What one thread of this machine gives now, the best of up to nine repeats, CPU time.
 
-    The product is torch's, 1024 x 1024; the copy reads and writes 64 MB, both counted. CPU time, the
-    best of up to nine repeats.
+    blas_*_gflops: torch's product, 1024 x 1024. copy_gb_s: reads and writes of 64 MB. conv_float32_gflops:
+    a 3 x 3 convolution of 64 channels, 56 x 56. oneDNN makes its code for the widest vectors that the
+    processor has, which mvnrob's loops use as well; MKL's product takes narrower ones on some processors
+    and then does not tell one that multiplies and adds twice as much at once (multiply_add of
+    `python -m bench step`) from another.
     """
     import torch
 
@@ -78,6 +119,13 @@ def yardstick(seconds=0.1):
             timing, _ = cpu_time(call, repeats=9, budget_s=seconds)
             name = str(dtype).removeprefix("torch.")
             out[f"blas_{name}_gflops"] = round(2e-9 * 1024**3 / timing["min_s"], 1)
+        if torch.backends.mkldnn.is_available():
+            image, weights = torch.ones(1, 64, 56, 56), torch.ones(64, 64, 3, 3)
+            call = lambda: torch.conv2d(image, weights, padding=1)
+            with torch.no_grad():
+                timing, _ = cpu_time(call, repeats=9, least_s=0.005, budget_s=seconds)
+            flops = 2 * weights.numel() * 56**2
+            out["conv_float32_gflops"] = round(1e-9 * flops / timing["min_s"], 1)
         source = torch.ones(2**24)
         into = torch.empty_like(source)
         timing, _ = cpu_time(lambda: into.copy_(source), repeats=9, budget_s=seconds)
@@ -97,6 +145,7 @@ def environment():
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": cpu_model(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load": [round(v, 2) for v in os.getloadavg()],
         "simd": mvnrob.simd_level(),
@@ -183,7 +232,12 @@ def write(name, report, rows, out=None):
         writer.writeheader()
         writer.writerows(rows)
     written.append(path)
-    print(f"# written: {path.name} and {name}.csv in {out.name}/")
+    print(f"# written: {path.name} and {name}.csv in {shown(out)}/")
+
+
+def shown(folder):
+    """A folder as it was given; the results' own from the root of the repository."""
+    return folder.relative_to(ROOT) if folder == RESULTS else folder
 
 
 def number(value):
@@ -198,6 +252,91 @@ def show(rows, columns):
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def one_of(names):
+    """An argument type: one of the names."""
+
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(names)}, got {text!r}")
+        return text
+
+    return parse
+
+
+def whole(least=1, most=None):
+    """An argument type: a whole number from `least` to `most`."""
+    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text):
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, got {text!r}")
+        return value
+
+    return parse
+
+
+def number_between(least=0.0, most=math.inf):
+    """An argument type: a number between two bounds, neither of them itself."""
+    allowed = f"above {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+
+    def parse(text):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not least < value < most:
+            raise argparse.ArgumentTypeError(f"must be a number {allowed}, got {text!r}")
+        return value
+
+    return parse
+
+
+positive = number_between()
+
+
+def several(parse, empty=False):
+    """An argument type: values of another one, with commas; none only where `empty` says so."""
+
+    def parse_all(text):
+        if empty and not text:
+            return []
+        return [parse(part.strip()) for part in text.split(",")]
+
+    return parse_all
+
+
+def case(chunks=False):
+    """An argument type: CxD, or CxD/CHUNK where there are chunks; the text itself."""
+    form = "CxD or CxD/CHUNK, where CHUNK divides D" if chunks else "CxD"
+    pattern = re.compile(r"([0-9]+)x([0-9]+)(?:/([0-9]+))?" if chunks else "([0-9]+)x([0-9]+)()")
+
+    def parse(text):
+        found = pattern.fullmatch(text)
+        classes, columns, chunk = (int(v or 0) for v in found.groups()) if found else (0, 0, 0)
+        divides = not found or found[3] in (None, "") or (chunk > 0 and columns % chunk == 0)
+        if classes < 2 or columns < 1 or not divides:
+            raise argparse.ArgumentTypeError(
+                f"must be {form}, of two classes or more, got {text!r}"
+            )
+        return text
+
+    return parse
+
+
+def device(text):
+    """An argument type: cpu, or cuda on a machine with a GPU."""
+    if one_of(("cpu", "cuda"))(text) == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise argparse.ArgumentTypeError("must be cpu where torch finds no GPU, got 'cuda'")
+    return text
 
 
 def sizes(known):
@@ -217,8 +356,39 @@ def sizes(known):
     return parse
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Every default is shown, once, and the lines of the epilog stay."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or "default" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A wrong option is one line and exit code 2."""
+
+    def add_argument(self, *names, **options):
+        default = options.get("default")
+        if default is not None and default is not False and default != argparse.SUPPRESS:
+            options.setdefault("help", "default: %(default)s")
+        return super().add_argument(*names, **options)
+
+    def error(self, message):
+        message = re.sub(r"^argument (\S+): must ", r"\1 must ", message)
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def parser(description):
     program = f"python -m bench {subcommand}" if subcommand else None
-    p = argparse.ArgumentParser(prog=program, description=description)
+    p = Parser(prog=program, description=description, formatter_class=Help)
     p.add_argument("--out", help="folder for the results (default: bench/results)")
+    if subcommand:
+        from bench import checks
+
+        p.epilog = "after the run:\n  --compare OLD.json    this result beside an older one"
+        if subcommand in checks.CHECKS:
+            p.epilog += (
+                "\ninstead of the run:\n  --check               claims that hold on any machine"
+            )
     return p

@@ -67,7 +67,7 @@ def mvnxpb(upper, cov, device, budget_s):
         from botorch.utils.probability.mvnxpb import MVNXPB
         from linear_operator.utils.errors import NotPSDError
     except ImportError as error:
-        return f"BoTorch is not installed here ({error})"
+        return f"BoTorch is not installed here ({error}); pip install botorch"
     bounds = torch.stack([torch.full_like(upper, -torch.inf), upper], -1)
     try:
         timing, log_prob = cuda_timing.measure(

@@ -72,7 +72,7 @@ class SciPy:
         try:
             import scipy.stats  # noqa: F401
         except ImportError as error:
-            return f"SciPy is not installed here ({error})"
+            return f"SciPy is not installed here ({error}); pip install scipy"
 
     def version(self):
         import scipy
@@ -98,8 +98,8 @@ class SciPy:
 class R:
     """An R package, one process for each setting."""
 
-    def __init__(self, package, settings, most_n=None):
-        self.name, self.settings, self.most_n = package, settings, most_n
+    def __init__(self, package, settings, install, most_n=None):
+        self.name, self.settings, self.install, self.most_n = package, settings, install, most_n
 
     def _run(self, *arguments):
         command = ["Rscript", "--vanilla", str(R_SCRIPT), *map(str, arguments)]
@@ -107,9 +107,9 @@ class R:
 
     def absent(self):
         if shutil.which("Rscript") is None:
-            return f"R's {self.name}: Rscript is not on PATH"
+            return f"R's {self.name}: Rscript is not on PATH; {self.install}"
         if self._run("version", self.name).returncode:
-            return f"R's {self.name} is not installed here"
+            return f"R's {self.name} is not installed here; {self.install}"
 
     def version(self):
         return self._run("version", self.name).stdout.strip()
@@ -143,7 +143,7 @@ class MVNXPB:
         try:
             from botorch.utils.probability.mvnxpb import MVNXPB  # noqa: F401
         except ImportError as error:
-            return f"BoTorch is not installed here ({error})"
+            return f"BoTorch is not installed here ({error}); pip install botorch"
 
     def version(self):
         import botorch
@@ -219,11 +219,13 @@ PEERS = (
     R(
         "mvtnorm",
         lambda n: (1_000, 25_000, 250_000) if n <= 199 else (1_000, 25_000),
+        "apt install r-cran-mvtnorm",
         most_n=1_000,
     ),
     R(
         "TruncatedNormal",
         lambda n: (1_000, 10_000, 100_000) if n <= 9 else (200, 1_000, 10_000),
+        "apt install r-base-core, then R -e 'install.packages(\"TruncatedNormal\")'",
     ),
     MVNXPB(),
     Crude(),
