@@ -2,14 +2,15 @@
 
 Common to all that write a result:
   --out FOLDER        where <name>.json and <name>.csv go (default: bench/results)
-  --compare OLD.json  after the run: new/old of every time, row by row, with both spreads
+  --compare OLD.json  after the run: new/old of every time, with both spreads, and of every error and
+                      count, row by row
   --check             instead of the run: the claims of bench/checks.py, each relative and measured
                       in one go; exit code 1 if one fails (a few seconds, for CI)
 `python -m bench SUBCOMMAND --help` lists the rest. Times are CPU times of one thread unless a column
-says otherwise; environment, command and the machine's own speed stand in each result.
+says otherwise; environment, command and the machine's own speed stand in each result. A spread is that
+of the repeats within one run: another run, on a shared machine, may differ by more.
 """
 
-import argparse
 import ast
 import importlib
 import sys
@@ -81,7 +82,7 @@ def main(arguments=None):
         print(f"bench: SUBCOMMAND must be one of {', '.join(SUBCOMMANDS)}, got {name}")
         return 2
     harness.subcommand = name
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog=f"bench {name}")
+    common = harness.Parser(add_help=False, allow_abbrev=False, prog=f"bench {name}")
     common.add_argument("--compare", type=Path)
     common.add_argument("--check", action="store_true")
     options, rest = common.parse_known_args(rest)
@@ -93,12 +94,18 @@ def main(arguments=None):
         print(f"bench: --compare must name a result file, got {options.compare}")
         return 2
     # Read now: the run may write over it.
-    old = options.compare and options.compare.read_text()
+    old = options.compare and options.compare.read_text(errors="replace")
+    if old is not None:
+        from bench import compare
+
+        if wrong := compare.refusal(old, name, SUBCOMMANDS[name]):
+            print(
+                f"bench: --compare must name a result of {name}, got {wrong} in {options.compare}"
+            )
+            return 2
     sys.argv = [str(HERE / f"{SUBCOMMANDS[name]}.py"), *rest]
     code = importlib.import_module(f"bench.{SUBCOMMANDS[name]}").main()
     if options.compare:
-        from bench import compare
-
         if not harness.written:
             print(f"bench: {name} wrote no result to compare")
             return 2
