@@ -23,8 +23,10 @@ HEAD = """# Benchmarks
 
 Made by `python -m bench page` from the files in `bench/results/`; do not edit. Each section names its
 file, the command that makes it again, the machine, the date and the commit. Times are CPU times of one
-thread unless a column says otherwise. "99 %" errors are what the library states, "rms" errors are true
-ones. {gpu}
+thread unless a column says otherwise. Least, most and "spread" of a time are those of the repeats within
+one run: another run on a shared machine, and all the more on another processor, may differ by more.
+"99 %" errors are what the library states, "rms" errors are true ones.
+{gpu}
 Compare a run of your own with the committed one by
 
     python -m bench SUBCOMMAND ... --out /tmp/mine --compare bench/results/NAME.json
@@ -57,6 +59,19 @@ def table(columns, rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def to_paste(name, command):
+    """The line that makes a result; of a joined one the lines of its runs, and that of the join."""
+    runs = command.split("; ")
+    if len(runs) == 1:
+        return f"`{command}`\n"
+    folders = [f"build/{name}/{k}" for k in range(1, len(runs) + 1)]
+    lines = [f"{run} --out {folder}" for run, folder in zip(runs, folders, strict=True)]
+    parts = ",".join(f"{folder}/{name}.json" for folder in folders)
+    # Every run has the front's subcommand in the same place.
+    front = " ".join(runs[0].split()[:4])
+    return "\n".join(["```", *lines, f"{front} --join {parts}", "```", ""])
+
+
 def where(name, result):
     """Command, machine and date of a result."""
     e = result["environment"]
@@ -67,7 +82,8 @@ def where(name, result):
             f"{e['cuda']}, torch {e['torch']}; {e['time'][:10]}{commit}.\n"
         )
     simd = f", {e['simd']}" if "simd" in e else ""
-    machine = f"{e['cpu']}, {e['cores']} cores{simd}, torch {e['torch']}"
+    kind = f" ({harness.processor_words(e['processor'])})" if e.get("processor") else ""
+    machine = f"{e['cpu']}{kind}, {e['cores']} cores{simd}, torch {e['torch']}"
     if on_gpu(result):
         driver = f"driver {e['driver']}, " if e.get("driver") else ""
         machine = (
@@ -77,7 +93,7 @@ def where(name, result):
     load = f", load {'/'.join(str(v) for v in e['load'])}" if "load" in e else ""
     # The first results were made by modules that the front has now.
     return (
-        f"`{harness.without_paths(e['command'])}`\n\n"
+        f"{to_paste(name, harness.without_paths(e['command']))}\n"
         f"`bench/results/{name}.json`; {machine}; {e['time'][:10]}, commit {e['commit']}{load}.\n"
     )
 

@@ -503,6 +503,18 @@ def screening_tables(rows):
     )  # fmt: skip
 
 
+def large_classes_tables(rows):
+    rest = lambda key: lambda row: 1 - row[key]
+    yield (
+        "",
+        [*same("character", "sigma"), ("1 - p", rest("p")), ("error", "error"),
+         ("drawn", rest("p_drawn")), ("network, from", rest("network_high")),
+         ("to", rest("network_low")), *same("jvp", "vjp", "passes"), ("rivals kept", "kept"),
+         ("CPU s", "cpu_s")],
+        rows,
+    )  # fmt: skip
+
+
 SECTIONS = (
     Section(
         "mvn_cdf", "mvn_cdf beside SciPy",
@@ -522,7 +534,10 @@ SECTIONS = (
         "budget, or only with errors of zero; `refused`: the peer raised an error on each (singular "
         "covariances, mostly). Rows behind for want of a cheaper setting are problems that "
         "the fewest points of mvn_cdf, with its set-up, already answer better than asked. "
-        "In the figure a point stands for all bands of p that its method reached most of.",
+        "In the figure a point stands for all bands of p that its method reached most of. To run it again: "
+        "`apt install r-cran-mvtnorm` brings R's mvtnorm, `pip install botorch` BoTorch; "
+        "`python -m bench screening --cache build/photos_cache` fills, in about ten minutes, the folder of "
+        "the photographs' covariances that `--cache` names. The runs take about an hour.",
         peers_tables, draw_peers,
     ),
     Section(
@@ -568,7 +583,8 @@ SECTIONS = (
     ),
     Section(
         "mendell_elston", "mendell_elston beside MVNXPB",
-        "Both approximations without points, float64; errors against mvn_cdf.", mendell_elston_tables,
+        "Both approximations without points, float64; errors against mvn_cdf. MVNXPB is BoTorch's "
+        "(`pip install botorch`): its columns are empty where it is not installed.", mendell_elston_tables,
     ),
     Section("mvn_cdf_grad", "Gradients of mvn_cdf",
             "Beside the value's time; errors against a tighter run, whose own error is in them.",
@@ -613,5 +629,12 @@ SECTIONS = (
         "screening", "1,000 classes on photographs",
         "EfficientNet-Lite0, `screen=\"auto\"` beside the full Jacobian of 1,000 rows.",
         screening_tables,
+    ),
+    Section(
+        "large_classes", "18,710 classes",
+        "PP-OCR's network on printed characters, each a call of its own: how probable another class is. "
+        "\"drawn\" is the share of normal draws of the linearised features with another class on top, which "
+        "must agree; \"network\" is between the 99 % limits of Monte Carlo of the network itself.",
+        large_classes_tables,
     ),
 )  # fmt: skip
