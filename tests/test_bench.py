@@ -82,7 +82,10 @@ def test_result_says_how_to_make_it_and_compares(monkeypatch, capsys, one_thread
     capsys.readouterr()
     assert run(monkeypatch, "bvn", *options, "--compare", str(path)) == 0
     text = capsys.readouterr().out
-    assert "new/old" in text and "bvn_cdf 500" in text
+    assert "new/old" in text and "method bvn_cdf, elements 500" in text
+    assert (
+        "# rows: 2 in both, 0 only before, 0 only now" in text and "processors of one kind" in text
+    )
 
 
 def test_compare_pairs_rows_by_their_axes():
@@ -93,13 +96,201 @@ def test_compare_pairs_rows_by_their_axes():
     new = copy.deepcopy(old[::-1])
     new[1]["ms"], new[1]["ms_max"], new[1]["rms"] = 3.0, 4.0, 2e-4
     lines = {(line["row"], line["column"]): line for line in compare.ratios(old, new)}
-    assert lines["a 9 8", "ms"]["new/old"] == 1.5
-    assert (lines["a 9 8", "ms"]["spread_old"], lines["a 9 8", "ms"]["spread_new"]) == (3.0, 4.0)
-    assert lines["a 9 8", "rms"]["new/old"] == 2.0
-    assert lines["b 9", "ms"]["new/old"] == 1.0
+    first, second = "method a, n 9, points 8", "method b, n 9"
+    assert lines[first, "ms"]["new/old"] == 1.5
+    assert (lines[first, "ms"]["spread_old"], lines[first, "ms"]["spread_new"]) == (3.0, 4.0)
+    assert lines[first, "rms"]["new/old"] == 2.0
+    assert lines[second, "ms"]["new/old"] == 1.0
     assert len(lines) == 4
     new[0]["n"] = 10
-    assert {line["row"] for line in compare.ratios(old, new)} == {"a 9 8"}
+    assert {line["row"] for line in compare.ratios(old, new)} == {first}
+    assert compare.pairs(old, new)[1:] == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("bench_math", {"time": "ns"}),
+        ("coverage", {"error": "worst_ratio rms_made rms_stated misses unbounded unmet",
+                      "other": "rows problems p_value median_points"}),
+        ("convergence", {"error": "rms"}),
+        ("evaluate", {"time": "ms", "error": "error_mean",
+                      "other": "images forward jvp vjp rivals_left_out"}),
+        ("jac_cov", {"time": "ms peer_ms", "rate": "rate", "error": "error peer_error",
+                     "other": "speedup"}),
+        ("mvn_cdf", {"time": "ms crude_ms scipy_ms reached_ms ms_per_problem_cpu ours_ms",
+                     "rate": "problems_per_s_wall_best",
+                     "error": "rms max beyond_error rms_reported rms_reference",
+                     "other": "problems converged points_median points_mean pivots_mean active_mean "
+                              "abs_tol scipy/ours crude/ours our_points"}),
+        ("peers", {"time": "ms mvn_cdf_ms", "error": "failed rms max",
+                   "other": "answers converged bands ratio"}),
+        ("screening", {"time": "cpu_s full_cpu_s", "error": "error_full error gap",
+                       "other": "sigma p_full p jvp vjp passes kept"}),
+    ],
+)  # fmt: skip
+def test_compare_takes_every_measurement(name, kinds):
+    """Of a committed result with itself: every row has a partner, every number has its kind."""
+    rows = json.loads((harness.RESULTS / f"{name}.json").read_text())["rows"]
+    lines = compare.ratios(rows, rows)
+    found = {}
+    for line in lines:
+        found.setdefault(line["kind"], set()).add(line["column"])
+    assert found == {k: set(v.split()) for k, v in kinds.items()}
+    assert compare.pairs(rows, rows)[1:] == (0, 0)
+    assert all(map(compare.same, lines)) and not any(map(compare.worse, lines))
+
+
+def test_compare_ends_with_what_the_lines_say():
+    row = {
+        "n": 9,
+        "ms": 1.0,
+        "ms_min": 0.9,
+        "ms_max": 1.1,
+        "rms": 1e-4,
+        "error": 1e-16,
+        "bias": -1e-3,
+    }
+    slower = {"ms": 1.3, "ms_min": 1.2, "ms_max": 1.4, "rms": 2e-4, "error": 3e-16, "bias": -1e-4}
+    old = [row, row | {"n": 10}]
+    new = [row | {"ms": 1.2, "ms_min": 1.1, "ms_max": 1.3}, row | {"n": 10} | slower]
+    assert compare.closing(compare.ratios(old, new)) == (
+        "2 times, median new/old 1.25; 2 have spreads on both sides, 2 of them are within old spread x "
+        "new spread; 6 errors, 1 worse by more than rounding"
+    )
+    new[1]["ms"] = 1.5
+    said = compare.closing(compare.ratios(old, new[1:]))
+    assert "2 have" not in said and "1 have spreads on both sides, 0 of them" in said
+    assert compare.closing([]).startswith("0 times; 0 have")
+
+
+def test_compare_says_when_processors_differ(monkeypatch, capsys):
+    one = {"cpu": "AMD EPYC", "processor": {"family": "25", "model": "17", "L1d": "32K"}}
+    two = {"cpu": "AMD EPYC", "processor": {"family": "26", "model": "2", "L1d": "48K"}}
+    said = lambda old, new: "\n".join(compare.machines(old, new))
+    assert said(one, two) == (
+        "ANOTHER PROCESSOR: AMD EPYC (family 25, model 17, L1d 32K) before, AMD EPYC (family 26, model 2, "
+        "L1d 48K) now"
+    )
+    assert said(one, one).startswith("processors of one kind: ")
+    assert said({"cpu": "AMD EPYC"}, two).startswith(
+        "whether the processor is of the same kind is not"
+    )
+    assert said({"cpu": "other"}, two).startswith("ANOTHER PROCESSOR: other before")
+    assert "another command: a before, None now" in said(one | {"command": "a"}, one)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("no JSON at all", "got no JSON in "),
+        ("[1]", "got JSON without rows and a command in "),
+        ('{"environment": {"what": "x"}, "rows": []}', "got JSON without rows and a command in "),
+        ('{"environment": {"command": "python -m bench.bench_jac_cov"}, "rows": []}', "of bench_jac_cov"),
+        ('{"environment": {"command": "python -m bench points --n 9"}, "rows": []}', "got one of points"),
+    ],
+)  # fmt: skip
+def test_compare_refuses_another_benchmark_before_the_run(
+    monkeypatch, capsys, tmp_path, content, text
+):
+    path = tmp_path / "old.json"
+    path.write_text(content)
+    assert run(monkeypatch, "bvn", "--compare", str(path)) == 2
+    out = capsys.readouterr().out
+    assert out.startswith("bench: --compare must name a result of bvn, got ") and text in out
+    assert out.count("\n") == 1
+
+
+def test_compare_takes_results_of_a_module_s_own_name():
+    old = '{"environment": {"command": "python -m bench.bench_points --quick"}, "rows": []}'
+    assert compare.refusal(old, "points", "bench_points") is None
+
+
+def test_environment_tells_processors_apart(one_thread):
+    found = harness.processor()
+    if Path("/proc/cpuinfo").exists() and "model name" in harness.cpu_fields():
+        assert {"vendor", "family", "model", "stepping"} <= set(found)
+    words = harness.processor_words({"vendor": "A", "family": "1", "L1d": "32K"})
+    assert words == "family 1, L1d 32K"
+    if torch.backends.mkldnn.is_available():
+        assert harness.yardstick(0.01)["conv_float32_gflops"] > 0
+
+
+BAD_OPTIONS = [
+    ("screening --levels 2", "--levels must be a number between 0 and 1, got '2'"),
+    ("screening --photos rockett", "--photos must be one of chelsea, coffee, "),
+    ("jac_cov --cases 10", "--cases must be CxD or CxD/CHUNK, "),
+    ("jac_cov --cases 10x31/7", "--cases must be CxD or CxD/CHUNK, where CHUNK divides D, "),
+    ("jac_cov --cases 10x31/0", "--cases must be CxD or CxD/CHUNK, where CHUNK divides D, "),
+    ("jac_cov --dtypes float99", "--dtypes must be one of float32, float64, bfloat16, got 'float99'"),
+    ("evaluate --methods foo", "--methods must be one of taylor, mmse, logit_moments, mc, got 'foo'"),
+    ("evaluate --sigmas 0.1,x", "--sigmas must be a number above 0, got 'x'"),
+    ("evaluate --sigmas nan", "--sigmas must be a number above 0, got 'nan'"),
+    ("evaluate --repeats 0", "--repeats must be a whole number of at least 1, got '0'"),
+    ("mvn_cdf --seeds 0", "--seeds must be a whole number of at least 1, got '0'"),
+    ("coverage --seeds 0", "--seeds must be a whole number of at least 1, got '0'"),
+    ("coverage --dtypes float32", "--dtypes must be INPUT:SAMPLES, each float32 or "),
+    ("coverage --max-points 9", "--max-points must be 0 or at least 512, got 9"),
+    ("convergence --most 30", "--most must be a whole number from 10 to 24, got '30'"),
+    ("large_classes --model foo", "--model must be one of ppocr-v6, ppocr-v4, got 'foo'"),
+    ("roofline --cases 10x31/7", "--cases must be CxD, of two classes or more, got '10x31/7'"),
+    ("scaling --n 9,,", "--n must be a whole number of at least 1, got ''"),
+    ("peers --cache absent", "--cache must be a folder that `python -m bench screening --cache"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "text"), BAD_OPTIONS)
+def test_bad_options_are_one_line_before_any_work(monkeypatch, capsys, one_thread, line, text):
+    monkeypatch.setattr(harness, "environment", lambda: pytest.fail("the work has begun"))
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, *line.split())
+    captured = capsys.readouterr()
+    name = line.split()[0]
+    assert stopped.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith(f"python -m bench {name}: {text}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_is_refused_without_a_gpu(monkeypatch, capsys, one_thread):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "jac_cov", "--device", "cuda")
+    assert "--device must be cpu where torch finds no GPU, got 'cuda'" in capsys.readouterr().err
+
+
+def test_help_shows_defaults_and_what_the_front_takes(monkeypatch, capsys, one_thread):
+    for name, shown in (("bvn", True), ("screening", False)):
+        with pytest.raises(SystemExit) as stopped:
+            run(monkeypatch, name, "--help")
+        text = capsys.readouterr().out
+        assert stopped.value.code == 0 and "--compare OLD.json" in text
+        assert ("--check" in text) == shown
+    assert "default: 0.3,0.9,0.99,0.999" in text and text.count("default: all eight") == 1
+    assert "(default: None)" not in text and "(default: 0)" in text
+
+
+def test_written_names_the_folder_given(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(harness, "written", [])
+    monkeypatch.chdir(tmp_path)
+    harness.write("x", {}, [{"n": 1}], "a/b")
+    assert capsys.readouterr().out == "# written: x.json and x.csv in a/b/\n"
+    assert str(harness.shown(harness.RESULTS)) == "bench/results"
+
+
+def test_reference_next_to_one_has_a_standard_error(monkeypatch, one_thread, tmp_path):
+    """Standard errors of both sides that round to zero once refused equal answers."""
+    from bench import classifiers
+
+    case = next(c for c in classifiers.classifier_problems(9, 3, 0) if c.kind == "lin")
+    monkeypatch.setattr(classifiers, "CACHE", tmp_path)
+    monkeypatch.setattr(classifiers, "classifier_problems", lambda *a: [sure])
+    sure = dataclasses.replace(case, upper=np.full(9, 9.0))
+    off = 3e-15
+    monkeypatch.setattr(classifiers, "conditional_monte_carlo", lambda *a: (1.0 - off, 0.0))
+    ((_, p, _),) = classifiers.references(9, 1, 0)
+    assert p == pytest.approx(1.0)
+    off = 1e-3
+    with pytest.raises(RuntimeError, match="s.e."):
+        classifiers.references(9, 1, 1)
 
 
 def test_claim_fails_when_it_is_missed(monkeypatch, capsys, one_thread):
@@ -343,9 +534,9 @@ def test_checkouts_weigh_time_and_error(one_thread):
 @pytest.mark.parametrize(
     ("name", "n", "text"),
     [
-        ("peers", "9,5", "argument --n: must be among 6 to 4095, got '5'"),
-        ("peers", "nine", "argument --n: must be among 6 to 4095, got 'nine'"),
-        ("mvn_cdf", "50", "argument --n: must be among 9, 99, 999, got '50'"),
+        ("peers", "9,5", "--n must be among 6 to 4095, got '5'"),
+        ("peers", "nine", "--n must be among 6 to 4095, got 'nine'"),
+        ("mvn_cdf", "50", "--n must be among 9, 99, 999, got '50'"),
     ],
 )
 def test_bad_n_is_one_clear_error(monkeypatch, capsys, one_thread, name, n, text):
@@ -628,6 +819,30 @@ def test_figures_are_of_the_committed_results(results):
              if s.draw and s.name in results}  # fmt: skip
     found = {path.stem: page.digest_of_figure(path) for path in (page.DOCS / "figures").iterdir()}
     assert found == drawn
+
+
+def test_page_has_a_section_for_every_result(results):
+    """README: the page shows them all."""
+    named = {s.name for s in page.SECTIONS}
+    apart = {"cuda_tuning"} | {path.stem for path in harness.RESULTS.glob("cuda_predicted*.json")}
+    assert {path.stem for path in harness.RESULTS.glob("*.json")} - apart <= named
+
+
+def test_source_line_names_the_processor_where_a_result_has_it(results):
+    one = copy.deepcopy(results["bvn"])
+    assert "AMD EPYC, 2 cores, " in page.where("bvn", one)
+    one["environment"]["processor"] = {"vendor": "x", "family": "26", "model": "2", "L1d": "48K"}
+    assert "AMD EPYC (family 26, model 2, L1d 48K), 2 cores, " in page.where("bvn", one)
+
+
+def test_joined_command_can_be_pasted():
+    one, two = "python -m bench peers --n 6", "python -m bench peers --n 7 --cache x"
+    assert page.to_paste("peers", one) == f"`{one}`\n"
+    lines = page.to_paste("peers", f"{one}; {two}").splitlines()
+    assert lines == [
+        "```", f"{one} --out build/peers/1", f"{two} --out build/peers/2",
+        "python -m bench peers --join build/peers/1/peers.json,build/peers/2/peers.json", "```",
+    ]  # fmt: skip
 
 
 def test_page_follows_its_results(results, tmp_path, monkeypatch):
