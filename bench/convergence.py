@@ -156,7 +156,7 @@ def plot(rows, path):
     axes[0][0].set_ylabel("rms error of the probability")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    print(f"# written: {path.name}")
+    print(f"# written: {path.name} in {harness.shown(path.parent)}/")
 
 
 def main():
