@@ -143,10 +143,12 @@ def evaluate(
             raise TypeError(
                 f"evaluate: fold_batch_norm must be a bool, got {type(fold_batch_norm).__name__}"
             )
-        run = _Run(loaded, source, device_of(device, ranks.local), fold_batch_norm)
+        sigmas = sigmas_of("evaluate", sigma)
+        folded_at = sigmas if fold_batch_norm else None
+        run = _Run(loaded, source, device_of(device, ranks.local), folded_at)
         loaded = run.loaded
         config = run.configure(
-            sigmas=sigmas_of("evaluate", sigma),
+            sigmas=sigmas,
             methods=_methods(method),
             target=target,
             options=options or {},
@@ -251,15 +253,15 @@ class _Run:
         loaded: LoadedModel,
         source: Source,
         device: torch.device,
-        fold_batch_norm: bool,
+        folded_at: tuple[float, ...] | None,
     ) -> None:
         self.source, self.device = source, device
         self.config: Config | None = None
         if isinstance(loaded.model, torch.nn.Module):
             loaded.model.to(device)
         self._like = first_readable(source, loaded)
-        if fold_batch_norm:
-            loaded = fold_batch_norms(loaded, self._like[None].to(device))
+        if folded_at is not None:
+            loaded = fold_batch_norms(loaded, self._like[None].to(device), folded_at)
         self.loaded = loaded
         self._classes = 0
         self._warned: set[str] = set()
