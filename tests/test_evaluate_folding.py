@@ -228,6 +228,26 @@ def test_what_evaluate_takes_and_refuses_itself(tmp_path):
         )
 
 
+def test_classes_that_are_left_out_and_work_in_place():
+    """Logits of -inf are the same before and after; neither the data nor what is compared changes."""
+
+    def answer(model, x):
+        out = in_turn(model, x)
+        return torch.cat([out, torch.full_like(out[:, :1], -torch.inf)], 1)
+
+    class InPlace(Small):
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    model = trained_norms(InPlace(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), answer))
+    x = torch.rand(3, 3, 8, 8)
+    given = x.clone()
+    folded = fold_batch_norms(load_model(model), given[:1], (0.3,)).model
+    assert torch.equal(given, x)
+    with torch.no_grad():
+        assert torch.allclose(folded(x.clone()), model(x.clone()), rtol=1e-4, atol=1e-4)
+
+
 def test_hooks_of_the_whole_model_are_traced():
     model = trained_norms(Convolutional())
     model.register_forward_pre_hook(lambda module, args: (2 * args[0] - 1,))

@@ -44,14 +44,18 @@ def fold_batch_norms(loaded: LoadedModel, x: Tensor, sigmas: tuple[float, ...] =
     network = Network("evaluate", model, loaded.preprocessing, x)
     before = _logits(network, x)
     try:
-        folded, count = _folded(model, x[:1])
+        folded, count = _folded(model, x[:1].clone())  # a model may work in place on it
     except Exception as error:  # whatever a model's forward does with a stand-in for its input
         why = f"a model that torch.fx cannot trace ({type(error).__name__}: {first_line(error)})"
         raise _refused(loaded, why) from error
     if not count:
         raise _refused(loaded, "a model without batch norms right behind convolutions")
     after = _logits(Network("evaluate", folded, loaded.preprocessing, x), x)
-    gap, size = (before - after).abs().max(), before.max() - before.min()
+    finite = before[before.isfinite()]
+    if not len(finite):
+        raise _refused(loaded, "a model without a finite logit at the first example")
+    gap = torch.where(before == after, 0.0, (before - after).abs()).max()  # -inf: classes left out
+    size = finite.max() - finite.min()
     if not gap <= network.rounding() * size:
         raise _refused(loaded, f"a model whose logits it changes by {gap:.2g} of {size:.2g}")
     # Of the model that was folded: what is computed from its weights differs in last bits between devices.
