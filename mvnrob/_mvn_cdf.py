@@ -270,9 +270,9 @@ def mvn_cdf(
     closed forms (at four those of ``log_prob`` are over a p that is sampled). For more, densities below a
     hundredth of the tolerance, divided by the number of variables, are skipped. Products with a vector cost
     ``n (n - 1) / 2`` conditional problems for limits and mean (four times as many with ``lower``), all in
-    one call; a Hessian twice that, and is symmetric to the bit there. At few variables it is what a call
-    takes whatever its rows, 6 to 10 milliseconds for a Hessian; of problems mapped in one call each takes
-    about one (``bench/bench_mvn_cdf_hvp.py``). Where cov takes part each problem is differentiated, too, to
+    one call; a Hessian twice that, and is symmetric but for last bits there. At few variables it is what a
+    call takes, up to some dozens of rows: 6 to 10 milliseconds for a Hessian; of 16 problems mapped in one
+    call each takes about one (``bench/bench_mvn_cdf_hvp.py``). Where cov takes part each problem is differentiated, too, to
     limits and cov. To a factor they go by its covariance, ``[n, n]``. At a singular cov they are one-sided
     as the gradients are; where limits of multiples meet (within what rounding of cov may move them), or
     those of variables that are multiples given one or two others, there are none, and the row is NaN.

@@ -412,13 +412,13 @@ def test_hessians_by_all_transforms(output):
     )
 
 
-def test_hessian_of_sampled_rows_is_symmetric_to_the_bit():
+def test_hessian_of_sampled_rows_is_symmetric():
     upper, cov = random_problem(7, 2, batch=(2,))
     for h in (
         hessian(lambda u: mvn_cdf(u, cov[0], lower=-u - 2), upper[0]),
         jacrev(jacrev(lambda u: mvn_cdf(u, cov[0])))(upper[0]),
     ):
-        assert torch.equal(h, h.T) or (h - h.T).abs().max() < 1e-15
+        assert (h - h.T).abs().max() < 1e-15
     whole = hessian(lambda u: mvn_cdf(u, cov).sum(), upper)
     assert torch.equal(whole[1, :, 1], hessian(lambda u: mvn_cdf(u, cov[1]), upper[1]))
     assert not whole[0, :, 1].any()
