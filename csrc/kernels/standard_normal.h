@@ -29,7 +29,7 @@ struct StandardNormal {
     int64_t half;
     uint32_t draws, stretches, together, count;
 
-    MVNROB_DEVICE_FN explicit Units(const Args& a)
+    MVNROB_HD_FN explicit Units(const Args& a)
         : half((a.dim + 1) / 2),
           draws(uint32_t(a.rows * a.count)),
           stretches(uint32_t((half + kStretch - 1) / kStretch)),

@@ -84,6 +84,8 @@ def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> Non
     earlier = classes[:, :, None] < classes[:, None, :]
     same = classes[:, :, None] == classes[:, None, :]
     broken = sums.isnan().flatten(1).any(1) | part.clean.isnan().any(1)
+    # also where screening dropped them
+    impossible = (part.clean == -math.inf) & (part.clean.amax(1, keepdim=True) > -math.inf)
     pairs, blurs = _difference_norms(sums)
     margins = logits[:, :, None] - logits[:, None, :]
     for s, sigma in enumerate(part.noise.sigmas):
@@ -114,7 +116,8 @@ def _fill(out: Shares, chunk: Chunk, screened: Screened, min_prob: float) -> Non
         doubt = (
             _doubt(margins, blurs, sigma).minimum(shares[:, :, None] + shares[:, None, :]).sum(2)
         )
-        out.prob[s, rows], out.error[s, rows] = prob, error.scatter_add(1, classes, doubt)
+        error = error.scatter_add(1, classes, doubt).masked_fill(impossible, 0.0)
+        out.prob[s, rows], out.error[s, rows] = prob, error
         out.rest[s, rows] = (1.0 - prob.sum(1)).clamp_min(0.0)
         out.rest_error[s, rows] = integrals + screened.dropped[s] + (doubt * (shares > 0)).sum(1)
         out.status[s, rows] = status.masked_fill(broken, int(Status.NAN_INPUT))

@@ -96,9 +96,8 @@ def evaluate(
             model that says nothing); the range of raw inputs; ``dict(mean, std, axis)`` applied after
             the noise.
         fold_batch_norm: put batch norms into the convolutions before them: the same function up to
-            rounding, in fewer operations (a network of ResNet-50's shape on a CPU: backward passes .88,
-            forward-mode products .85 of their time). Layers that are called twice, have hooks or whose
-            weights are read elsewhere keep theirs. Needs a model that ``torch.fx`` can trace.
+            rounding, in fewer operations. Layers that are called twice, have hooks or whose weights are
+            read elsewhere keep theirs. Needs a model that ``torch.fx`` can trace.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
