@@ -72,11 +72,8 @@ def measured(counts, repeats):
 
 
 def line(method, count, timing, error):
-    ns = {name: 1e9 * timing[f"{name}_s"] / count for name in ("median", "min", "max")}
-    return {
-        "method": method, "elements": count, "ns": ns["median"], "ns_min": ns["min"],
-        "ns_max": ns["max"], "error": error,
-    }  # fmt: skip
+    ns = harness.nanoseconds(timing, count)
+    return {"method": method, "elements": count, **ns, "error": error}
 
 
 def main():

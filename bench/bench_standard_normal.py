@@ -42,11 +42,7 @@ def of_length(dim, repeats):
         raise SystemExit(f"bench standard_normal: an error of {error:.1e}, nothing is timed")
     for method, call in calls.items():
         timing, _ = harness.cpu_time(call, repeats, least_s=0.02)
-        ns = {name: 1e9 * timing[f"{name}_s"] / (DRAWS * dim) for name in ("median", "min", "max")}
-        yield {
-            "method": method, "length": dim, "ns": ns["median"], "ns_min": ns["min"],
-            "ns_max": ns["max"],
-        }  # fmt: skip
+        yield {"method": method, "length": dim, **harness.nanoseconds(timing, DRAWS * dim)}
 
 
 def main():

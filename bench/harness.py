@@ -240,6 +240,12 @@ def shown(folder):
     return folder.relative_to(ROOT) if folder == RESULTS else folder
 
 
+def nanoseconds(timing, count):
+    """{ns, ns_min, ns_max} of one of the ``count`` things that a call of ``cpu_time`` makes."""
+    ends = {"ns": "median", "ns_min": "min", "ns_max": "max"}
+    return {name: 1e9 * timing[f"{end}_s"] / count for name, end in ends.items()}
+
+
 def number(value):
     if isinstance(value, float):
         return f"{value:.3g}"

@@ -194,7 +194,7 @@ def choosing_blocks(results):
 def imagenet_blocks(results):
     """The table of docs/imagenet.md: an H100's milliseconds a pass times the photographs' passes."""
     pipeline, screening = results.get("pipeline"), results.get("screening")
-    if pipeline is None or screening is None:
+    if pipeline is None or screening is None or not tf32_runs(pipeline["rows"]):
         return {}
     columns = [
         ("p", "p"), ("JVPs, mean", "jvp"), ("VJPs, mean", "vjp"), ("forward ms", "forward_ms"),
@@ -204,9 +204,13 @@ def imagenet_blocks(results):
     return {"predicted": table(columns, expected_rows(pipeline["rows"], screening["rows"]))}
 
 
+def tf32_runs(rows):
+    return [row for row in rows if row["table"] == "mix" and row["precision"] == "tf32"]
+
+
 def expected_rows(measured, passes):
     """Rows by p of ``passes``, at the milliseconds of a pass of the first TF32 run in ``measured``."""
-    base = next(r for r in measured if r["table"] == "mix" and r["precision"] == "tf32")
+    base = tf32_runs(measured)[0]
     rows = []
     for level in sorted({row["level"] for row in passes}):
         here = [row for row in passes if row["level"] == level]

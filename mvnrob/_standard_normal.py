@@ -34,7 +34,12 @@ def standard_normal(keys: Tensor, first: int, count: int, dim: int, dtype: torch
     nor the number of threads change a bit of it; nor does dtype, because values are rounded to
     float32 first, which also hides what processors and devices differ in but for a last bit now and
     then. Inverse normal CDF, by ``mvn_cdf``'s functions, of 32 bits of a splitmix64 hash:
-    |value| <= 6.34. Cost: 1 to 2 ns a number on a CPU thread with AVX-512.
+    |value| <= 6.34. Cost: 1 to 2 ns a number on a CPU thread with AVX-512, for draws of some hundred
+    numbers or more.
+
+    Raises:
+        NotImplementedError: keys are on a device without kernels.
+        RuntimeError: keys, first, count or dim are out of range; torch.OutOfMemoryError is one.
     """
     if keys.device.type == "cuda" and _load.cuda_unavailable:
         raise NotImplementedError(

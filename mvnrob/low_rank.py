@@ -69,8 +69,6 @@ _FEWEST_DRAWS = 2**12
 PASS_BYTES = 100
 #: Rows whose leading directions are found at a time.
 _TOGETHER = 32
-#: Draws that are computed at a time.
-_DRAWN = 2**9
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE, from _MANY rivals on
 #: (K / k)^_RATE_OF_MANY (EfficientNet-Lite0 where p = .3: .7 to 2 from 16 to 64 rivals, 1.5 to 1.7 from there
 #: on). From m to M directions it falls by sqrt(M / m).
@@ -165,13 +163,7 @@ def _count_draws(abs_tol: float) -> int:
 def _draws(problem: Linearised, abs_tol: float, dim: int) -> Tensor:
     count = _count_draws(abs_tol)
     key = row_keys(0, INFLUENCES, torch.zeros(1, dtype=torch.int64, device=problem.target.device))
-    out = torch.empty(count, dim, dtype=torch.float32, device=problem.target.device)
-    at_once = _DRAWN if out.device.type == "cpu" else 2**5 * _DRAWN
-    # in parts: the hash takes several times the bytes of what it gives
-    for first in range(0, count, at_once):
-        part = out[first : first + at_once]
-        part.copy_(standard_normal(key, first, len(part), dim, torch.float32)[0])
-    return out
+    return standard_normal(key, 0, count, dim, torch.float32)[0]
 
 
 class _State:

@@ -36,7 +36,7 @@ SKETCH_SIZES = (8, 16, 32, 64, 128, 256)
 SKETCH_RISK = 1e-3
 #: Directions are drawn by so many, which divides the steps of SKETCH_SIZES.
 DRAWN_AT_ONCE = 8
-#: Bytes for each number of a direction, drawn in float64 and made orthogonal.
+#: Bytes for each number of a direction, drawn and made orthogonal: what float64 inputs take, and room.
 _DRAWN_BYTES = 32
 #: What a forward-mode product costs in backward passes. EfficientNet-Lite0 on a CPU: 33 ms each of eight
 #: together, 50 ms one alone, beside 21 ms for a backward pass; residual networks less

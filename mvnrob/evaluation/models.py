@@ -387,9 +387,8 @@ def _no_pickles() -> Iterator[None]:
     flag = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(flag)
     archive = importlib.import_module("torch.export.pt2_archive._package")
-    module = getattr(
-        archive, "pickle", None
-    )  # not there in torch 2.10, which has no such constants
+    # not there in torch 2.10, which has no such constants
+    module = getattr(archive, "pickle", None)
     os.environ[flag] = "1"
     archive.pickle = None
     try:
