@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .chunks import run
 from .estimators.argmax import Shares, argmax_shares
+from .host_memory import freed_memory_kept
 from .jacobian import check_inputs, working_copy
 from .meter import Cost, Meter
 from .network import Network, check_bounds, without_autocast
@@ -109,7 +110,11 @@ def argmax_probabilities(
         raise ValueError(f"{op}: min_prob must be a number in [0, 1), got {min_prob}")
     network = Network(op, model, preprocessing, x)
     check_bounds(op, x, bounds)
-    with torch.inference_mode(False), without_autocast(x.device):
+    with (
+        torch.inference_mode(False),
+        without_autocast(x.device),
+        freed_memory_kept(x.device),
+    ):
         inputs = working_copy(x, network.work_dtype)
         noise = Noise(op, sigma, noise_factor, inputs)
         settings = linear_settings(

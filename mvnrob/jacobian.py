@@ -15,6 +15,7 @@ from ._checks import warn_caller
 from ._standard_normal import standard_normal
 from .forward_mode import LinearLayers
 from .head import FeatureNetwork, Head
+from .host_memory import freed_memory_kept
 from .meter import Meter
 from .network import (
     Network,
@@ -628,7 +629,7 @@ def jacobian(
         )
         try:
             one = memory_of_one(op) if step == copies == 1 else contextlib.nullcontext()
-            with one, without_autocast(x.device):
+            with one, without_autocast(x.device), freed_memory_kept(x.device):
                 out[inputs] = part.rows(classes[inputs])[:, :, 0]
         except torch.OutOfMemoryError:
             if step == copies == 1:

@@ -15,6 +15,7 @@ from ._mvn_cdf import Status
 from .chunks import LINEAR, run
 from .estimators import ESTIMATORS
 from .estimators.chunk import Estimate, Settings
+from .host_memory import freed_memory_kept
 from .jacobian import (
     CHECKS,
     JACOBIAN_METHODS,
@@ -251,7 +252,11 @@ def robustness(
     network = Network(op, model, preprocessing, x)
     target = _plain_target(op, target)
     check_bounds(op, x, bounds)
-    with torch.inference_mode(False), without_autocast(x.device):
+    with (
+        torch.inference_mode(False),
+        without_autocast(x.device),
+        freed_memory_kept(x.device),
+    ):
         inputs = working_copy(x, network.work_dtype)
         noise = Noise(op, sigma, noise_factor, inputs)
         settings = _settings(op, method, given, noise, seed, max_bytes)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .._mvn_cdf import Status
+from ..host_memory import freed_memory_kept
 from ..meter import Meter
 from ..network import Network, TooLarge, first_line
 from ..options import read_max_bytes
@@ -187,7 +188,8 @@ def evaluate(
         before = torch.get_num_threads()
         torch.set_num_threads(config.threads)
         try:
-            run.go(parts, mine, ranks, workers, progress)
+            with freed_memory_kept(run.device):
+                run.go(parts, mine, ranks, workers, progress)
         finally:
             torch.set_num_threads(before)
         ranks.all_of(None)
