@@ -28,8 +28,9 @@ LINEARISED = (*LINEAR, "argmax")
 _SCREENED = ("taylor", "mmse", "argmax")
 #: Forward passes gain nothing from larger batches than this many bytes or copies (cache).
 _FORWARD_BYTES, _FORWARD_COPIES = 2**27, 64
-#: The same for forward mode, in bytes of autograd's graph (EfficientNet-Lite0: eight tangents).
-_TANGENT_BYTES = 2**29
+#: The same for forward mode, of a byte budget (EfficientNet-Lite0: 26 tangents; with one thread torch
+#: has convolutions of 1 x 1 for passes of 16 inputs and more that take two thirds of the time).
+_TANGENT_BYTES = 2**31
 #: Passes whose memory a tangent takes (measured, ResNet-50's depth: 1.8, by a copy of the input 2.7).
 _TANGENT_PASSES = 3
 #: Arrays of one number a class that an input holds where rivals are ranked and sketched.
@@ -81,11 +82,12 @@ def run(
     step, copies, most = _chunk_sizes(
         network.op, method, network.classes, x, noise, settings, graph, fill
     )
-    if device.type == "cpu":  # few tangents at a time, whose activations the allocator keeps
-        most = max(1, min(most, _TANGENT_BYTES // graph))
-    elif linearised and settings.jvp_mode == "forward":
+    if linearised and settings.jvp_mode == "forward":
+        on_cpu = device.type == "cpu"
+        budget = min(settings.max_bytes, _TANGENT_BYTES) if on_cpu else settings.max_bytes
         with meter.clock("forward"), memory_of_one(network.op):
-            most = max(most, _most_tangents(network, x, settings.max_bytes))
+            fits = _most_tangents(network, x, budget)
+        most = max(1, fits) if on_cpu else max(most, fits)
         meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), 1)
     parts, targets, start = [], [], 0
     while start < batch:
