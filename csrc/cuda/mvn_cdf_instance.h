@@ -30,7 +30,7 @@ template <class scalar_t>
 PathwiseSizes pathwise_sizes(const kernels::MvnCdfPathwiseArgs& a, int device) {
   Launcher launcher(device, nullptr);
   const auto grids = kernels::pathwise_grids<scalar_t>(launcher, a, a.plan.rows);
-  return {launcher.error(), grids.sample, grids.pull, grids.plan.grow,
+  return {launcher.error(), grids.sample, grids.plan.grow,
           kernels::PathwiseWorkspace<scalar_t>(a, a.plan.rows, grids).bytes};
 }
 
@@ -38,8 +38,7 @@ template <class scalar_t>
 cudaError_t launch_pathwise(const kernels::MvnCdfPathwiseArgs& a, const PathwiseSizes& sizes,
                             void* memory, int device, cudaStream_t stream) {
   Launcher launcher(device, stream);
-  kernels::run_pathwise_tile<scalar_t>(launcher, a,
-                                       {sizes.sample, sizes.pull, {0, 0, 0, sizes.grow}},
+  kernels::run_pathwise_tile<scalar_t>(launcher, a, {sizes.sample, {0, 0, 0, sizes.grow}},
                                        static_cast<unsigned char*>(memory));
   return launcher.error();
 }

@@ -10,8 +10,8 @@ namespace mvnrob::cuda {
 // What one tile of a.plan.rows rows needs.
 struct PathwiseSizes {
   cudaError_t error;
-  int64_t sample, pull;  // blocks of its kernels
-  int64_t grow;          // and of the grid that makes factors
+  int64_t sample;  // blocks of samples
+  int64_t grow;    // and of the grid that makes factors
   int64_t bytes;
 };
 

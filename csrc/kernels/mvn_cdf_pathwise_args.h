@@ -17,7 +17,7 @@ struct MvnCdfPathwiseArgs {
   int32_t width;           // 2, or where cov is wanted 2 + n_order
   unsigned char* scratch;  // scratch_bytes for each block of samples
   int64_t scratch_bytes;
-  double* bars;  // [n_order, n] of each block that pulls back
+  double* inverses;  // of the factors' diagonal blocks: inverse_of()
 
   MVNROB_HD bool wants_cov() const { return cov != nullptr; }
 

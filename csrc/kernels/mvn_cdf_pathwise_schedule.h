@@ -2,29 +2,25 @@
 // planning kernel factors, then slopes are sampled and pulled back.
 #pragma once
 #include "kernels/mvn_cdf_pathwise.h"
+#include "kernels/mvn_cdf_pathwise_cov.h"
 #include "kernels/mvn_cdf_pathwise_pull.h"
+#include "kernels/mvn_cdf_pathwise_solve.h"
 #include "kernels/mvn_cdf_schedule.h"
 
 namespace mvnrob::kernels {
 
-// Blocks that keep something each: no more than can have work, or than a GiB serves.
+// Blocks of samples, which keep something each: no more than can have work, or than a GiB serves.
 struct PathwiseGrids {
-  int64_t sample, pull;
+  int64_t sample;
   Grids plan;
 };
 
 template <class scalar_t, class Launcher>
 PathwiseGrids pathwise_grids(Launcher& launcher, const MvnCdfPathwiseArgs& a, int64_t rows) {
   using Sample = MvnCdfPathwise<scalar_t, false>;
-  using Pull = MvnCdfPathwisePull<scalar_t>;
-  const auto blocks = [](int64_t resident, int64_t items, int64_t bytes) {
-    const int64_t afford = (int64_t(1) << 30) / std::max<int64_t>(bytes, 1);
-    return std::max<int64_t>(1, std::min({resident, items, afford}));
-  };
-  return {blocks(launcher.template resident_blocks<Sample>(Sample::kSharedBytes), rows * kShifts,
-                 Sample::scratch_bytes(a.plan.n)),
-          blocks(launcher.template resident_blocks<Pull>(Pull::kSharedBytes), rows,
-                 a.wants_cov() ? 8 * int64_t(a.plan.n) * a.plan.n_order : 0),
+  const int64_t resident = launcher.template resident_blocks<Sample>(Sample::kSharedBytes);
+  const int64_t afford = (int64_t(1) << 30) / std::max<int64_t>(Sample::scratch_bytes(a.plan.n), 1);
+  return {std::max<int64_t>(1, std::min({resident, rows * kShifts, afford})),
           {0, 0, 0, grow_blocks<scalar_t>(launcher, a.plan)}};
 }
 
@@ -33,7 +29,7 @@ PathwiseGrids pathwise_grids(Launcher& launcher, const MvnCdfPathwiseArgs& a, in
 template <class scalar_t>
 struct PathwiseWorkspace {
   Workspace<scalar_t> plan;
-  int64_t forced_sums, sums, scratch, bars, bytes;
+  int64_t forced_sums, sums, scratch, inverses, bytes;
 
   PathwiseWorkspace(const MvnCdfPathwiseArgs& a, int64_t rows, const PathwiseGrids& grids)
       : plan(a.plan, rows, grids.plan) {
@@ -44,7 +40,9 @@ struct PathwiseWorkspace {
     forced_sums = o.take(int64_t(sizeof(SampleSums)) * kShifts * rows, kAlignment);
     sums = o.take(8 * rows * kShifts * n * a.width, kAlignment);
     scratch = o.take(grids.sample * MvnCdfPathwise<scalar_t, false>::scratch_bytes(n), kAlignment);
-    bars = o.take(a.wants_cov() ? 8 * grids.pull * n * a.plan.n_order : 0, kAlignment);
+    inverses =
+        o.take(has_products(a) ? 8 * rows * cov_tiles(a.plan.n_order) * kCovTile * kCovTile : 0,
+               kAlignment);
     bytes = o.end();
   }
 
@@ -54,15 +52,44 @@ struct PathwiseWorkspace {
     a.sums = reinterpret_cast<double*>(base + sums);
     a.scratch = base + scratch;
     a.scratch_bytes = MvnCdfPathwise<scalar_t, false>::scratch_bytes(a.plan.n);
-    a.bars = reinterpret_cast<double*>(base + bars);
+    a.inverses = reinterpret_cast<double*>(base + inverses);
   }
 };
+
+// One block for each of the items of every row, the long ones first where they differ: the device
+// hands them out.
+template <class Body, class Launcher>
+void launch_items(Launcher& launcher, const MvnCdfPathwiseArgs& a, int64_t items,
+                  size_t shared_bytes = Body::kSharedBytes) {
+  constexpr int64_t kMost = 1 << 24;
+  launcher.template launch<Body>(unsigned(std::min(a.plan.rows * items, kMost)), shared_bytes, a);
+}
+
+// From the sums to limits and covariance.
+template <class Launcher>
+void pull_back(Launcher& launcher, const MvnCdfPathwiseArgs& a) {
+  launch_items<MvnCdfPathwisePull>(launcher, a, 1);
+  if (!a.wants_cov()) return;
+  launch_items<MvnCdfPathwiseBars>(launcher, a, MvnCdfPathwiseBars::items(a));
+  if (!has_products(a)) {
+    using Small = MvnCdfPathwiseSmallCov;
+    launch_items<Small>(launcher, a, 1, Small::shared_bytes(a.plan.n));
+    return;
+  }
+  using Multiply = MvnCdfPathwiseSolve<CovStep::kMultiply>;
+  using SolveRows = MvnCdfPathwiseSolve<CovStep::kSolveRows>;
+  using SolveColumns = MvnCdfPathwiseSolve<CovStep::kSolveColumns>;
+  using Write = MvnCdfPathwiseWriteCov;
+  launch_items<Multiply>(launcher, a, Multiply::items(a));
+  launch_items<SolveRows>(launcher, a, SolveRows::items(a));
+  launch_items<SolveColumns>(launcher, a, SolveColumns::items(a));
+  launch_items<Write>(launcher, a, Write::items(a));
+}
 
 template <class scalar_t, int plan_threads, class Launcher>
 void launch_pathwise(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseGrids& grids) {
   using Plan = MvnCdfPlan<scalar_t, plan_threads>;
   using Sample = MvnCdfPathwise<scalar_t, false>;
-  using Pull = MvnCdfPathwisePull<scalar_t>;
   const size_t plan_bytes = launcher.template most_shared<Plan>();
   if (a.plan.factor_shared == 0) a.plan.factor_shared = int32_t(plan_bytes);
   const int64_t resident = launcher.template resident_blocks<Plan>(plan_bytes);
@@ -77,7 +104,7 @@ void launch_pathwise(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseGri
   }
   if (!a.plan.tilt)
     launcher.template launch<Sample>(unsigned(grids.sample), Sample::kSharedBytes, a);
-  launcher.template launch<Pull>(unsigned(grids.pull), Pull::kSharedBytes, a);
+  pull_back(launcher, a);
 }
 
 // One tile, with memory of PathwiseWorkspace(a, a.plan.rows, grids).bytes.
@@ -93,7 +120,7 @@ void run_pathwise_tile(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseG
   const size_t rows = size_t(a.plan.rows), n = size_t(a.plan.n);
   launcher.clear(a.plan.counters, size_t(counter_bytes(a.plan)));
   launcher.clear(a.plan.forced_sums, sizeof(SampleSums) * kShifts * rows);
-  // Variables that take no part have no slopes, and the contrasts of cov are added up.
+  // Variables that take no part have no slopes.
   for (double* p : {a.upper, a.lower}) launcher.clear(p, sizeof(double) * kShifts * rows * n);
   if (a.wants_cov())
     for (double* p : {a.cov, a.cov_variance}) launcher.clear(p, sizeof(double) * rows * n * n);
