@@ -4,7 +4,9 @@ Reckoned, not counted: the multiply-adds that a method cannot do without (csrc/k
 pivoted_cholesky.h), one instruction each for a warp, and its bytes. A pair of place and pivot takes a
 sample of mvn_cdf_pathwise one multiply-add forth, one back and, with slopes to cov, one of the products
 over samples; for every kInnerRows of them it loads y forth, and loads and stores its bar back. What all
-resident blocks keep goes to memory where the L2 cache cannot hold it. A factor of k columns takes
+resident blocks keep goes to memory where the L2 cache cannot hold it. The way from the products to cov is 5/6 n^3
+multiply-adds on the tensor cores for each of eight contrasts, and seven times as many numbers read or written
+as a contrast's bars have. A factor of k columns takes
 k^2 (n / 2 - k / 3) multiply-adds in float64 and reads k columns of its matrix.
 """
 
@@ -39,6 +41,15 @@ def seconds(n, points, dtype, to_cov, device):
         "multiply-adds": multiply_adds * points / lanes,
         "l2": moved / L2,
         "dram": (moved if held > L2_BYTES else 0) / device.get("dram", DRAM),
+    }
+
+
+def cov_seconds(n, device):
+    """{limiter: seconds of a problem} from the sums of samples to cov (csrc/kernels/mvn_cdf_pathwise_solve.h)."""
+    lanes = device["multiprocessors"] * SCHEDULERS * 2 * FMA["float64"] * device["clock_hz"]
+    return {
+        "multiply-adds": 8 * 5 / 6 * n**3 / lanes,
+        "dram": 7 * 64 * n**2 / device.get("dram", DRAM),
     }
 
 
