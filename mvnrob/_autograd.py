@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from . import _ops
+
 
 def _nothing(ctx, inputs, output) -> tuple[Tensor | None, ...]:
     return ()
@@ -72,7 +74,7 @@ def register(name: str, backward: Callable, jvp: Callable, save: Callable = _not
         name,
         (torch.autograd.Function,),
         {
-            "forward": staticmethod(lambda *args: op(*args)),
+            "forward": staticmethod(lambda *args: _ops.run(op, *args)),
             "setup_context": staticmethod(save_for_both),
             "backward": staticmethod(backward),
             "jvp": staticmethod(forward_mode),
@@ -87,9 +89,10 @@ def register(name: str, backward: Callable, jvp: Callable, save: Callable = _not
                 # In the graph it would have no tangents, and nothing would say so.
                 torch._dynamo.graph_break()
                 return function.apply(*args)
-        elif torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return op(*args)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return function.apply(*args)
-        return op(*args)
+        return _ops.run(op, *args)
 
     return call
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _load
+from . import _load, _ops
 from ._checks import check_device, check_tensor
 
 _J_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -81,7 +81,7 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
     logits = _check_logits("jac_cov", logits, target, tuple(J.shape[:2]))
     sigma = _check_sigma("jac_cov", sigma, logits)
     S = J.new_zeros((J.shape[0], J.shape[1], J.shape[1]), dtype=torch.float64)
-    torch.ops.mvnrob.jac_cov_accumulate_(S, J, target)
+    _ops.call("jac_cov_accumulate_", S, J, target)
     return _finalize(S, logits, target, sigma)
 
 
@@ -103,7 +103,7 @@ def jac_cov_accumulate(S: Tensor, J_chunk: Tensor, target: Tensor) -> Tensor:
     Cost: ``B C^2 Dc`` flops. Raises as :func:`jac_cov` does.
     """
     _check_accumulate("jac_cov_accumulate", S, J_chunk, target)
-    torch.ops.mvnrob.jac_cov_accumulate_(S, J_chunk, target)
+    _ops.call("jac_cov_accumulate_", S, J_chunk, target)
     return S
 
 
@@ -141,11 +141,11 @@ def jac_cov_norms(J: Tensor, target: Tensor) -> Tensor:
     Cost: ``3 B C D`` flops. Raises as :func:`jac_cov` does.
     """
     _check_rows("jac_cov_norms", J, target)
-    return torch.ops.mvnrob.jac_cov_norms(J, target)
+    return _ops.call("jac_cov_norms", J, target)
 
 
 def _finalize(S: Tensor, logits: Tensor, target: Tensor, sigma: Tensor) -> JacCovResult:
-    z, corr, norms = torch.ops.mvnrob.jac_cov_finalize(S, logits, target, sigma)
+    z, corr, norms = _ops.call("jac_cov_finalize", S, logits, target, sigma)
     return JacCovResult(z, corr, norms, _other_classes(target, logits.shape[1]))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
-from . import _load, _mendell_elston, _mvn_cdf_grad
+from . import _load, _mendell_elston, _mvn_cdf_grad, _ops
 from ._autograd import refuse
 from ._checks import check_alike, warn_caller
 
@@ -290,6 +290,7 @@ def mvn_cdf(
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
         NotImplementedError: a tensor is on a device without kernels; a third derivative, or a second one
             of ``method="mendell_elston"``; ``check`` looks at a covariance that vmap maps.
+        torch.OutOfMemoryError: memory does not hold the results or a row's workspace, on a CPU too.
     """
     _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points)
     batch = check_problem("mvn_cdf", upper, cov, factor, lower, mean, gradients=True)
@@ -623,7 +624,8 @@ def _sums_backward(ctx, grad):
         )
     count = torch.full_like(seed, n_points)
     weight = (grad[..., 0] - grad[..., 1]).contiguous()
-    _, to_upper, to_lower, to_cov, *_ = torch.ops.mvnrob.mvn_cdf_pathwise(
+    _, to_upper, to_lower, to_cov, *_ = _ops.call(
+        "mvn_cdf_pathwise",
         upper, cov, lower, seed, order, torch.zeros_like(seed), count, weight, compute_dtype,
         ctx.needs_input_grad[1], points,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _load  # noqa: F401  (the schema)
+from . import _ops
 
 #: So small that nothing is screened for it; the first look of what is not exact.
 _NO_TOLERANCE, _FEWEST = 1e-300, 512
@@ -95,7 +95,8 @@ def blocks_of_split_rows(
         block[some] = component.masked_fill_(~apart.any(1)[:, None], -1)
     exact = torch.zeros_like(live)
     for parts in parts_of(block):
-        _, _, _, _, n_points, *_ = torch.ops.mvnrob.mvn_cdf(
+        _, _, _, _, n_points, *_ = _ops.call(
+            "mvn_cdf",
             *parts.problem(upper, cov, lower, seed),
             _NO_TOLERANCE, 0.0, _FEWEST, "auto", "float64", "lattice", False,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _load  # noqa: F401  (the schemas)
+from . import _ops
 
 INDEFINITE = 3  # mvnrob.Status
 #: A conditional probability may take at least so many points, the first look of mvn_cdf.
@@ -385,9 +385,7 @@ def _probabilities(rows: Rows, units: Units, max_points: int, dtype: torch.dtype
     (upper, r, lower, seed), shares = problem_of(rows, units, dtype)
 
     def call(*problem):
-        out = torch.ops.mvnrob.mvn_cdf(
-            *problem, *rows.options, max_points, *rows.rest, rows.factored
-        )
+        out = _ops.call("mvn_cdf", *problem, *rows.options, max_points, *rows.rest, rows.factored)
         return out[0].double(), out[7].double(), out[3]
 
     prob, log_prob, status = call(upper, r, lower, seed)

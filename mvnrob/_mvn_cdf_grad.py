@@ -48,7 +48,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _load, _mvn_cdf_hvp, _mvn_cdf_pathwise  # noqa: F401  (the schemas)
+from . import _mvn_cdf_hvp, _mvn_cdf_pathwise, _ops
 from ._autograd import along_tangents, register
 from ._mvn_cdf_blocks import blocks_of_split_rows, parts_of
 from ._mvn_cdf_conditional import (
@@ -153,7 +153,7 @@ def _backward_op(
     found, log_total = [], torch.zeros_like(prob, dtype=torch.float64)
     for parts in parts_of(block):
         problem = parts.problem(upper, cov, lower, seed)
-        r = torch.ops.mvnrob.mvn_cdf(*problem, *options, factored)
+        r = _ops.call("mvn_cdf", *problem, *options, factored)
         log_total.index_add_(0, parts.row, r[7].double())
         found.append((parts, problem, (r[0], r[1], r[7], r[4], r[6])))
     for parts, problem, values in found:

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _load  # noqa: F401  (the schemas)
+from . import _ops
 from ._autograd import refuse, register
 from ._mvn_cdf_conditional import (
     EXACT,
@@ -113,7 +113,8 @@ def _hvp_op(
     along, along_log = upper.new_empty(0), upper.new_empty(0)
     if wants_slopes or grad_log is not None:
         # Relative to p where it is told from zero.
-        slopes = torch.ops.mvnrob.mvn_cdf_backward(
+        slopes = _ops.call(
+            "mvn_cdf_backward",
             (~told).to(prob.dtype), told.to(prob.dtype), *problem, *values, *options,
             to_cov is not None or wants_cov, factored,
         )  # fmt: skip
@@ -159,7 +160,8 @@ def _of_factor(
         return *of_limits, None
     out = 2 * of_cov @ u
     if v is not None:
-        slopes = torch.ops.mvnrob.mvn_cdf_backward(
+        slopes = _ops.call(
+            "mvn_cdf_backward",
             *(None if t is None else t.double() for t in cotangent), *problem, *values, *options,
             True, False,
         )  # fmt: skip
@@ -358,7 +360,8 @@ class _Conditional(NamedTuple):
             mine = (self.digits[pick] == digits).nonzero()[:, 0]
             if len(mine) == 0:
                 continue
-            part = torch.ops.mvnrob.mvn_cdf_backward(
+            part = _ops.call(
+                "mvn_cdf_backward",
                 *(None if t is None else t[mine] for t in (absolute, relative, *problem, *found)),
                 *_options(self.rows, self.max_points, digits), wants_cov, False,
             )  # fmt: skip
@@ -386,7 +389,7 @@ def _values(rows: Rows, units: Units, max_points: int, kink: Tensor) -> tuple[Te
 
     def call(some, digits):
         given = (None if t is None else t[some] for t in problem)
-        return torch.ops.mvnrob.mvn_cdf(*given, *_options(rows, max_points, digits), False)
+        return _ops.call("mvn_cdf", *given, *_options(rows, max_points, digits), False)
 
     def again(found, some, digits):
         if len(some) == 0:

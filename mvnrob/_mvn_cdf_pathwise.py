@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import _ops
+
 #: Two-sided 99 % of Student's t with 7 degrees of freedom.
 T_99 = 3.4994832973505
 _SHIFTS = 8
@@ -99,8 +101,15 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
             tilt = torch.full(order[rows].shape, math.nan, dtype=torch.float64, device=device)
 
         def op(weight, wants_cov):
-            return torch.ops.mvnrob.mvn_cdf_pathwise(
-                *given, weight, how.compute_dtype, wants_cov, how.points, how.factored, tilt
+            return _ops.call(
+                "mvn_cdf_pathwise",
+                *given,
+                weight,
+                how.compute_dtype,
+                wants_cov,
+                how.points,
+                how.factored,
+                tilt,
             )
 
         weight = torch.ones(len(points), _SHIFTS, dtype=torch.float64, device=device)

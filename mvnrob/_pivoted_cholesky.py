@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _load  # noqa: F401  (the schemas)
+from . import _ops
 from ._autograd import refuse
 from ._checks import warn_caller
 from ._mvn_cdf import Status, as_rows, check_problem
@@ -107,7 +107,7 @@ def pivoted_cholesky(
             raise ValueError(f"pivoted_cholesky: rank must be at least 1, got {rank}")
         columns = min(columns, rank)
     upper, matrix, lower = as_rows(batch, upper, matrix, lower, mean)
-    out = torch.ops.mvnrob.pivoted_cholesky(upper, matrix, lower, columns, factor is not None)
+    out = _ops.call("pivoted_cholesky", upper, matrix, lower, columns, factor is not None)
     result = PivotedCholesky(*(t.reshape((*batch, *t.shape[1:])) for t in out))
     _warn(result.status)
     return result

@@ -5,16 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _load
+from . import _load, _ops
 
 # splitmix64 (Steele, Lea & Flood, OOPSLA 2014): the golden-ratio step and the finaliser's factors,
 # as signed 64-bit numbers. Products wrap modulo 2^64.
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _FACTOR_1 = 0xBF58476D1CE4E5B9 - 2**64
 _FACTOR_2 = 0x94D049BB133111EB - 2**64
-
-#: All that torch's stable interface says where an op's allocation fails: the error's class and text are lost.
-_FAILED_CALL = "API call failed"
 
 
 def splitmix64(x: Tensor) -> Tensor:
@@ -45,18 +42,7 @@ def standard_normal(keys: Tensor, first: int, count: int, dim: int, dtype: torch
         raise NotImplementedError(
             f"standard_normal: keys must be on the CPU, got {keys.device}: {_load.cuda_unavailable}"
         )
-    op = torch.ops.mvnrob.standard_normal
-    if torch.compiler.is_compiling():
-        return op(keys, first, count, dim).to(dtype)
-    try:
-        out = op(keys, first, count, dim)
-    except RuntimeError as error:
-        if _FAILED_CALL not in str(error):
-            raise
-        # Raises what the op met: torch.OutOfMemoryError, on which callers go on with fewer inputs.
-        keys.new_empty((keys.shape[0], count, dim), dtype=torch.float32)
-        out = op(keys, first, count, dim)
-    return out.to(dtype)
+    return _ops.call("standard_normal", keys, first, count, dim).to(dtype)
 
 
 @torch.library.register_fake("mvnrob::standard_normal")

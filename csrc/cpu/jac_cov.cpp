@@ -9,9 +9,10 @@
 
 #include "checks.h"
 #include "cpu/jac_cov_simd.h"
+#include "cpu/parallel.h"
 #include "cpu/simd_dispatch.h"
 #include "math/jac_cov.h"
-#include "torch_utils.h"
+#include "out_of_memory.h"
 
 namespace mvnrob {
 
@@ -45,7 +46,7 @@ JacType jac_type(const Tensor& J) {
 
 // The rows may be strided (an expanded or sliced Jacobian), their elements may not.
 Tensor with_unit_columns(const Tensor& J) {
-  return J.size(2) <= 1 || J.stride(2) == 1 ? J : torch::stable::contiguous(J);
+  return J.size(2) <= 1 || J.stride(2) == 1 ? J : contiguous_of(J);
 }
 
 JacRows problem_rows(const Tensor& J, const int64_t* target, int64_t problem) {
@@ -90,7 +91,7 @@ void accumulate(JacTileFn<out_t> add_tile, const JacCovKernels& table, const Ten
       tiles.push_back({i, std::min(i + side, classes), j, std::min(j + side, classes)});
   const int64_t per_problem = int64_t(tiles.size());
   const int64_t grain = grain_for(std::min(side, classes) * std::min(side, classes) * J.size(2));
-  torch::stable::parallel_for(0, batch * per_problem, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * per_problem, grain, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<void, FreeAligned> scratch(
         ::operator new(size_t(table.scratch_bytes(side, per_problem == 1)), std::align_val_t(64)));
     for (int64_t job = begin; job < end; ++job) {
@@ -126,12 +127,12 @@ void finalize(JacCorrFn<in_t, out_t> corr_row, const Tensor& S_in, const Tensor&
   out_t* norms_out = norms.mutable_data_ptr<out_t>();
   std::vector<double> inverse(size_t(batch * n));
   const int64_t grain = grain_for(8 * classes);  // an entry costs some eight products of a tile
-  torch::stable::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
       finish_rows(S + b * classes * classes, logits + b * classes, classes, target[b], sigma[b],
                   z_out + b * n, norms_out + b * n, inverse.data() + b * n);
   });
-  torch::stable::parallel_for(0, batch * n, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / n, k = row % n;
       corr_row(S + (b * classes + other_class(k, target[b])) * classes, classes, target[b], k,
@@ -145,7 +146,7 @@ void finalize(JacCorrFn<in_t, out_t> corr_row, const Tensor& S_in, const Tensor&
 void jac_cov_accumulate_cpu(Tensor& S, const Tensor& J_in, const Tensor& target_in) {
   check_jac_cov_accumulate(S, J_in, target_in);
   if (J_in.numel() == 0) return;
-  const Tensor J = with_unit_columns(J_in), target = torch::stable::contiguous(target_in);
+  const Tensor J = with_unit_columns(J_in), target = contiguous_of(target_in);
   const int64_t* t = target.const_data_ptr<int64_t>();
   check_jac_cov_target_values("jac_cov_accumulate", t, J.size(0), J.size(1));
   const JacCovKernels& table = kernels();
@@ -160,16 +161,16 @@ std::tuple<Tensor, Tensor, Tensor> jac_cov_finalize_cpu(const Tensor& S, const T
                                                         const Tensor& sigma_in) {
   check_jac_cov_finalize(S, logits_in, target_in, sigma_in);
   const int64_t batch = logits_in.size(0), classes = logits_in.size(1);
-  const Tensor logits = torch::stable::contiguous(logits_in);
-  const Tensor target = torch::stable::contiguous(target_in);
-  const Tensor sigma = torch::stable::contiguous(sigma_in);
+  const Tensor logits = contiguous_of(logits_in);
+  const Tensor target = contiguous_of(target_in);
+  const Tensor sigma = contiguous_of(sigma_in);
   const int64_t* t = target.const_data_ptr<int64_t>();
   const double* s = sigma.const_data_ptr<double>();
   check_jac_cov_target_values("jac_cov_finalize", t, batch, classes);
   check_jac_cov_sigma_values(s, batch);
-  Tensor z = torch::stable::new_empty(logits, {batch, classes - 1});
-  Tensor corr = torch::stable::new_empty(logits, {batch, classes - 1, classes - 1});
-  Tensor norms = torch::stable::new_empty(logits, {batch, classes - 1});
+  Tensor z = new_tensor(logits, {batch, classes - 1});
+  Tensor corr = new_tensor(logits, {batch, classes - 1, classes - 1});
+  Tensor norms = new_tensor(logits, {batch, classes - 1});
   const bool single_S = S.scalar_type() == ScalarType::Float;
   const bool single = logits.scalar_type() == ScalarType::Float;
   const JacCovKernels& table = kernels();
@@ -187,17 +188,17 @@ std::tuple<Tensor, Tensor, Tensor> jac_cov_finalize_cpu(const Tensor& S, const T
 Tensor jac_cov_norms_cpu(const Tensor& J_in, const Tensor& target_in) {
   check_jac_cov_rows("jac_cov_norms", J_in, target_in);
   const int64_t batch = J_in.size(0), classes = J_in.size(1);
-  const Tensor J = with_unit_columns(J_in), target = torch::stable::contiguous(target_in);
+  const Tensor J = with_unit_columns(J_in), target = contiguous_of(target_in);
   const int64_t* t = target.const_data_ptr<int64_t>();
   check_jac_cov_target_values("jac_cov_norms", t, batch, classes);
-  Tensor norms = torch::stable::new_empty(J, {batch, classes}, ScalarType::Double);
+  Tensor norms = new_tensor(J, {batch, classes}, ScalarType::Double);
   double* out = norms.mutable_data_ptr<double>();
   const JacNormsFn squared_norms = kernels().norms[jac_type(J)];
   // Rows are cut into the same pieces whatever the threads; enough of them to share one problem.
   constexpr int64_t kRows = 32;
   const int64_t pieces = (classes + kRows - 1) / kRows;
   const int64_t grain = grain_for(std::min(kRows, classes) * J.size(2));
-  torch::stable::parallel_for(0, batch * pieces, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, batch * pieces, grain, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t b = job / pieces, first = job % pieces * kRows;
       squared_norms(problem_rows(J, t, b), first, std::min(first + kRows, classes),
@@ -208,9 +209,9 @@ Tensor jac_cov_norms_cpu(const Tensor& J_in, const Tensor& target_in) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {
-  m.impl("jac_cov_accumulate_", TORCH_BOX(&jac_cov_accumulate_cpu));
-  m.impl("jac_cov_finalize", TORCH_BOX(&jac_cov_finalize_cpu));
-  m.impl("jac_cov_norms", TORCH_BOX(&jac_cov_norms_cpu));
+  MVNROB_IMPL(m, "jac_cov_accumulate_", &jac_cov_accumulate_cpu);
+  MVNROB_IMPL(m, "jac_cov_finalize", &jac_cov_finalize_cpu);
+  MVNROB_IMPL(m, "jac_cov_norms", &jac_cov_norms_cpu);
 }
 
 }  // namespace mvnrob

@@ -16,8 +16,8 @@ SweepOutputs mendell_elston_cpu(const Tensor& upper, const Tensor& cov,
   const Batch rows(upper, cov, lower);
   const int64_t batch = rows.size();
   const bool is_double = upper.scalar_type() == ScalarType::Double;
-  auto real = [&] { return torch::stable::new_empty(upper, {batch}); };
-  auto integer = [&] { return torch::stable::new_empty(upper, {batch}, ScalarType::Long); };
+  auto real = [&] { return new_tensor(upper, {batch}); };
+  auto integer = [&] { return new_tensor(upper, {batch}, ScalarType::Long); };
   Tensor prob = real(), complement = real(), log_prob = real(), status = integer(),
          active = integer(), pivots = integer();
   auto store = [&](Tensor& t, int64_t b, double x) {
@@ -70,12 +70,10 @@ std::tuple<Tensor, Tensor, Tensor> mendell_elston_backward_cpu(const Tensor& gra
   check_mendell_elston_backward(grad, upper, cov, lower);
   const Batch rows(upper, cov, lower);
   const int64_t batch = upper.size(0), n = upper.size(1);
-  Tensor to_upper = torch::stable::new_empty(upper, {batch, n});
-  Tensor to_lower = lower.has_value() ? torch::stable::new_empty(upper, {batch, n})
-                                      : torch::stable::new_empty(upper, {0});
-  Tensor to_cov = wants_cov ? torch::stable::new_empty(upper, {batch, n, n})
-                            : torch::stable::new_empty(upper, {0});
-  const Tensor factor = torch::stable::contiguous(grad);
+  Tensor to_upper = new_tensor(upper, {batch, n});
+  Tensor to_lower = lower.has_value() ? new_tensor(upper, {batch, n}) : new_tensor(upper, {0});
+  Tensor to_cov = wants_cov ? new_tensor(upper, {batch, n, n}) : new_tensor(upper, {0});
+  const Tensor factor = contiguous_of(grad);
   Tensor* lower_out = lower.has_value() ? &to_lower : nullptr;
   Tensor* cov_out = wants_cov ? &to_cov : nullptr;
   if (upper.scalar_type() == ScalarType::Double)
@@ -86,8 +84,8 @@ std::tuple<Tensor, Tensor, Tensor> mendell_elston_backward_cpu(const Tensor& gra
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {
-  m.impl("mendell_elston", TORCH_BOX(&mendell_elston_cpu));
-  m.impl("mendell_elston_backward", TORCH_BOX(&mendell_elston_backward_cpu));
+  MVNROB_IMPL(m, "mendell_elston", &mendell_elston_cpu);
+  MVNROB_IMPL(m, "mendell_elston_backward", &mendell_elston_backward_cpu);
 }
 
 }  // namespace mvnrob

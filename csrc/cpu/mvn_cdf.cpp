@@ -51,8 +51,8 @@ Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor
                            compute_type_of(compute_dtype),
                            point_set_of("mvn_cdf", points)};
 
-  auto real = [&] { return torch::stable::new_empty(upper, {batch}); };
-  auto integer = [&] { return torch::stable::new_empty(upper, {batch}, ScalarType::Long); };
+  auto real = [&] { return new_tensor(upper, {batch}); };
+  auto integer = [&] { return new_tensor(upper, {batch}, ScalarType::Long); };
   Tensor prob = real(), complement = real(), error = real(), status = integer(),
          n_points = integer(), active = integer(), pivots = integer(), log_prob = real(),
          log_error = real();
@@ -81,6 +81,6 @@ Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor
   return {prob, complement, error, status, n_points, active, pivots, log_prob, log_error};
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) { m.impl("mvn_cdf", TORCH_BOX(&mvn_cdf_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) { MVNROB_IMPL(m, "mvn_cdf", &mvn_cdf_cpu); }
 
 }  // namespace mvnrob

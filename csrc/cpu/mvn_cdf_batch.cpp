@@ -2,63 +2,35 @@
 
 #include <algorithm>
 #include <atomic>
-#include <exception>
-#include <mutex>
+
+#include "cpu/parallel.h"
 
 namespace mvnrob {
 
 namespace {
 
-// Exceptions must not leave a worker thread: the first one waits here.
-class FirstException {
- public:
-  template <class F>
-  void guard(const F& f) {
-    try {
-      f();
-    } catch (...) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!first_) first_ = std::current_exception();
-    }
-  }
-  void rethrow() {
-    if (first_) std::rethrow_exception(first_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::exception_ptr first_;
-};
-
 void run_on_threads(int64_t count, const std::function<void(int64_t)>& task) {
-  FirstException failure;
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) failure.guard([&] { task(i); });
+  parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) task(i);
   });
-  failure.rethrow();
-}
-
-std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
-  if (!t.has_value()) return std::nullopt;
-  return torch::stable::contiguous(*t);
 }
 
 }  // namespace
 
 Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
              const Tensor& seed, bool factored)
-    : upper_(torch::stable::contiguous(upper)),
+    : upper_(contiguous_of(upper)),
       cov_(cov),
-      lower_(contiguous(lower)),
-      seed_(torch::stable::contiguous(seed)),
+      lower_(contiguous_of(lower)),
+      seed_(contiguous_of(seed)),
       is_double_(upper.scalar_type() == ScalarType::Double),
       factored_(factored) {}
 
 Batch::Batch(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower,
              bool factored)
-    : upper_(torch::stable::contiguous(upper)),
+    : upper_(contiguous_of(upper)),
       cov_(cov),
-      lower_(contiguous(lower)),
+      lower_(contiguous_of(lower)),
       is_double_(upper.scalar_type() == ScalarType::Double),
       factored_(factored) {}
 
@@ -79,12 +51,9 @@ void share_rows(int64_t count, const std::function<void(const NextRow& next)>& w
   const int64_t threads = int64_t(torch::stable::get_num_threads());
   // Rows differ in cost by orders of magnitude: each thread takes the next one.
   std::atomic<int64_t> next{0};
-  FirstException failure;
-  torch::stable::parallel_for(0, std::min(threads, count), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker)
-      failure.guard([&] { work([&] { return next++; }); });
+  parallel_for(0, std::min(threads, count), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) work([&] { return next++; });
   });
-  failure.rethrow();
 }
 
 void solve_rows(int64_t count, const RowSolver& solve) {

@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "cpu/mvn_cdf_row.h"
-#include "torch_utils.h"
+#include "out_of_memory.h"
 
 namespace mvnrob {
 

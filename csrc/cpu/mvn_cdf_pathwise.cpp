@@ -68,26 +68,23 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
   check_mvn_cdf_pathwise(upper, cov, lower, seed, order_in, first_in, count_in, weight_in,
                          compute_dtype, wants_cov, factored, tilt_in);
   const PointSet set = point_set_of("mvn_cdf_pathwise", points_name);
-  const Tensor order = torch::stable::contiguous(order_in),
-               first = torch::stable::contiguous(first_in),
-               points = torch::stable::contiguous(count_in),
-               weight = torch::stable::contiguous(weight_in);
-  std::optional<Tensor> tilt;
-  if (tilt_in) tilt = torch::stable::contiguous(*tilt_in);
+  const Tensor order = contiguous_of(order_in), first = contiguous_of(first_in),
+               points = contiguous_of(count_in), weight = contiguous_of(weight_in);
+  const std::optional<Tensor> tilt = contiguous_of(tilt_in);
   const int64_t batch = upper.size(0), n = upper.size(1), pivots = order.size(1);
   const int64_t* orders = order.const_data_ptr<int64_t>();
   check_mvn_cdf_pathwise_values(orders, first.const_data_ptr<int64_t>(),
                                 points.const_data_ptr<int64_t>(), batch, pivots, n);
   const Batch rows(upper, cov, lower, seed, factored);
   auto real = [&](std::initializer_list<int64_t> shape) {
-    Tensor t = torch::stable::new_empty(upper, shape, ScalarType::Double);
+    Tensor t = new_tensor(upper, shape, ScalarType::Double);
     std::fill(t.mutable_data_ptr<double>(), t.mutable_data_ptr<double>() + t.numel(), 0.0);
     return t;
   };
   Tensor value = real({batch, kShifts}), to_upper = real({batch, kShifts, n}),
          to_lower = real({batch, kShifts, n}), to_cov = wants_cov ? real({batch, n, n}) : real({0}),
          cov_variance = wants_cov ? real({batch, n, n}) : real({0}), log_unit = real({batch}),
-         used = torch::stable::new_empty(upper, {batch}, ScalarType::Long);
+         used = new_tensor(upper, {batch}, ScalarType::Long);
   solve_rows(batch, [&](int64_t b, RowWorkspace& w, const Runner& run) {
     double* values = value.mutable_data_ptr<double>() + b * kShifts;
     double* upper_out = to_upper.mutable_data_ptr<double>() + b * kShifts * n;
@@ -137,7 +134,7 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {
-  m.impl("mvn_cdf_pathwise", TORCH_BOX(&mvn_cdf_pathwise_cpu));
+  MVNROB_IMPL(m, "mvn_cdf_pathwise", &mvn_cdf_pathwise_cpu);
 }
 
 }  // namespace mvnrob

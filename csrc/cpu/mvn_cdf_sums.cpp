@@ -38,12 +38,12 @@ Tensor mvn_cdf_sums_cpu(const Tensor& upper, const Tensor& cov, std::optional<Te
                         std::string compute_dtype, std::string points, bool factored) {
   check_mvn_cdf_sums(upper, cov, lower, seed, order_in, n_points, compute_dtype, factored);
   const PointSet set = point_set_of("mvn_cdf_sums", points);
-  const Tensor order = torch::stable::contiguous(order_in);
+  const Tensor order = contiguous_of(order_in);
   const int64_t* orders = order.const_data_ptr<int64_t>();
   const int64_t pivots = order.size(1);
   check_mvn_cdf_order_values(orders, order.size(0), pivots, upper.size(1));
   const Batch rows(upper, cov, lower, seed, factored);
-  Tensor out = torch::stable::new_empty(upper, {rows.size(), kShifts, kSums}, ScalarType::Double);
+  Tensor out = new_tensor(upper, {rows.size(), kShifts, kSums}, ScalarType::Double);
   double* sums = out.mutable_data_ptr<double>();
   solve_rows(rows.size(), [&](int64_t b, RowWorkspace& w, const Runner& run) {
     auto sum = [&](auto& series) {
@@ -58,6 +58,6 @@ Tensor mvn_cdf_sums_cpu(const Tensor& upper, const Tensor& cov, std::optional<Te
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) { m.impl("mvn_cdf_sums", TORCH_BOX(&mvn_cdf_sums_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) { MVNROB_IMPL(m, "mvn_cdf_sums", &mvn_cdf_sums_cpu); }
 
 }  // namespace mvnrob

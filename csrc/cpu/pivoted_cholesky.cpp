@@ -131,10 +131,10 @@ Outputs pivoted_cholesky_cpu(const Tensor& upper, const Tensor& cov, std::option
   const Batch rows(upper, cov, lower, factored);
   const int64_t batch = rows.size(), n = upper.size(1);
   auto integer = [&](std::initializer_list<int64_t> shape) {
-    return torch::stable::new_empty(upper, shape, ScalarType::Long);
+    return new_tensor(upper, shape, ScalarType::Long);
   };
-  Outputs out{torch::stable::new_empty(upper, {batch, n, columns}), integer({batch, n}),
-              integer({batch}), torch::stable::new_empty(upper, {batch, n}), integer({batch})};
+  Outputs out{new_tensor(upper, {batch, n, columns}), integer({batch, n}), integer({batch}),
+              new_tensor(upper, {batch, n}), integer({batch})};
   if (upper.scalar_type() == ScalarType::Double)
     factor_rows<double>(rows, n, columns, out);
   else
@@ -143,7 +143,7 @@ Outputs pivoted_cholesky_cpu(const Tensor& upper, const Tensor& cov, std::option
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {
-  m.impl("pivoted_cholesky", TORCH_BOX(&pivoted_cholesky_cpu));
+  MVNROB_IMPL(m, "pivoted_cholesky", &pivoted_cholesky_cpu);
 }
 
 }  // namespace mvnrob

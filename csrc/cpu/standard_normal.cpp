@@ -2,9 +2,11 @@
 #include <algorithm>
 
 #include "checks.h"
+#include "cpu/parallel.h"
 #include "cpu/simd_dispatch.h"
 #include "cpu/standard_normal_simd.h"
 #include "math/standard_normal.h"
+#include "out_of_memory.h"
 
 namespace mvnrob {
 
@@ -31,15 +33,15 @@ const StandardNormalKernels& kernels() {
 
 Tensor standard_normal_cpu(const Tensor& keys_in, int64_t first, int64_t count, int64_t dim) {
   check_standard_normal(keys_in, first, count, dim);
-  const Tensor keys = torch::stable::contiguous(keys_in);
+  const Tensor keys = contiguous_of(keys_in);
   const int64_t rows = keys.size(0), half = (dim + 1) / 2;
-  Tensor out = torch::stable::new_empty(keys, {rows, count, dim}, ScalarType::Float);
+  Tensor out = new_tensor(keys, {rows, count, dim}, ScalarType::Float);
   const int64_t* key = keys.const_data_ptr<int64_t>();
   float* data = out.mutable_data_ptr<float>();
   const auto fill = kernels().fill;
   const int64_t stretches = (half + kStretch - 1) / kStretch;
   const int64_t grain = std::max<int64_t>(1, 2 * kStretch / std::max<int64_t>(1, half));
-  torch::stable::parallel_for(0, rows * count * stretches, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows * count * stretches, grain, [&](int64_t begin, int64_t end) {
     for (int64_t at = begin; at < end; ++at) {
       const int64_t draw = at / stretches, word = at % stretches * kStretch;
       const uint64_t own = math::hashed(uint64_t(key[draw / count]), first + draw % count);
@@ -52,7 +54,7 @@ Tensor standard_normal_cpu(const Tensor& keys_in, int64_t first, int64_t count, 
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CPU, m) {
-  m.impl("standard_normal", TORCH_BOX(&standard_normal_cpu));
+  MVNROB_IMPL(m, "standard_normal", &standard_normal_cpu);
 }
 
 }  // namespace mvnrob

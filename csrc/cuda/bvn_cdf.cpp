@@ -6,15 +6,15 @@
 #include "checks.h"
 #include "cuda/errors.h"
 #include "cuda/stream.h"
+#include "out_of_memory.h"
 
 namespace mvnrob {
 
 Tensor bvn_cdf_cuda(const Tensor& h_in, const Tensor& k_in, const Tensor& rho_in) {
   check_bvn_cdf(h_in, k_in, rho_in);
   const torch::stable::accelerator::DeviceGuard guard(h_in.get_device_index());
-  const Tensor h = torch::stable::contiguous(h_in), k = torch::stable::contiguous(k_in),
-               rho = torch::stable::contiguous(rho_in);
-  Tensor out = torch::stable::empty_like(h);
+  const Tensor h = contiguous_of(h_in), k = contiguous_of(k_in), rho = contiguous_of(rho_in);
+  Tensor out = tensor_like(h);
   const int32_t device = h.get_device_index();
   cuda::check("bvn_cdf",
               cuda::launch_bvn_cdf(h.const_data_ptr<double>(), k.const_data_ptr<double>(),
@@ -24,6 +24,6 @@ Tensor bvn_cdf_cuda(const Tensor& h_in, const Tensor& k_in, const Tensor& rho_in
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) { m.impl("bvn_cdf", TORCH_BOX(&bvn_cdf_cuda)); }
+STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) { MVNROB_IMPL(m, "bvn_cdf", &bvn_cdf_cuda); }
 
 }  // namespace mvnrob

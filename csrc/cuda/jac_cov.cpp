@@ -9,6 +9,7 @@
 #include "checks.h"
 #include "cuda/errors.h"
 #include "cuda/stream.h"
+#include "out_of_memory.h"
 
 namespace mvnrob {
 
@@ -20,7 +21,7 @@ using kernels::JacArgs;
 
 // The rows may be strided (an expanded or sliced Jacobian), their elements may not.
 Tensor with_unit_columns(const Tensor& J) {
-  return J.size(2) <= 1 || J.stride(2) == 1 ? J : torch::stable::contiguous(J);
+  return J.size(2) <= 1 || J.stride(2) == 1 ? J : contiguous_of(J);
 }
 
 JacArgs arguments(const Tensor& J, const Tensor& target) {
@@ -36,7 +37,7 @@ JacArgs arguments(const Tensor& J, const Tensor& target) {
 
 // Device memory, empty where none is asked for.
 Tensor bytes(const Tensor& like, int64_t count) {
-  return torch::stable::new_empty(like, {count}, ScalarType::Byte);
+  return new_tensor(like, {count}, ScalarType::Byte);
 }
 
 // Calls run with an element of the type of J.
@@ -76,10 +77,10 @@ void jac_cov_accumulate_cuda(Tensor& S, const Tensor& J_in, const Tensor& target
   check_jac_cov_accumulate(S, J_in, target_in);
   if (J_in.numel() == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(J_in.get_device_index());
-  const Tensor J = with_unit_columns(J_in), target = torch::stable::contiguous(target_in);
+  const Tensor J = with_unit_columns(J_in), target = contiguous_of(target_in);
   if (S.scalar_type() == ScalarType::Double) return accumulate(S, J, target);
   const int32_t device = J.get_device_index();
-  const Tensor wide = torch::stable::new_empty(S, {S.numel()}, ScalarType::Double);
+  const Tensor wide = new_tensor(S, {S.numel()}, ScalarType::Double);
   cuda::check("jac_cov_accumulate",
               cuda::launch_jac_convert(S.const_data_ptr<float>(), wide.mutable_data_ptr<double>(),
                                        S.numel(), device, stream_of(device)),
@@ -98,14 +99,14 @@ std::tuple<Tensor, Tensor, Tensor> jac_cov_finalize_cuda(const Tensor& S, const 
   const int32_t device = S.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t batch = logits_in.size(0), n = logits_in.size(1) - 1;
-  const Tensor logits = torch::stable::contiguous(logits_in);
-  const Tensor target = torch::stable::contiguous(target_in);
-  const Tensor sigma = torch::stable::contiguous(sigma_in);
-  const Tensor z = torch::stable::new_empty(logits, {batch, n});
-  const Tensor corr = torch::stable::new_empty(logits, {batch, n, n});
-  const Tensor norms = torch::stable::new_empty(logits, {batch, n});
+  const Tensor logits = contiguous_of(logits_in);
+  const Tensor target = contiguous_of(target_in);
+  const Tensor sigma = contiguous_of(sigma_in);
+  const Tensor z = new_tensor(logits, {batch, n});
+  const Tensor corr = new_tensor(logits, {batch, n, n});
+  const Tensor norms = new_tensor(logits, {batch, n});
   if (batch * n == 0) return {z, corr, norms};
-  const Tensor inverse = torch::stable::new_empty(logits, {batch, n}, ScalarType::Double);
+  const Tensor inverse = new_tensor(logits, {batch, n}, ScalarType::Double);
   kernels::JacFinalizeArgs a{};
   a.S = S.const_data_ptr();
   a.logits = logits.const_data_ptr();
@@ -129,8 +130,8 @@ Tensor jac_cov_norms_cuda(const Tensor& J_in, const Tensor& target_in) {
   const int32_t device = J_in.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const int64_t batch = J_in.size(0), classes = J_in.size(1);
-  const Tensor J = with_unit_columns(J_in), target = torch::stable::contiguous(target_in);
-  const Tensor norms = torch::stable::new_empty(J, {batch, classes}, ScalarType::Double);
+  const Tensor J = with_unit_columns(J_in), target = contiguous_of(target_in);
+  const Tensor norms = new_tensor(J, {batch, classes}, ScalarType::Double);
   if (batch == 0) return norms;
   kernels::JacNormsArgs a{};
   a.jac = arguments(J, target);
@@ -148,9 +149,9 @@ Tensor jac_cov_norms_cuda(const Tensor& J_in, const Tensor& target_in) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) {
-  m.impl("jac_cov_accumulate_", TORCH_BOX(&jac_cov_accumulate_cuda));
-  m.impl("jac_cov_finalize", TORCH_BOX(&jac_cov_finalize_cuda));
-  m.impl("jac_cov_norms", TORCH_BOX(&jac_cov_norms_cuda));
+  MVNROB_IMPL(m, "jac_cov_accumulate_", &jac_cov_accumulate_cuda);
+  MVNROB_IMPL(m, "jac_cov_finalize", &jac_cov_finalize_cuda);
+  MVNROB_IMPL(m, "jac_cov_norms", &jac_cov_norms_cuda);
 }
 
 }  // namespace mvnrob

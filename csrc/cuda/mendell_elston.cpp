@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> mendell_elston_backward_cuda(const Tensor& gr
   check_mendell_elston_backward(grad_in, upper, cov, lower);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const cuda::Rows in(upper, cov, lower);
-  const Tensor grad = torch::stable::contiguous(grad_in);
+  const Tensor grad = contiguous_of(grad_in);
   auto a = in.arguments<MendellElstonArgs>();
   const int64_t n = a.n;
   const Tensor to_upper = in.empty({a.rows, n});
@@ -79,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor> mendell_elston_backward_cuda(const Tensor& gr
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) {
-  m.impl("mendell_elston", TORCH_BOX(&mendell_elston_cuda));
-  m.impl("mendell_elston_backward", TORCH_BOX(&mendell_elston_backward_cuda));
+  MVNROB_IMPL(m, "mendell_elston", &mendell_elston_cuda);
+  MVNROB_IMPL(m, "mendell_elston_backward", &mendell_elston_backward_cuda);
 }
 
 }  // namespace mvnrob

@@ -59,7 +59,7 @@ Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tenso
   check_mvn_cdf(upper, cov, lower, seed_in, factored);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const cuda::Rows in(upper, cov, lower);
-  const Tensor seed = torch::stable::contiguous(seed_in);
+  const Tensor seed = contiguous_of(seed_in);
   MvnCdfArgs a = arguments(in, cov, seed, factored);
   a.options = {abs_tol,
                rel_tol,
@@ -91,8 +91,8 @@ Tensor mvn_cdf_sums_cuda(const Tensor& upper, const Tensor& cov, std::optional<T
   check_mvn_cdf_sums(upper, cov, lower, seed_in, order_in, n_points, compute_dtype, factored);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const cuda::Rows in(upper, cov, lower);
-  const Tensor seed = torch::stable::contiguous(seed_in);
-  const Tensor order = torch::stable::contiguous(order_in);
+  const Tensor seed = contiguous_of(seed_in);
+  const Tensor order = contiguous_of(order_in);
   MvnCdfArgs a = arguments(in, cov, seed, factored);
   a.options = {0,
                0,
@@ -110,8 +110,8 @@ Tensor mvn_cdf_sums_cuda(const Tensor& upper, const Tensor& cov, std::optional<T
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) {
-  m.impl("mvn_cdf", TORCH_BOX(&mvn_cdf_cuda));
-  m.impl("mvn_cdf_sums", TORCH_BOX(&mvn_cdf_sums_cuda));
+  MVNROB_IMPL(m, "mvn_cdf", &mvn_cdf_cuda);
+  MVNROB_IMPL(m, "mvn_cdf_sums", &mvn_cdf_sums_cuda);
 }
 
 }  // namespace mvnrob

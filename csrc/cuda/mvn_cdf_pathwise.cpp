@@ -47,13 +47,10 @@ Outputs mvn_cdf_pathwise_cuda(const Tensor& upper, const Tensor& cov, std::optio
                          compute_dtype, wants_cov, factored, tilt_in);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const cuda::Rows in(upper, cov, lower);
-  const Tensor seed = torch::stable::contiguous(seed_in),
-               order = torch::stable::contiguous(order_in),
-               first = torch::stable::contiguous(first_in),
-               points = torch::stable::contiguous(count_in),
-               weight = torch::stable::contiguous(weight_in);
-  std::optional<Tensor> tilt;
-  if (tilt_in) tilt = torch::stable::contiguous(*tilt_in);
+  const Tensor seed = contiguous_of(seed_in), order = contiguous_of(order_in),
+               first = contiguous_of(first_in), points = contiguous_of(count_in),
+               weight = contiguous_of(weight_in);
+  const std::optional<Tensor> tilt = contiguous_of(tilt_in);
   MvnCdfPathwiseArgs a{};
   a.plan = in.arguments<kernels::MvnCdfArgs>();
   a.plan.factor_columns = factored ? int32_t(cov.size(2)) : -1;
@@ -99,7 +96,7 @@ Outputs mvn_cdf_pathwise_cuda(const Tensor& upper, const Tensor& cov, std::optio
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) {
-  m.impl("mvn_cdf_pathwise", TORCH_BOX(&mvn_cdf_pathwise_cuda));
+  MVNROB_IMPL(m, "mvn_cdf_pathwise", &mvn_cdf_pathwise_cuda);
 }
 
 }  // namespace mvnrob

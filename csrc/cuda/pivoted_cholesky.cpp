@@ -52,7 +52,7 @@ Outputs pivoted_cholesky_cuda(const Tensor& upper, const Tensor& cov, std::optio
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) {
-  m.impl("pivoted_cholesky", TORCH_BOX(&pivoted_cholesky_cuda));
+  MVNROB_IMPL(m, "pivoted_cholesky", &pivoted_cholesky_cuda);
 }
 
 }  // namespace mvnrob

@@ -1,8 +1,8 @@
 // Runs a batch as many rows at a time as memory lets; a row's result does not depend on that.
 #pragma once
 #include <algorithm>
-#include <exception>
 #include <optional>
+#include <string>
 
 #include "cuda/errors.h"
 #include "cuda/rows.h"
@@ -16,7 +16,6 @@ void run_in_tiles(const char* op, int64_t all, int64_t n, const Rows& like, cons
                   const Launch& launch) {
   // More at a time is no faster, and leaves less to others.
   constexpr int64_t kMostBytes = int64_t(8) << 30;
-  const auto gib = [](auto bytes) { return double(bytes) / (1 << 30); };
   const auto checked = [&](int64_t rows) {
     const auto sizes = sizes_of(rows);
     check(op, sizes.error, "run its kernels");
@@ -33,14 +32,9 @@ void run_in_tiles(const char* op, int64_t all, int64_t n, const Rows& like, cons
   while (!memory.has_value()) {
     try {
       memory = like.empty({sizes.bytes}, ScalarType::Byte);
-    } catch (const std::exception&) {  // which only names the call that failed
-      if (rows == 1) {
-        size_t free = 0, total = 0;
-        check(op, cudaMemGetInfo(&free, &total), "tell its free memory");
-        STD_TORCH_CHECK(false, op, ": the device must have ", gib(sizes.bytes),
-                        " GiB free for one row of ", n, " variables, got ", gib(free), " of ",
-                        gib(total), " GiB outside torch's allocator");
-      }
+    } catch (const OutOfMemory&) {
+      if (rows == 1)
+        throw OutOfMemory(sizes.bytes, " for one row of " + std::to_string(n) + " variables");
       halve();
     }
   }

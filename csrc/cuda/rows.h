@@ -4,7 +4,7 @@
 #include <initializer_list>
 #include <optional>
 
-#include "torch_utils.h"
+#include "out_of_memory.h"
 
 namespace mvnrob::cuda {
 
@@ -12,9 +12,7 @@ namespace mvnrob::cuda {
 class Rows {
  public:
   Rows(const Tensor& upper, const Tensor& cov, const std::optional<Tensor>& lower)
-      : upper_(torch::stable::contiguous(upper)), cov_(cov) {
-    if (lower.has_value()) lower_ = torch::stable::contiguous(*lower);
-  }
+      : upper_(contiguous_of(upper)), cov_(cov), lower_(contiguous_of(lower)) {}
 
   // An op's arguments with the input set and all else zero. checks.h holds n to 30 bits.
   template <class Args>
@@ -31,11 +29,9 @@ class Rows {
   }
 
   // Tensors for results: of the input's dtype or another.
-  Tensor empty(std::initializer_list<int64_t> shape) const {
-    return torch::stable::new_empty(upper_, shape);
-  }
+  Tensor empty(std::initializer_list<int64_t> shape) const { return new_tensor(upper_, shape); }
   Tensor empty(std::initializer_list<int64_t> shape, ScalarType dtype) const {
-    return torch::stable::new_empty(upper_, shape, dtype);
+    return new_tensor(upper_, shape, dtype);
   }
 
   int32_t device() const { return upper_.get_device_index(); }

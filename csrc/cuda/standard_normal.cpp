@@ -6,15 +6,16 @@
 #include "checks.h"
 #include "cuda/errors.h"
 #include "cuda/stream.h"
+#include "out_of_memory.h"
 
 namespace mvnrob {
 
 Tensor standard_normal_cuda(const Tensor& keys_in, int64_t first, int64_t count, int64_t dim) {
   check_standard_normal(keys_in, first, count, dim);
   const torch::stable::accelerator::DeviceGuard guard(keys_in.get_device_index());
-  const Tensor keys = torch::stable::contiguous(keys_in);
+  const Tensor keys = contiguous_of(keys_in);
   const int64_t rows = keys.size(0);
-  Tensor out = torch::stable::new_empty(keys, {rows, count, dim}, ScalarType::Float);
+  Tensor out = new_tensor(keys, {rows, count, dim}, ScalarType::Float);
   const int32_t device = keys.get_device_index();
   cuda::check(
       "standard_normal",
@@ -25,7 +26,7 @@ Tensor standard_normal_cuda(const Tensor& keys_in, int64_t first, int64_t count,
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mvnrob, CUDA, m) {
-  m.impl("standard_normal", TORCH_BOX(&standard_normal_cuda));
+  MVNROB_IMPL(m, "standard_normal", &standard_normal_cuda);
 }
 
 }  // namespace mvnrob
