@@ -1,0 +1,73 @@
+"""Freed memory that passes on a CPU use again: counted in pages that the system hands out."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mvnrob import host_memory
+from mvnrob.host_memory import freed_memory_kept
+
+pytestmark = pytest.mark.skipif(host_memory._glibc() is None, reason="glibc alone")
+
+# THP or not, a block that is new each time has more faults than one that is used again.
+PROGRAM = """
+import resource, time
+import torch
+from mvnrob import host_memory
+from mvnrob.host_memory import freed_memory_kept
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def of_blocks():
+    before = faults()
+    for _ in range(8):
+        torch.empty(2**24).zero_()
+    return faults() - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+
+host_memory._WORTH_A_LOOK = 0.0
+of_blocks()
+apart = of_blocks()
+with freed_memory_kept(torch.device("cpu")):
+    with freed_memory_kept(torch.device("cpu")):
+        of_blocks()
+    kept = of_blocks()  # the outermost one counts
+    held = resident()
+print(apart, kept, of_blocks(), held - resident())
+"""
+
+
+def counted(**environment):
+    env = {k: v for k, v in os.environ.items() if k not in host_memory._CHOSEN} | environment
+    out = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=env, check=True, capture_output=True, text=True
+    ).stdout
+    return [int(word) for word in out.split()]
+
+
+def test_blocks_are_used_again_and_given_back():
+    apart, kept, after, returned = counted()
+    assert kept < apart / 8
+    assert after > apart / 2  # as before
+    assert returned > 2**25
+
+
+def test_what_the_environment_asks_for_stays():
+    apart, kept, _, _ = counted(MALLOC_MMAP_THRESHOLD_="1048576")
+    assert kept > apart / 2
+
+
+def test_a_gpu_needs_none_and_errors_pass(monkeypatch):
+    monkeypatch.setattr(host_memory, "_glibc", lambda: pytest.fail("asked"))
+    with pytest.raises(ValueError), freed_memory_kept(torch.device("cuda")):
+        raise ValueError
+    monkeypatch.undo()
+    with pytest.raises(ValueError), freed_memory_kept(torch.device("cpu")):
+        raise ValueError
+    assert host_memory._holders == 0
