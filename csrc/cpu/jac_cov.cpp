@@ -18,20 +18,7 @@ namespace mvnrob {
 
 namespace {
 
-const JacCovKernels& kernels() {
-  switch (simd_level()) {
-#ifdef MVNROB_HAS_AVX512
-    case SimdLevel::avx512:
-      return jac_cov_kernels_avx512;
-#endif
-#ifdef MVNROB_HAS_AVX2
-    case SimdLevel::avx2:
-      return jac_cov_kernels_avx2;
-#endif
-    default:
-      return jac_cov_kernels_generic;
-  }
-}
+const JacCovKernels& kernels() { return MVNROB_SIMD_TABLE(jac_cov_kernels); }
 
 JacType jac_type(const Tensor& J) {
   switch (J.scalar_type()) {

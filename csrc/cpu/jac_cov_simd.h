@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/simd_dispatch.h"
+
 namespace mvnrob {
 
 enum JacType { kJacFloat, kJacDouble, kJacBFloat16, kJacTypes };
@@ -49,8 +51,6 @@ struct JacCovKernels {
   JacCorrFn<double, double> corr_double_double;
 };
 
-extern const JacCovKernels jac_cov_kernels_generic;
-extern const JacCovKernels jac_cov_kernels_avx2;
-extern const JacCovKernels jac_cov_kernels_avx512;
+MVNROB_SIMD_TABLES(JacCovKernels, jac_cov_kernels);
 
 }  // namespace mvnrob

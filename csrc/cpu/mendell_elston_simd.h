@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/simd_dispatch.h"
+
 namespace mvnrob {
 
 // Conditional means and variances of the variables left, and rounding of the latter.
@@ -25,8 +27,6 @@ struct MendellElstonKernels {
                     double* priority, int64_t n);
 };
 
-extern const MendellElstonKernels mendell_elston_kernels_generic;
-extern const MendellElstonKernels mendell_elston_kernels_avx2;
-extern const MendellElstonKernels mendell_elston_kernels_avx512;
+MVNROB_SIMD_TABLES(MendellElstonKernels, mendell_elston_kernels);
 
 }  // namespace mvnrob

@@ -18,20 +18,7 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-const MendellElstonKernels& kernels() {
-  switch (simd_level()) {
-#ifdef MVNROB_HAS_AVX512
-    case SimdLevel::avx512:
-      return mendell_elston_kernels_avx512;
-#endif
-#ifdef MVNROB_HAS_AVX2
-    case SimdLevel::avx2:
-      return mendell_elston_kernels_avx2;
-#endif
-    default:
-      return mendell_elston_kernels_generic;
-  }
-}
+const MendellElstonKernels& kernels() { return MVNROB_SIMD_TABLE(mendell_elston_kernels); }
 
 }  // namespace
 

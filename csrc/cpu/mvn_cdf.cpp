@@ -11,28 +11,7 @@
 
 namespace mvnrob {
 
-extern const SimdTable mvn_cdf_table_generic;
-#ifdef MVNROB_HAS_AVX2
-extern const SimdTable mvn_cdf_table_avx2;
-#endif
-#ifdef MVNROB_HAS_AVX512
-extern const SimdTable mvn_cdf_table_avx512;
-#endif
-
-const SimdTable& simd_table() {
-  switch (simd_level()) {
-#ifdef MVNROB_HAS_AVX512
-    case SimdLevel::avx512:
-      return mvn_cdf_table_avx512;
-#endif
-#ifdef MVNROB_HAS_AVX2
-    case SimdLevel::avx2:
-      return mvn_cdf_table_avx2;
-#endif
-    default:
-      return mvn_cdf_table_generic;
-  }
-}
+const SimdTable& simd_table() { return MVNROB_SIMD_TABLE(mvn_cdf_table); }
 
 using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 

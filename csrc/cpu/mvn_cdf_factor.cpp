@@ -19,20 +19,7 @@ constexpr int64_t kPool = 32;  // most columns
 // A column alone reads all of L: that is as fast while L is in the nearer caches.
 constexpr int64_t kEntriesToPool = 1 << 15;
 
-const FactorKernels& kernels() {
-  switch (simd_level()) {
-#ifdef MVNROB_HAS_AVX512
-    case SimdLevel::avx512:
-      return factor_kernels_avx512;
-#endif
-#ifdef MVNROB_HAS_AVX2
-    case SimdLevel::avx2:
-      return factor_kernels_avx2;
-#endif
-    default:
-      return factor_kernels_generic;
-  }
-}
+const FactorKernels& kernels() { return MVNROB_SIMD_TABLE(factor_kernels); }
 
 }  // namespace
 

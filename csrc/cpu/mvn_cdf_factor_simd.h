@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/simd_dispatch.h"
+
 namespace mvnrob {
 
 // L is kept in tiles of eight rows and 64 columns, each tile column by column: what a column needs
@@ -40,8 +42,6 @@ struct FactorKernels {
                   double* tiles, int64_t n_tiles);
 };
 
-extern const FactorKernels factor_kernels_generic;
-extern const FactorKernels factor_kernels_avx2;
-extern const FactorKernels factor_kernels_avx512;
+MVNROB_SIMD_TABLES(FactorKernels, factor_kernels);
 
 }  // namespace mvnrob

@@ -13,28 +13,7 @@
 
 namespace mvnrob {
 
-extern const PathwiseTable mvn_cdf_pathwise_table_generic;
-#ifdef MVNROB_HAS_AVX2
-extern const PathwiseTable mvn_cdf_pathwise_table_avx2;
-#endif
-#ifdef MVNROB_HAS_AVX512
-extern const PathwiseTable mvn_cdf_pathwise_table_avx512;
-#endif
-
-const PathwiseTable& pathwise_table() {
-  switch (simd_level()) {
-#ifdef MVNROB_HAS_AVX512
-    case SimdLevel::avx512:
-      return mvn_cdf_pathwise_table_avx512;
-#endif
-#ifdef MVNROB_HAS_AVX2
-    case SimdLevel::avx2:
-      return mvn_cdf_pathwise_table_avx2;
-#endif
-    default:
-      return mvn_cdf_pathwise_table_generic;
-  }
-}
+const PathwiseTable& pathwise_table() { return MVNROB_SIMD_TABLE(mvn_cdf_pathwise_table); }
 
 namespace {
 

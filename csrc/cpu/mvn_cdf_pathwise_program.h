@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/mvn_cdf_program.h"
+#include "cpu/simd_dispatch.h"
 
 namespace mvnrob {
 
@@ -43,6 +44,7 @@ struct PathwiseTable {
   PathwiseFn<double> run_tilted;  // of a program with a tilt, in units of exp(its log_unit)
 };
 
+MVNROB_SIMD_TABLES(PathwiseTable, mvn_cdf_pathwise_table);
 const PathwiseTable& pathwise_table();
 
 }  // namespace mvnrob

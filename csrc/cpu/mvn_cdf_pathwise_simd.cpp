@@ -468,7 +468,6 @@ void run(const Program<scalar_t>& program, int64_t sampled_rows, int64_t complet
 }  // namespace
 }  // namespace MVNROB_ISA
 
-extern const PathwiseTable MVNROB_SIMD_SYMBOL(mvn_cdf_pathwise_table);
 const PathwiseTable MVNROB_SIMD_SYMBOL(mvn_cdf_pathwise_table) = {
     MVNROB_ISA::run<float>, MVNROB_ISA::run<double>, MVNROB_ISA::run<double, true>};
 

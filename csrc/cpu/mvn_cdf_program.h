@@ -11,6 +11,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/simd_dispatch.h"
 #include "math/point_set.h"
 #include "plan/estimate.h"
 
@@ -108,6 +109,7 @@ struct SimdTable {
                            int64_t m);
 };
 
+MVNROB_SIMD_TABLES(SimdTable, mvn_cdf_table);
 const SimdTable& simd_table();
 
 }  // namespace mvnrob

@@ -303,7 +303,6 @@ double one_factor_log(const double* upper, const double* lower, const double* sl
 }  // namespace
 }  // namespace MVNROB_ISA
 
-extern const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table);
 const SimdTable MVNROB_SIMD_SYMBOL(mvn_cdf_table) = {
     MVNROB_ISA::kBlockRows,           MVNROB_ISA::sample<float>,    MVNROB_ISA::sample<double>,
     MVNROB_ISA::sample<double, true>, MVNROB_ISA::sample_union,     MVNROB_ISA::eliminate,

@@ -14,20 +14,7 @@ namespace {
 
 constexpr int64_t kStretch = 4096;  // words of a unit of work
 
-const StandardNormalKernels& kernels() {
-  switch (simd_level()) {
-#ifdef MVNROB_HAS_AVX512
-    case SimdLevel::avx512:
-      return standard_normal_kernels_avx512;
-#endif
-#ifdef MVNROB_HAS_AVX2
-    case SimdLevel::avx2:
-      return standard_normal_kernels_avx2;
-#endif
-    default:
-      return standard_normal_kernels_generic;
-  }
-}
+const StandardNormalKernels& kernels() { return MVNROB_SIMD_TABLE(standard_normal_kernels); }
 
 }  // namespace
 

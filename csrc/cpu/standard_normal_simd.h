@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/simd_dispatch.h"
+
 namespace mvnrob {
 
 struct StandardNormalKernels {
@@ -11,8 +13,6 @@ struct StandardNormalKernels {
                float* high);
 };
 
-extern const StandardNormalKernels standard_normal_kernels_generic;
-extern const StandardNormalKernels standard_normal_kernels_avx2;
-extern const StandardNormalKernels standard_normal_kernels_avx512;
+MVNROB_SIMD_TABLES(StandardNormalKernels, standard_normal_kernels);
 
 }  // namespace mvnrob
