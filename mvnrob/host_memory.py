@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
+import resource
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import torch
@@ -25,15 +24,14 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD, _MMAP_MAX = 2**25, 2**26, 65536
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_",
            "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")  # fmt: skip
 
-#: Seconds after which what is kept is looked for and given back at once.
-_WORTH_A_LOOK = 1.0
+#: Bytes left in memory from which on what is free is looked for and given back at once.
+_WORTH_A_LOOK = 2**26
 
 _lock = threading.Lock()
 _holders = 0
 
 
-@functools.cache
-def _glibc() -> ctypes.CDLL | None:
+def _find_glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version, library.mallopt, library.malloc_trim  # noqa: B018
@@ -41,6 +39,18 @@ def _glibc() -> ctypes.CDLL | None:
         return None
     library.mallopt.argtypes, library.malloc_trim.argtypes = [ctypes.c_int] * 2, [ctypes.c_size_t]
     return library
+
+
+_glibc = _find_glibc()
+
+
+def _resident() -> int:
+    """Bytes of the process that lie in memory; 0 where /proc is not to be read."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 def _kept(mallopt: Callable[[int, int], int]) -> None:
@@ -56,28 +66,28 @@ def _given_back(mallopt: Callable[[int, int], int]) -> None:
 
 @contextlib.contextmanager
 def freed_memory_kept(device: torch.device) -> Iterator[None]:
-    """Within: what is freed stays with the process. At the end it goes back to the system, as it is freed
-    where this took less than a second: to look through the heap may take milliseconds.
+    """Within: what is freed stays with the process. At the end it goes back to the system, where this left
+    more than 64 MiB: to look through the heap may take milliseconds.
 
-    Without effect on a GPU, with another C library or allocator, and where the environment sets
-    glibc's (``MALLOC_*``, ``GLIBC_TUNABLES``). May be nested; the outermost one counts.
+    Without effect on a GPU, with another C library or allocator, in what torch.compile traces, and where
+    the environment sets glibc's (``MALLOC_*``, ``GLIBC_TUNABLES``). May be nested; the outermost one counts.
     """
     global _holders
-    library = _glibc() if device.type == "cpu" else None
-    if library is None or any(name in os.environ for name in _CHOSEN):
+    serves = _glibc is not None and device.type == "cpu" and not torch.compiler.is_compiling()
+    if not serves or any(name in os.environ for name in _CHOSEN):
         yield
         return
     with _lock:
         _holders += 1
         if _holders == 1:
-            _kept(library.mallopt)
-    start = time.monotonic()
+            _kept(_glibc.mallopt)
+    before = _resident()
     try:
         yield
     finally:
         with _lock:
             _holders -= 1
             if _holders == 0:
-                _given_back(library.mallopt)
-                if time.monotonic() - start > _WORTH_A_LOOK:
-                    library.malloc_trim(0)
+                _given_back(_glibc.mallopt)
+                if _resident() - before > _WORTH_A_LOOK:
+                    _glibc.malloc_trim(0)

@@ -10,11 +10,11 @@ import torch
 from mvnrob import host_memory
 from mvnrob.host_memory import freed_memory_kept
 
-pytestmark = pytest.mark.skipif(host_memory._glibc() is None, reason="glibc alone")
+pytestmark = pytest.mark.skipif(host_memory._glibc is None, reason="glibc alone")
 
 # THP or not, a block that is new each time has more faults than one that is used again.
 PROGRAM = """
-import resource, time
+import resource
 import torch
 from mvnrob import host_memory
 from mvnrob.host_memory import freed_memory_kept
@@ -31,7 +31,6 @@ def of_blocks():
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 
-host_memory._WORTH_A_LOOK = 0.0
 of_blocks()
 apart = of_blocks()
 with freed_memory_kept(torch.device("cpu")):
@@ -64,7 +63,7 @@ def test_what_the_environment_asks_for_stays():
 
 
 def test_a_gpu_needs_none_and_errors_pass(monkeypatch):
-    monkeypatch.setattr(host_memory, "_glibc", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(host_memory, "_kept", lambda mallopt: pytest.fail("kept"))
     with pytest.raises(ValueError), freed_memory_kept(torch.device("cuda")):
         raise ValueError
     monkeypatch.undo()

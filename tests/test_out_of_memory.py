@@ -1,8 +1,10 @@
 """What memory does not hold: torch's own class of error in the op's words, on which callers split."""
 
 import contextlib
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,7 +82,14 @@ def at_most(size):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
 def test_outputs_and_workspaces_beside_others():
-    n = 4000  # 128 MB a matrix, which no heap has at hand
+    """In a process of its own, whose heap has nothing at hand."""
+    code = "import test_out_of_memory as t; t.outputs_and_workspaces_beside_others()"
+    here = Path(__file__).parent
+    subprocess.run([sys.executable, "-c", code], cwd=here, check=True)
+
+
+def outputs_and_workspaces_beside_others():
+    n = 4000  # 128 MB a matrix
     S, logits = torch.zeros(1, n, n, dtype=torch.float64), torch.zeros(1, n, dtype=torch.float64)
     sigma = torch.ones(1, dtype=torch.float64)
     message = f"^jac_cov_finalize: memory must hold {8 * (n - 1) ** 2} bytes, {CPU_REFUSAL}"
