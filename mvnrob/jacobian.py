@@ -613,31 +613,32 @@ def jacobian(
     meter = Meter(batch, x.device)
     out = x.new_empty(batch, classes.shape[1], features)
     start = 0
-    while start < batch:
-        inputs = torch.arange(start, min(start + step, batch), device=x.device)
-        part = LogitMap(
-            network,
-            meter,
-            x[inputs],
-            inputs,
-            max_copies=copies,
-            max_tangents=step,
-            method=method,
-            jvp_mode="forward",
-            check=check,
-            fill=min(copies, full),
-        )
-        try:
-            one = memory_of_one(op) if step == copies == 1 else contextlib.nullcontext()
-            with one, without_autocast(x.device), freed_memory_kept(x.device):
-                out[inputs] = part.rows(classes[inputs])[:, :, 0]
-        except torch.OutOfMemoryError:
-            if step == copies == 1:
-                raise
-            step, copies = max(1, len(inputs) // 2), max(1, copies // 2)
-            warn_caller(f"{op}: out of memory; going on with {step} inputs at a time")
-            continue
-        start += len(inputs)
+    with freed_memory_kept(x.device):
+        while start < batch:
+            inputs = torch.arange(start, min(start + step, batch), device=x.device)
+            part = LogitMap(
+                network,
+                meter,
+                x[inputs],
+                inputs,
+                max_copies=copies,
+                max_tangents=step,
+                method=method,
+                jvp_mode="forward",
+                check=check,
+                fill=min(copies, full),
+            )
+            try:
+                one = memory_of_one(op) if step == copies == 1 else contextlib.nullcontext()
+                with one, without_autocast(x.device):
+                    out[inputs] = part.rows(classes[inputs])[:, :, 0]
+            except torch.OutOfMemoryError:
+                if step == copies == 1:
+                    raise
+                step, copies = max(1, len(inputs) // 2), max(1, copies // 2)
+                warn_caller(f"{op}: out of memory; going on with {step} inputs at a time")
+                continue
+            start += len(inputs)
     return out
 
 
