@@ -104,6 +104,8 @@ def group() -> None:
 @click.option("--std", type=Numbers())
 @click.option("--fold-batch-norm", is_flag=True, help="put batch norms into the convolutions before them: "
               "the same up to rounding, faster")  # fmt: skip
+@click.option("--channels-last", is_flag=True, help="lay convolutions out with the channels last: the same up "
+              "to rounding, for tensor cores")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="only the first so many examples")
 @click.option("--shard", help="i/k: every k-th chunk, from i = 0")
 @click.option("--seed", type=int, default=0, show_default=True)
