@@ -35,8 +35,8 @@ from .results import OUT_OF_MEMORY, PARTS, SECONDS, UNREADABLE, Evaluation, Part
 from .sources import Example, Source, load_source, printable
 
 #: Examples that pass together unless given: few of large inputs, many of small ones; more on a GPU, which
-#: small passes leave idle.
-_CHUNKS, _LARGE = {"cpu": (8, 64), "cuda": (64, 512)}, 10_000
+#: small passes leave idle. On one thread torch convolves fewer than 16 in a slower way.
+_CHUNKS, _LARGE = {"cpu": (16, 64), "cuda": (64, 512)}, 10_000
 _MOST_THREADS = 1024
 #: Arguments of robustness that evaluate sets itself.
 _OWN_OPTIONS = {
@@ -109,7 +109,7 @@ def evaluate(
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
         seed: of all random numbers: an example's noise depends on the seed and its index alone.
-        chunk: examples that pass through the network together: 8 of more than 10,000 numbers each, 64
+        chunk: examples that pass through the network together: 16 of more than 10,000 numbers each, 64
             of others; on a GPU 64 and 512, or all where they are fewer. Networks round differently in
             batches of other sizes, so it belongs to the result: by default it is that of the run that
             goes on, as are ``threads`` and ``max_bytes``.
