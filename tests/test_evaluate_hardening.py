@@ -408,13 +408,13 @@ def test_what_is_not_given_is_that_of_the_run_that_goes_on(tmp_path):
             run(tmp_path / "out", source=source, resume=True, **nothing | {name: value + 1})
     fresh = run(tmp_path / "fresh", source=source, **nothing)
     manifest = json.loads((fresh.folder / "manifest.json").read_text())
-    assert manifest["config"]["chunk"] == 64 and manifest["config"]["max_bytes"] == 2**31
+    assert manifest["config"]["chunk"] == min(64, len(x)) and manifest["config"]["max_bytes"] == 2**31
 
 
 @pytest.mark.parametrize(
     ("device", "numbers", "examples", "wanted"),
     [
-        ("cpu", 10_001, 3, 8), ("cpu", 10_000, 3, 64),
+        ("cpu", 10_001, 1000, 16), ("cpu", 10_000, 1000, 64), ("cpu", 10_001, 3, 3),
         ("cuda", 10_001, 1000, 64), ("cuda", 10_000, 1000, 512), ("cuda", 10_000, 3, 3),
     ],
 )  # fmt: skip

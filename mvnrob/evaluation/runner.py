@@ -110,7 +110,7 @@ def evaluate(
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
         seed: of all random numbers: an example's noise depends on the seed and its index alone.
         chunk: examples that pass through the network together: 16 of more than 10,000 numbers each, 64
-            of others; on a GPU 64 and 512, or all where they are fewer. Networks round differently in
+            of others; on a GPU 64 and 512; all where they are fewer. Networks round differently in
             batches of other sizes, so it belongs to the result: by default it is that of the run that
             goes on, as are ``threads`` and ``max_bytes``.
         device: such as ``"cuda"`` (one for each rank of a host) or ``"cpu"``; CUDA where there is one.
@@ -278,8 +278,7 @@ class _Run:
     def _chunk_size(self, examples: int) -> int:
         large, small = _CHUNKS["cpu" if self.device.type == "cpu" else "cuda"]
         size = large if self._like.numel() > _LARGE else small
-        # the last chunk is padded: on a GPU with much more than what there is
-        return size if self.device.type == "cpu" else max(1, min(size, examples))
+        return max(1, min(size, examples))  # the last chunk is padded
 
     def configure(
         self,
