@@ -62,6 +62,8 @@ IMAGES = 50_000
 #: Relative error that a precision's rounding may have in z, and error in p from batches of other sizes.
 #: (TF32, one image of 64: 9e-3; docs/imagenet.md says why and finds up to .02).
 ROUNDING = {"float32": (1e-2, 1e-3), "tf32": (5e-2, 2e-2), "bfloat16": (2e-1, 5e-2)}
+#: Copies that pass together at least for a reference: fewer take torch longer each, on a CPU too.
+REFERENCE_ROWS = 16
 #: Networks, and the names of their results.
 NETWORKS = {"resnet": "pipeline", "efficientnet-lite0": "pipeline_photos"}
 #: Streams of images: for the batch norms, for the last layer, to be evaluated.
@@ -230,12 +232,14 @@ class References:
         with precise("float32"):
             classes = case.model(x).shape[1]
             rows = torch.empty(classes, x.numel(), device=case.device)
+            leaf = x.expand(min(batch, classes), -1, -1, -1).clone().requires_grad_()
+            logits = case.model(leaf)
             for first in range(0, classes, batch):
-                count = min(batch, classes - first)
-                leaf = x.expand(count, -1, -1, -1).clone().requires_grad_()
-                logits = case.model(leaf)
-                chosen = logits.diagonal(first).sum()
-                rows[first : first + count] = torch.autograd.grad(chosen, leaf)[0].flatten(1)
+                part = rows[first : first + batch]
+                one_hot = torch.zeros_like(logits)
+                one_hot.diagonal(first)[: len(part)] = 1
+                (gradient,) = torch.autograd.grad(logits, leaf, one_hot, retain_graph=True)
+                part.copy_(gradient[: len(part)].flatten(1))
         logits = logits[:1].detach().double().cpu()
         target = int(logits.argmax())
         products = torch.zeros(classes, classes, dtype=torch.float64, device=case.device)
@@ -431,7 +435,8 @@ def case_rows(case, args, budget, wrong):
     """All rows of a case, as long as there is time; what was not timed for an error goes to ``wrong``."""
     # Sigmas and the check need one image at least, more where they are quick.
     pilot = min(args.pilot, len(case.x))
-    references = References(case, pilot, args.chunk, seconds=args.budget / 10)
+    batch = max(args.chunk, REFERENCE_ROWS)
+    references = References(case, pilot, batch, seconds=args.budget / 10)
     count = len(references.z)
     near = distances(case, args.chunk)
     runs, warm = [], set()

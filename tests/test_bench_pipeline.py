@@ -191,7 +191,7 @@ def test_trained_network_on_photographs(run, tmp_path):
     path = tmp_path / "crops.npz"
     photo_crops.keep(path, 2)
     code, _ = run("--network", "efficientnet-lite0", "--crops", str(path), "--images", "2",
-                  "--levels", ".999")  # fmt: skip
+                  "--levels", ".999", "--pilot", "1")  # fmt: skip
     result = json.loads((tmp_path / "pipeline_photos.json").read_text())
     assert code == 0 and {row["table"] for row in result["rows"]} == {"band", "mix"}
     (mixed,) = (row for row in result["rows"] if row["table"] == "mix")
