@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 
 import torch
@@ -25,8 +26,15 @@ _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_
 #: Bytes left in memory from which on what is free is looked for and given back at once.
 _WORTH_A_LOOK = 2**26
 
-_lock = threading.Lock()
-_holders = 0
+
+class _Holder:
+    """A call that runs. One that an interrupt kept from leaving goes with its frame."""
+
+
+_lock = threading.RLock()  # a finaliser may end a call within another's few lines
+_holders: weakref.WeakSet[_Holder] = weakref.WeakSet()
+#: What :func:`_resident` said when the first of them came.
+_before = 0
 
 
 def _find_glibc() -> ctypes.CDLL | None:
@@ -68,24 +76,39 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
     more than 64 MiB: to look through the heap may take milliseconds.
 
     Without effect on a GPU, with another C library or allocator, in what torch.compile traces, and where
-    the environment sets glibc's (``MALLOC_*``, ``GLIBC_TUNABLES``). May be nested; the outermost one counts.
+    the environment sets glibc's (``MALLOC_*``, ``GLIBC_TUNABLES``). May be nested, run in several threads and
+    be interrupted: the end of the last counts. Large blocks of threads other than the main one are not kept.
     """
-    global _holders
+    global _before
     serves = _glibc is not None and device.type == "cpu" and not torch.compiler.is_compiling()
     if not serves or any(name in os.environ for name in _CHOSEN):
         yield
         return
-    with _lock:
-        _holders += 1
-        if _holders == 1:
-            _kept(_glibc.mallopt)
-    before = _resident()
+    holder = _Holder()
     try:
+        with _lock:
+            _holders.add(holder)
+            if len(_holders) == 1:
+                _kept(_glibc.mallopt)
+                _before = _resident()
         yield
     finally:
         with _lock:
-            _holders -= 1
-            if _holders == 0:
+            _holders.discard(holder)
+            if not _holders:
                 _given_back(_glibc.mallopt)
-                if _resident() - before > _WORTH_A_LOOK:
+                if _resident() - _before > _WORTH_A_LOOK:
                     _glibc.malloc_trim(0)
+
+
+def _forget() -> None:
+    """In a process that was forked while calls ran: no thread is left to end them."""
+    global _lock
+    _lock = threading.RLock()
+    if _holders:
+        _holders.clear()
+        _given_back(_glibc.mallopt)
+
+
+if _glibc is not None and hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

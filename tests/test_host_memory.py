@@ -11,6 +11,7 @@ from mvnrob import host_memory
 from mvnrob.host_memory import freed_memory_kept
 
 pytestmark = pytest.mark.skipif(host_memory._glibc is None, reason="glibc alone")
+CPU = torch.device("cpu")
 
 # THP or not, a block that is new each time has more faults than one that is used again.
 PROGRAM = """
@@ -67,6 +68,42 @@ def test_a_gpu_needs_none_and_errors_pass(monkeypatch):
     with pytest.raises(ValueError), freed_memory_kept(torch.device("cuda")):
         raise ValueError
     monkeypatch.undo()
-    with pytest.raises(ValueError), freed_memory_kept(torch.device("cpu")):
+    with pytest.raises(ValueError), freed_memory_kept(CPU):
         raise ValueError
-    assert host_memory._holders == 0
+    assert not host_memory._holders
+
+
+def test_the_last_of_calls_that_overlap_gives_all_back(monkeypatch):
+    trimmed, resident = [], iter([2**30, 3 * 2**30])  # before the first, after the last
+    monkeypatch.setattr(host_memory, "_resident", lambda: next(resident))
+    monkeypatch.setattr(host_memory._glibc, "malloc_trim", trimmed.append)
+    first, last = freed_memory_kept(CPU), freed_memory_kept(CPU)
+    first.__enter__()
+    last.__enter__()
+    first.__exit__(None, None, None)
+    assert not trimmed
+    last.__exit__(None, None, None)
+    assert trimmed == [0]
+
+
+def test_an_interrupt_leaves_no_call_behind(monkeypatch):
+    class Interrupted:
+        def __enter__(self):
+            raise KeyboardInterrupt
+
+        def __exit__(self, *_):
+            pass
+
+    with pytest.raises(KeyboardInterrupt), freed_memory_kept(CPU):
+        assert len(host_memory._holders) == 1
+        monkeypatch.setattr(host_memory, "_lock", Interrupted())  # as it leaves
+    assert not host_memory._holders
+
+
+def test_a_forked_process_has_no_calls():
+    with freed_memory_kept(CPU):
+        child = os.fork()
+        if child == 0:
+            os._exit(len(host_memory._holders))
+        assert os.waitpid(child, 0)[1] == 0
+        assert len(host_memory._holders) == 1
