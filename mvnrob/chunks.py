@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -17,7 +16,7 @@ from .head import read_head
 from .jacobian import full_pass, plain_attention
 from .linearised import LEAST_BYTES
 from .meter import Cost, Meter
-from .network import Network, TooLarge, memory_of_one, uncompiled
+from .network import Network, TooLarge, memory_errors, memory_of_one, uncompiled
 from .noise import Noise
 
 #: Methods that linearise the network.
@@ -95,7 +94,7 @@ def run(
         network.largest_pass = 0
         try:
             one = step == copies == 1 >= most
-            with memory_of_one(network.op) if one else contextlib.nullcontext():
+            with memory_of_one(network.op) if one else memory_errors():
                 clean = _clean_logits(network, meter, x, numbers, copies)
                 chunk = Chunk(
                     network=network,

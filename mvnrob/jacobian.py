@@ -21,6 +21,7 @@ from .network import (
     Network,
     first_line,
     full_float32,
+    memory_errors,
     memory_of_one,
     safe_norm,
     uncompiled,
@@ -336,11 +337,11 @@ class LogitMap:
             return self._logits(x, first, count)
 
         # no graph for the weights; forward mode does not need one
-        with torch.no_grad(), plain_attention(), uncompiled():
+        with torch.no_grad(), plain_attention(), uncompiled(), memory_errors():
             norms = self.network.norms()
             if along.shape[1] > 1 and self.network.batch_tangents:
                 try:
-                    with LinearLayers(any_layout=True, norms=norms):
+                    with memory_errors(), LinearLayers(any_layout=True, norms=norms):
                         return _batched_tangents(summed, self.x, along)
                 except torch.OutOfMemoryError:
                     raise
@@ -357,7 +358,7 @@ class LogitMap:
         return out.unflatten(0, (b, m))
 
     def _jvp_double_backward(self, along: Tensor, first: int, count: int) -> Tensor:
-        with torch.enable_grad(), plain_attention():
+        with torch.enable_grad(), plain_attention(), memory_errors():
             leaf = self.x.clone().requires_grad_()
             logits = self._logits(leaf, first, count)
             cotangent = torch.zeros_like(logits).requires_grad_()
@@ -422,7 +423,7 @@ class LogitMap:
         part = origin._first_inputs()
         few = classes[:_CHECKED_INPUTS, :_CHECKED_CLASSES].expand(len(part.x), -1)
         try:
-            with full_float32():
+            with full_float32(), memory_errors():
                 rows = part._unchecked_rows(few)
                 part.probe()
         except (NotImplementedError, RuntimeError) as error:
@@ -629,7 +630,7 @@ def jacobian(
                 fill=min(copies, full),
             )
             try:
-                one = memory_of_one(op) if step == copies == 1 else contextlib.nullcontext()
+                one = memory_of_one(op) if step == copies == 1 else memory_errors()
                 with one, without_autocast(x.device):
                     out[inputs] = part.rows(classes[inputs])[:, :, 0]
             except torch.OutOfMemoryError:

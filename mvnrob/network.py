@@ -15,6 +15,8 @@ from .forward_mode import BatchNorms
 from .live_bytes import LiveBytes
 
 _HALF = (torch.float16, torch.bfloat16)
+#: What torch says where a CPU's memory does not do.
+_REFUSALS = ("DefaultCPUAllocator: ", "std::bad_alloc")
 
 
 def safe_norm(rows: Tensor) -> Tensor:
@@ -35,10 +37,25 @@ class TooLarge(ValueError):
 
 
 @contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """torch.OutOfMemoryError on a CPU too, whose allocator raises RuntimeError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        refused = isinstance(error, MemoryError) or any(text in str(error) for text in _REFUSALS)
+        if not refused:
+            raise
+        raise torch.OutOfMemoryError(first_line(error)) from error
+
+
+@contextlib.contextmanager
 def memory_of_one(op: str) -> Iterator[None]:
     """Running out of memory with a single input, where nothing is left to split, says so."""
     try:
-        yield
+        with memory_errors():
+            yield
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
             f"{op}: memory must hold the passes of a single input, got {first_line(error)}"
@@ -201,7 +218,11 @@ class Network:
         # its own memory: a model may work in place on what it is given
         x = x.to(self._entry_dtype, copy=self._mean is None)
         takes_rows = torch.is_grad_enabled()
-        with self._autocast(), uncompiled() if takes_rows else contextlib.nullcontext():
+        with (
+            self._autocast(),
+            uncompiled() if takes_rows else contextlib.nullcontext(),
+            memory_errors(),
+        ):
             out = self.model(x) if self.classes is not None else self._first_pass(x)
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])
@@ -219,7 +240,8 @@ class Network:
         inputs, or are spread over devices, are served.
         """
         try:
-            return self.model(x)
+            with memory_errors():
+                return self.model(x)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

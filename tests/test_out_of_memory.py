@@ -12,6 +12,7 @@ from torch import nn
 
 from mvnrob import _ops, jac_cov_norms, robustness
 from mvnrob._bvn_cdf import _call as bvn_cdf
+from mvnrob.jacobian import jacobian
 
 #: A tensor of so many rows has its own memory nowhere, and without it (stride 0) takes no time.
 MANY = 2**44
@@ -173,3 +174,31 @@ def test_robustness_splits(monkeypatch, op, method):
         warnings.simplefilter("ignore", RuntimeWarning)
         with pytest.raises(torch.OutOfMemoryError, match=message):
             robustness(net, x, 0.5, method=method, **options)
+
+
+@pytest.mark.parametrize("ask", ["taylor", "mmse", "mc", "jacobian"])
+def test_passes_split_on_a_cpu(ask):
+    """Of what a pass itself asks for, torch's error on a CPU is a RuntimeError."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 6)).double().eval()
+    x, most = torch.randn(7, 8, dtype=torch.float64), 99
+
+    def model(x):
+        if len(x) > most:
+            torch.empty(MANY)
+        return net(x)
+
+    def answer():
+        if ask == "jacobian":
+            return jacobian(model, x)
+        options = {"taylor": {"screen": "none"}}.get(ask, {"n_samples": 8})
+        return robustness(model, x, 0.5, method=ask, **options).prob
+
+    expected = answer()
+    most = 3
+    with pytest.warns(RuntimeWarning, match="out of memory; going on with [1-3] inputs at a time"):
+        found = answer()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError, match="must hold the passes of a single input, got"):
+        answer()
