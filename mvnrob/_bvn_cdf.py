@@ -37,8 +37,9 @@ def bvn_cdf(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
         raise NotImplementedError(
             f"bvn_cdf: h must be on the CPU, got {h.device}: {_load.cuda_unavailable}"
         )
+    double = [t.double() for t in named.values()]
     try:
-        wide = torch.broadcast_tensors(*(t.double() for t in named.values()))
+        wide = torch.broadcast_tensors(*double)
     except RuntimeError:
         shapes = ", ".join(str(list(t.shape)) for t in named.values())
         raise ValueError(
