@@ -218,7 +218,8 @@ def robustness(
     pass, two backward passes and a product for two inputs of a chunk instead). On a GPU, which small
     passes leave idle, gradients of few inputs come from passes of copies, each one more forward pass,
     for several classes at a time. Memory: below
-    ``max_bytes``, results and a copy of x aside.
+    ``max_bytes``, results and a copy of x aside, and what a model's operations take for a moment; on a
+    CPU freed memory is kept until the call ends and may come on top of it.
 
     Raises:
         TypeError, ValueError: a bad argument, an option that the method does not read, a module in
