@@ -245,7 +245,7 @@ def test_network_recognises_the_photographs(network, photographs):
     assert top["chelsea"] in range(281, 286)  # domestic cats
 
 
-def test_folding_batch_norm_keeps_the_function(network, photographs):
+def test_folding_keeps_the_function(network, photographs):
     from mvnrob.models.efficientnet_lite import load_efficientnet_lite0
 
     unfolded = load_efficientnet_lite0(fold_batch_norm=False)
@@ -255,6 +255,18 @@ def test_folding_batch_norm_keeps_the_function(network, photographs):
     with torch.no_grad():
         gap = (network(x) - unfolded(x)).abs().max()
     assert gap < 1e-4  # float32 rounding through 50 layers, logits up to 11; seen 1e-5
+    # and convolutions' own padding that of the network as its package has it
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    published = package.EfficientNet.from_name("efficientnet-lite0").eval()
+    published.load_state_dict(unfolded.network.state_dict())
+    margins = [
+        sum(isinstance(m, torch.nn.ZeroPad2d) for m in net.modules())
+        for net in (published, unfolded)
+    ]
+    assert margins == [17, 5]  # those of stride 2 are of one side
+    with torch.no_grad():
+        gap = (published((x * 255 - 127) / 128) - unfolded(x)).abs().max()
+    assert gap < 1e-4
 
 
 def test_photograph_part_runs(network, photographs, tmp_path):

@@ -53,9 +53,22 @@ def load_efficientnet_lite0(*, fold_batch_norm: bool = True) -> EfficientNetLite
                 _fold(block, "_expand_conv", "_bn0")
             _fold(block, "_depthwise_conv", "_bn1")
             _fold(block, "_project_conv", "_bn2")
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            _pad_inside(part)
     network.requires_grad_(False)
     network.to(memory_format=torch.channels_last)
     return EfficientNetLite0(network).eval()
+
+
+def _pad_inside(convolution: nn.Conv2d) -> None:
+    """Equal zeros on both sides are the convolution's own padding: no copy of the input with a margin."""
+    margin = getattr(convolution, "static_padding", None)
+    if isinstance(margin, nn.ZeroPad2d):
+        left, right, top, bottom = margin.padding
+        if (left, top) == (right, bottom):
+            convolution.padding = (top, left)
+            convolution.static_padding = nn.Identity()
 
 
 def _fold(module: nn.Module, convolution: str, batch_norm: str) -> None:
