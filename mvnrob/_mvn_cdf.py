@@ -235,8 +235,10 @@ def mvn_cdf(
     more than about half of the value's points; the first where p is near 1 and digits of 1 - p are asked for,
     and where ``n_points`` is 0. For cov the second way samples every variable and keeps only the entries
     whose 99 % bound is within the larger of ``abs_tol`` and ``.16 / sqrt(1 - R_ij^2)`` times it, or
-    ``rel_tol`` times the largest; the others, all of a singular cov, and all that ``factor`` needs, are
-    conditional probabilities.
+    ``rel_tol`` times the largest; the others, and all of a singular cov, are conditional probabilities. So
+    a ``factor`` of fewer columns than variables needs one for each pair of variables; a wider one takes the
+    slopes to its covariance, where that is positive definite (each variable keeps more than 1e-6 of its
+    variance given those before it).
 
     Up to four variables slopes are closed forms (entries of cov off the diagonal: up to five). For
     more, slopes whose density is below a tenth of the tolerance, divided by the number of variables,
@@ -255,7 +257,7 @@ def mvn_cdf(
     of cov can take. Variables that are multiples of each other and whose limits meet share the slope
     of a minimum equally; their common entry of cov, where the derivative is infinite, gets zero, which
     is right where they stay multiples and a subgradient to a factor. The gradient to ``factor`` is
-    made of the same slopes and no ``[n, n]``; it is two-sided where cov is singular.
+    made of the same slopes, of r < n columns without an ``[n, n]``; it is two-sided where cov is singular.
 
     Second derivatives (``create_graph=True`` and once more, ``torch.func.hessian``, ``jacrev`` of
     ``jacrev``, mapped too) are densities of one and two limits times conditional probabilities, and the

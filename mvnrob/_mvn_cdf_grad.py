@@ -30,6 +30,7 @@ their own, and H_ij between two of them is the product of their slopes.
 
 To a factor U of cov it is dU = (dcov + dcov^T) U, summed over the pairs without forming dcov; conditional
 problems keep a factor then (U without its part along row i), so they are semidefinite whatever rounding does.
+Where U U^T is positive definite it is formed, since samples know dcov.
 
 Multiples of one another (|R_ij| = 1): each decides where the other is given, so Q is 0 or 1 times that
 of the rest, and the limits' gradients are right where the limits differ. Where they meet, P has a kink
@@ -80,6 +81,9 @@ _FEWEST_OF_TAIL = 8 * FEWEST
 #: times the value's points (a call's set-up counts _SETUP a variable).
 _AFFORDABLE = 0.5
 _SETUP = 4
+#: Of a variable's variance, below which a covariance counts as singular: conditional problems from its
+#: factor stay semidefinite, and samples tell little.
+_LEFT = 1e-6
 #: In so few directions the slopes of tilted samples jump in step at all shifts, whose spread then says
 #: nothing; the conditional problems have a direction less, and each its own error.
 _FEW_DIRECTIONS = 4
@@ -118,6 +122,13 @@ def _backward_op(
     factored: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = abs_tol, rel_tol, max_points, method, compute_dtype, points
+    if factored and wants_cov:
+        return _by_covariance(
+            (grad, grad_log),
+            (upper, cov, lower, seed),
+            (prob, complement, log_prob, n_points, n_pivots),
+            options,
+        )
     whole = (
         (grad, grad_log),
         (upper, cov, lower, seed),
@@ -182,6 +193,61 @@ def _backward_op(
 def _has_no_zero(cov: Tensor) -> bool:
     cov = cov[:1] if cov.stride(0) == 0 else cov
     return int(cov.count_nonzero()) == cov.numel()
+
+
+def _by_covariance(
+    cotangent: tuple, problem: tuple, values: tuple, options: tuple
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a factor U whose slopes are wanted: rows that were sampled and whose U U^T is positive definite
+    take the slopes to that, G, which samples know, dU = (G + G^T) U; the others are differentiated as
+    they are."""
+    upper, factor, lower, _ = problem
+    n_points, n_pivots = values[3:]
+    flags = options, True, True
+    definite = None
+    if factor.shape[2] >= factor.shape[1] > EXACT:
+        definite = (n_points > 0) & (n_pivots > EXACT) & moves(*cotangent)
+        if bool(definite.any()):
+            definite &= _is_definite(upper, factor, lower)
+    if definite is None or not bool(definite.any()):
+        return _backward_rows(cotangent, problem, values, *flags)
+
+    def pick(group, at):
+        return tuple(None if t is None else t[at] for t in group)
+
+    by_cov, as_it_is = (mask.nonzero()[:, 0] for mask in (definite, ~definite))
+    limits, u, lows, seed = pick(problem, by_cov)
+    wide = u.double()
+    to_upper, to_lower, to_cov = _backward_op(
+        *pick(cotangent, by_cov), limits.double(), wide @ wide.mT,
+        None if lows is None else lows.double(), seed, *pick(values, by_cov), *options, True,
+    )  # fmt: skip
+    mine = to_upper, to_lower, (to_cov + to_cov.mT) @ wide
+    mine = tuple(t.to(upper.dtype) for t in mine)
+    if len(as_it_is) == 0:
+        return mine
+    others = _backward_rows(*(pick(g, as_it_is) for g in (cotangent, problem, values)), *flags)
+    out = []
+    for a, b in zip(mine, others, strict=True):
+        if a.numel() == b.numel() == 0:
+            out.append(a)
+            continue
+        whole = a.new_empty(len(upper), *a.shape[1:])
+        whole[by_cov], whole[as_it_is] = a, b
+        out.append(whole)
+    return tuple(out)
+
+
+def _is_definite(upper: Tensor, factor: Tensor, lower: Tensor | None) -> Tensor:
+    """[B] rows whose correlation leaves each variable that matters more than _LEFT of its variance given
+    those before it."""
+    _, dead, scale, _ = standardised(upper, factor, lower, True)
+    u = (factor.double() * scale[:, :, None]).masked_fill_(dead[:, :, None], 0.0)
+    r = u @ u.mT
+    r.diagonal(dim1=1, dim2=2).copy_(torch.ones_like(scale))
+    lower_factor, failed = torch.linalg.cholesky_ex(r)
+    left = lower_factor.diagonal(dim1=1, dim2=2).square().amin(1)
+    return (failed == 0) & (left > _LEFT)
 
 
 def _backward_rows(

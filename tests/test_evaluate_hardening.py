@@ -408,7 +408,9 @@ def test_what_is_not_given_is_that_of_the_run_that_goes_on(tmp_path):
             run(tmp_path / "out", source=source, resume=True, **nothing | {name: value + 1})
     fresh = run(tmp_path / "fresh", source=source, **nothing)
     manifest = json.loads((fresh.folder / "manifest.json").read_text())
-    assert manifest["config"]["chunk"] == min(64, len(x)) and manifest["config"]["max_bytes"] == 2**31
+    assert (
+        manifest["config"]["chunk"] == min(64, len(x)) and manifest["config"]["max_bytes"] == 2**31
+    )
 
 
 @pytest.mark.parametrize(

@@ -279,6 +279,34 @@ def test_float32_gram_as_float64(rank):
     assert rounded[1].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_of_full_rank_takes_the_slopes_of_its_covariance(dtype, calls, pathwise_calls):
+    """A row of many variables, one whose covariance is singular although the factor is wide, an exact
+    one and one of no weight."""
+    n = 24
+    g = torch.Generator().manual_seed(n)
+    factor = torch.cat([torch.randn(4, n, 3, generator=g), torch.eye(n).expand(4, n, n)], 2).to(
+        dtype
+    )
+    factor[1, :, 3:] = 0
+    factor[2, :, 1:3] = 0  # of one factor
+    upper = (0.8 + torch.rand(4, n, generator=g)).to(dtype) * factor.norm(dim=2)
+    weight = torch.tensor([1, 1, 1, 0], dtype=dtype)
+    u, f = leaves(upper, factor)
+    (mvn_cdf(u, factor=f, abs_tol=1e-3) * weight).sum().backward()
+    assert {args[0].dtype for args, _ in pathwise_calls} == {torch.float64, dtype}
+    wide, v = leaves(factor.double(), upper.double())
+    (mvn_cdf(v, wide @ wide.mT, abs_tol=1e-3) * weight.double()).sum().backward()
+    tol = 1e-5 if dtype == torch.float32 else 1e-12
+    for ours, theirs in ((u.grad, v.grad), (f.grad, wide.grad)):
+        assert ours.dtype == dtype and (ours - theirs)[[0, 3]].abs().max() < tol
+        assert (ours - theirs)[1:3].abs().max() < 2e-3 and not ours[3].any()
+    calls.clear(), pathwise_calls.clear()
+    u, f = leaves(upper[:1], factor[:1])
+    mvn_cdf(u, factor=f, abs_tol=1e-3).sum().backward()
+    assert sum(len(args[0]) for args, _ in calls) < n * (n - 1) / 4  # of half as many pairs
+
+
 @pytest.mark.parametrize("ulps", [5, 200, 10**5])
 def test_nearly_equal_variables(ulps):
     cov = torch.ones(6, 6).double().fill_diagonal_(1 + ulps * torch.finfo(torch.float64).eps)
