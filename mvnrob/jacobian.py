@@ -96,15 +96,14 @@ class LogitMap:
         #: factors [b] on all derivatives, or None (:meth:`mvnrob.linearised.Linearised.rescaled`)
         self.scale: Tensor | None = None
 
-    def subset(self, rows: Tensor) -> LogitMap:
-        """The same map at some of the inputs, with what is known of them."""
-        offsets = self._offsets
-        part = LogitMap(
-            self.network,
+    def _with(self, network, x: Tensor, inputs: Tensor, offsets: Callable | None) -> LogitMap:
+        """A map of this one's settings."""
+        return LogitMap(
+            network,
             self.meter,
-            self.x[rows],
-            self.inputs[rows],
-            offsets=None if offsets is None else lambda first, count: offsets(first, count)[rows],
+            x,
+            inputs,
+            offsets=offsets,
             groups=self.groups,
             max_copies=self._copies,
             max_tangents=self._tangents,
@@ -113,6 +112,12 @@ class LogitMap:
             check=self._check,
             fill=self._fill,
         )
+
+    def subset(self, rows: Tensor) -> LogitMap:
+        """The same map at some of the inputs, with what is known of them."""
+        whole = self._offsets
+        offsets = None if whole is None else lambda first, count: whole(first, count)[rows]
+        part = self._with(self.network, self.x[rows], self.inputs[rows], offsets)
         if self._probe is not None:
             part._probe = self._probe[0][rows], self._probe[1][rows]
         part._source = self._origin
@@ -133,20 +138,7 @@ class LogitMap:
 
     def through(self, head: Head) -> LogitMap:
         """The map of the head's features, over the same inputs and noise."""
-        return LogitMap(
-            FeatureNetwork(self.network, head),
-            self.meter,
-            self.x,
-            self.inputs,
-            offsets=self._offsets,
-            groups=self.groups,
-            max_copies=self._copies,
-            max_tangents=self._tangents,
-            method=self._method,
-            jvp_mode=self._jvp_mode,
-            check=self._check,
-            fill=self._fill,
-        )
+        return self._with(FeatureNetwork(self.network, head), self.x, self.inputs, self._offsets)
 
     @property
     def jvp_mode(self) -> str:
