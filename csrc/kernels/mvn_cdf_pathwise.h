@@ -1,6 +1,7 @@
 // Derivatives of the sampler of mvn_cdf under a forced plan: samples and their reverse
-// (csrc/cpu/mvn_cdf_pathwise_simd.cpp has the mathematics). mvn_cdf_pathwise_pull.h takes the sums
-// on to limits and covariance.
+// (csrc/cpu/mvn_cdf_pathwise_simd.cpp has the mathematics), of rows of up to 32 pivots;
+// mvn_cdf_pathwise_blocked.h is for more. mvn_cdf_pathwise_pull.h takes the sums on to limits and
+// covariance.
 //
 // Mapping: a block takes a row and shift, a thread a sample of the tile, and walks the program of
 // mvn_cdf_data.h forth and back. What a tile keeps lies in global memory as [number][sample], so
@@ -8,12 +9,10 @@
 // the y's are a matrix product over the tile's samples, through shared memory.
 //
 // Limiter: for a pair of row and pivot a sample takes three multiply-adds, one load forth and one
-// load and store back for 8 or 16 of them, and a shared load for 4 in the product (float64: for 2).
-// So latency for few pivots, multiply-adds beyond; share reached: not measured.
+// load and store back for 8 of them, and a shared load for 4 in the product (float64: for 2). So
+// latency, in which a block's outer products would be padding; share reached: not measured.
 #pragma once
-#include "kernels/mvn_cdf_pathwise_args.h"
-#include "kernels/mvn_cdf_sample.h"
-#include "math/pathwise.h"
+#include "kernels/mvn_cdf_pathwise_step.h"
 
 namespace mvnrob::kernels {
 
@@ -25,6 +24,7 @@ struct MvnCdfPathwise {
 
   // A tile of the products, and a thread's part of its rows and columns.
   static constexpr int kEdge = kOuterRows<scalar_t>;
+  static constexpr int kRows = kSmallRows;
   static constexpr int kSide = 8, kEach = kEdge / kSide;
   static_assert(kSide * kSide == kThreads, "every thread has its part of the tile");
 
@@ -46,10 +46,7 @@ struct MvnCdfPathwise {
     for (int64_t item = blockIdx.x; item < a.plan.rows * kShifts; item += gridDim.x) {
       if (a.failed(item / kShifts)) continue;
       MvnCdfPathwise work(a, item, block, shared);
-      if (work.pivots_ <= kMaxSmallPivots)
-        work.template sample<kSmallRows>();
-      else
-        work.template sample<kInnerRows>();
+      if (work.pivots_ <= kMaxSmallPivots) work.sample();
     }
   }
 
@@ -76,16 +73,15 @@ struct MvnCdfPathwise {
   }
   MVNROB_DEVICE scalar_t& mine(Kind kind, int i) const { return numbers(kind, i)[block_.thread()]; }
 
-  // Pivots that the row at this place depends on.
   // Of the item: fewer registers than keeping both.
   MVNROB_DEVICE int64_t row() const { return item_ / kShifts; }
   MVNROB_DEVICE int shift() const { return int(item_ % kShifts); }
+  // Pivots that the row at this place depends on.
   MVNROB_DEVICE int columns(int place) const {
     return place < sampled_ ? m_.pivot_of()[place] : pivots_;
   }
 
   // The sums of a place: f times the bars of its upper and lower limit, and of their sum times y_l.
-  template <int rows>
   MVNROB_DEVICE_FN void sample() {
     for (int64_t e = block_.thread(); e < int64_t(size_) * a_.width; e += kThreads) sums_[e] = 0;
     if (block_.thread() == 0) a_.value[item_] = 0;
@@ -94,14 +90,14 @@ struct MvnCdfPathwise {
     uint32_t tiles = (uint32_t(a_.points[row()]) + kTileSamples - 1) / kTileSamples;
     for (; tiles > 0; --tiles) {
       f_ = tilted ? 0 : 1;  // tilted, its logarithm first
-      draw_rows<rows>(math::point_index(a_.plan.options.points, point));
+      draw_rows(math::point_index(a_.plan.options.points, point));
       point += kTileSamples;
       if constexpr (tilted) f_ = ::exp(f_ - m_.state()->plan.log_unit);
-      complete_rows<rows>();
+      complete_rows();
       for (int l = 0; l < pivots_; ++l)
         mine(kBarY, l) = tilted ? -scalar_t(m_.tilt()[l]) : scalar_t(0);
-      reverse_completed<rows>();
-      reverse_drawn<rows>();
+      reverse_completed();
+      reverse_drawn();
       block_.sync();
       // Once a tile: a sum of each thread's own would cost registers all the way.
       const double sum = block_.sum(double(f_));
@@ -114,31 +110,27 @@ struct MvnCdfPathwise {
 
   // ---- the program's coefficients ----
 
-  // sum[r] += coef[l][r] y_l for `count` pivots from `first` on, of rows stored `stride` apart.
-  template <int rows>
-  MVNROB_DEVICE void multiply(const scalar_t* coef, int stride, int first, int count,
-                              scalar_t (&sum)[rows]) const {
-    const scalar_t* y = &mine(kY, first);
-    for (int l = 0; l < count; ++l, coef += stride, y += kTileSamples) {
-      scalar_t c[rows];
+  // sum[r] += coef[l][r] y_l for the first `count` pivots.
+  MVNROB_DEVICE void multiply(const scalar_t* coef, int count, scalar_t (&sum)[kRows]) const {
+    const scalar_t* y = &mine(kY, 0);
+    for (int l = 0; l < count; ++l, coef += kRows, y += kTileSamples) {
+      scalar_t c[kRows];
       load(coef, c);
       const scalar_t value = *y;
       MVNROB_UNROLL
-      for (int r = 0; r < rows; ++r) sum[r] = math::fma(c[r], value, sum[r]);
+      for (int r = 0; r < kRows; ++r) sum[r] = math::fma(c[r], value, sum[r]);
     }
   }
 
   // Its transpose: bar_y[l] += sum_r coef[l][r] bar[r].
-  template <int rows>
-  MVNROB_DEVICE void spread(const scalar_t* coef, int stride, int first, int count,
-                            const scalar_t (&bar)[rows]) const {
-    scalar_t* to = &mine(kBarY, first);
-    for (int l = 0; l < count; ++l, coef += stride, to += kTileSamples) {
-      scalar_t c[rows];
+  MVNROB_DEVICE void spread(const scalar_t* coef, int count, const scalar_t (&bar)[kRows]) const {
+    scalar_t* to = &mine(kBarY, 0);
+    for (int l = 0; l < count; ++l, coef += kRows, to += kTileSamples) {
+      scalar_t c[kRows];
       load(coef, c);
       scalar_t even = *to, odd = 0;  // two chains, half the latency
       MVNROB_UNROLL
-      for (int r = 0; r < rows; r += 2) {
+      for (int r = 0; r < kRows; r += 2) {
         even = math::fma(c[r], bar[r], even);
         odd = math::fma(c[r + 1], bar[r + 1], odd);
       }
@@ -146,62 +138,43 @@ struct MvnCdfPathwise {
     }
   }
 
-  // use(coefficients, their stride, first pivot, pivots) for what precedes the rows of a block.
-  template <int rows, class Use>
-  MVNROB_DEVICE void for_panels(int b, const Use& use) const {
-    const ProgramBlock block = m_.blocks()[b];
-    if constexpr (rows == kInnerRows) {
-      const int first = b * rows;
-      use(m_.coef() + m_.outer()[first / kEdge].coef + first % kEdge, kEdge, 0, block.base);
-    }
-    use(m_.coef() + block.coef, rows, int(block.base), block.known - block.base);
-  }
-
-  template <int rows>
+  // Coefficients of the pivots before a register block, which are all the earlier ones.
+  MVNROB_DEVICE const scalar_t* panel(int b) const { return m_.coef() + m_.blocks()[b].coef; }
   MVNROB_DEVICE const scalar_t* triangle(int b) const {
-    const ProgramBlock block = m_.blocks()[b];
-    return m_.coef() + block.coef + int64_t(block.known - block.base) * rows;
+    return panel(b) + m_.blocks()[b].known * kRows;
   }
 
-  // Of completing rows from `first` on, a multiple of `rows`: all pivots, stored kUnit<rows> apart.
-  template <int rows>
-  static constexpr int kUnit = rows == kInnerRows ? kEdge : kSmallRows;
-  template <int rows>
+  // Of completing rows from `first` on, a multiple of `rows`: all pivots.
   MVNROB_DEVICE const scalar_t* completing(int first) const {
-    constexpr int unit = kUnit<rows>;
-    return m_.coef() + m_.state()->program.completion_coef +
-           int64_t(first / unit) * unit * pivots_ + first % unit;
+    return m_.coef() + m_.state()->program.completion_coef + int64_t(first) * pivots_;
   }
 
-  template <int rows>
-  static MVNROB_DEVICE void clear(scalar_t (&x)[rows]) {
+  template <int count>
+  static MVNROB_DEVICE void clear(scalar_t (&x)[count]) {
     MVNROB_UNROLL
-    for (int r = 0; r < rows; ++r) x[r] = 0;
+    for (int r = 0; r < count; ++r) x[r] = 0;
   }
 
   // ---- forth ----
 
-  template <int rows>
   MVNROB_DEVICE_FN void draw_rows(uint32_t index) {
     int pivot = 0, group = 0;  // the one to draw, and where its group begins
     scalar_t upper = scalar_t(HUGE_VAL), lower = -upper;
-    for (int b = 0; b * rows < sampled_; ++b) {
-      scalar_t sum[rows];
+    for (int b = 0; b * kRows < sampled_; ++b) {
+      scalar_t sum[kRows];
       clear(sum);
-      for_panels<rows>(b, [&](const scalar_t* coef, int stride, int first, int count) {
-        multiply(coef, stride, first, count, sum);
-      });
-      const scalar_t* column = triangle<rows>(b);
-      const int end = (b + 1) * rows < sampled_ ? (b + 1) * rows : sampled_;
+      multiply(panel(b), m_.blocks()[b].known, sum);
+      const scalar_t* column = triangle(b);
+      const int end = (b + 1) * kRows < sampled_ ? (b + 1) * kRows : sampled_;
       MVNROB_ROLLED
-      for (int place = b * rows; place < end; ++place, column += rows) {
+      for (int place = b * kRows; place < end; ++place, column += kRows) {
         const ProgramRow<scalar_t> row = m_.program_rows()[place];
         const scalar_t u = row.upper + sum[0], l = row.lower + sum[0];
         mine(kUpper, place) = u;
         mine(kLower, place) = l;
         upper = math::min(upper, u);
         lower = math::max(lower, l);
-        scalar_t y = 0, c[rows];
+        scalar_t y = 0, c[kRows];
         clear(c);
         if (row.flags & kClosesPivot) {
           mark(kUpper, group, place, upper);
@@ -220,7 +193,7 @@ struct MvnCdfPathwise {
         }
         // The next row's sum moves to the front, with the new y's part.
         MVNROB_UNROLL
-        for (int k = 0; k + 1 < rows; ++k) sum[k] = math::fma(c[k], y, sum[k + 1]);
+        for (int k = 0; k + 1 < kRows; ++k) sum[k] = math::fma(c[k], y, sum[k + 1]);
       }
     }
   }
@@ -237,91 +210,60 @@ struct MvnCdfPathwise {
 
   MVNROB_DEVICE_FN scalar_t draw(int pivot, uint32_t index, bool bounded_below, scalar_t lower,
                                  scalar_t upper) {
-    scalar_t w, wc, e, ec, y, rho = 0, gamma = 0;
+    scalar_t w, wc;
     coordinate(a_.plan, pivot, index, m_.shifts()[shift() * pivots_ + pivot], w, wc);
-    if (bounded_below) {
-      math::step_interval<scalar_t>(lower, upper, w, wc, e, ec, y);
-      math::limit_slopes<scalar_t>(lower, wc, e, y, rho, gamma);
-    } else {
-      math::step_upper<scalar_t>(upper, w, wc, e, ec, y);
-    }
-    mine(kRhoLower, pivot) = rho;
-    mine(kGammaLower, pivot) = gamma;
-    math::limit_slopes<scalar_t>(upper, w, e, y, rho, gamma);
-    mine(kRhoUpper, pivot) = rho;
-    mine(kGammaUpper, pivot) = gamma;
-    mine(kY, pivot) = y;
-    f_ *= e;
-    return y;
+    return keep(pivot, draw_pathwise(bounded_below, lower, upper, w, wc, f_));
   }
 
-  // From N(mu, 1); f_ is the logarithm of the weight.
   MVNROB_DEVICE_FN scalar_t draw_tilted(int pivot, uint32_t index, scalar_t lower, scalar_t upper) {
-    scalar_t w, wc, e, ec, z, rho, gamma;
+    scalar_t w, wc;
     coordinate(a_.plan, pivot, index, m_.shifts()[shift() * pivots_ + pivot], w, wc);
-    const scalar_t mu = scalar_t(m_.tilt()[pivot]), a = lower - mu, b = upper - mu;
-    math::step_interval<scalar_t, true>(a, b, w, wc, e, ec, z);
-    const scalar_t interval = math::minus_two_log_interval<scalar_t>(a, b);
-    math::far_limit_slopes<scalar_t>(a, wc, interval, z, rho, gamma);
-    mine(kRhoLower, pivot) = rho;
-    mine(kGammaLower, pivot) = gamma;
-    math::far_limit_slopes<scalar_t>(b, w, interval, z, rho, gamma);
-    mine(kRhoUpper, pivot) = rho;
-    mine(kGammaUpper, pivot) = gamma;
-    mine(kY, pivot) = z + mu;
-    // ln weight: mu^2 / 2 - mu y = -mu^2 / 2 - mu z
-    f_ -= math::fma(scalar_t(0.5), interval + mu * mu, mu * z);
-    return z + mu;
+    const scalar_t mu = scalar_t(m_.tilt()[pivot]);
+    return keep(pivot, draw_pathwise_tilted(mu, lower, upper, w, wc, f_));
   }
 
-  template <int rows>
+  MVNROB_DEVICE scalar_t keep(int pivot, const PathwiseDraw<scalar_t>& d) const {
+    mine(kY, pivot) = d.y;
+    mine(kRhoUpper, pivot) = d.rho_upper;
+    mine(kGammaUpper, pivot) = d.gamma_upper;
+    mine(kRhoLower, pivot) = d.rho_lower;
+    mine(kGammaLower, pivot) = d.gamma_lower;
+    return d.y;
+  }
+
   MVNROB_DEVICE_FN void complete_rows() {
     const int live = size_ - sampled_;
-    const ProgramRow<scalar_t>* row = m_.program_rows() + m_.state()->program.sampled_blocks * rows;
-    for (int first = 0; first < live; first += rows) {
-      scalar_t sum[rows];
+    const ProgramRow<scalar_t>* row =
+        m_.program_rows() + m_.state()->program.sampled_blocks * kRows;
+    for (int first = 0; first < live; first += kRows) {
+      scalar_t sum[kRows];
       clear(sum);
-      multiply(completing<rows>(first), kUnit<rows>, 0, pivots_, sum);
-      const int end = first + rows < live ? first + rows : live;
+      multiply(completing(first), pivots_, sum);
+      const int end = first + kRows < live ? first + kRows : live;
       MVNROB_ROLLED
       for (int r = first; r < end; ++r, ++row) {
-        complete(*row, sum[0], sampled_ + r);
+        scalar_t to_upper, to_lower;
+        f_ *= complete_pathwise(*row, sum[0], to_upper, to_lower);
+        mine(kUpper, sampled_ + r) = to_upper;
+        mine(kLower, sampled_ + r) = to_lower;
         MVNROB_UNROLL
-        for (int k = 0; k + 1 < rows; ++k) sum[k] = sum[k + 1];
+        for (int k = 0; k + 1 < kRows; ++k) sum[k] = sum[k + 1];
       }
     }
-  }
-
-  // Its probability, and the slopes of the logarithm.
-  MVNROB_DEVICE void complete(const ProgramRow<scalar_t>& row, scalar_t sum, int place) {
-    const scalar_t upper = row.upper + sum;
-    scalar_t e, q, to_lower = 0;
-    math::ndtr_pair<scalar_t>(upper, e, q);
-    if (row.flags & kHasLower) {
-      const scalar_t lower = row.lower + sum;
-      scalar_t below, above;
-      math::ndtr_pair<scalar_t>(lower, below, above);
-      e = math::max(lower > 0 ? above - q : e - below, scalar_t(0));
-      to_lower = -math::log_slope<scalar_t>(lower, e);
-    }
-    mine(kUpper, place) = math::log_slope<scalar_t>(upper, e);
-    mine(kLower, place) = to_lower;
-    f_ *= e;
   }
 
   // ---- and back ----
 
-  template <int rows>
   MVNROB_DEVICE_FN void reverse_completed() {
     const int live = size_ - sampled_;
-    for (int first = 0; first < live; first += rows) {
-      scalar_t bar[rows];
+    for (int first = 0; first < live; first += kRows) {
+      scalar_t bar[kRows];
       MVNROB_UNROLL
-      for (int r = 0; r < rows; ++r) {
+      for (int r = 0; r < kRows; ++r) {
         const int place = sampled_ + first + r;
         bar[r] = place < size_ ? weigh(place, mine(kUpper, place), mine(kLower, place)) : 0;
       }
-      spread(completing<rows>(first), kUnit<rows>, 0, pivots_, bar);
+      spread(completing(first), pivots_, bar);
     }
   }
 
@@ -332,36 +274,33 @@ struct MvnCdfPathwise {
     return upper + lower;
   }
 
-  template <int rows>
   MVNROB_DEVICE_FN void reverse_drawn() {
     int pivot = pivots_;
     scalar_t upper = 0, lower = 0;  // bars of the pivot's limits
-    for (int b = (sampled_ + rows - 1) / rows - 1; b >= 0; --b) {
-      const scalar_t* columns = triangle<rows>(b);
-      scalar_t bar[rows];
+    for (int b = (sampled_ + kRows - 1) / kRows - 1; b >= 0; --b) {
+      const scalar_t* columns = triangle(b);
+      scalar_t bar[kRows];
       clear(bar);
       MVNROB_ROLLED
-      for (int r = ((b + 1) * rows < sampled_ ? rows : sampled_ - b * rows) - 1; r >= 0; --r) {
-        const int place = b * rows + r;
+      for (int r = ((b + 1) * kRows < sampled_ ? kRows : sampled_ - b * kRows) - 1; r >= 0; --r) {
+        const int place = b * kRows + r;
         if (m_.program_rows()[place].flags & kClosesPivot) {
           --pivot;
-          scalar_t c[rows];
-          load(columns + r * rows, c);
+          scalar_t c[kRows];
+          load(columns + r * kRows, c);
           // bar[k] is that of the row k + 1 further on.
           scalar_t to_y = mine(kBarY, pivot);
           MVNROB_UNROLL
-          for (int k = 0; k + 1 < rows; ++k) to_y = math::fma(c[k], bar[k], to_y);
+          for (int k = 0; k + 1 < kRows; ++k) to_y = math::fma(c[k], bar[k], to_y);
           upper = math::fma(mine(kGammaUpper, pivot), to_y, mine(kRhoUpper, pivot));
           lower = math::fma(mine(kGammaLower, pivot), to_y, -mine(kRhoLower, pivot));
         }
         const scalar_t own = weigh(place, upper * mine(kUpper, place), lower * mine(kLower, place));
         MVNROB_UNROLL
-        for (int k = rows - 1; k > 0; --k) bar[k] = bar[k - 1];
+        for (int k = kRows - 1; k > 0; --k) bar[k] = bar[k - 1];
         bar[0] = own;
       }
-      for_panels<rows>(b, [&](const scalar_t* coef, int stride, int first, int count) {
-        spread(coef, stride, first, count, bar);
-      });
+      spread(panel(b), m_.blocks()[b].known, bar);
     }
   }
 

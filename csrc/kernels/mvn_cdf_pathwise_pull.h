@@ -1,6 +1,6 @@
-// From the sums of MvnCdfPathwise to derivatives of limits: what
-// csrc/cpu/mvn_cdf_pathwise_row.cpp does, a block for each row. mvn_cdf_pathwise_cov.h takes the
-// sums on to the covariance.
+// From the sums of MvnCdfPathwise, or the chunks of MvnCdfPathwiseBlocked, to derivatives of
+// limits: what csrc/cpu/mvn_cdf_pathwise_row.cpp does, a block for each row. mvn_cdf_pathwise_cov.h
+// takes the sums on to the covariance.
 //
 // Limiter: latency; beside the samples it is nothing (11 us of 4.4 ms on an H100, n = 99).
 #pragma once
@@ -53,9 +53,29 @@ struct MvnCdfPathwisePull {
       a_.pivots[row_] = r_.pivots();
       a_.log_unit[row_] = a_.plan.tilt ? m_.state()->plan.log_unit : 0.0;
     }
+    if (r_.pivots() > kMaxSmallPivots) {
+      add_chunks();
+      __syncthreads();
+    }
     if (sampled_ > r_.pivots()) share_ties();
     __syncthreads();
     write_limits();
+  }
+
+  // Of each shift, in order: the value, and the sums of the limits.
+  MVNROB_DEVICE_FN void add_chunks() const {
+    const int numbers = int(pathwise_slot_size(size_));
+    const int64_t tiles = pathwise_tiles(a_, row_);
+    const int chunks = int(tiles < kPathwiseChunks ? tiles : kPathwiseChunks);
+    for (int e = thread_; e < kShifts * numbers; e += kThreads) {
+      const int shift = e / numbers, i = e % numbers;
+      double sum = 0;
+      for (int c = 0; c < chunks; ++c) sum += pathwise_slot(a_, row_, shift, c)[i];
+      if (i == 0)
+        a_.value[row_ * kShifts + shift] = sum;
+      else
+        r_.sums(shift, (i - 1) / 2)[(i - 1) % 2] = sum;
+    }
   }
 
   // ---- multiples of one another whose limits meet share the slope equally ----

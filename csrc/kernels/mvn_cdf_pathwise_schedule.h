@@ -2,6 +2,7 @@
 // planning kernel factors, then slopes are sampled and pulled back.
 #pragma once
 #include "kernels/mvn_cdf_pathwise.h"
+#include "kernels/mvn_cdf_pathwise_blocked.h"
 #include "kernels/mvn_cdf_pathwise_cov.h"
 #include "kernels/mvn_cdf_pathwise_pull.h"
 #include "kernels/mvn_cdf_pathwise_solve.h"
@@ -9,7 +10,20 @@
 
 namespace mvnrob::kernels {
 
-// Blocks of samples, which keep something each: no more than can have work, or than a GiB serves.
+// Whether some plan may have more pivots than a thread of MvnCdfPathwise takes.
+inline bool may_be_blocked(const MvnCdfPathwiseArgs& a) {
+  return std::min(a.plan.n_order, a.plan.rank()) > kMaxSmallPivots;
+}
+
+template <class scalar_t>
+int64_t pathwise_scratch_bytes(const MvnCdfPathwiseArgs& a) {
+  const int64_t small = MvnCdfPathwise<scalar_t, false>::scratch_bytes(a.plan.n);
+  return may_be_blocked(a)
+             ? std::max(small, MvnCdfPathwiseBlocked<scalar_t, false>::scratch_bytes(a.plan.n))
+             : small;
+}
+
+// Blocks of samples, which keep something each: no more than can have work, or than two GiB serve.
 struct PathwiseGrids {
   int64_t sample;
   Grids plan;
@@ -18,9 +32,15 @@ struct PathwiseGrids {
 template <class scalar_t, class Launcher>
 PathwiseGrids pathwise_grids(Launcher& launcher, const MvnCdfPathwiseArgs& a, int64_t rows) {
   using Sample = MvnCdfPathwise<scalar_t, false>;
-  const int64_t resident = launcher.template resident_blocks<Sample>(Sample::kSharedBytes);
-  const int64_t afford = (int64_t(1) << 30) / std::max<int64_t>(Sample::scratch_bytes(a.plan.n), 1);
-  return {std::max<int64_t>(1, std::min({resident, rows * kShifts, afford})),
+  using Blocked = MvnCdfPathwiseBlocked<scalar_t, false>;
+  const bool blocked = may_be_blocked(a);
+  const int64_t resident = blocked
+                               ? launcher.template resident_blocks<Blocked>(Blocked::kSharedBytes)
+                               : launcher.template resident_blocks<Sample>(Sample::kSharedBytes);
+  const int64_t items = blocked ? Blocked::items(a, rows) : rows * kShifts;
+  const int64_t afford =
+      (int64_t(1) << 31) / std::max<int64_t>(pathwise_scratch_bytes<scalar_t>(a), 1);
+  return {std::max<int64_t>(1, std::min({resident, items, afford})),
           {0, 0, 0, grow_blocks<scalar_t>(launcher, a.plan)}};
 }
 
@@ -29,7 +49,7 @@ PathwiseGrids pathwise_grids(Launcher& launcher, const MvnCdfPathwiseArgs& a, in
 template <class scalar_t>
 struct PathwiseWorkspace {
   Workspace<scalar_t> plan;
-  int64_t forced_sums, sums, scratch, inverses, bytes;
+  int64_t forced_sums, sums, slots, scratch, inverses, bytes;
 
   PathwiseWorkspace(const MvnCdfPathwiseArgs& a, int64_t rows, const PathwiseGrids& grids)
       : plan(a.plan, rows, grids.plan) {
@@ -39,7 +59,9 @@ struct PathwiseWorkspace {
     o.take(plan.bytes, kAlignment);
     forced_sums = o.take(int64_t(sizeof(SampleSums)) * kShifts * rows, kAlignment);
     sums = o.take(8 * rows * kShifts * n * a.width, kAlignment);
-    scratch = o.take(grids.sample * MvnCdfPathwise<scalar_t, false>::scratch_bytes(n), kAlignment);
+    const int64_t chunks = may_be_blocked(a) ? rows * kShifts * kPathwiseChunks : 0;
+    slots = o.take(8 * chunks * pathwise_slot_size(n), kAlignment);
+    scratch = o.take(grids.sample * pathwise_scratch_bytes<scalar_t>(a), kAlignment);
     inverses =
         o.take(has_products(a) ? 8 * rows * cov_tiles(a.plan.n_order) * kCovTile * kCovTile : 0,
                kAlignment);
@@ -50,8 +72,9 @@ struct PathwiseWorkspace {
     plan.place(a.plan, base);
     a.plan.forced_sums = reinterpret_cast<SampleSums*>(base + forced_sums);
     a.sums = reinterpret_cast<double*>(base + sums);
+    a.slots = reinterpret_cast<double*>(base + slots);
     a.scratch = base + scratch;
-    a.scratch_bytes = MvnCdfPathwise<scalar_t, false>::scratch_bytes(a.plan.n);
+    a.scratch_bytes = pathwise_scratch_bytes<scalar_t>(a);
     a.inverses = reinterpret_cast<double*>(base + inverses);
   }
 };
@@ -86,10 +109,17 @@ void pull_back(Launcher& launcher, const MvnCdfPathwiseArgs& a) {
   launch_items<Write>(launcher, a, Write::items(a));
 }
 
+template <class scalar_t, bool tilted, class Launcher>
+void launch_samples(Launcher& launcher, const MvnCdfPathwiseArgs& a, unsigned blocks) {
+  using Sample = MvnCdfPathwise<scalar_t, tilted>;
+  using Blocked = MvnCdfPathwiseBlocked<scalar_t, tilted>;
+  launcher.template launch<Sample>(blocks, Sample::kSharedBytes, a);
+  if (may_be_blocked(a)) launcher.template launch<Blocked>(blocks, Blocked::kSharedBytes, a);
+}
+
 template <class scalar_t, int plan_threads, class Launcher>
 void launch_pathwise(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseGrids& grids) {
   using Plan = MvnCdfPlan<scalar_t, plan_threads>;
-  using Sample = MvnCdfPathwise<scalar_t, false>;
   const size_t plan_bytes = launcher.template most_shared<Plan>();
   if (a.plan.factor_shared == 0) a.plan.factor_shared = int32_t(plan_bytes);
   const int64_t resident = launcher.template resident_blocks<Plan>(plan_bytes);
@@ -98,12 +128,9 @@ void launch_pathwise(Launcher& launcher, MvnCdfPathwiseArgs a, const PathwiseGri
   launcher.template launch<Plan>(blocks + 1, plan_bytes, a.plan);
   launch_grow<scalar_t>(launcher, a.plan, grids.plan);
   if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
-    using Tilted = MvnCdfPathwise<scalar_t, true>;
-    if (a.plan.tilt)
-      launcher.template launch<Tilted>(unsigned(grids.sample), Tilted::kSharedBytes, a);
+    if (a.plan.tilt) launch_samples<scalar_t, true>(launcher, a, unsigned(grids.sample));
   }
-  if (!a.plan.tilt)
-    launcher.template launch<Sample>(unsigned(grids.sample), Sample::kSharedBytes, a);
+  if (!a.plan.tilt) launch_samples<scalar_t, false>(launcher, a, unsigned(grids.sample));
   pull_back(launcher, a);
 }
 
