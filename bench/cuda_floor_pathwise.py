@@ -1,10 +1,13 @@
 """The least that a GPU needs for slopes of samples (mvn_cdf_pathwise) and for pivoted_cholesky.
 
 Reckoned, not counted: the multiply-adds that a method cannot do without (csrc/kernels/mvn_cdf_pathwise.h,
-pivoted_cholesky.h), one instruction each for a warp, and its bytes. A pair of place and pivot takes a
-sample of mvn_cdf_pathwise one multiply-add forth, one back and, with slopes to cov, one of the products
-over samples; for every kInnerRows of them it loads y forth, and loads and stores its bar back. What all
-resident blocks keep goes to memory where the L2 cache cannot hold it. The way from the products to cov is 5/6 n^3
+mvn_cdf_pathwise_blocked.h, pivoted_cholesky.h), one instruction each for a warp, and its bytes. A pair of
+place and pivot takes a sample of mvn_cdf_pathwise one multiply-add forth, one back and, with slopes to cov,
+one of the products over samples. Up to 32 pivots, for every kSmallRows pairs it loads y forth, and loads and
+stores its bar back; beyond, it loads y and a place's bar once for every outer block of rows, and the products
+over samples load both for each of their tiles. Besides, a pivot's y, slopes and bar are stored, and slopes
+and bar loaded (upper limits only). What all resident blocks keep goes to memory where the L2 cache cannot
+hold it. The way from the products to cov is 5/6 n^3
 multiply-adds on the tensor cores for each of eight contrasts, and seven times as many numbers read or written
 as a contrast's bars have. A factor of k columns takes
 k^2 (n / 2 - k / 3) multiply-adds in float64 and reads k columns of its matrix.
@@ -19,6 +22,7 @@ from bench.cuda_floor_tensor import DRAM, L2, L2_BYTES
 SIZES = {"float32": 4, "float64": 8}
 # Lanes of a scheduler that do a multiply-add.
 FMA = {"float32": 32, "float64": 16}
+RESIDENT = r"kResidentBlocks = sizeof\(scalar_t\) == 4 \? "
 
 
 def constant(file, pattern):
@@ -28,17 +32,24 @@ def constant(file, pattern):
 def seconds(n, points, dtype, to_cov, device):
     """{limiter: seconds of a problem} of n variables, all of them pivots."""
     size, pairs = SIZES[dtype], n**2 / 2
-    small = n <= 32
-    rows = constant("kernels/mvn_cdf_data.h", rf"k{'Small' if small else 'Inner'}Rows = (\d+)")
-    blocks = r"kResidentBlocks = sizeof\(scalar_t\) == 4 \? (\d+)"
-    resident = constant("kernels/mvn_cdf_pathwise.h", blocks) * device["multiprocessors"]
     tile = constant("plan/estimate.h", r"kTileSamples = (\d+);")
-    multiply_adds = (3 if to_cov else 2) * pairs
+    if n <= constant("kernels/mvn_cdf_data.h", r"kMaxSmallPivots = (\d+)"):
+        rows = constant("kernels/mvn_cdf_data.h", r"kSmallRows = (\d+)")
+        blocks = constant("kernels/mvn_cdf_pathwise.h", RESIDENT + r"(\d+)")
+        numbers, kinds = 3 * pairs / rows, 2  # y and its bar
+    else:
+        rows = constant("kernels/mvn_cdf_data.h", r"kOuterRows = (\d+)") // size
+        tile = constant("kernels/mvn_cdf_data.h", r"kBlockedThreads = (\d+)")
+        by_type = r"resident_blocks\((\d+)," if dtype == "float32" else r".*: (\d+);"
+        blocks = constant("kernels/mvn_cdf_pathwise_blocked.h", RESIDENT + by_type)
+        numbers, kinds = 2 * pairs / rows + 7 * n, 4  # y, bar and the slopes of a draw
+        if to_cov:  # y for each of so many places, a bar for twice as many pivots
+            numbers += 1.5 * pairs / rows
     lanes = device["multiprocessors"] * SCHEDULERS * FMA[dtype] * device["clock_hz"]
-    moved = 3 * size * pairs / rows * points
-    held = resident * tile * 2 * size * n  # y and its bar
+    moved = numbers * size * points
+    held = blocks * device["multiprocessors"] * tile * kinds * size * n
     return {
-        "multiply-adds": multiply_adds * points / lanes,
+        "multiply-adds": (3 if to_cov else 2) * pairs * points / lanes,
         "l2": moved / L2,
         "dram": (moved if held > L2_BYTES else 0) / device.get("dram", DRAM),
     }

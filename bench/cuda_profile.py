@@ -34,7 +34,7 @@ KERNELS = (
     ("MvnCdfSampleSmall<float>", "17MvnCdfSampleSmallIfE", "sums n=9"),
     # That of float32 never runs where two blocks of the tensor sampler fit.
     ("MvnCdfSampleBlocked<double>", "19MvnCdfSampleBlockedIdE", "sums n=64 float64"),
-    ("MvnCdfPathwise<float,false>", "14MvnCdfPathwiseIfLb0E", "slopes n=99"),
+    ("MvnCdfPathwiseBlocked<float,false>", "21MvnCdfPathwiseBlockedIfLb0E", "slopes n=99"),
     ("MvnCdfGrow<float>", "10MvnCdfGrowIfE", "full rank n=2048"),
     ("BvnCdf", "6BvnCdfE", "bvn_cdf"),
     ("StandardNormal", "14StandardNormalE", "standard_normal"),
