@@ -12,10 +12,12 @@ import torch
 
 import mvnrob
 from mvnrob.cli import FINISHED, USAGE, main
+from mvnrob.cli.commands import _summarise
 from mvnrob.evaluation import Evaluation, LoadedModel
 from mvnrob.evaluation.selfcheck import Check, _recommend
 from mvnrob.report import figures, report, score_frame
 from mvnrob.report import statistics as st
+from mvnrob.report.agreement import agreement, shown_method
 
 pytest.importorskip("pyarrow")
 pytest.importorskip("jinja2")
@@ -93,6 +95,8 @@ def test_page_is_whole_and_escapes(run):
     assert report(run, source=source).read_text() == text  # nothing depends on the day
     assert "is given its label" in page.text and "less likely right than wrong" in page.text
     assert "100.0 %accuracy without noise" in page.text  # labels are the predictions here
+    # the network is linear
+    assert "taylor agrees with Monte Carlo" in page.text and 'class="notice"' not in text
     names = {p.name for p in path.parent.iterdir()}
     assert {"summary.csv", "classes.csv", "flips.csv", "examples.csv", "scores.parquet"} <= names
     assert {"distribution.png", "sigma.png", "classes.png", "flips.png"} <= names
@@ -154,14 +158,26 @@ def test_statistics():
     assert (mean, low, high) == (
         pytest.approx(0.5), pytest.approx(max(0, 0.5 - half)), pytest.approx(min(1, 0.5 + half))
     )  # fmt: skip
+    # those that did not cross count: a median over the two that did would be .138
+    half = st.median_half(np.array([math.inf] * 5 + [0.136, 0.14, math.nan]), (0.05, 0.15))
+    assert (half.median, half.below, half.within, half.beyond) == (math.inf, 0, 2, 5)
+    half = st.median_half(np.array([-math.inf, 0.07, 0.1, math.inf]), (0.05, 0.15))
+    assert (half.median, half.below, half.within, half.beyond) == (0.07, 1, 2, 1)
+    assert st.median_half(np.array([math.inf]), (0.05,)) is None
+    assert st.median_half(np.array([math.nan]), (0.05, 0.15)) is None
 
 
 def test_sigma_at_half_is_where_a_linear_model_s_p_is_half(run):
-    """Between two sigmas, and NaN where p does not cross."""
-    half = st.sigma_at_half(run, "taylor", st.answers(run))
+    """Between two sigmas, infinite where p does not cross, NaN without an answer."""
+    parts = st.answers(run)
+    half = st.sigma_at_half(run, "taylor", parts)
     assert math.isnan(half[7])
     x, y = data()
-    crossed = [i for i in range(60) if not math.isnan(half[i])]
+    for i, first, last in zip(parts[0]["index"], parts[0]["prob"], parts[2]["prob"], strict=True):
+        assert (half[i] == -math.inf) == (first < 0.5)
+        assert last >= 0.5 or half[i] < 0.6
+    crossed = [i for i in range(60) if math.isfinite(half[i])]
+    assert (half == math.inf).any()
     assert crossed, "no example crosses one half: the test says nothing"
     at = crossed[0]
     curve = mvnrob.robustness(net(), x[at : at + 1], [0.05, 0.2, 0.6], target=y[at : at + 1])
@@ -222,6 +238,97 @@ class Bent(torch.nn.Module):
     def forward(self, x):
         ridge = 3 * torch.exp(-200 * (x[:, :1] - 0.5).square())
         return torch.cat([ridge, 0 * ridge + 0.5 * x[:, 1:2]], 1)
+
+
+def bent_run(tmp_path, method, target="prediction", sigma=(0.05, 0.2)):
+    """20 inputs on the ridge, labelled 0; 10 on it, labelled 1; 10 off it, labelled 1."""
+    x = torch.full((40, 2), 0.5)
+    x[30:, 0] = 0.75
+    y = torch.tensor([0] * 20 + [1] * 20)
+    options = {"n_samples": 200} if "mc" in method else {}
+    return mvnrob.evaluate(
+        LoadedModel(Bent().eval(), "bent", ["on", "off"]), (x, y), sigma, method=method,
+        target=target, out=tmp_path / "out", progress=False, threads=1, **options,
+    )  # fmt: skip
+
+
+def without_figures(monkeypatch):
+    """Drawing takes most of a page's time."""
+    drawn = {"distribution": b"", "classes": b""}
+    monkeypatch.setattr("mvnrob.report.page._draw", lambda *of: drawn)
+
+
+def test_the_page_says_where_monte_carlo_disagrees(tmp_path, capfd, monkeypatch):
+    run = bent_run(tmp_path, ("taylor", "logit_moments", "mc"))
+    found = agreement(st.answers(run))
+    worst = next(a for a in found if (a.method, a.sigma) == ("taylor", 0.2))
+    # on the ridge taylor's p is 1, Monte Carlo's .42
+    assert worst.disagrees and worst.apart >= 0.75 and worst.bias > 0.3
+    assert (worst.below_half, worst.mc_below_half) == (0.0, pytest.approx(0.75, abs=0.15))
+    # the first method where it is not contradicted, and where it is Monte Carlo itself
+    small = [a for a in found if a.method == "logit_moments" and a.sigma == 0.05]
+    assert shown_method(["taylor", "logit_moments"], small) == "taylor"
+    assert shown_method(["mc", "taylor"], found) == "mc"
+    page = Page(report(run).read_text())
+    assert "This page shows logit_moments, since Monte Carlo disagrees with taylor" in page.text
+    assert f"mean p {worst.mc_mean:.4g}, taylor {worst.mean:.4g}" in page.text
+    assert f"(logit_moments; Monte Carlo: {worst.mc_mean:.4g})" in page.text
+    without_figures(monkeypatch)
+    command = ["report", str(run.folder), "--method", "taylor"]
+    assert main([*command, "--out", str(tmp_path / "asked")]) == FINISHED
+    page = Page((tmp_path / "asked" / "index.html").read_text())
+    assert "Monte Carlo disagrees with taylor, which this page shows" in page.text
+    # p of 1 at both sigmas: no input crosses
+    assert "beyond 0.2median sigma" in page.text and "40 beyond)" in page.text
+    assert main([*command[:-1], "softmax"]) == USAGE
+    assert "method must be of the run, taylor, logit_moments, mc" in capfd.readouterr().err
+    lines: list[str] = []
+    _summarise(run, lines.append)
+    said = [line for line in lines if "disagrees with taylor" in line]
+    assert len(said) == 1
+    assert f"sigma 0.2 mean p {worst.mc_mean:.4f}, not {worst.mean:.4f}" in said[0]
+
+
+def test_a_wide_error_excuses_no_headline():
+    """Sigmoids state errors that reach Monte Carlo's interval anywhere: their mean is compared, too."""
+    n = 50
+    columns = {
+        "index": np.arange(n), "prob": np.full(n, 0.6), "lower": np.full(n, 0.3),
+        "upper": np.full(n, 0.9),
+    }  # fmt: skip
+    mc = {"prob": np.full(n, 0.9), "lower": np.full(n, 0.87), "upper": np.full(n, 0.93)}
+    parts = [st.Answers("taylor_mvs", 0.1, columns, 0), st.Answers("mc", 0.1, columns | mc, 0)]
+    (beside,) = agreement(parts)
+    assert beside.apart == 0 and beside.inside == 0 and beside.disagrees
+    # without an error p alone counts; one input of 50 is chance
+    columns["lower"][:], columns["upper"][:] = math.nan, math.nan
+    assert agreement(parts)[0].apart == 1
+    columns["prob"][1:] = 0.9
+    assert agreement(parts)[0].apart == 0.02 and not agreement(parts)[0].disagrees
+
+
+def test_flips_are_of_inputs_that_are_right_without_noise(tmp_path, monkeypatch):
+    """Noise sends an input that is wrong without it to its own label: that is no flip of its class."""
+    run = bent_run(tmp_path, ("mc",), sigma=(0.2,))
+    rows = {row.name: row for row in st.class_table(st.answers(run)[0], ["on", "off"])}
+    assert (rows["on"].flips_to, rows["off"].flips_to) == ("off", "on")
+    assert rows["off"].accuracy == 0.5 and rows["off"].count == 20
+    run = bent_run(tmp_path / "label", ("taylor",), "label")
+    main_part = st.answers(run)[1]
+    # the ten wrong ones have p of 0, and no noise sends them anywhere
+    assert (main_part["prob"] < 1e-6).sum() == 10
+    sent = {(f.of, f.to): f.examples for f in st.flips(main_part, ["on", "off"])}
+    assert sent.get(("off", "on"), 10) == 10 and st.flip_matrix(main_part, 2).trace() == 0
+    assert sum(f.expected for f in st.flips(main_part, None)) < 1
+    without_figures(monkeypatch)
+    page = Page(report(run).read_text())
+    assert "right ones flip to" in page.text
+    assert "of the 30 of 40 inputs that the model gives their label" in page.text
+    assert "without noise: on" in page.text and "10 inputs below 0.05" in page.text
+    assert "No Monte Carlo in this run" in page.text
+    lines: list[str] = []
+    _summarise(run, lines.append)
+    assert any("mvnrob selfcheck sets them beside Monte Carlo" in line for line in lines)
 
 
 def test_selfcheck_sees_a_bias():

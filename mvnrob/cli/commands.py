@@ -168,7 +168,7 @@ def _scaling(mean, std) -> dict[str, Any] | None:
 
 
 def _summarise(done, say: Callable[[str], None]) -> int:
-    """A line for each method and sigma; gaps are counted."""
+    """A line for each method and sigma; what they say is set beside Monte Carlo, gaps are counted."""
     columns = ("method", "sigma", "prob", "error", "status", "note")
     table = done.table().select(columns).to_pylist()
     gaps = sum(row["prob"] is None for row in table)
@@ -186,21 +186,46 @@ def _summarise(done, say: Callable[[str], None]) -> int:
                 f"{method:14} sigma {sigma:<8g} mean p {sum(probs) / len(probs):.4f} over "
                 f"{len(probs)} examples, {low} below .5{tail}"
             )
+    _set_beside_monte_carlo(done, say)
     say(f"{done.folder / 'results.parquet'}: {len(table)} rows")
     if gaps:
         say(f"{gaps} {'row has' if gaps == 1 else 'rows have'} no answer; status and note say why")
     return WITH_GAPS if gaps else FINISHED
 
 
+def _set_beside_monte_carlo(done, say: Callable[[str], None]) -> None:
+    """A line for each method that the run's own Monte Carlo disagrees with, at its worst sigma; without
+    Monte Carlo, what the errors leave out."""
+    from ..report.agreement import agreement, disagreeing
+    from ..report.statistics import answers
+
+    if "mc" not in done.config.methods:
+        say(
+            "p and its error are of a method's own model of the network: mvnrob selfcheck sets them "
+            "beside Monte Carlo"
+        )
+        return
+    found = agreement(answers(done))
+    for method in done.config.methods:
+        for worst in disagreeing(found, method)[:1]:
+            say(
+                f"Monte Carlo disagrees with {method}: at sigma {worst.sigma:g} mean p {worst.mc_mean:.4f}, "
+                f"not {worst.mean:.4f}; {100 * worst.apart:.1f} % of inputs differ by more than both "
+                "99 % intervals allow"
+            )
+
+
 @group.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="folder of the page (default: report in FOLDER)")  # fmt: skip
-def report(folder, out) -> int:
+@click.option("--method", help="the run's method that headline, classes and galleries are shown for "
+              "(default: its first, or where Monte Carlo disagrees with that, the one nearest to it)")  # fmt: skip
+def report(folder, out, method) -> int:
     """Write the report of a finished run in FOLDER."""
     from ..report import report as write
 
-    click.echo(write(folder, out=out))
+    click.echo(write(folder, out=out, method=method))
     return FINISHED
 
 

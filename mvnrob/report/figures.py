@@ -83,19 +83,23 @@ def distribution(parts: list[st.Answers], method: str) -> bytes:
     return _png(figure)
 
 
-def sigma_curve(parts: list[st.Answers], methods: tuple[str, ...]) -> bytes:
-    """Mean p against sigma with its 99 % interval; the first method's quartiles as a band."""
+def sigma_curve(parts: list[st.Answers], methods: tuple[str, ...], main: str) -> bytes:
+    """Mean p against sigma with its 99 % interval; the quartiles of ``main`` as a band."""
     figure = _figure()
     axis = figure.subplots()
     for colour, method in zip(cycle(COLOURS), methods, strict=False):
         mine = sorted((a for a in parts if a.method == method and len(a)), key=lambda a: a.sigma)
         sigma = [a.sigma for a in mine]
         mean = np.array([st.mean_interval(a["prob"]) for a in mine]).reshape(-1, 3)
-        if method == methods[0]:
+        if method == main:
             low, high = ([np.quantile(a["prob"], q) for a in mine] for q in (0.25, 0.75))
-            axis.fill_between(sigma, low, high, color=colour, alpha=0.15, label="quartiles")
+            axis.fill_between(
+                sigma, low, high, color=colour, alpha=0.15, label=f"quartiles, {main}"
+            )
         spread = np.stack([mean[:, 0] - mean[:, 1], mean[:, 2] - mean[:, 0]])
-        axis.errorbar(sigma, mean[:, 0], spread, color=colour, fmt=".-", capsize=2, label=method)
+        # Monte Carlo dashed: another method's line is often below it
+        line = ".--" if method == "mc" else ".-"
+        axis.errorbar(sigma, mean[:, 0], spread, color=colour, fmt=line, capsize=2, label=method)
     axis.axhline(0.5, color="0.6", lw=1, ls="--")
     axis.set(xlabel="sigma, raw input units", ylabel="mean p", ylim=(0, 1.02))
     axis.legend(fontsize=8)

@@ -20,6 +20,7 @@ from ..evaluation.sources import Source
 from ..meter import PHASES
 from . import figures, pictures
 from . import statistics as st
+from .agreement import agreement, disagreeing, shown_method
 
 #: Pictures of the most vulnerable and of the most canonical inputs.
 _GALLERY = 12
@@ -34,6 +35,7 @@ def report(
     *,
     out: str | Path | None = None,
     source: Source | None = None,
+    method: str | None = None,
 ) -> Path:
     """Writes the report of a finished run and returns the page's path.
 
@@ -45,17 +47,21 @@ def report(
             as formulas), and ``scores.parquet`` in cleanlab's shape
             (:func:`score_frame`).
         source: the data set for the pictures, where the manifest's name does not lead to it.
+        method: of the run, the one that headline, classes, galleries and flips are shown for. By default
+            its first one; where that disagrees with the run's own Monte Carlo, the one that is nearest
+            to it.
 
-    The first method of the run is the one that classes, galleries and flips are shown for, at the
-    sigma whose mean p is nearest to .8, where examples differ most.
+    All that is shown for one sigma is for that whose mean p is nearest to .8, where examples differ most.
 
     Raises:
-        ValueError: the run is not finished, or no example has an answer.
+        ValueError: the run is not finished, no example has an answer, or ``method`` is not of the run.
         MissingExtra: matplotlib, pillow or jinja2 is not installed.
     """
     run = run if isinstance(run, Evaluation) else Evaluation(run)
     parts = st.answers(run)
-    main = _main(parts)
+    found = agreement(parts)
+    chosen = _method(run, found, method)
+    main = _main(parts, chosen)
     folder = Path(out) if out is not None else run.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     clear_temporaries(folder)
@@ -69,10 +75,12 @@ def report(
     environment = jinja.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda x: "" if x is None else f"{100 * x:.1f} %"
     environment.filters["number"] = _number
+    environment.tests["finite"] = math.isfinite
     text = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     origin = pictures.open_source(run, source)
     half = st.sigma_at_half(run, main.method, parts)
-    known = half[~np.isnan(half)]
+    first = run.config.methods[0]
+    beside = {a.sigma: a for a in found if a.method == main.method}
     page = environment.from_string(text).render(
         run=run,
         config=run.config,
@@ -86,13 +94,19 @@ def report(
         classes=classes,
         bias=st.bias(classes),
         flips=st.flips(main, names),
-        agreement=st.agreement(parts),
+        agreement=found,
+        mc=beside.get(main.sigma),
+        disagreeing=_headline_first(disagreeing(found, main.method), main.sigma),
+        compared=bool(beside),
+        changed=method is None and main.method != first,
+        first=first,
+        first_disagreeing=_headline_first(disagreeing(found, first), main.sigma),
+        asked_for=method is not None,
+        right=st.right(main),
         bands=st.cost_by_band(main),
         times=st.time_shares(run),
         phases=PHASES,
-        half={"count": len(known), "of": len(half), "median": float(np.median(known))}
-        if len(known)
-        else None,
+        half=st.median_half(half, run.config.sigmas),
         n_classes=_count(main, names),
         figures={name: _inline(data) for name, data in drawn.items()},
         vulnerable=_gallery(main, names, origin, half, worst=True),
@@ -105,11 +119,26 @@ def report(
     return path
 
 
-def _main(parts: list[st.Answers]) -> st.Answers:
-    first = [a for a in parts if a.method == parts[0].method and len(a)]
-    if not first:
+def _method(run: Evaluation, found, method: str | None) -> str:
+    if method is None:
+        return shown_method(run.config.methods, found)
+    if method not in run.config.methods:
+        raise ValueError(
+            f"report: method must be of the run, {', '.join(run.config.methods)}, got {method!r}"
+        )
+    return method
+
+
+def _headline_first(found, sigma: float):
+    """The page's own sigma before the others."""
+    return sorted(found, key=lambda a: a.sigma != sigma)
+
+
+def _main(parts: list[st.Answers], method: str) -> st.Answers:
+    mine = [a for a in parts if a.method == method and len(a)]
+    if not mine:
         raise ValueError("report: run must have an answer for some example, got none")
-    return min(first, key=lambda a: abs(float(a["prob"].mean()) - 0.8))
+    return min(mine, key=lambda a: abs(float(a["prob"].mean()) - 0.8))
 
 
 def _draw(run, parts, main, classes, names) -> dict[str, bytes]:
@@ -118,7 +147,7 @@ def _draw(run, parts, main, classes, names) -> dict[str, bytes]:
         "classes": figures.classes(classes),
     }
     if len(run.config.sigmas) > 1:
-        drawn["sigma"] = figures.sigma_curve(parts, run.config.methods)
+        drawn["sigma"] = figures.sigma_curve(parts, run.config.methods, main.method)
     count = _count(main, names)
     if count <= _MOST_CLASSES:
         shown = [st.name_of(c, names) for c in range(count)]
@@ -159,7 +188,7 @@ def _gallery(
     out = []
     for at in order[:_GALLERY]:
         index = int(main["index"][at])
-        label = main["label"][at]
+        label, target, predicted = (main[name][at] for name in ("label", "target", "predicted"))
         picture = None if source is None else pictures.thumbnail(source, index)
         labelled = label is not None and not math.isnan(label)
         out.append(
@@ -167,8 +196,10 @@ def _gallery(
                 "index": index,
                 "name": main["name"][at],
                 "picture": None if picture is None else _inline(picture),
-                "label": st.name_of(int(label), names) if labelled else None,
-                "target": st.name_of(int(main["target"][at]), names),
+                # where these are not what p is of
+                "label": st.name_of(int(label), names) if labelled and label != target else None,
+                "predicted": st.name_of(int(predicted), names) if predicted != target else None,
+                "target": st.name_of(int(target), names),
                 "to": st.name_of(int(main["runner_up"][at]), names),
                 "prob": float(main["prob"][at]),
                 "complement": float(main["complement"][at]),

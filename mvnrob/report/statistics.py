@@ -65,6 +65,12 @@ def accuracy(of: Answers) -> float | None:
     return float((of["predicted"].astype(float) == number).mean()) if kind == "label" else None
 
 
+def right(of: Answers) -> np.ndarray:
+    """Examples whose target is what the model answers without noise: all of them where it is the
+    prediction. Only there is 1 - p what noise changes, and the runner-up where it leads."""
+    return of["predicted"].astype(float) == of["target"].astype(float)
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and its 99 % t-interval over examples drawn at random, cut to [0, 1].
 
@@ -92,22 +98,27 @@ class ClassRow:
     low: float
     high: float
     worst: float
-    flips_to: str
-    flips_share: float
+    flips_to: str  #: of the examples that are given this class without noise
+    flips_share: float | None
 
 
 def class_table(of: Answers, names: list[str] | None) -> list[ClassRow]:
-    """Classes from the least robust on; intervals are of the mean over a class's examples."""
+    """Classes from the least robust on; intervals are of the mean over a class's examples.
+
+    ``flips_to`` leaves out those of a label that the model answers otherwise without noise: where the
+    target is the prediction, noise often sends these to their label.
+    """
     number, kind = groups(of)
     rows = []
     for c in np.unique(number):
         here = number == c
         p = of["prob"][here]
         mean, low, high = mean_interval(p)
-        mass = 1 - p
-        flips, share = "", 0.0
+        own = here & right(of) & (of["predicted"].astype(float) == c)
+        mass = of["complement"][own].astype(float)
+        flips, share = "", None
         if mass.sum() > 0:
-            to = of["runner_up"][here].astype(np.int64)
+            to = of["runner_up"][own].astype(np.int64)
             weight = np.bincount(to, weights=mass)
             flips, share = name_of(int(weight.argmax()), names), float(weight.max() / mass.sum())
         accuracy = None
@@ -180,18 +191,52 @@ def summary(of: Answers) -> dict[str, float | str | int | None]:
 
 
 def sigma_at_half(run: Evaluation, method: str, parts: list[Answers]) -> np.ndarray:
-    """Where p falls to one half, per example, linear between the sigmas; NaN outside their range."""
+    """Where p first falls to one half, per example, linear between the sigmas: -inf where it is below at
+    the least sigma, inf where it stays above up to the largest, NaN without an answer."""
     mine = sorted((a for a in parts if a.method == method), key=lambda a: a.sigma)
     count = run.config.examples
-    p = np.full((len(mine), count), math.nan)
-    for s, part in enumerate(mine):
-        p[s, part["index"].astype(np.int64)] = part["prob"]
-    out = np.full(count, math.nan)
-    for s in range(len(mine) - 1):
-        here = np.isnan(out) & (p[s] >= 0.5) & (p[s + 1] < 0.5)
-        fall = (p[s, here] - 0.5) / (p[s, here] - p[s + 1, here])
-        out[here] = mine[s].sigma + fall * (mine[s + 1].sigma - mine[s].sigma)
+    out, before, level = (np.full(count, math.nan) for _ in range(3))
+    for part in mine:
+        p = np.full(count, math.nan)
+        p[part["index"].astype(np.int64)] = part["prob"]
+        fallen = np.isnan(out) & (p < 0.5)
+        first = fallen & np.isnan(before)
+        out[first] = -math.inf
+        here = fallen & ~first
+        fall = (before[here] - 0.5) / (before[here] - p[here])
+        out[here] = level[here] + fall * (part.sigma - level[here])
+        known = ~np.isnan(p)
+        before[known], level[known] = p[known], part.sigma
+    out[np.isnan(out) & ~np.isnan(before)] = math.inf
     return out
+
+
+@dataclass(frozen=True)
+class Half:
+    """The sigma at which half of the examples have fallen to p = .5: what :func:`sigma_at_half` has, as
+    one number, infinite outside the run's sigmas."""
+
+    median: float
+    low: float  #: the run's least sigma
+    high: float
+    below: int  #: examples with p < .5 there already
+    within: int
+    beyond: int
+
+
+def median_half(half: np.ndarray, sigmas: tuple[float, ...]) -> Half | None:
+    """None where a single sigma has no range, or no example has an answer."""
+    known = np.sort(half[~np.isnan(half)])
+    if len(known) == 0 or len(set(sigmas)) < 2:
+        return None
+    return Half(
+        float(known[(len(known) - 1) // 2]),  # no mean of two: one may be infinite
+        min(sigmas),
+        max(sigmas),
+        int((known == -math.inf).sum()),
+        int(np.isfinite(known).sum()),
+        int((known == math.inf).sum()),
+    )
 
 
 @dataclass(frozen=True)
@@ -203,9 +248,12 @@ class Flip:
 
 
 def flips(of: Answers, names: list[str] | None, most: int = 15) -> list[Flip]:
-    """Where noise sends inputs: 1 - p given to each one's most probable rival, by pairs of classes."""
+    """Where noise sends inputs: 1 - p given to each one's most probable rival, by pairs of classes. Where
+    the target is the label, of those that are right without noise: the others are not sent."""
     pairs: dict[tuple[int, int], list[float]] = {}
-    for a, b, p in zip(of["target"], of["runner_up"], of["complement"], strict=True):
+    own = right(of)
+    columns = (of[name][own] for name in ("target", "runner_up", "complement"))
+    for a, b, p in zip(*columns, strict=True):
         pairs.setdefault((int(a), int(b)), []).append(float(p))
     ranked = sorted(pairs.items(), key=lambda item: -sum(item[1]))[:most]
     return [
@@ -221,57 +269,11 @@ def flip_matrix(of: Answers, classes: int) -> np.ndarray:
     A class that loses less than a thousandth of what the one that loses most does is left empty.
     """
     out = np.zeros((classes, classes))
-    np.add.at(
-        out,
-        (of["target"].astype(np.int64), of["runner_up"].astype(np.int64)),
-        of["complement"].astype(float),
-    )
+    own = right(of)
+    pairs = (of["target"][own].astype(np.int64), of["runner_up"][own].astype(np.int64))
+    np.add.at(out, pairs, of["complement"][own].astype(float))
     total = out.sum(1, keepdims=True)
     return np.divide(out, total, out=np.zeros_like(out), where=total > 1e-3 * total.max(initial=0))
-
-
-@dataclass(frozen=True)
-class Agreement:
-    method: str
-    sigma: float
-    examples: int
-    bias: float
-    mean_error: float
-    largest: float
-    inside: float
-    mc_width: float
-
-
-def agreement(parts: list[Answers]) -> list[Agreement]:
-    """Every other method beside Monte Carlo where the run has both: bias, errors, and how often the
-    99 % interval of Monte Carlo, whose mean half-width is ``mc_width``, holds the estimate."""
-    out = []
-    counts = {a.sigma: a for a in parts if a.method == "mc"}
-    for a in parts:
-        if a.method == "mc" or a.sigma not in counts:
-            continue
-        mc = counts[a.sigma]
-        index, at, at_mc = np.intersect1d(
-            a["index"].astype(np.int64), mc["index"].astype(np.int64), return_indices=True
-        )
-        if len(index) == 0:
-            continue
-        p, m = a["prob"][at], mc["prob"][at_mc]
-        low, high = mc["lower"][at_mc], mc["upper"][at_mc]
-        gap = p - m
-        out.append(
-            Agreement(
-                a.method,
-                a.sigma,
-                len(index),
-                float(gap.mean()),
-                float(np.abs(gap).mean()),
-                float(np.abs(gap).max()),
-                float(((low <= p) & (p <= high)).mean()),
-                float((high - low).mean() / 2),
-            )
-        )
-    return out
 
 
 def cost_by_band(of: Answers) -> list[dict[str, float | str | int]]:
