@@ -293,15 +293,15 @@ def test_a_wide_error_excuses_no_headline():
     """Sigmoids state errors that reach Monte Carlo's interval anywhere: their mean is compared, too."""
     n = 50
     columns = {
-        "index": np.arange(n), "prob": np.full(n, 0.6), "lower": np.full(n, 0.3),
-        "upper": np.full(n, 0.9),
+        "index": np.arange(n), "prob": np.full(n, 0.6), "error": np.full(n, 0.3),
+        "lower": np.full(n, 0.3), "upper": np.full(n, 0.9),
     }  # fmt: skip
     mc = {"prob": np.full(n, 0.9), "lower": np.full(n, 0.87), "upper": np.full(n, 0.93)}
     parts = [st.Answers("taylor_mvs", 0.1, columns, 0), st.Answers("mc", 0.1, columns | mc, 0)]
     (beside,) = agreement(parts)
     assert beside.apart == 0 and beside.inside == 0 and beside.disagrees
     # without an error p alone counts; one input of 50 is chance
-    columns["lower"][:], columns["upper"][:] = math.nan, math.nan
+    columns["error"][:] = math.nan
     assert agreement(parts)[0].apart == 1
     columns["prob"][1:] = 0.9
     assert agreement(parts)[0].apart == 0.02 and not agreement(parts)[0].disagrees
@@ -324,7 +324,7 @@ def test_flips_are_of_inputs_that_are_right_without_noise(tmp_path, monkeypatch)
     page = Page(report(run).read_text())
     assert "right ones flip to" in page.text
     assert "of the 30 of 40 inputs that the model gives their label" in page.text
-    assert "without noise: on" in page.text and "10 inputs below 0.05" in page.text
+    assert "without noise: on" in page.text and "(inputs: 10 below 0.05" in page.text
     assert "No Monte Carlo in this run" in page.text
     lines: list[str] = []
     _summarise(run, lines.append)

@@ -53,9 +53,9 @@ def _beside(a: Answers, mc: Answers) -> Agreement | None:
         return None
     p, m = a["prob"][at], mc["prob"][at_mc]
     low, high = mc["lower"][at_mc], mc["upper"][at_mc]
-    # a method without an error of its own states p alone
-    own_low, own_high = (a[end][at].astype(float) for end in ("lower", "upper"))
-    own_low, own_high = (np.where(np.isnan(end), p, end) for end in (own_low, own_high))
+    # without an error of its own (softmax) a method's ends are 0 and 1; it states p alone
+    unstated = np.isnan(a["error"][at].astype(float))
+    own_low, own_high = (np.where(unstated, p, a[end][at]) for end in ("lower", "upper"))
     gap = p - m
     return Agreement(
         a.method,

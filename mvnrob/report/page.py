@@ -98,6 +98,7 @@ def report(
         mc=beside.get(main.sigma),
         disagreeing=_headline_first(disagreeing(found, main.method), main.sigma),
         compared=bool(beside),
+        states_error=not np.isnan(main["error"].astype(float)).all(),
         changed=method is None and main.method != first,
         first=first,
         first_disagreeing=_headline_first(disagreeing(found, first), main.sigma),
