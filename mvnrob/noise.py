@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ._standard_normal import GOLDEN, splitmix64, standard_normal
 
-#: Streams that must not share draws; they enter the hash.
-SAMPLES, DIRECTIONS, PROBES, CDF, INFLUENCES = range(5)
+#: Streams that must not share draws; they enter the hash. COUNTED: of Monte Carlo, which is independent of
+#: the estimators that it is set beside.
+SAMPLES, DIRECTIONS, PROBES, CDF, INFLUENCES, COUNTED = range(6)
 
 
 def row_keys(seed: int, stream: int, index: Tensor) -> Tensor:

@@ -93,10 +93,12 @@ class Chunk:
             "fill": self.fill,
         }
 
-    def draws(self, first: int, count: int, rows: Tensor | None = None) -> Tensor:
-        """Standard normal e of samples ``first ...``: ``[b, count, r]``, a row's own stream."""
+    def draws(
+        self, first: int, count: int, rows: Tensor | None = None, stream: int = SAMPLES
+    ) -> Tensor:
+        """Standard normal e of samples ``first ...``: ``[b, count, r]``, a row's own of the stream."""
         index = self.index if rows is None else self.index[rows]
-        keys = row_keys(self.settings.seed, SAMPLES, index)
+        keys = row_keys(self.settings.seed, stream, index)
         return standard_normal(keys, first, count, self.noise.dim, self.x.dtype)
 
     def perturbations(self, noise: Noise, first: int, count: int) -> Tensor:

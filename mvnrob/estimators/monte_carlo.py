@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .._mvn_cdf import Status
 from ..intervals import clopper_pearson
+from ..noise import COUNTED
 from .chunk import LEVEL, Chunk, Estimate
 from .linear import clean_runner_up
 
@@ -94,7 +95,7 @@ def _count(
     broken: Tensor,
 ) -> None:
     """Adds samples ``first .. first + count - 1`` of ``rows`` to the counts, for running sigmas."""
-    shift = chunk.noise.push(chunk.draws(first, count, rows).flatten(0, 1))
+    shift = chunk.noise.push(chunk.draws(first, count, rows, COUNTED).flatten(0, 1))
     shift = shift.unflatten(0, (len(rows), count))
     for number, sigma in enumerate(chunk.noise.sigmas):
         here = running[number, rows]
