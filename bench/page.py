@@ -1,9 +1,10 @@
 """Writes docs/benchmarks.md, its figures and the tables of choosing.md and imagenet.md from bench/results/.
 
-python -m bench page [--results FOLDER] [--docs FOLDER]
+python -m bench page [--results FOLDER] [--docs FOLDER] [--redraw]
 
 A section stands for a result file and is left out where there is none. A figure carries the digest
-of the file it was drawn from (PNG text "Source"), so that tests/test_bench.py sees when either is old.
+of the file it was drawn from (PNG text "Source"), so that tests/test_bench.py sees when either is old,
+and is drawn again when that changes: after a change of how figures are drawn, say --redraw.
 What a section says is in bench/sections.py, of a GPU in bench/cuda_sections.py.
 """
 
@@ -248,7 +249,7 @@ def draw(section, result, path):
     from matplotlib import pyplot
 
     figure = section.draw(result["rows"], pyplot)
-    figure.tight_layout()
+    figure.set_layout_engine("constrained")
     figure.savefig(path, dpi=110, metadata={"Source": result["digest"], "Software": None})
     pyplot.close(figure)
 
@@ -276,6 +277,7 @@ def main():
     p = argparse.ArgumentParser(prog="python -m bench page", description=__doc__.splitlines()[0])
     p.add_argument("--results", type=Path, default=harness.RESULTS)
     p.add_argument("--docs", type=Path, default=DOCS)
+    p.add_argument("--redraw", action="store_true", help="figures of unchanged results, too")
     args = p.parse_args()
     results = all_results(args.results)
     figures = args.docs / "figures"
@@ -285,7 +287,7 @@ def main():
         result = results.get(section.name)
         if result is None or not section.draw:
             path.unlink(missing_ok=True)
-        elif not path.exists() or digest_of_figure(path) != result["digest"]:
+        elif args.redraw or not path.exists() or digest_of_figure(path) != result["digest"]:
             draw(section, result, path)
             print(f"# drawn: figures/{path.name}")
     (args.docs / "benchmarks.md").write_text(

@@ -29,9 +29,35 @@ def by(rows, name):
     return lambda value: [row for row in rows if row.get(name) == value]
 
 
+# A method has one colour and one marker in every panel of every figure that shows it.
+INTEGRATORS = {
+    "mvn_cdf": ("C0", "o"), "scipy": ("C1", "s"), "mvtnorm": ("C2", "D"), "mvnxpb": ("C3", "P"),
+    "crude": ("C4", "^"), "TruncatedNormal": ("C5", "v"),
+}  # fmt: skip
+CONVERGENCE = {
+    "lattice, mvn_cdf's order": INTEGRATORS["mvn_cdf"], "SciPy": INTEGRATORS["scipy"],
+    "indicator, independent draws": INTEGRATORS["crude"], "lattice, order given": ("C6", "<"),
+    "independent points, mvn_cdf's order": ("C7", ">"),
+}  # fmt: skip
+ESTIMATORS = {
+    "softmax": ("C7", "X"), "taylor": ("C1", "s"), "taylor_mvs, slope 1": ("C2", "v"),
+    "taylor_mvs, calibrated": ("C8", "^"), "mmse": ("C3", "o"), "mmse iid": ("C4", "P"),
+    "mmse_mvs": ("C5", "*"), "logit_moments": ("C0", "D"),
+}  # fmt: skip
+
+
 def panels(pyplot, count, **options):
     figure, axes = pyplot.subplots(1, count, figsize=(4.4 * count, 3.6), squeeze=False, **options)
     return figure, axes[0]
+
+
+def one_legend(figure, columns):
+    """Of all panels, below them: inside one it would cover curves, and not stand for the others."""
+    named = {}
+    for axis in figure.axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    figure.legend(named.values(), named, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def mvn_cdf_tables(rows):
@@ -60,18 +86,21 @@ def draw_mvn_cdf(rows, pyplot):
     for axis, n in zip(axes, sizes, strict=True):
         for group in dict.fromkeys(row["group"] for row in goals if row["n"] == n):
             mine = [r for r in goals if (r["n"], r["group"]) == (n, group) and "reached_ms" in r]
-            for key, x, label, style in (
-                ("reached_ms", "rms", "mvn_cdf", "o-"),
-                ("scipy_ms", "rms_goal", "SciPy", "s--"),
-                ("crude_ms", "rms_goal", "crude Monte Carlo", "^:"),
+            for key, x, label, method in (
+                ("reached_ms", "rms", "mvn_cdf", "mvn_cdf"),
+                ("scipy_ms", "rms_goal", "SciPy", "scipy"),
+                ("crude_ms", "rms_goal", "crude Monte Carlo", "crude"),
             ):
                 curve = [r for r in mine if key in r]
-                axis.loglog([r[x] for r in curve], [r[key] for r in curve], style,
+                colour, marker = INTEGRATORS[method]
+                few = group == "few"
+                axis.loglog([r[x] for r in curve], [r[key] for r in curve], "--" if few else "-",
+                            color=colour, marker=marker, fillstyle="none" if few else "full",
                             label=f"{label}, {group}")  # fmt: skip
         axis.set(title=f"n = {n}", xlabel="true rms error", ylabel="ms per problem")
         axis.invert_xaxis()
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+    one_legend(figure, 3)
     return figure
 
 
@@ -139,16 +168,18 @@ def draw_peers(rows, pyplot):
         axis.axis("off")
     methods = [m for m in ("mvn_cdf", *PEERS) if any(r["method"] == m for r in rows)]
     for axis, n in zip(grid.flat, sizes, strict=False):
-        for k, method in enumerate(methods):
+        for method in methods:
+            colour, marker = INTEGRATORS[method]
             for kind, style in (("hierarchy, few", "--"), ("hierarchy, flat", "-")):
                 curve = [r for r in rows if (r["n"], r["kind"], r["p"], r["method"])
                          == (n, kind, "all", method) and r.get("rms")]  # fmt: skip
                 curve = [r for r in curve if r["bands"] == max(c["bands"] for c in curve)]
-                axis.loglog([r["ms"] for r in curve], [r["rms"] for r in curve], "." + style,
-                            color=f"C{k}", label=f"{method}, {kind.split(', ')[1]}")  # fmt: skip
+                axis.loglog([r["ms"] for r in curve], [r["rms"] for r in curve], style, color=colour,
+                            marker=marker, markersize=4, fillstyle="none" if style == "--" else "full",
+                            label=f"{method}, {kind.split(', ')[1]}")  # fmt: skip
         axis.set(title=f"n = {n}", xlabel="ms per problem", ylabel="true rms error")
         axis.grid(alpha=0.3)
-    grid[0][0].legend(fontsize=6)
+    one_legend(figure, len(methods))
     return figure
 
 
@@ -188,10 +219,12 @@ def draw_convergence(rows, pyplot):
     for axis, family in zip(axes, families, strict=True):
         for method in dict.fromkeys(r["method"] for r in rows):
             curve = [r for r in rows if (r["family"], r["method"]) == (family, method)]
-            axis.loglog([r["points"] for r in curve], [r["rms"] for r in curve], ".-", label=method)
+            colour, marker = CONVERGENCE[method]
+            axis.loglog([r["points"] for r in curve], [r["rms"] for r in curve], "-", color=colour,
+                        marker=marker, markersize=4, label=method)  # fmt: skip
         axis.set(title=family, xlabel="points", ylabel="rms error")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6)
+    one_legend(figure, 2)
     return figure
 
 
@@ -438,6 +471,14 @@ def estimators_tables(rows):
     )  # fmt: skip
 
 
+def family(method):
+    """Of a row's method what ESTIMATORS names: copies are along a curve, options are not."""
+    name, _, option = method.partition(", ")
+    if option in ("slope 1", "calibrated"):
+        return method
+    return f"{name} iid" if option.endswith("iid") else name
+
+
 def draw_estimators(rows, pyplot):
     tasks = list(dict.fromkeys(r["task"] for r in rows))
     most = max(len({r["sigma"] for r in rows if r["task"] == task}) for task in tasks)
@@ -453,20 +494,19 @@ def draw_estimators(rows, pyplot):
             ends = sorted({r["passes"] for r in mine})
             scale = mine[0]["mc_rms"] * mine[0]["passes"] ** 0.5
             axis.loglog(ends, [scale * n**-0.5 for n in ends], "k:", label="Monte Carlo, expected")
-            family = lambda row: (
-                row["method"].split(",")[0] + (" iid" if "iid" in row["method"] else "")
-            )
-            for name in dict.fromkeys(family(r) for r in mine if not r["method"].startswith("mc,")):
+            for name, (colour, marker) in ESTIMATORS.items():
                 # No error below the reference's own noise can be told.
                 curve = [(r["passes"], max(r["rms"], r["rms_reference"] / 3))
-                         for r in mine if family(r) == name]  # fmt: skip
-                axis.loglog(*zip(*curve, strict=True), "o-", markersize=4, label=name)
+                         for r in mine if family(r["method"]) == name]  # fmt: skip
+                if curve:
+                    axis.loglog(*zip(*curve, strict=True), "-", color=colour, marker=marker,
+                                markersize=5, label=name)  # fmt: skip
             axis.axhline(mine[0]["rms_reference"] / 3, color="grey", linewidth=0.6)
             axis.set(
                 title=f"{task}, sigma {sigma:g}", xlabel="passes per input", ylabel="rms error"
             )
             axis.grid(alpha=0.3)
-    grid[0][0].legend(fontsize=6)
+    one_legend(figure, 5)
     return figure
 
 

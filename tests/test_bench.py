@@ -701,6 +701,9 @@ def test_floors_come_from_the_best_ceilings(one_thread):
 def test_estimators_are_measured_against_monte_carlo(monkeypatch, one_thread):
     from bench import bench_estimators as base
 
+    names = [name for name, _ in (*base.ESTIMATORS, *base.PHOTO_ESTIMATORS)]
+    drawn = {sections.family(name) for name in names if not name.startswith("mc, ")}
+    assert drawn == set(sections.ESTIMATORS)  # each has its colour
     few = [item for item in base.ESTIMATORS if item[0] in ("mc, 100", "taylor", "softmax")]
     monkeypatch.setattr(base, "ESTIMATORS", few)
     args = SimpleNamespace(inputs=20, draws=2000, photos=0)
