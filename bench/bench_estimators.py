@@ -6,8 +6,8 @@ Tasks: scikit-learn's digits (10 classes), pairs of them side by side (100 class
 EfficientNet-Lite0 (1,000 classes) on `--photos` of scikit-image's photographs: minutes. Reference:
 Monte Carlo on the same inputs with `--draws` draws (a tenth of it for photographs), another seed.
 Errors are over inputs; "rms" has the reference's own noise, "rms_reference", taken off its square.
-"passes" is per input and sigma: forward, forward-mode and backward passes added up, which cost about the
-same in these networks. "mc_rms" is what Monte Carlo itself would do with as many passes,
+"passes" is per input and sigma: forward passes, forward-mode products and backward passes, each counted as
+1 (`mvnrob selfcheck` counts each of the last two as 2; the page has both). "mc_rms" is what Monte Carlo itself would do with as many passes,
 sqrt(mean p (1 - p) / passes). A run whose Monte Carlo lines leave the reference is no result.
 """
 

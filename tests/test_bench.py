@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -700,6 +701,7 @@ def test_floors_come_from_the_best_ceilings(one_thread):
 
 def test_estimators_are_measured_against_monte_carlo(monkeypatch, one_thread):
     from bench import bench_estimators as base
+    from mvnrob.evaluation.selfcheck import _JVP_IN_FORWARDS, _VJP_IN_FORWARDS
 
     names = [name for name, _ in (*base.ESTIMATORS, *base.PHOTO_ESTIMATORS)]
     drawn = {sections.family(name) for name in names if not name.startswith("mc, ")}
@@ -711,6 +713,11 @@ def test_estimators_are_measured_against_monte_carlo(monkeypatch, one_thread):
     assert len(rows) == 9 and all(row["classes"] == 10 for row in rows)
     taylor = next(r for r in rows if r["method"] == "taylor" and r["sigma"] == 0.1)
     assert taylor["vjp"] == 10 and taylor["passes"] >= 11
+    assert _VJP_IN_FORWARDS == _JVP_IN_FORWARDS == sections.FORWARDS
+    assert sections.in_forwards(taylor) == taylor["passes"] + taylor["jvp"] + taylor["vjp"]
+    assert sections.mc_rms_forwards(taylor) == pytest.approx(
+        math.sqrt(taylor["rms_reference"] ** 2 * 2000 / sections.in_forwards(taylor))
+    )
     assert taylor["rms"] < 0.02 < next(r for r in rows if r["method"] == "softmax")["max"]
     # An estimate that is far off is told from Monte Carlo.
     assert not base.consistent({"rms": 0.3, "mc_rms": 0.05, "rms_reference": 0.01, "inputs": 20})

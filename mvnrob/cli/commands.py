@@ -76,10 +76,10 @@ def group() -> None:
 
 
 @group.command()
-@click.option("--model", required=True, help="digits, efficientnet-lite0, ppocr-v6, timm:NAME, "
+@click.option("--model", required=True, help="digits, efficientnet-lite0, ppocr-v6, ppocr-v4, timm:NAME, "
               "torchvision:NAME, hf:NAME, a .pt2, .pt or .ts file, or path.py:factory")  # fmt: skip
-@click.option("--data", required=True, help="digits, photos, glyphs, a folder of pictures, an .npz file, "
-              ".tar shards, or hf:NAME[:SPLIT]")  # fmt: skip
+@click.option("--data", required=True, help="digits, photos, glyphs or glyphs:ppocr-v4, a folder of "
+              "pictures, an .npz file, .tar shards, or hf:NAME[:SPLIT]")  # fmt: skip
 @click.option("--sigma", required=True, type=Numbers(), help="noise levels in raw input units "
               "(pixels in [0, 1]), separated by commas")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path),
@@ -252,8 +252,12 @@ def selfcheck(model, data, sigma, method, examples, mean, std, **rest) -> int:
     """Check the estimators against Monte Carlo on a sample, and recommend one.
 
     bias, mean |e|, rms: of p less Monte Carlo's; in MC: the share of its 99 % intervals that hold p;
-    stated: the share that differs by no more than the stated errors; passes: of an input, in forward
-    passes; counting: the error of Monte Carlo with as many.
+    stated: the share that differs by no more than the stated errors and Monte Carlo's half-width;
+    passes: of an input, for one sigma, in forward passes, where a backward pass or a forward-mode
+    product counts as two; counting: the error of Monte Carlo with as many. A method pays where its
+    rms is below its counting.
+
+    Cost: --draws forward passes for each example and sigma, and the methods' own.
     """
     from ..evaluation import selfcheck as check
 
