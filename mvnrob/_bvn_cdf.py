@@ -23,13 +23,14 @@ def bvn_cdf(h: Tensor, k: Tensor, rho: Tensor) -> Tensor:
     below 1e-15. NaN where an argument is NaN or rho is outside [-1, 1]. Cost: about 0.1 us an
     element. Source: Genz, Statistics and Computing 14 (2004).
 
-    Differentiable, as often as wanted where |rho| < 1, in reverse and in forward mode. At rho = 1 and -1 the gradient is one-sided
-    where the limits differ (h and k; h and -k); where they meet they share the slope equally, and
-    that to rho is infinite.
+    Differentiable, as often as wanted where |rho| < 1, in reverse and in forward mode. At rho = 1 and -1
+    the gradient is one-sided where the limits differ (h and k; h and -k); where they meet they share the
+    slope equally, and that to rho is infinite.
 
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, device or shape.
         NotImplementedError: a tensor is on a device without kernels.
+        torch.OutOfMemoryError: memory does not hold the result, on a CPU too.
     """
     named = {"h": h, "k": k, "rho": rho}
     check_alike("bvn_cdf", named, gradients=True)

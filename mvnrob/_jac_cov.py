@@ -17,12 +17,20 @@ _REAL_DTYPES = (torch.float32, torch.float64)
 
 
 class JacCovResult(NamedTuple):
-    """What :func:`jac_cov` returns: entry i stands for class ``keep[b, i]``, n = C - 1."""
+    """What :func:`jac_cov` returns: entry i stands for class ``keep[b, i]``, n = C - 1.
 
-    z: Tensor  #: ``[B, n]``, margins in standard deviations of their noise
-    corr: Tensor  #: ``[B, n, n]``, correlations of that noise
-    norms: Tensor  #: ``[B, n]``, ``||J_t - J_i||`` (before sigma), in logits per unit of input
-    keep: Tensor  #: ``[B, n]`` int64, the classes other than the target, in increasing order
+    The first three have the dtype of the logits (float32 for bfloat16).
+
+    - ``z``: ``[B, n]``, margins in standard deviations of their noise.
+    - ``corr``: ``[B, n, n]``, correlations of that noise.
+    - ``norms``: ``[B, n]``, ``||J_t - J_i||`` (before sigma), in logits per unit of input.
+    - ``keep``: ``[B, n]`` int64, the classes other than the target, in increasing order.
+    """
+
+    z: Tensor
+    corr: Tensor
+    norms: Tensor
+    keep: Tensor
 
 
 def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) -> JacCovResult:
@@ -73,9 +81,16 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
     does not fit, see :func:`jac_cov_accumulate`; to leave out classes before they cost anything,
     :func:`jac_cov_norms`.
 
+    Source: ``z`` and ``corr`` are those of the Taylor estimator of Han, Srinivas and Lakkaraju (UAI 2024,
+    arXiv 2307.13885).
+
+    Returns :class:`mvnrob.JacCovResult`.
+
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
         NotImplementedError: a tensor requires grad, or is on a device without kernels.
+        torch.OutOfMemoryError: memory does not hold the results; where it does not hold the sums
+            ``[B, C, C]`` before them, a CPU raises torch's own RuntimeError.
     """
     _check_rows("jac_cov", J, target)
     logits = _check_logits("jac_cov", logits, target, tuple(J.shape[:2]))
@@ -117,7 +132,7 @@ def jac_cov_finalize(
             values of sigma (only ``z`` depends on it).
         logits, target, sigma: as in :func:`jac_cov`; the results have the dtype of ``logits``.
 
-    Cost: a pass over S. Raises as :func:`jac_cov` does.
+    Returns :class:`mvnrob.JacCovResult`. Cost: a pass over S. Raises as :func:`jac_cov` does.
     """
     op = "jac_cov_finalize"
     _check_target(op, target)

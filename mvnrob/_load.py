@@ -36,6 +36,9 @@ def simd_level() -> str:
     """Instruction set of the CPU kernels: ``"generic"``, ``"avx2"`` or ``"avx512"``.
 
     The best one that the processor has; the environment variable ``MVNROB_SIMD``, read once at the
-    first call of a kernel, chooses a lower one.
+    first call of a kernel, chooses a lower one. Costs nothing.
+
+    Raises:
+        RuntimeError: ``MVNROB_SIMD`` names none of them, or one that the processor or the build lacks.
     """
     return torch.ops.mvnrob.simd_level()

@@ -92,6 +92,15 @@ def mvn_cdf(
 ) -> Tensor | MVNResult:
     r"""P(lower <= X <= upper) for X ~ N(mean, cov), a batch of problems each with its own covariance.
 
+    What to set, beside limits and a covariance: nothing, for p with a 99 % error of 1e-4.
+
+    - another error: ``abs_tol=1e-3``; digits of a small p or of 1 - p: ``abs_tol=0, rel_tol=1e-3``
+    - the error reached, and how a row ended: ``return_info=True`` (:class:`mvnrob.MVNResult`)
+    - log p, however far in the tails: :func:`mvnrob.mvn_log_cdf`; a known factor of cov: ``factor=``
+    - microseconds, differentiable, without an error: ``method="mendell_elston"``
+
+    All else, exactly, follows.
+
     Args:
         upper: upper limits ``[..., n]``, float32 or float64; ``+inf`` drops a variable.
         cov: covariances ``[..., n, n]`` of any scale, same dtype; symmetric and positive
@@ -274,11 +283,11 @@ def mvn_cdf(
     ``n (n - 1) / 2`` conditional problems for limits and mean (four times as many with ``lower``), all in
     one call; a Hessian twice that, and is symmetric but for last bits there. At few variables it is what a
     call takes, up to some dozens of rows: 6 to 10 milliseconds for a Hessian; of 16 problems mapped in one
-    call each takes about one (``bench/bench_mvn_cdf_hvp.py``). Where cov takes part each problem is differentiated, too, to
-    limits and cov. To a factor they go by its covariance, ``[n, n]``. At a singular cov they are one-sided
-    as the gradients are; where limits of multiples meet (within what rounding of cov may move them), or
-    those of variables that are multiples given one or two others, there are none, and the row is NaN.
-    Third derivatives are refused.
+    call each takes about one (``bench/bench_mvn_cdf_hvp.py``). Where cov takes part each problem is
+    differentiated, too, to limits and cov. To a factor they go by its covariance, ``[n, n]``. At a singular
+    cov they are one-sided as the gradients are; where limits of multiples meet (within what rounding of cov
+    may move them), or those of variables that are multiples given one or two others, there are none, and
+    the row is NaN. Third derivatives are refused.
 
     Sources: Genz (1992), J. Comput. Graph. Stat. 1(2) (separation of variables); Gibson, Glasbey and
     Elston (1994) (order); Hickernell (2002) (tent-transformed lattices); Cools, Kuo and Nuyens

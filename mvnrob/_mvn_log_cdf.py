@@ -46,8 +46,10 @@ def mvn_log_cdf(
     Differentiable twice and in forward mode, as :func:`mvnrob.mvn_cdf` is, also where p itself is no
     number of the dtype: slopes to the limits are those of the tilted samples, within ``rel_tol`` of the
     largest of them at the value's points or before, or for p near 1 each within ``rel_tol`` of itself.
-    Messages are those of ``mvn_cdf``. Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a
-    plain one.
+    Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
+
+    Raises what :func:`mvnrob.mvn_cdf` does, in its name: TypeError and ValueError for a bad argument,
+    NotImplementedError, torch.OutOfMemoryError.
     """
     result = mvn_cdf(
         upper,

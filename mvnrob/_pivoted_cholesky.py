@@ -94,6 +94,7 @@ def pivoted_cholesky(
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
         NotImplementedError: a tensor requires grad, or is on a device without kernels.
+        torch.OutOfMemoryError: memory does not hold the results or a row's workspace, on a CPU too.
     """
     batch = check_problem("pivoted_cholesky", upper, cov, factor, lower, mean, gradients=False)
     matrix = cov if factor is None else factor

@@ -22,24 +22,30 @@ from .robustness import linear_settings, sigma_levels
 
 @dataclass(frozen=True, repr=False)
 class ArgmaxResult:
-    """What :func:`argmax_probabilities` knows of each input.
+    """What :func:`argmax_probabilities` knows of each input; tensors are on the device of x.
 
-    Fields marked (s) gain a leading dimension ``n_sigma`` when sigma was a list.
+    Shapes marked (s) gain a leading dimension ``n_sigma`` when sigma was a list.
+
+    - ``prob``: (s) ``[B, C]`` float64, P(argmax f(x + noise) = c); zero where not computed.
+    - ``error``: (s) ``[B, C]`` float64, 99 % bound on ``|prob - P|`` in the linear model; where ``prob``
+      is not computed, a bound on P.
+    - ``rest``: (s) ``[B]`` float64, what the computed ones leave of 1: the mass of all the others.
+    - ``rest_error``: (s) ``[B]`` float64, bound on the error of ``rest``, and of the sum of ``prob``
+      beside ``1 - rest``: the computed ones' integration errors and the screened mass.
+    - ``status``: (s) ``[B]`` int64, the worst :class:`mvnrob.Status` of the integrals (CONVERGED for
+      all that met the tolerance).
+    - ``target``: ``[B]`` int64, the argmax at x itself.
+    - ``sigma``: float64, as in :class:`mvnrob.RobustnessResult`.
+    - ``cost``: :class:`mvnrob.meter.Cost`, passes of each input and seconds of the call.
     """
 
-    prob: Tensor  #: (s) float64 ``[B, C]``, P(argmax f(x + noise) = c); zero where not computed
-    #: (s) ``[B, C]``, 99 % bound on ``|prob - P|`` in the linear model; where prob is not computed, a
-    #: bound on P
+    prob: Tensor
     error: Tensor
-    rest: Tensor  #: (s) ``[B]``, what the computed ones leave of 1: the mass of all the others
-    #: (s) ``[B]``, bound on the error of ``rest``, and of the sum of ``prob`` beside ``1 - rest``:
-    #: the computed ones' integration errors and the screened mass
+    rest: Tensor
     rest_error: Tensor
-    #: (s) int64 ``[B]``, the worst :class:`mvnrob.Status` of the integrals (CONVERGED for all that
-    #: met the tolerance)
     status: Tensor
-    target: Tensor  #: int64 ``[B]``, the argmax at x itself
-    sigma: Tensor  #: float64, as in :class:`mvnrob.RobustnessResult`
+    target: Tensor
+    sigma: Tensor
     cost: Cost
 
     def __repr__(self) -> str:
@@ -83,8 +89,9 @@ def argmax_probabilities(
             ``error``, and are together in ``rest``. Each integral costs a call of mvn_cdf over all
             kept classes: with hundreds of them, ask for no more than needed.
         abs_tol: 99 % error to reach for each class, screening included.
-        model, x, sigma, screen, head, noise_factor, bounds, preprocessing, seed, first_index,
-            max_bytes, jacobian, jvp_mode, check: as in :func:`mvnrob.robustness`.
+        model: ``[B, *shape] -> [B, C]`` logits; x: inputs ``[B, *shape]``; sigma: standard deviation of
+            the noise in units of x; these and screen, head, noise_factor, bounds, preprocessing, seed,
+            first_index, max_bytes, jacobian, jvp_mode, check: as in :func:`mvnrob.robustness`.
 
     Of equal classes whose margin cannot move the first wins, as in ``torch.argmax``. Where two
     gradients differ by no more than rounding (3e-7 of their distance to the target's) and the margin
@@ -97,8 +104,15 @@ def argmax_probabilities(
     Cost: passes as for ``robustness(method="taylor")``; then one integral per class and sigma. For each
     pair of kept classes 80 bytes.
 
+    Returns :class:`mvnrob.ArgmaxResult`.
+
+    Source: the Taylor estimator of Han, Srinivas and Lakkaraju (UAI 2024, arXiv 2307.13885), asked for
+    every class in place of the one at x.
+
     Raises:
-        TypeError, ValueError, RuntimeError: as :func:`mvnrob.robustness`.
+        TypeError, ValueError: a bad argument, as for :func:`mvnrob.robustness`; ``min_prob`` outside
+            [0, 1); a ``max_bytes`` that the kept classes' covariances exceed.
+        torch.OutOfMemoryError, RuntimeError: as :func:`mvnrob.robustness`.
     """
     op = "argmax_probabilities"
     check_inputs(op, x)

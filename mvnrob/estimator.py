@@ -28,8 +28,12 @@ class Estimator:
     ``Estimator(model, 0.1).estimate(inputs, target=labels)`` is
     ``mvnrob.robustness(model, inputs, 0.1, target=labels)``.
 
+    What an estimate means and costs, and where it is from, is said in :func:`mvnrob.robustness`; binding
+    costs nothing.
+
     Raises:
-        TypeError, ValueError: as :func:`mvnrob.robustness` does.
+        TypeError, ValueError: a bad method or option; the others when ``estimate`` is called, as
+            :func:`mvnrob.robustness` does.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class Estimator:
         value or a tuple, the same for all inputs; a tensor of one row is repeated for each noisy copy.
         Rows of their own for several inputs are refused: estimate such inputs one at a time.
 
-        Returns :class:`mvnrob.RobustnessResult`, every field per input.
+        Returns :class:`mvnrob.RobustnessResult`. Errors and cost: :func:`mvnrob.robustness`.
         """
         model = self.forward_func
         if additional_forward_args is not None:

@@ -10,10 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Phases of a call. ``forward``: the network's forward passes, with and without a graph; ``jvp``,
-#: ``vjp``: forward-mode products and backward passes; ``covariance``: norms and products of rows,
-#: of the last layer's features too (``jac_cov``); ``sketch``: random directions and what is concluded
-#: from products along them; ``cdf``: ``mvn_cdf``; ``other``: all the rest.
+#: Phases of a call, as :class:`Cost` tells them apart.
 PHASES = ("forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other")
 #: Marks that are kept before they are read: events take memory.
 _MARKS = 4096
@@ -21,15 +18,23 @@ _MARKS = 4096
 
 @dataclass(frozen=True)
 class Cost:
-    """What an answer cost. Passes are per input, all sigmas together; seconds are for the call."""
+    """What an answer cost. Passes are per input, all sigmas together; seconds are for the call.
 
-    #: int64 ``[B]``, forward passes: those that VJPs start from included, on a GPU of several copies of
-    #: an input where that fills a pass
+    - ``forward``: ``[B]`` int64, forward passes: those that VJPs start from included, on a GPU of
+      several copies of an input where that fills a pass.
+    - ``jvp``: ``[B]`` int64, Jacobian-vector products (forward mode).
+    - ``vjp``: ``[B]`` int64, vector-Jacobian products (backward passes).
+    - ``seconds``: dict of floats, wall time by phase, which sum to the call's; on CUDA those of the
+      stream, where a phase lasts until the next one's work begins. ``"forward"``: the network's forward
+      passes, with and without a graph; ``"jvp"``, ``"vjp"``: forward-mode products and backward passes;
+      ``"covariance"``: norms and products of rows, of the last layer's features too (``jac_cov``);
+      ``"sketch"``: random directions and what is concluded from products along them; ``"cdf"``:
+      ``mvn_cdf``; ``"other"``: all the rest.
+    """
+
     forward: Tensor
-    jvp: Tensor  #: int64 ``[B]``, Jacobian-vector products
-    vjp: Tensor  #: int64 ``[B]``, vector-Jacobian products (backward passes)
-    #: of each phase (see ``PHASES``), which sum to the call's; on CUDA those of the stream, where a
-    #: phase lasts until the next one's work begins
+    jvp: Tensor
+    vjp: Tensor
     seconds: dict[str, float]
 
     @property

@@ -52,27 +52,38 @@ _READERS = {
 
 @dataclass(frozen=True, repr=False)
 class RobustnessResult:
-    """What :func:`robustness` knows of each input.
+    """What :func:`robustness` knows of each input; tensors are on the device of x.
 
-    Fields marked (s) have shape ``[B]``, or ``[n_sigma, B]`` when sigma was a list.
+    Shape (s) is ``[B]``, or ``[n_sigma, B]`` when sigma was a list.
+
+    - ``prob``: (s) float64, P(argmax f(x + noise) = target).
+    - ``complement``: (s) float64, one minus it, computed without cancellation.
+    - ``error``: (s) float64, 99 % bound on ``|prob - truth|``, of what :func:`robustness` says the
+      method's error covers; NaN: no statement.
+    - ``lower``, ``upper``: (s) float64, the limits that ``error`` stands for, possibly at unequal
+      distances from ``prob``.
+    - ``status``: (s) int64, the numbers of :class:`mvnrob.Status`: how the integral alone ended. It
+      does not speak of sampling error (``mmse``, ``logit_moments``), which ``abs_tol`` does not govern.
+      EXACT for ``softmax``, ``taylor_mvs`` and ``mmse_mvs``, formulas without an integral; for
+      ``mc``, MAX_POINTS where ``width`` was not reached.
+    - ``target``: ``[B]`` int64, the class whose probability this is.
+    - ``runner_up``: (s) int64, the class the input most probably flips to.
+    - ``n_screened``: (s) int64, rivals that did not enter the integral.
+    - ``sigma``: float64, the noise levels in units of x: ``[]``, ``[n_sigma]`` or one input's shape.
+    - ``method``: str, as asked for.
+    - ``cost``: :class:`mvnrob.meter.Cost`, passes of each input and seconds of the call.
     """
 
-    prob: Tensor  #: (s) float64, P(argmax f(x + noise) = target)
-    complement: Tensor  #: (s) one minus it, computed without cancellation
-    error: (
-        Tensor  #: (s) 99 % bound on what the method's docstring says it covers; NaN: no statement
-    )
-    lower: Tensor  #: (s) the limits that ``error`` stands for, possibly unequal distances from prob
-    upper: Tensor  #: (s)
-    #: (s) int64, the numbers of :class:`mvnrob.Status`: how the integral alone ended. It does not
-    #: speak of sampling error (``mmse``, ``logit_moments``), which ``abs_tol`` does not govern.
-    #: EXACT for ``softmax``, ``taylor_mvs`` and ``mmse_mvs``, formulas without an integral; for
-    #: ``mc``, MAX_POINTS where ``width`` was not reached.
+    prob: Tensor
+    complement: Tensor
+    error: Tensor
+    lower: Tensor
+    upper: Tensor
     status: Tensor
-    target: Tensor  #: int64 ``[B]``, the class whose probability this is
-    runner_up: Tensor  #: (s) int64, the class the input most probably flips to
-    n_screened: Tensor  #: (s) int64, rivals that did not enter the integral
-    sigma: Tensor  #: float64: the noise levels, ``[]``, ``[n_sigma]`` or one input's shape
+    target: Tensor
+    runner_up: Tensor
+    n_screened: Tensor
+    sigma: Tensor
     method: str
     cost: Cost
 
@@ -124,7 +135,8 @@ def robustness(
         model: ``[B, *shape] -> [B, C]`` logits, C >= 2: an ``nn.Module`` in eval mode, or a callable;
             an output object with ``.logits`` is accepted. Rows must be independent of each other.
             Half precision outputs are computed with in float32; autocast around the call reaches the
-            model alone. What ``torch.compile`` made runs compiled where no derivatives are taken. Train mode is refused where it can be seen: in a module, its bound methods and
+            model alone. What ``torch.compile`` made runs compiled where no derivatives are taken. Train
+            mode is refused where it can be seen: in a module, its bound methods and
             ``functools.partial`` of them. A lambda or function that calls a module is not searched;
             call ``model.eval()`` yourself.
         x: inputs ``[B, *shape]``, a dense floating point tensor of the dtype and on the device that
@@ -220,6 +232,8 @@ def robustness(
     for several classes at a time. Memory: below
     ``max_bytes``, results and a copy of x aside, and what a model's operations take for a moment; on a
     CPU freed memory is kept until the call ends and may come on top of it.
+
+    Returns :class:`mvnrob.RobustnessResult`.
 
     Raises:
         TypeError, ValueError: a bad argument, an option that the method does not read, a module in

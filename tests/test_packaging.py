@@ -1,5 +1,6 @@
 """What an installation consists of: names, versions, binaries, environment variables."""
 
+import dataclasses
 import importlib.metadata
 import inspect
 import os
@@ -37,6 +38,10 @@ def test_public_name_exists_and_is_documented(name):
     # NamedTuple and dataclass write a signature as the docstring when there is none
     text = inspect.getdoc(thing)
     assert text and not text.startswith(f"{name}("), f"mvnrob.{name} has no docstring"
+    # help() shows no comments: what a result holds is said in the docstring
+    fields = [f.name for f in dataclasses.fields(thing)] if dataclasses.is_dataclass(thing) else []
+    for field in (*fields, *getattr(thing, "_fields", ())):
+        assert f"``{field}``" in text, f"mvnrob.{name} does not say what {field} is"
 
 
 def test_public_names_are_sorted_and_unique():

@@ -158,10 +158,20 @@ class Parts:
 
 
 class Evaluation:
-    """A run's folder: ``config``, ``table()``, ``timings()``, ``is_complete``.
+    """A run's folder: what :func:`mvnrob.evaluate` returns, or the folder opened again.
 
     Args:
         folder: what ``evaluate`` was given as ``out``.
+
+    - ``folder``: its path.
+    - ``config``: what the table depends on: ``model``, ``data``, ``examples``, ``sigmas``, ``methods``,
+      ``target``, ``options``, ``seed``, ``chunk``, ``device``, ``threads``, ``max_bytes`` and what
+      becomes of pictures.
+    - ``manifest``: dict, the manifest as it stands in the folder.
+    - ``is_complete``: bool, whether the table is there; ``progress()``: finished chunks, and all.
+    - ``table()``, ``timings()``: ``pyarrow.Table``: answers, and seconds.
+
+    Cost: reads the manifest; ``table()`` and ``timings()`` read their files at every call.
 
     Raises:
         ValueError: the folder holds no run.

@@ -83,8 +83,10 @@ def evaluate(
     """P(noise leaves the answer as it is) for every example of a data set, into a folder.
 
     Args:
-        model: see :func:`load_model`.
-        data: see :func:`load_source`.
+        model: a name such as ``"digits"`` or ``"timm:resnet50"``, a file, ``"path.py:factory"``, or a
+            model in eval mode: see :func:`mvnrob.evaluation.load_model`.
+        data: a name, a folder of pictures, an ``.npz`` file, ``.tar`` shards, a data set or ``(x, labels)``:
+            see :func:`mvnrob.evaluation.load_source`.
         sigma: standard deviations of the noise, in units of the raw inputs (pixels in [0, 1]): a
             number, or several as a list or a NumPy array.
         out: the folder. Results appear in it chunk by chunk; a killed run goes on with ``resume``.
@@ -93,7 +95,7 @@ def evaluate(
         options: for a method, what else :func:`mvnrob.robustness` takes:
             ``{"mmse": {"sampling": "iid"}}``.
         n_samples, abs_tol: for every method that reads them.
-        weights: see :func:`load_model`.
+        weights: see :func:`mvnrob.evaluation.load_model`.
         input_size, crop, bounds, preprocessing: in place of what the model says: the side of a
             picture; the share of its shorter side that the square cut out of its middle has (1 for a
             model that says nothing); the range of raw inputs; ``dict(mean, std, axis)`` applied after
@@ -131,14 +133,19 @@ def evaluate(
     ``status`` and ``note`` that say so. Anything else that fails ends the run, whose finished chunks
     stay.
 
-    Returns the :class:`Evaluation` of the folder, finished unless ``shard`` left chunks to others.
+    Returns the :class:`mvnrob.Evaluation` of the folder, finished unless ``shard`` left chunks to others.
+
+    Cost: for every example what :func:`mvnrob.robustness` takes with each method, and one forward pass for
+    the prediction. Memory: that of ``robustness`` for a chunk, and two chunks of examples. Disk: some 100
+    bytes for each example, method and sigma, in the table and its parts together.
 
     Raises:
         TypeError, ValueError: a bad argument; ``out`` cannot be made or written, or holds another run, or
             the same one without ``resume``.
-        Stopped: the model fails on examples, whose numbers the message says (a RuntimeError).
+        RuntimeError (mvnrob.evaluation.runner.Stopped): the model fails on examples, whose numbers the
+            message says.
         OSError: a part cannot be written (a full disk): those before it stay, resume later.
-        MissingExtra: a package that is needed is not installed.
+        ImportError (MissingExtra): a package that is needed is not installed.
     """
     if not isinstance(out, (str, Path)):
         raise TypeError(f"evaluate: out must be a folder's path, got {type(out).__name__}")

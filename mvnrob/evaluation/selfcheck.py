@@ -28,30 +28,51 @@ _AS_GOOD = 1.5
 
 @dataclass(frozen=True)
 class Check:
-    """One method at one sigma against Monte Carlo on the sample."""
+    """One method at one sigma against Monte Carlo on the sample; printed headings in brackets.
+
+    - ``method``, ``sigma``: which.
+    - ``bias``: mean of p - mc.
+    - ``mean_error`` (mean |e|): mean of |p - mc|.
+    - ``rms``: root mean square of p - mc, Monte Carlo's own noise taken out.
+    - ``inside`` (in MC): share of Monte Carlo's 99 % intervals that hold p.
+    - ``stated``: share of examples with |p - mc| <= error + mc's half-width.
+    - ``forwards`` (passes): of an input for one sigma, in forward passes; a backward pass or a
+      forward-mode product counts as two.
+    - ``seconds``: wall, per input and sigma (not printed).
+    - ``counting``: rms error that Monte Carlo with as many forward passes would have.
+    """
 
     method: str
     sigma: float
-    bias: float  #: mean of p - mc
-    mean_error: float  #: mean of |p - mc|
-    rms: float  #: root mean square of p - mc, Monte Carlo's own noise taken out
-    inside: float  #: share of Monte Carlo's 99 % intervals that hold p
-    stated: float  #: share of examples with |p - mc| <= error + mc's half-width
-    forwards: float  #: passes of an input for one sigma, in forward passes
-    seconds: float  #: wall, per input
-    counting: float  #: rms error that counting with as many forward passes would have
+    bias: float
+    mean_error: float
+    rms: float
+    inside: float
+    stated: float
+    forwards: float
+    seconds: float
+    counting: float
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """What :func:`selfcheck` found. ``recommended[sigma]`` is ``(method, why)``."""
+    """What :func:`selfcheck` found; ``print`` shows it as a table.
+
+    - ``checks``: :class:`Check` of each sigma and method.
+    - ``recommended``: ``recommended[sigma]`` is ``(method, why)``.
+    - ``examples``: indices of the sample in the data.
+    - ``draws``: Monte Carlo's of each example.
+    - ``noise``: ``noise[sigma]`` is the rms error of Monte Carlo itself.
+    - ``answers``: ``answers[method]`` is its :class:`mvnrob.RobustnessResult`, Monte Carlo's as
+      ``"mc"``.
+    """
 
     checks: tuple[Check, ...]
     recommended: dict[float, tuple[str, str]]
-    examples: tuple[int, ...]  #: indices of the sample
+    examples: tuple[int, ...]
     draws: int
-    noise: dict[float, float]  #: rms error of Monte Carlo itself, per sigma
-    answers: dict[str, RobustnessResult]  #: by method, Monte Carlo's as "mc"
+    noise: dict[float, float]
+    answers: dict[str, RobustnessResult]
 
     def __str__(self) -> str:
         head = (
@@ -101,15 +122,24 @@ def selfcheck(
         n_samples: noisy copies of the methods that draw some.
         seed: of the sample and of all noise.
 
-    ``rms`` is the root of the mean squared difference less Monte Carlo's own variance; ``counting`` is
-    the error that Monte Carlo would have with the method's passes (a backward pass counted as two
-    forward ones). Recommended is the cheapest method whose rms is at most 1.5 times the best one's or
+    Returns what prints as a table, of the differences e = p less Monte Carlo's. ``bias``, ``mean |e|``:
+    their mean and that of their sizes; ``rms``: the root of the mean square less Monte Carlo's own
+    variance; ``in MC``: the share of Monte Carlo's 99 % intervals that hold p; ``stated``: the share of
+    examples whose e is at most the method's stated error and Monte Carlo's half-width together;
+    ``passes``: of an input for one sigma, in forward passes (a backward pass or a forward-mode product
+    counts as two); ``counting``: the rms error that Monte Carlo would have with as many. A method pays
+    where its ``rms`` is below its ``counting``. The figures are fields of the result: ``checks``,
+    ``recommended``, ``examples`` (indices of the sample), ``draws``, ``noise`` (Monte Carlo's rms error
+    by sigma), ``answers`` (by method).
+
+    Recommended is the cheapest method whose rms is at most 1.5 times the best one's or
     within Monte Carlo's noise; Monte Carlo itself where counting does better at that price.
 
     Cost: ``draws`` forward passes per example and sigma, and the methods' own.
 
     Raises:
-        ValueError: a bad argument; no readable example.
+        TypeError, ValueError: a bad argument; no readable example, or none with logits that are numbers.
+        ImportError (MissingExtra): a package that model or data need is not installed.
     """
     methods = tuple(methods)
     if "mc" in methods or not methods:
