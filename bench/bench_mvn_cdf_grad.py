@@ -1,13 +1,14 @@
 """Gradients of mvn_cdf: time beside the value's, and their error against a tight run.
 
-python -m bench.bench_mvn_cdf_grad [--n 9,49,99,199] [--quick] [--conditional]
+python -m bench gradients [--n 9,49,99,199] [--quick] [--conditional]
 
 One thread, CPU time, milliseconds per problem of one batched call, on classifier-like problems
 (bench/classifiers.py). "limits": backward to the upper limits; "cov": to upper limits and
-covariance together, for n > 9 on the first three problems (n > 99: on the first). Errors are root mean squares over all
-entries of a group's problems, in units of the standard deviations, against the same gradients at
-`--reference` (tolerance) with another seed, whose own error is in them (it ends at max_points too);
-"size" is the rms of the gradients themselves. Points: what mvn_cdf and mvn_cdf_pathwise spend.
+covariance together, for n > 9 on the first three problems (n > 99: on the first). Beside a time stand the
+least and the most of its repeats. Errors are root mean squares over all entries of a group's problems, in
+units of the standard deviations, against the same gradients at `--reference` (tolerance) with another seed,
+whose own error is in them (it ends at max_points too); "size" is the rms of the gradients themselves.
+Points: what mvn_cdf and mvn_cdf_pathwise spend.
 With --conditional every slope is a conditional probability, as the reference's are anyway.
 
 Then digits of either tail, slopes of log p to the limits alone, eight rows of one chain with different
@@ -128,7 +129,7 @@ def lines(n, tolerances, args):
             "n": n,
             "problems": len(upper),
             "abs_tol": tol,
-            "value_ms": 1e3 * base["median_s"] / len(upper),
+            **harness.milliseconds("value_ms", base, len(upper)),
             "value_points": float(result.n_points.double().mean()),
         }
         for name, with_cov in (("limits", False), ("cov", True)):
@@ -146,7 +147,7 @@ def lines(n, tolerances, args):
             backward = both["median_s"] - base["median_s"]
             known = tight_cov if with_cov else tight_limits
             line |= {
-                f"{name}_ms": 1e3 * backward / len(u),
+                **harness.milliseconds(f"{name}_ms", both, len(u), less=base),
                 f"{name}/value": backward / base["median_s"],
                 f"{name}_points/value": sum(counted.calls) / max(1, int(result.n_points.sum())),
                 f"{name}_rms": rms(found[-1] - known),
@@ -213,8 +214,8 @@ def tail_lines(args):
                 "n": n,
                 "rel_tol": rel_tol,
                 "log_p": float(result.log_prob.mean()),
-                "value_ms": 1e3 * base["median_s"] / ROWS,
-                "limits_ms": 1e3 * backward / ROWS,
+                **harness.milliseconds("value_ms", base, ROWS),
+                **harness.milliseconds("limits_ms", both, ROWS, less=base),
                 "limits/value": backward / base["median_s"],
                 "limits_points/value": sum(counted.calls) / int(result.n_points.sum()),
                 "worst_mean": float(off.mean()),

@@ -246,6 +246,18 @@ def nanoseconds(timing, count):
     return {name: 1e9 * timing[f"{end}_s"] / count for name, end in ends.items()}
 
 
+def milliseconds(name, timing, count, less=None):
+    """{name, name_min, name_max} of one of the ``count`` things that a call of ``cpu_time`` makes.
+
+    ``less`` is another call's timing, which is taken off: the ends are those that both may have.
+    """
+    ends = {"": ("median_s", "median_s"), "_min": ("min_s", "max_s"), "_max": ("max_s", "min_s")}
+    return {
+        name + end: 1e3 * (timing[own] - (less[other] if less else 0.0)) / count
+        for end, (own, other) in ends.items()
+    }
+
+
 def number(value):
     if isinstance(value, float):
         return f"{value:.3g}"

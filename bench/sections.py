@@ -278,11 +278,19 @@ def jac_cov_tables(rows):
     )  # fmt: skip
 
 
+def least_most(rows, key):
+    """Columns of the least and the most of a time's repeats; earlier results do not have them."""
+    if not any(f"{key}_min" in row for row in rows):
+        return []
+    return [("least", f"{key}_min"), ("most", f"{key}_max")]
+
+
 def mendell_elston_tables(rows):
     yield (
         "",
-        [("n", "n"), ("ms", "ms"), ("mean error", "error_mean"), ("largest", "error_max"),
-         ("backward / value", "backward/value"), ("MVNXPB, ms", "mvnxpb_ms"),
+        [("n", "n"), ("ms", "ms"), *least_most(rows, "ms"), ("mean error", "error_mean"),
+         ("largest", "error_max"), ("backward / value", "backward/value"),
+         ("MVNXPB, ms", "mvnxpb_ms"), *least_most(rows, "mvnxpb_ms"),
          ("its mean error", "mvnxpb_mean"), ("its largest", "mvnxpb_max"),
          ("MVNXPB / ours", "mvnxpb_ms/ms")],
         rows,
@@ -302,10 +310,11 @@ def pivoted_cholesky_tables(rows):
 def gradients_tables(rows):
     yield (
         "",
-        [("n", "n"), ("abs_tol", "abs_tol"), ("value, ms", "value_ms"), ("limits, ms", "limits_ms"),
-         ("over the value", "limits/value"), ("rms error", "limits_rms"), ("rms size",
-         "limits_size"), ("with cov, ms", "cov_ms"), ("rms error of cov", "cov_rms"),
-         ("its rms size", "cov_size")],
+        [("n", "n"), ("abs_tol", "abs_tol"), ("value, ms", "value_ms"), *least_most(rows, "value_ms"),
+         ("limits, ms", "limits_ms"), *least_most(rows, "limits_ms"),
+         ("over the value", "limits/value"), ("rms error", "limits_rms"),
+         ("rms size", "limits_size"), ("with cov, ms", "cov_ms"), *least_most(rows, "cov_ms"),
+         ("rms error of cov", "cov_rms"), ("its rms size", "cov_size")],
         [row for row in rows if not row.get("group")],
     )  # fmt: skip
     tails = [row for row in rows if row.get("group")]
@@ -314,7 +323,8 @@ def gradients_tables(rows):
             ("Digits of log p and of its slopes to the limits, eight rows of an AR(1) chain of correlation "
             ".5, exact by quadrature; a row's worst slope, relative to the largest, beside rel_tol:"),
             [("side", "group"), ("given", "given"), ("n", "n"), ("log p", "log_p"),
-             ("rel_tol", "rel_tol"), ("value, ms", "value_ms"), ("limits, ms", "limits_ms"),
+             ("rel_tol", "rel_tol"), ("value, ms", "value_ms"), *least_most(tails, "value_ms"),
+             ("limits, ms", "limits_ms"), *least_most(tails, "limits_ms"),
              ("over the value", "limits/value"), ("worst, mean", "worst_mean"),
              ("worst of all", "worst_max")],
             tails,

@@ -321,6 +321,18 @@ def test_claims_hold(one_thread, name):
     assert claims and all(claim.holds for claim in claims), claims
 
 
+def test_difference_of_times_has_a_spread():
+    """Of both calls; results from before it have no such columns."""
+    base = {"median_s": 2.0, "min_s": 1.0, "max_s": 3.0}
+    both = {"median_s": 8.0, "min_s": 7.0, "max_s": 9.0}
+    row = harness.milliseconds("limits_ms", both, 2, less=base)
+    assert row == {"limits_ms": 3000.0, "limits_ms_min": 2000.0, "limits_ms_max": 4000.0}
+    assert compare.spread(row, "limits_ms") == 2.0
+    (_, columns, _), *_ = sections.gradients_tables([row])
+    (_, before, _), *_ = sections.gradients_tables([{"limits_ms": 3000.0}])
+    assert set(columns) - set(before) == {("least", "limits_ms_min"), ("most", "limits_ms_max")}
+
+
 def test_wrong_bvn_prints_no_time(monkeypatch, one_thread):
     import mvnrob
     from bench import bench_bvn
