@@ -47,7 +47,8 @@ class Status(enum.IntEnum):
 
 
 class MVNResult(NamedTuple):
-    """What :func:`mvn_cdf` knows of each row; every field has the batch shape ``[...]``.
+    """What :func:`mvn_cdf` knows of each row; every field has the batch shape ``[...]``, the first five
+    the dtype of the limits.
 
     - ``prob``: the probability.
     - ``complement``: one minus it, computed without cancellation.

@@ -15,7 +15,8 @@ from ._mvn_cdf import Status, as_rows, check_problem
 
 
 class PivotedCholesky(NamedTuple):
-    """What :func:`pivoted_cholesky` returns: ``cov = factor @ factor.mT`` but for the residual.
+    """What :func:`pivoted_cholesky` returns: ``cov = factor @ factor.mT`` but for the residual. Both have
+    the dtype of the limits.
 
     - ``factor``: ``[..., n, k]``, variables as in the input; columns from ``rank`` on are zero. Its rows
       taken in ``order`` are lower triangular with a positive diagonal.
