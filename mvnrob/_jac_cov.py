@@ -89,13 +89,13 @@ def jac_cov(J: Tensor, logits: Tensor, target: Tensor, sigma: float | Tensor) ->
     Raises:
         TypeError, ValueError: an argument has the wrong type, dtype, shape, device or value.
         NotImplementedError: a tensor requires grad, or is on a device without kernels.
-        torch.OutOfMemoryError: memory does not hold the results; where it does not hold the sums
-            ``[B, C, C]`` before them, a CPU raises torch's own RuntimeError.
+        torch.OutOfMemoryError: memory does not hold the results or the sums ``[B, C, C]``, on a CPU too.
     """
     _check_rows("jac_cov", J, target)
     logits = _check_logits("jac_cov", logits, target, tuple(J.shape[:2]))
     sigma = _check_sigma("jac_cov", sigma, logits)
-    S = J.new_zeros((J.shape[0], J.shape[1], J.shape[1]), dtype=torch.float64)
+    with _ops.memory_errors():
+        S = J.new_zeros((J.shape[0], J.shape[1], J.shape[1]), dtype=torch.float64)
     _ops.call("jac_cov_accumulate_", S, J, target)
     return _finalize(S, logits, target, sigma)
 

@@ -1,9 +1,10 @@
-"""Calls of the native ops, which say what memory does not hold in torch's own class of error."""
+"""What memory does not hold, in torch's own class of error: of the native ops, and of torch's on a CPU."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from . import _load  # noqa: F401  (the ops)
 
 #: What csrc/out_of_memory.h says, in a RuntimeError: the requirement, its bytes where they are known.
 _FAILED = re.compile(r"(\w+: memory must hold (?:(\d+) bytes)?.*), got an allocation that failed")
+
+#: What torch says where a CPU's memory does not do.
+_REFUSALS = ("DefaultCPUAllocator: ", "std::bad_alloc")
 
 
 def call(name: str, *args):
@@ -49,3 +53,17 @@ def _refusal(size: int, device: torch.device) -> str:
             raise
         return str(error).partition("\n")[0]
     return "less beside the op's other memory"
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """torch.OutOfMemoryError on a CPU too, whose allocator raises RuntimeError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        refused = isinstance(error, MemoryError) or any(text in str(error) for text in _REFUSALS)
+        if not refused:
+            raise
+        raise torch.OutOfMemoryError(str(error).partition("\n")[0]) from error

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import warn_caller
+from ._ops import memory_errors
 from .estimators.chunk import Chunk, Settings
 from .estimators.linear import pair_bytes
 from .estimators.logit_moments import moment_bytes
@@ -16,7 +17,7 @@ from .head import read_head
 from .jacobian import full_pass, plain_attention
 from .linearised import LEAST_BYTES
 from .meter import Cost, Meter
-from .network import Network, TooLarge, memory_errors, memory_of_one, uncompiled
+from .network import Network, TooLarge, memory_of_one, uncompiled
 from .noise import Noise
 
 #: Methods that linearise the network.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ._checks import warn_caller
+from ._ops import memory_errors
 from ._standard_normal import standard_normal
 from .forward_mode import LinearLayers
 from .head import FeatureNetwork, Head
@@ -21,7 +22,6 @@ from .network import (
     Network,
     first_line,
     full_float32,
-    memory_errors,
     memory_of_one,
     safe_norm,
     uncompiled,

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from ._ops import memory_errors
 from .forward_mode import BatchNorms
 from .live_bytes import LiveBytes
 
 _HALF = (torch.float16, torch.bfloat16)
-#: What torch says where a CPU's memory does not do.
-_REFUSALS = ("DefaultCPUAllocator: ", "std::bad_alloc")
 
 
 def safe_norm(rows: Tensor) -> Tensor:
@@ -34,20 +33,6 @@ def first_line(error: Exception) -> str:
 
 class TooLarge(ValueError):
     """A single input needs more than the byte budget."""
-
-
-@contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """torch.OutOfMemoryError on a CPU too, whose allocator raises RuntimeError."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, MemoryError) as error:
-        refused = isinstance(error, MemoryError) or any(text in str(error) for text in _REFUSALS)
-        if not refused:
-            raise
-        raise torch.OutOfMemoryError(first_line(error)) from error
 
 
 @contextlib.contextmanager
