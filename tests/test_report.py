@@ -300,6 +300,11 @@ def test_a_wide_error_excuses_no_headline():
     parts = [st.Answers("taylor_mvs", 0.1, columns, 0), st.Answers("mc", 0.1, columns | mc, 0)]
     (beside,) = agreement(parts)
     assert beside.apart == 0 and beside.inside == 0 and beside.disagrees
+    # where all draws agree an interval has one side: what lies within all of them is not outside on average
+    columns["prob"][:] = 0.945
+    mc |= {"prob": np.ones(n), "lower": np.full(n, 0.94), "upper": np.ones(n)}
+    assert not agreement([parts[0], st.Answers("mc", 0.1, columns | mc, 0)])[0].mean_outside
+    columns["prob"][:] = 0.6
     # without an error p alone counts; one input of 50 is chance
     columns["error"][:] = math.nan
     assert agreement(parts)[0].apart == 1

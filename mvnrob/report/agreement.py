@@ -27,15 +27,27 @@ class Agreement:
     largest: float
     inside: float  #: share of Monte Carlo's 99 % intervals that hold p
     apart: float  #: share whose own interval and Monte Carlo's do not meet
-    mc_width: float  #: mean half-width of Monte Carlo's intervals
+    mc_low: float  #: mean lower end of Monte Carlo's intervals
+    mc_high: float
+
+    @property
+    def mc_width(self) -> float:
+        """Mean half-width of Monte Carlo's intervals."""
+        return (self.mc_high - self.mc_low) / 2
+
+    @property
+    def mean_outside(self) -> bool:
+        """The mean leaves the mean ends of Monte Carlo's intervals: an error stated wide enough to meet all
+        of them, as the calibrated sigmoids' is, makes no headline true. Not the half-width: where all
+        draws agree an interval has one side, twice as long."""
+        return not self.mc_low <= self.mean <= self.mc_high
 
     @property
     def disagrees(self) -> bool:
         """More intervals that do not meet than the 1 % that chance allows (99 % limits of that share), or
-        a mean further off than a single input's interval: an error stated wide enough to meet all of
-        them, as the calibrated sigmoids' is, makes no headline true."""
+        a mean outside theirs."""
         low, _ = clopper_pearson(round(self.apart * self.examples), self.examples, LEVEL)
-        return float(low) > 1 - LEVEL or abs(self.bias) > self.mc_width
+        return float(low) > 1 - LEVEL or self.mean_outside
 
 
 def agreement(parts: Sequence[Answers]) -> list[Agreement]:
@@ -70,7 +82,8 @@ def _beside(a: Answers, mc: Answers) -> Agreement | None:
         float(np.abs(gap).max()),
         float(((low <= p) & (p <= high)).mean()),
         float(((own_high < low) | (own_low > high)).mean()),
-        float((high - low).mean() / 2),
+        float(low.mean()),
+        float(high.mean()),
     )
 
 
