@@ -48,8 +48,8 @@ def report(
             (:func:`score_frame`).
         source: the data set for the pictures, where the manifest's name does not lead to it.
         method: of the run, the one that headline, classes, galleries and flips are shown for. By default
-            its first one; where that disagrees with the run's own Monte Carlo, the one that is nearest
-            to it.
+            its first one that has answers; where that disagrees with the run's own Monte Carlo, the one
+            that is nearest to it.
 
     All that is shown for one sigma is for that whose mean p is nearest to .8, where examples differ most.
 
@@ -60,7 +60,7 @@ def report(
     run = run if isinstance(run, Evaluation) else Evaluation(run)
     parts = st.answers(run)
     found = agreement(parts)
-    chosen = _method(run, found, method)
+    chosen = _method(run, parts, found, method)
     main = _main(parts, chosen)
     folder = Path(out) if out is not None else run.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,14 +73,17 @@ def report(
     _export(folder, run, parts, main, classes, names)
     jinja = require("jinja2", "jinja2", "evaluate")
     environment = jinja.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda x: "" if x is None else f"{100 * x:.1f} %"
+    environment.filters["percent"] = lambda x: (
+        "" if x is None or math.isnan(x) else f"{100 * x:.1f} %"
+    )
     environment.filters["number"] = _number
     environment.tests["finite"] = math.isfinite
     text = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     origin = pictures.open_source(run, source)
     half = st.sigma_at_half(run, main.method, parts)
-    first = run.config.methods[0]
+    first = _method(run, parts, [], None)
     beside = {a.sigma: a for a in found if a.method == main.method}
+    mc = beside.get(main.sigma)
     page = environment.from_string(text).render(
         run=run,
         config=run.config,
@@ -95,7 +98,9 @@ def report(
         bias=st.bias(classes),
         flips=st.flips(main, names),
         agreement=found,
-        mc=beside.get(main.sigma),
+        mc=mc,
+        # else both means, over the inputs that both have, are in the sentence above the tiles alone
+        same_inputs=mc is not None and mc.examples == len(main),
         disagreeing=_headline_first(disagreeing(found, main.method), main.sigma),
         compared=bool(beside),
         states_error=not np.isnan(main["error"].astype(float)).all(),
@@ -120,9 +125,10 @@ def report(
     return path
 
 
-def _method(run: Evaluation, found, method: str | None) -> str:
+def _method(run: Evaluation, parts: list[st.Answers], found, method: str | None) -> str:
     if method is None:
-        return shown_method(run.config.methods, found)
+        answered = [m for m in run.config.methods if any(a.method == m and len(a) for a in parts)]
+        return shown_method(answered or run.config.methods, found)
     if method not in run.config.methods:
         raise ValueError(
             f"report: method must be of the run, {', '.join(run.config.methods)}, got {method!r}"
