@@ -431,6 +431,10 @@ def pair_units(rows: Rows, wanted: Tensor, log_least: Tensor | float) -> Units:
     sides = range(rows.limits.shape[1])
     usable = rows.open
     parts = []
+    # |R_ij| = 1 to rounding; a factor's moves 1 - R^2 by no more than its square, as in _given.
+    zero = 32 * rows.entry_error
+    if rows.factored:
+        zero = max(32 * entry_error(torch.float64), 128 * rows.entry_error**2)
     height = min(n, rows_at_once(n))  # variables of a piece of R
     for some in wanted.nonzero()[:, 0].split(rows_at_once(n * n)):
         for first in range(0, n, height):
@@ -438,8 +442,8 @@ def pair_units(rows: Rows, wanted: Tensor, log_least: Tensor | float) -> Units:
             r = rows.correlations(some, here)
             left = 1 - r * r
             pair = (usable[some, here, None] & usable[some, None, :]).triu(1 + first)
-            # |R_ij| = 1 to rounding: no density, or an infinite one where the limits meet.
-            pair &= left > 32 * rows.entry_error
+            # There no density, or an infinite one where the limits meet.
+            pair &= left > zero
             spread = torch.where(pair, left, 1.0).sqrt()
             least = log_least if isinstance(log_least, float) else log_least[some, :, None]
             for of_i, of_j in itertools.product(sides, sides):

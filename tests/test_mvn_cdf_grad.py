@@ -307,6 +307,23 @@ def test_a_factor_of_full_rank_takes_the_slopes_of_its_covariance(dtype, calls, 
     assert sum(len(args[0]) for args, _ in calls) < n * (n - 1) / 4  # of half as many pairs
 
 
+@pytest.mark.parametrize(("rank", "apart"), [(3, 3e-4), (12, 1e-5)])
+def test_float32_rows_of_a_factor_that_are_nearly_multiples(rank, apart):
+    """Rounding of the factor does not make multiples of them, as rounding of the covariance would."""
+    n = 12
+    g = torch.Generator().manual_seed(rank)
+    factor = torch.randn(n, rank, generator=g)
+    factor[5] = factor[4] + apart * factor[4].norm() * torch.randn(rank, generator=g)
+    upper = factor.norm(dim=1) * (0.5 + torch.rand(n, generator=g))
+    upper[5] = upper[4]
+    slopes = []
+    for dtype in (torch.float32, torch.float64):
+        u, f = leaves(upper.to(dtype), factor.to(dtype))
+        mvn_cdf(u, factor=f, abs_tol=1e-4).backward()
+        slopes.append(f.grad.double())
+    assert (slopes[0] - slopes[1]).abs().max() < 1e-4 < slopes[1][4:6].abs().max() / 30
+
+
 @pytest.mark.parametrize("ulps", [5, 200, 10**5])
 def test_nearly_equal_variables(ulps):
     cov = torch.ones(6, 6).double().fill_diagonal_(1 + ulps * torch.finfo(torch.float64).eps)
