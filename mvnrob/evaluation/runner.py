@@ -105,8 +105,8 @@ def evaluate(
             read elsewhere keep theirs. Needs a model that ``torch.fx`` can trace.
         channels_last: lay convolutions' weights, and with them what passes between layers, out with the
             channels last: the same function up to rounding. For GPUs whose tensor cores compute the
-            convolutions (TF32, bfloat16); on a CPU a few per cent (ResNet-50), of depthwise
-            convolutions nothing.
+            convolutions (TF32, bfloat16); on a CPU it gains little, with depthwise convolutions
+            nothing.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
