@@ -32,7 +32,7 @@ def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
             low_rank = serves(problem, abs_tol, direct)
 
             def otherwise(drawn: int) -> float:
-                return first_price(NEAR_ROWS, drawn) if low_rank else direct
+                return first_price(drawn) if low_rank else direct
 
             begun = []
             # without forward mode all are left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -81,8 +82,10 @@ class DrawnColumns:
         k = self.exact.shape[2]
         return part[..., :k], part[..., k : k + self.columns]
 
-    def influences(self) -> Tensor:
-        """d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X: float64 ``[b, m]``.
+    def influences(self) -> tuple[Tensor, Tensor]:
+        """d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X: float64 ``[b, m]``; and M, ``[b, m, m]``:
+        the sum over the rivals of g_i x_i x_i^T, with x_i row i of X at length one and g_i what p changes by
+        if that row alone is stretched (d p / d log of its squared length).
 
         Pathwise: column j moves an end, where rival i is nearest, by -y_j X_ij / f_i, y the value of c
         there. Each draw is taken with c and with -c, and what these have in common cancels.
@@ -90,6 +93,7 @@ class DrawnColumns:
         ends = self._whole()
         along_a, along_c = self._split(self.lead.float())
         out = self.drawn.new_zeros(len(self.z), self.columns)
+        by_row = self.drawn.new_zeros(len(self.z), self.columns, self.columns)
         for part in self._parts(self.draws):
             a, c = self._split(part)
             free, outside = ends.free(a), ends.outside(c)
@@ -107,10 +111,47 @@ class DrawnColumns:
                     rate = torch.where(open_, density, 0.0)
                     shift = torch.where(rate == 0, 0.0, end)  # may be infinite there
                     there = torch.addcmul(signed, shift[..., None], along_c)
-                    moved.addcmul_(ends.rows(at).mul_(rate[..., None]), there, value=-way)
+                    rows = ends.rows(at)
+                    size = rows.square().sum(2)
+                    there.mul_(rows).mul_((-way * rate)[..., None])
+                    moved += there
+                    weight = there.sum(2).div_(torch.where(size > 0, size, 1.0))
+                    turned = rows.permute(1, 2, 0)  # no sum over draws by atomic additions
+                    by_row += 0.25 * (turned * weight.T[:, None] @ turned.mT).double()
             # w enters as its square root; the mean of two signs
             out += 0.25 * moved.sum(0, dtype=torch.float64)
-        return out / len(self.draws)
+        return out / len(self.draws), by_row / len(self.draws)
+
+    def stretched(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """p with X times ``scale`` [b] less p: (value, standard error), each float64 ``[b]``."""
+        whole = self._whole()
+        longer = _Ends(self.z, self.exact, self.drawn * scale[:, None, None], self.lead)
+        along_a, along_c = self._split(self.lead.float())
+
+        def gap(part: Tensor) -> Tensor:
+            a, c = self._split(part)
+            at_a, at_c = a @ along_a.mT, c @ along_c.mT
+            signs = (1.0, -1.0)
+            drawn_at = torch.stack([at_a + sign * at_c for sign in signs])
+            masses = []
+            for ends in (longer, whole):
+                free, outside = ends.free(a), ends.outside(c)
+                each = [ends.nearest(free.sub(outside, alpha=sign)) for sign in signs]
+                masses.append(_mass(each, drawn_at).sum(0))
+            return 0.5 * (masses[0] - masses[1])
+
+        return self._mean(gap)
+
+    def _mean(self, gap: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and standard error over draws [n, k + m] of ``gap``, ``[n, b]``."""
+        draws = self.draws[: max(1, math.ceil(len(self.draws) * _CURVATURE_SHARE))]
+        total = squares = 0.0
+        for part in self._parts(draws):
+            each = gap(part)
+            total = total + each.sum(0)
+            squares = squares + each.square().sum(0)
+        mean = total / len(draws)
+        return mean, ((squares / len(draws) - mean.square()).clamp_min(0.0) / len(draws)).sqrt()
 
     def curvature(self) -> tuple[Tensor, Tensor]:
         """The mean of p with either half of X alone, times sqrt(2), less p: (value, standard error), each
@@ -128,13 +169,12 @@ class DrawnColumns:
             alone.append(_Ends(self.z, self.exact, doubled, self.lead))
         whole = self._whole()
         along_a, along_c = self._split(self.lead.float())
-        draws = self.draws[: max(1, math.ceil(len(self.draws) * _CURVATURE_SHARE))]
-        total = squares = 0.0
-        for part in self._parts(draws):
+        signs = (1.0, -1.0)
+
+        def gap(part: Tensor) -> Tensor:
             a, c = self._split(part)
             base = a @ along_a.mT
             inner = [c[:, half] @ along_c[:, half].mT for half in halves]
-            signs = (1.0, -1.0)
             # of the first half's sign and the second one's
             drawn_at = torch.stack([base + sign * inner[0] for sign in signs])[:, None]
             drawn_at = drawn_at + torch.stack([sign * inner[1] for sign in signs])
@@ -150,11 +190,9 @@ class DrawnColumns:
                 ends = [alone[i].nearest(free.sub(each, alpha=sign)) for sign in signs]
                 for at in drawn_at.unbind(1 - i):
                     gap += 0.5 * _mass(ends, at).sum(0)
-            gap *= 0.25
-            total = total + gap.sum(0)
-            squares = squares + gap.square().sum(0)
-        mean = total / len(draws)
-        return mean, ((squares / len(draws) - mean.square()).clamp_min(0.0) / len(draws)).sqrt()
+            return gap.mul_(0.25)
+
+        return self._mean(gap)
 
 
 class _Ends:

@@ -8,6 +8,7 @@ tests/test_estimators.py measures the functions against SciPy.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -101,6 +102,7 @@ def student_t_quantile(level: float, degrees: int) -> float:
     return math.sqrt(degrees * (1.0 - x) / x)
 
 
+@functools.lru_cache(maxsize=256)
 def chi_square_quantile(mass: float, degrees: int) -> float:
     """The x with P(chi^2 <= x) = mass, by bisection in log x on the incomplete gamma function."""
     shape = torch.tensor(degrees / 2.0, dtype=torch.float64)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._standard_normal import standard_normal
 from .influence import DrawnColumns, inputs_at_once
-from .intervals import student_t_quantile
+from .intervals import chi_square_quantile, student_t_quantile
 from .linearised import LEAST_BYTES, Linearised, mean_rows
 from .long_rows import inner, leading
 from .noise import INFLUENCES, row_keys
@@ -30,8 +30,10 @@ from .screening import (
     tail,
 )
 from .sketch import (
+    DEFLATED,
     DRAWN_AT_ONCE,
     JVP_IN_VJPS,
+    NEAR_ROWS,
     SKETCH_SIZES,
     Begun,
     directions_at_once,
@@ -42,6 +44,9 @@ from .sketch import (
 
 #: (rivals whose rows are computed, directions that sample the rest): each step adds to the last.
 LEVELS = (
+    (7, 8),
+    (7, 16),
+    (16, 16),
     (16, 24),
     (32, 24),
     (32, 56),
@@ -51,11 +56,15 @@ LEVELS = (
     (160, 56),
     (192, 88),
 )
-#: The first draws rank the rivals and nothing else: of those that are not chosen, a sample that had
-#: chosen would know too small a rest (p off by .02 where all rivals are alike).
+#: Where rivals are chosen beyond the nearest by margin, the first draws rank them and nothing else: of
+#: those that are not chosen, a sample that had chosen would know too small a rest (p off by .02 where
+#: all rivals are alike).
 RANKING = SKETCH_SIZES[0]
 #: 99 % bound on what the sampled directions do to p, in abs_tol.
 SAMPLED = 0.7
+#: What it takes to find that bound, in backward passes: 1 to 5 of EfficientNet-Lite0's on a CPU where p is
+#: above .9.
+LOOK = 3
 #: Share of abs_tol that the integral does not get. Its error and the sample's are independent, and
 #: their squares add: .1 + sqrt(.7^2 + .55^2) = .99 with the dropped classes.
 LOW_RANK_SHARE = 0.45
@@ -77,8 +86,11 @@ _RATE, _MANY, _RATE_OF_MANY = 1.3, 64, 1.5
 #: all: steps that were expected to do cannot add up to more.
 _FARTHEST, _SPENT = 4, 1.2
 _LEVEL = 0.99
-#: Share of abs_tol that the rivals hold which the draws leave out; it is added to the bound.
-_NEGLECTED = 0.01
+#: Its normal quantile, of one side.
+_NORMAL = 2.3263478740408408
+#: Share of abs_tol that the rivals hold which the draws leave out; it is added to the bound. And the
+#: probability with which one of them is longer than it is taken for there.
+_NEGLECTED, _LEFT_RISK = 0.01, 1e-3
 #: Standard errors of the second order's estimate that are added to it.
 _CURVATURE_ERRORS = 2.0
 
@@ -92,19 +104,26 @@ def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
         return False
     draws = _count_draws(abs_tol) * problem.values.shape[2] * len(problem.noise.sigmas)
     passes = direct * problem.logits.samples * problem.logits.network.graph
-    return 2 * first_price(0, 0) <= direct and draws * PASS_BYTES <= passes
+    return 2 * price(LEVELS[0]) <= direct and draws * PASS_BYTES <= passes
 
 
 def price(level: tuple[int, int]) -> float:
     """Backward passes that a level takes in all."""
     rivals, directions = level
-    return rivals + JVP_IN_VJPS * (rivals + RANKING + directions)
+    return 1 + rivals + JVP_IN_VJPS * (rivals + _drawn(level, NEAR_ROWS - 1))
 
 
-def first_price(near: int, drawn: int) -> float:
-    """What the first level takes beyond ``near`` rows and ``drawn`` directions."""
+def first_price(drawn: int) -> float:
+    """What the first level takes beyond a sketch's rows and ``drawn`` directions."""
     rivals, directions = LEVELS[0]
-    return rivals - near + JVP_IN_VJPS * (rivals + max(0, RANKING + directions - drawn))
+    more = max(0, _drawn(LEVELS[0], NEAR_ROWS - 1) - drawn)
+    return max(0, 1 + rivals - NEAR_ROWS) + JVP_IN_VJPS * (rivals - DEFLATED + more) + LOOK
+
+
+def _drawn(level: tuple[int, int], near: int) -> int:
+    """Directions that a level takes, where so many rivals are the nearest ones."""
+    rivals, directions = level
+    return directions + (RANKING if rivals > near else 0)
 
 
 def _levels(problem: Linearised, abs_tol: float) -> tuple[tuple[int, int], ...]:
@@ -179,7 +198,7 @@ class _State:
         near = near_rows.shape[1] - 1
         self.taken.scatter_(1, begun.order[:, :near], True)
         self.fresh = self.own[:, None] - near_rows[:, 1:]
-        self.rivals = near
+        self.near = self.rivals = near
         self.basis = begun.basis.to(self.own)
         self.inside = begun.inside
         #: the draws' coordinates [b, K, k] in the basis beyond the first one, to which they are orthogonal
@@ -194,22 +213,25 @@ class _State:
         return part
 
     def grow(self, problem: Linearised, rivals: int, directions: int) -> None:
+        if rivals > self.rivals:
+            self._choose(problem, rivals)
+        self._extend()
+        self._find_coordinates(problem)
+        self._multiply(problem, _drawn((self.rivals, directions), self.near))
+        self._find_rest(problem)
+
+    def _choose(self, problem: Linearised, rivals: int) -> None:
+        """The likeliest rivals' rows, so that there are ``rivals`` of them."""
         self._multiply(problem, RANKING)
         ranking = self.products[:, :RANKING] if self.ranking is None else self.ranking
         inside, ranking = (mean_rows(part, problem.weights[0]) for part in (self.inside, ranking))
         squares = inside.square().sum(1) + ranking.square().mean(1)
         mass = tail(problem.margins, squares.sqrt(), max(problem.noise.sigmas)).nan_to_num(nan=1.0)
-        wanted = rivals - self.rivals
-        if wanted > 0:
-            new = mass.masked_fill(self.taken, -1.0).topk(wanted, dim=1).indices
-            self.taken.scatter_(1, new, True)
-            differences = self.own[:, None] - mean_rows(problem.rows(new), problem.weights[0])
-            self.fresh = torch.cat([self.fresh, differences], 1)
-            self.rivals = rivals
-        self._extend()
-        self._find_coordinates(problem)
-        self._multiply(problem, RANKING + directions)
-        self._find_rest(problem)
+        new = mass.masked_fill(self.taken, -1.0).topk(rivals - self.rivals, dim=1).indices
+        self.taken.scatter_(1, new, True)
+        differences = self.own[:, None] - mean_rows(problem.rows(new), problem.weights[0])
+        self.fresh = torch.cat([self.fresh, differences], 1)
+        self.rivals = rivals
 
     def _omega(self, problem: Linearised, first: int, count: int) -> Tensor:
         return orthogonal_draws(problem, self.first_basis, first, count)
@@ -258,9 +280,10 @@ class _State:
     def _find_coordinates(self, problem: Linearised) -> None:
         """Those of the draws there are, which are drawn once more, in what is new in the basis."""
         known, drawn = self.along.shape[2], self.along.shape[1]
-        if known == self.basis.shape[1] - self.first_basis.shape[1]:
+        new = self.basis.shape[1] - self.first_basis.shape[1] - known
+        if new == 0:
             return
-        parts, at_once = [], directions_at_once(problem)
+        parts, at_once = [self.along.new_zeros(len(self.along), 0, new)], directions_at_once(problem)
         for first in range(0, drawn, at_once):
             count = min(at_once, drawn - first)
             # with their part inside the first basis, to which the others are orthogonal
@@ -272,7 +295,9 @@ class _State:
         """X: the products along the draws without their part inside the basis."""
         inside = self.inside[:, self.first_basis.shape[1] :].flatten(2)
         rest = self.products - (self.along @ inside).view_as(self.products)
-        self.ranking, rest = rest[:, :RANKING], rest[:, RANKING:]
+        self.ranking = rest[:, :RANKING]
+        if self.rivals > self.near:
+            rest = rest[:, RANKING:]
         self.rest = rest / rest.shape[1] ** 0.5
         # rows that were computed lie inside, and what is left of them is rounding (not of single groups)
         if len(problem.weights) == 1:
@@ -325,9 +350,9 @@ def _refine(
         with problem.logits.meter.clock("sketch"):
             state.grow(problem, *levels[at])
         keep, norms = state.keep(problem, order, EXACT_SHARE * abs_tol)
-        sampled = _sampled(problem, state, order, keep, norms, draws, abs_tol)
-        ratio = sampled.amax(0) / (SAMPLED * abs_tol)
-        done = ratio <= 1.0
+        sampled, first_order = _sampled(problem, state, order, keep, draws, abs_tol)
+        done = sampled.amax(0) <= SAMPLED * abs_tol
+        ratio = first_order.amax(0) / (SAMPLED * abs_tol)
         if done.any():
             rows = done.nonzero()[:, 0]
             yield _screened(problem, state, numbers, order, keep, norms, sampled, rows), numbers[:0]
@@ -346,12 +371,14 @@ def _refine(
 
 
 def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, direct: float) -> int:
-    """Where to go on from ``at`` with a bound ``ratio`` times too large: toward the level that is expected
-    to do, or ``len(levels)`` where the direct way is cheaper."""
+    """Where to go on from ``at`` with a bound of first order ``ratio`` times too large: toward the level
+    that is expected to do, or ``len(levels)`` where the direct way is cheaper. Where that bound is small
+    enough, but not what is beyond first order, a few more directions do."""
     rivals, directions = levels[at]
     rate = _RATE if rivals < _MANY else _RATE_OF_MANY
     for level in range(at + 1, len(levels)):
-        more = (levels[level][0] / rivals) ** rate * (levels[level][1] / directions) ** 0.5
+        more = (levels[level][0] / rivals) ** rate
+        more *= _uncertainty(directions) / _uncertainty(levels[level][1])
         if ratio <= more:
             break
     else:
@@ -363,21 +390,25 @@ def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, dire
     return level
 
 
+def _uncertainty(directions: int) -> float:
+    """99 % bound on a mean of so many terms in units of their spread."""
+    return student_t_quantile(_LEVEL, directions - 1) / math.sqrt(directions - 1)
+
+
 def _sampled(
     problem: Linearised,
     state: _State,
     order: Tensor,
     keep: Tensor,
-    bounds: Tensor,
     draws: Tensor,
     abs_tol: float,
-) -> Tensor:
-    """99 % bounds ``[n_sigma, b]`` on what drawing other directions would change; zero for the sigmas
-    below the first whose bound is too large. ``bounds`` [b, C]: on all norms."""
+) -> tuple[Tensor, Tensor]:
+    """99 % bounds ``[n_sigma, b]`` on what drawing other directions would change, and these to first order
+    alone; zero for the sigmas below the first whose bound is too large."""
     allowed, neglected = SAMPLED * abs_tol, _NEGLECTED * abs_tol
     directions = state.rest.shape[1]
-    quantile = student_t_quantile(_LEVEL, directions - 1)
     out = problem.values.new_zeros(len(problem.noise.sigmas), len(order))
+    first_order = out.clone()
     budget = problem.max_bytes // 8
     with problem.logits.meter.clock("sketch"):
         chosen = packed(order, keep, problem.target)[0][:, 1:]
@@ -386,15 +417,19 @@ def _sampled(
             part.gather(2, chosen[:, None].expand(-1, part.shape[1], -1)).mT
             for part in state.means(problem.weights[0])
         )
-        norms = (exact.square().sum(2) + rest.square().sum(2)).sqrt().masked_fill(padding, 0.0)
+        known, spread = (
+            part.square().sum(2).masked_fill(padding, 0.0) for part in (exact, rest)
+        )
+        norms = (known + spread).sqrt()
+        longer = (known + spread * (directions / chi_square_quantile(_LEFT_RISK, directions))).sqrt()
         scale = torch.where(norms > 0, norms, 1.0)[..., None]
-        margins, bounds = problem.margins.gather(1, chosen), bounds.gather(1, chosen)
-        known = norms.isfinite().all(1)
-        out[:, ~known] = math.inf  # the direct way says which
-        active = known.nonzero()[:, 0]
+        margins = problem.margins.gather(1, chosen)
+        finite = norms.isfinite().all(1)
+        out[:, ~finite] = first_order[:, ~finite] = math.inf  # the direct way says which
+        active = finite.nonzero()[:, 0]
         # the largest first: where that is not known well enough, the others need not be looked at
         for s, sigma in sorted(enumerate(problem.noise.sigmas), key=lambda pair: -pair[1]):
-            mass = tail(margins, bounds, sigma).masked_fill(padding, 0.0)
+            mass = tail(margins, longer, sigma).masked_fill(padding, 0.0)
             limits = standardised(margins, norms, sigma)
             for rows, at, left in _near_groups(mass, neglected, active, draws, directions, budget):
                 z = limits[rows].gather(1, at).masked_fill(left, math.inf)
@@ -405,19 +440,41 @@ def _sampled(
                     for part in (exact, rest)
                 )
                 columns = DrawnColumns(z, a, x, draws, budget)
-                each = columns.influences()
+                each, by_row = columns.influences()
                 spread = (each - each.mean(1, keepdim=True)).square().sum(1)
-                bound = quantile * (spread * directions / (directions - 1)).sqrt()
+                bound = _uncertainty(directions) * (spread * directions).sqrt()
+                first_order[s, rows] = bound
                 some = (bound <= allowed).nonzero()[:, 0]
                 if len(some):
                     part = columns if len(some) == len(rows) else columns.subset(some)
+                    value, error = part.stretched(_stretch(by_row[some]))
+                    longer = value.abs() + _CURVATURE_ERRORS * error
                     value, error = part.curvature()
+                    bound[some] = torch.maximum(bound[some], longer)
                     bound[some] += value.abs() + _CURVATURE_ERRORS * error
                 out[s, rows] = bound + neglected
             active = active[out[s, active] <= allowed]
             if not len(active):
                 break
-    return out
+    return out, first_order
+
+
+def _stretch(by_row: Tensor) -> Tensor:
+    """99 % bound on the ratio of the rest's true length to the drawn one, ``[b]``, by
+    :meth:`DrawnColumns.influences`' M of m columns.
+
+    Rivals that are stretched independently of each other are off less together than one is. With G = tr M
+    the sum of their influences and V the sum of g_i g_j cos(x_i, x_j)^2 over true rows, G^2 / V of them
+    count: one where they share a direction. Of drawn rows that sum is |M|^2, of which chance gives
+    (G^2 - V) / m.
+    """
+    columns = by_row.shape[1]
+    total = by_row.diagonal(dim1=1, dim2=2).sum(1).square()
+    alike = (by_row.square().sum((1, 2)) - total / columns) * (columns / (columns - 1))
+    count = (total / alike.clamp_min(1e-300)).nan_to_num(nan=1.0).clamp(1.0, columns)
+    # chi-square's quantile by Wilson and Hilferty (1931), a few per cent too small at 8 degrees
+    width = 2.0 / (9.0 * columns * count)
+    return (1.0 - width - _NORMAL * width.sqrt()) ** -1.5
 
 
 def _near_groups(

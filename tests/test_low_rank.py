@@ -72,7 +72,7 @@ def p_of(z, a, x):
 @pytest.mark.parametrize("seed", [1, 5])
 def test_influences_are_derivatives_by_the_weights(seed):
     z, a, x, draws = columns(seed)
-    got = drawn_columns(z, a, x, draws).influences()[0]
+    got = drawn_columns(z, a, x, draws).influences()[0][0]
     step = 0.1
     expected = []
     for j in range(x.shape[1]):
@@ -108,7 +108,7 @@ def test_influences_of_rivals_across_the_leading_direction():
         expected.append((sides[0] - sides[1]) / 0.2)
     expected = torch.tensor(expected, dtype=torch.float64)
     assert expected.abs().max() > 5e-3
-    torch.testing.assert_close(got.influences()[0], expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(got.influences()[0][0], expected, rtol=0, atol=2e-3)
     halves = [p_of(z, exact, math.sqrt(2) * part) for part in (drawn[:, :2], drawn[:, 2:])]
     value, error = (float(v) for v in got.curvature())
     assert error < 1e-3
@@ -149,7 +149,7 @@ def test_several_inputs_at_a_time():
     ):
         got, curvature = both.influences(), both.curvature()
         for i, one in enumerate(alone):
-            torch.testing.assert_close(got[i], one.influences()[0], rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(got[i], one.influences()[0][0], rtol=1e-4, atol=1e-7)
             for value, expected in zip(curvature, one.curvature(), strict=True):
                 torch.testing.assert_close(value[i], expected[0], rtol=1e-4, atol=1e-7)
     # rivals on both sides of one input, on one side of the other
@@ -160,7 +160,7 @@ def test_several_inputs_at_a_time():
     )  # fmt: skip
     for i, rows in enumerate((many[1], mixed * many[1])):
         one = drawn_columns(many[0], rows, many[2], draws)
-        torch.testing.assert_close(both.influences()[i], one.influences()[0], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(both.influences()[i], one.influences()[0][0], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
