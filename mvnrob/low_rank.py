@@ -80,11 +80,14 @@ PASS_BYTES = 100
 _TOGETHER = 32
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE, from _MANY rivals on
 #: (K / k)^_RATE_OF_MANY (EfficientNet-Lite0 where p = .3: .7 to 2 from 16 to 64 rivals, 1.5 to 1.7 from there
-#: on). From m to M directions it falls by sqrt(M / m).
+#: on); with the number of directions by what :func:`_uncertainty` says.
 _RATE, _MANY, _RATE_OF_MANY = 1.3, 64, 1.5
 #: From how few rivals that is believed, and how much of the direct way's price is spent on the belief in
 #: all: steps that were expected to do cannot add up to more.
 _FARTHEST, _SPENT = 4, 1.2
+#: The first level whose forecast is believed if it says that the direct way is cheaper: fewer rivals and
+#: directions know too little. It is tried in any case.
+_TRUSTED = (16, 24)
 _LEVEL = 0.99
 #: Its normal quantile, of one side.
 _NORMAL = 2.3263478740408408
@@ -97,14 +100,14 @@ _CURVATURE_ERRORS = 2.0
 
 def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
     """Margins to one target (``argmax_probabilities`` takes differences of covariances), cheap products,
-    room for those of one input, and a direct way that costs twice the first level or more, and more
-    than the influences take."""
+    room for those of one input, and a direct way that costs twice what is tried in any case, or more, and
+    more than the influences take."""
     cheap = problem.logits.jvp_mode == "forward" and problem.logits.scale is None
     if problem.double or not cheap or abs_tol < LEAST_TOL or not _levels(problem, abs_tol):
         return False
     draws = _count_draws(abs_tol) * problem.values.shape[2] * len(problem.noise.sigmas)
     passes = direct * problem.logits.samples * problem.logits.network.graph
-    return 2 * price(LEVELS[0]) <= direct and draws * PASS_BYTES <= passes
+    return 2 * price(_TRUSTED) <= direct and draws * PASS_BYTES <= passes
 
 
 def price(level: tuple[int, int]) -> float:
@@ -156,9 +159,11 @@ def screen_low_rank(
     Gram matrix of the rest without bias (its rows are zero for the k rivals themselves), and p is taken
     from the factor [A, X]. To first order that moves p by a mean of m independent terms, the influences
     of the columns (:class:`mvnrob.influence.DrawnColumns`): Student's t with m - 1 degrees of freedom
-    on their spread is the 99 % bound ``sampled``, beside what the draws' halves show of the second
-    order. k and m grow (``LEVELS``) until that is at most ``SAMPLED * abs_tol`` at every sigma, or the way to it is expected to cost more than ``direct``
-    backward passes.
+    on their spread is the 99 % bound ``sampled``, or where that is more, what p loses with the rest
+    stretched to a 99 % bound on its length (:func:`_stretch`): Student's t misses one input in twenty where
+    a single rival holds the rest. Beside it stands what the draws' halves show of the second order. k and m
+    grow (``LEVELS``) until all that is at most ``SAMPLED * abs_tol`` at every sigma, or the way to it is
+    expected to cost more than ``direct`` backward passes.
     """
     levels = _levels(problem, abs_tol)
     most = levels[-1][0]
@@ -283,7 +288,10 @@ class _State:
         new = self.basis.shape[1] - self.first_basis.shape[1] - known
         if new == 0:
             return
-        parts, at_once = [self.along.new_zeros(len(self.along), 0, new)], directions_at_once(problem)
+        parts, at_once = (
+            [self.along.new_zeros(len(self.along), 0, new)],
+            directions_at_once(problem),
+        )
         for first in range(0, drawn, at_once):
             count = min(at_once, drawn - first)
             # with their part inside the first basis, to which the others are orthogonal
@@ -374,6 +382,8 @@ def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, dire
     """Where to go on from ``at`` with a bound of first order ``ratio`` times too large: toward the level
     that is expected to do, or ``len(levels)`` where the direct way is cheaper. Where that bound is small
     enough, but not what is beyond first order, a few more directions do."""
+    if not math.isfinite(ratio):  # nor will another level's be
+        return len(levels)
     rivals, directions = levels[at]
     rate = _RATE if rivals < _MANY else _RATE_OF_MANY
     for level in range(at + 1, len(levels)):
@@ -382,10 +392,15 @@ def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, dire
         if ratio <= more:
             break
     else:
-        return len(levels)
-    if price(levels[level]) - price(levels[at]) > direct or price(levels[level]) > _SPENT * direct:
-        return len(levels)
-    while level > at + 1 and levels[level][0] > _FARTHEST * rivals:
+        level = len(levels)
+    if level < len(levels):
+        whole = price(levels[level])
+        if whole - price(levels[at]) > direct or whole > _SPENT * direct:
+            level = len(levels)
+    if levels[at] < _TRUSTED:
+        tried = [i for i in range(at + 1, len(levels)) if levels[i] <= _TRUSTED]
+        return min([level, *tried[-1:]])
+    while len(levels) > level > at + 1 and levels[level][0] > _FARTHEST * rivals:
         level -= 1
     return level
 
@@ -417,11 +432,11 @@ def _sampled(
             part.gather(2, chosen[:, None].expand(-1, part.shape[1], -1)).mT
             for part in state.means(problem.weights[0])
         )
-        known, spread = (
-            part.square().sum(2).masked_fill(padding, 0.0) for part in (exact, rest)
-        )
+        known, spread = (part.square().sum(2).masked_fill(padding, 0.0) for part in (exact, rest))
         norms = (known + spread).sqrt()
-        longer = (known + spread * (directions / chi_square_quantile(_LEFT_RISK, directions))).sqrt()
+        longer = (
+            known + spread * (directions / chi_square_quantile(_LEFT_RISK, directions))
+        ).sqrt()
         scale = torch.where(norms > 0, norms, 1.0)[..., None]
         margins = problem.margins.gather(1, chosen)
         finite = norms.isfinite().all(1)

@@ -125,6 +125,35 @@ def test_curvature_is_what_halves_differ_by(seed):
     assert abs(value - expected) < 4 * error + 1e-5
 
 
+@pytest.mark.parametrize("rivals, together", [(1, False), (6, True), (6, False)])
+def test_bound_where_few_rivals_hold_what_is_sampled(rivals, together):
+    """Of inputs with 8 draws each: rivals whose rest is one direction, their own or one for all."""
+    inputs_, drawn, rest = 400, 8, 0.7
+    generator = torch.Generator().manual_seed(5)
+    count = 1 if together else rivals
+    x = torch.randn(inputs_, count, drawn, generator=generator, dtype=torch.float64)
+    x = (rest / drawn) ** 0.5 * x.expand(-1, rivals, -1)
+    a = torch.full((inputs_, rivals, 1), (1 - rest) ** 0.5, dtype=torch.float64)
+    margin = 2.0 if rivals == 1 else 2.4
+    norms = (a.square().sum(2) + x.square().sum(2)).sqrt()[..., None]
+    draws = standard_normal(row_keys(0, 4, torch.tensor([1])), 0, 2**11, 9, torch.float32)[0]
+    z = margin / norms[..., 0]
+    columns = DrawnColumns(z, a / norms, x / norms, draws, 2**26)
+    each, by_row = columns.influences()
+    spread = (each - each.mean(1, keepdim=True)).square().sum(1)
+    student = low_rank._uncertainty(drawn) * (spread * drawn).sqrt()
+    stretched = columns.stretched(low_rank._stretch(by_row))[0].abs()
+    correlation = torch.full((rivals, rivals), 1.0 if together else 1 - rest).double()
+    truth = mvnrob.mvn_cdf(
+        torch.full((rivals,), margin).double(), correlation.fill_diagonal_(1.0), abs_tol=1e-6
+    )
+    cov = (a @ a.mT + x @ x.mT) / (norms @ norms.mT)
+    gap = (mvnrob.mvn_cdf(z, cov, abs_tol=3e-4) - truth).abs() - 3e-4
+    assert (gap > torch.maximum(student, stretched)).double().mean() <= 0.02
+    if rivals == 1 or together:
+        assert (gap > student).double().mean() >= 0.1  # it alone does not do
+
+
 def test_rivals_that_never_come_near_have_no_influence():
     z, a, x, draws = columns(draws=2**12)
     far = torch.cat([z, torch.tensor([math.inf, math.inf]).double()])
@@ -149,7 +178,7 @@ def test_several_inputs_at_a_time():
     ):
         got, curvature = both.influences(), both.curvature()
         for i, one in enumerate(alone):
-            torch.testing.assert_close(got[i], one.influences()[0][0], rtol=1e-4, atol=1e-7)
+            torch.testing.assert_close(got[0][i], one.influences()[0][0], rtol=1e-4, atol=1e-7)
             for value, expected in zip(curvature, one.curvature(), strict=True):
                 torch.testing.assert_close(value[i], expected[0], rtol=1e-4, atol=1e-7)
     # rivals on both sides of one input, on one side of the other
@@ -160,7 +189,9 @@ def test_several_inputs_at_a_time():
     )  # fmt: skip
     for i, rows in enumerate((many[1], mixed * many[1])):
         one = drawn_columns(many[0], rows, many[2], draws)
-        torch.testing.assert_close(both.influences()[i], one.influences()[0][0], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            both.influences()[0][i], one.influences()[0][0], rtol=1e-4, atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
