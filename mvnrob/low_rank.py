@@ -112,13 +112,13 @@ def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
 
 def price(level: tuple[int, int]) -> float:
     """Backward passes that a level takes in all."""
-    rivals, directions = level
+    rivals = level[0]
     return 1 + rivals + JVP_IN_VJPS * (rivals + _drawn(level, NEAR_ROWS - 1))
 
 
 def first_price(drawn: int) -> float:
     """What the first level takes beyond a sketch's rows and ``drawn`` directions."""
-    rivals, directions = LEVELS[0]
+    rivals = LEVELS[0][0]
     more = max(0, _drawn(LEVELS[0], NEAR_ROWS - 1) - drawn)
     return max(0, 1 + rivals - NEAR_ROWS) + JVP_IN_VJPS * (rivals - DEFLATED + more) + LOOK
 
