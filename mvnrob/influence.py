@@ -69,6 +69,15 @@ class DrawnColumns:
             setattr(part, name, getattr(self, name)[rows])
         return part
 
+    def longer(self, scale: Tensor) -> DrawnColumns:
+        """The same with X's rows times ``scale`` [b, S]."""
+        part = object.__new__(DrawnColumns)
+        vars(part).update(vars(self), _ends=None, drawn=self.drawn * scale[..., None])
+        return part
+
+    def _first(self, share: float) -> Tensor:
+        return self.draws[: max(1, math.ceil(len(self.draws) * share))]
+
     def _parts(self, draws: Tensor) -> tuple[Tensor, ...]:
         inputs, rivals = self.z.shape
         return draws.split(max(1, self.at_once // max(1, inputs * (rivals + self.columns))))
@@ -82,8 +91,8 @@ class DrawnColumns:
         k = self.exact.shape[2]
         return part[..., :k], part[..., k : k + self.columns]
 
-    def influences(self) -> tuple[Tensor, Tensor]:
-        """d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X: float64 ``[b, m]``; and M, ``[b, m, m]``:
+    def influences(self, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """By a ``share`` of the draws, d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X: float64 ``[b, m]``; and M, ``[b, m, m]``:
         the sum over the rivals of g_i x_i x_i^T, with x_i row i of X at length one and g_i what p changes by
         if that row alone is stretched (d p / d log of its squared length).
 
@@ -94,7 +103,8 @@ class DrawnColumns:
         along_a, along_c = self._split(self.lead.float())
         out = self.drawn.new_zeros(len(self.z), self.columns)
         by_row = self.drawn.new_zeros(len(self.z), self.columns, self.columns)
-        for part in self._parts(self.draws):
+        draws = self._first(share)
+        for part in self._parts(draws):
             a, c = self._split(part)
             free, outside = ends.free(a), ends.outside(c)
             at_a, at_c = a @ along_a.mT, c @ along_c.mT
@@ -120,21 +130,20 @@ class DrawnColumns:
                     by_row += 0.25 * (turned * weight.T[:, None] @ turned.mT).double()
             # w enters as its square root; the mean of two signs
             out += 0.25 * moved.sum(0, dtype=torch.float64)
-        return out / len(self.draws), by_row / len(self.draws)
+        return out / len(draws), by_row / len(draws)
 
     def stretched(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """p with X times ``scale`` [b] less p: (value, standard error), each float64 ``[b]``."""
-        whole = self._whole()
-        longer = _Ends(self.z, self.exact, self.drawn * scale[:, None, None], self.lead)
+        """p with X's rows times ``scale`` [b, S] less p: (value, standard error), each float64 ``[b]``."""
+        both = self.longer(scale)._whole(), self._whole()
         along_a, along_c = self._split(self.lead.float())
+        signs = (1.0, -1.0)
 
         def gap(part: Tensor) -> Tensor:
             a, c = self._split(part)
             at_a, at_c = a @ along_a.mT, c @ along_c.mT
-            signs = (1.0, -1.0)
             drawn_at = torch.stack([at_a + sign * at_c for sign in signs])
             masses = []
-            for ends in (longer, whole):
+            for ends in both:
                 free, outside = ends.free(a), ends.outside(c)
                 each = [ends.nearest(free.sub(outside, alpha=sign)) for sign in signs]
                 masses.append(_mass(each, drawn_at).sum(0))
@@ -144,7 +153,7 @@ class DrawnColumns:
 
     def _mean(self, gap: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and standard error over draws [n, k + m] of ``gap``, ``[n, b]``."""
-        draws = self.draws[: max(1, math.ceil(len(self.draws) * _CURVATURE_SHARE))]
+        draws = self._first(_CURVATURE_SHARE)
         total = squares = 0.0
         for part in self._parts(draws):
             each = gap(part)

@@ -96,6 +96,8 @@ _NORMAL = 2.3263478740408408
 _NEGLECTED, _LEFT_RISK = 0.01, 1e-3
 #: Standard errors of the second order's estimate that are added to it.
 _CURVATURE_ERRORS = 2.0
+#: Rivals that are stretched alone, and the share of the draws that says how many count then.
+_ALONE, _LONGER_SHARE = 3, 0.5
 
 
 def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
@@ -160,7 +162,7 @@ def screen_low_rank(
     from the factor [A, X]. To first order that moves p by a mean of m independent terms, the influences
     of the columns (:class:`mvnrob.influence.DrawnColumns`): Student's t with m - 1 degrees of freedom
     on their spread is the 99 % bound ``sampled``, or where that is more, what p loses with the rest
-    stretched to a 99 % bound on its length (:func:`_stretch`): Student's t misses one input in twenty where
+    stretched to a 99 % bound on its length (:func:`_lost`): Student's t misses one input in twenty where
     a single rival holds the rest. Beside it stands what the draws' halves show of the second order. k and m
     grow (``LEVELS``) until all that is at most ``SAMPLED * abs_tol`` at every sigma, or the way to it is
     expected to cost more than ``direct`` backward passes.
@@ -267,8 +269,10 @@ class _State:
         if self.fresh.shape[1] == 0:
             return
         # rows of one length: what is small beside the steepest rival's may be all of another's
-        sizes = torch.linalg.vector_norm(self.fresh, dim=2, keepdim=True)
-        vectors = self.fresh / torch.where(sizes > 0, sizes, 1.0)
+        vectors = self.fresh
+        for order in (math.inf, 2):  # squares of float32 numbers may leave its range
+            sizes = torch.linalg.vector_norm(vectors, order, dim=2, keepdim=True)
+            vectors = vectors / torch.where(sizes > 0, sizes, 1.0)
         for _ in range(2):  # the second time for what rounding left of the first
             along = inner(vectors, self.basis)
             vectors = torch.baddbmm(vectors, along, self.basis, alpha=-1.0)
@@ -455,18 +459,7 @@ def _sampled(
                     for part in (exact, rest)
                 )
                 columns = DrawnColumns(z, a, x, draws, budget)
-                each, by_row = columns.influences()
-                spread = (each - each.mean(1, keepdim=True)).square().sum(1)
-                bound = _uncertainty(directions) * (spread * directions).sqrt()
-                first_order[s, rows] = bound
-                some = (bound <= allowed).nonzero()[:, 0]
-                if len(some):
-                    part = columns if len(some) == len(rows) else columns.subset(some)
-                    value, error = part.stretched(_stretch(by_row[some]))
-                    longer = value.abs() + _CURVATURE_ERRORS * error
-                    value, error = part.curvature()
-                    bound[some] = torch.maximum(bound[some], longer)
-                    bound[some] += value.abs() + _CURVATURE_ERRORS * error
+                bound, first_order[s, rows] = _bounds(columns, allowed)
                 out[s, rows] = bound + neglected
             active = active[out[s, active] <= allowed]
             if not len(active):
@@ -474,19 +467,67 @@ def _sampled(
     return out, first_order
 
 
-def _stretch(by_row: Tensor) -> Tensor:
-    """99 % bound on the ratio of the rest's true length to the drawn one, ``[b]``, by
-    :meth:`DrawnColumns.influences`' M of m columns.
+def _bounds(columns: DrawnColumns, allowed: float) -> tuple[Tensor, Tensor]:
+    """99 % bounds ``[b]`` on what drawing other directions would change, whole where the one to first order
+    is allowed; and these to first order."""
+    each, by_row = columns.influences()
+    spread = (each - each.mean(1, keepdim=True)).square().sum(1)
+    first_order = _uncertainty(each.shape[1]) * (spread * each.shape[1]).sqrt()
+    bound = first_order.clone()
+    some = (bound <= allowed).nonzero()[:, 0]
+    if len(some):
+        if len(some) < len(bound):
+            columns, by_row = columns.subset(some), by_row[some]
+        value, error = columns.curvature()
+        lost = torch.maximum(bound[some], _lost(columns, by_row))
+        bound[some] = lost + value.abs() + _CURVATURE_ERRORS * error
+    return bound, first_order
 
-    Rivals that are stretched independently of each other are off less together than one is. With G = tr M
-    the sum of their influences and V the sum of g_i g_j cos(x_i, x_j)^2 over true rows, G^2 / V of them
-    count: one where they share a direction. Of drawn rows that sum is |M|^2, of which chance gives
+
+def _lost(columns: DrawnColumns, by_row: Tensor) -> Tensor:
+    """What p loses ``[b]`` if the rest is longer than it was drawn, by a 99 % bound: that of all rivals
+    together, and that of each of the ``_ALONE`` that alone would lose most.
+
+    A rival whose rest was drawn short has next to no influence there: hence how many rivals count is
+    looked at with the rest as long as that of one may be, too, and many small ones do not hide one.
+    """
+    one = _stretch(by_row.new_ones(()), by_row.shape[1])
+    _, of_longer = columns.longer(one.expand_as(columns.z)).influences(_LONGER_SHARE)
+    together = torch.maximum(*(_stretch(_count(m), len(m[0])) for m in (by_row, of_longer)))
+    lost = _upper(columns.stretched(together[:, None].expand_as(columns.z)))
+    # limits of rows of length one, of which X is a part
+    norms = (1.0 + columns.drawn.square().sum(2) * (one.square() - 1.0)).sqrt()
+    grown = tail(columns.z, norms, 1.0) - tail(columns.z, torch.ones_like(norms), 1.0)
+    most = grown.abs().topk(min(_ALONE, grown.shape[1]), dim=1)
+    for growth, rival in zip(most.values.mT, most.indices.mT, strict=True):
+        if bool((growth <= lost).all()):  # the rival's tail grows by no less than p loses
+            break
+        alone = torch.ones_like(columns.z).scatter(1, rival[:, None], float(one))
+        lost = torch.maximum(lost, _upper(columns.stretched(alone)))
+    return lost
+
+
+def _upper(estimate: tuple[Tensor, Tensor]) -> Tensor:
+    value, error = estimate
+    return value.abs() + _CURVATURE_ERRORS * error
+
+
+def _count(by_row: Tensor) -> Tensor:
+    """How many rivals count ``[b]``, by :meth:`DrawnColumns.influences`' M of m columns.
+
+    With G = tr M the sum of their influences and V the sum of g_i g_j cos(x_i, x_j)^2 over true rows,
+    G^2 / V do: one where they share a direction. Of drawn rows that sum is |M|^2, of which chance gives
     (G^2 - V) / m.
     """
     columns = by_row.shape[1]
     total = by_row.diagonal(dim1=1, dim2=2).sum(1).square()
     alike = (by_row.square().sum((1, 2)) - total / columns) * (columns / (columns - 1))
-    count = (total / alike.clamp_min(1e-300)).nan_to_num(nan=1.0).clamp(1.0, columns)
+    return (total / alike.clamp_min(1e-300)).nan_to_num(nan=1.0).clamp(1.0, columns)
+
+
+def _stretch(count: Tensor, columns: int) -> Tensor:
+    """99 % bound on the ratio of the rest's true length to the drawn one, where so many rivals count: that
+    are stretched independently of each other, and off less together than one is."""
     # chi-square's quantile by Wilson and Hilferty (1931), a few per cent too small at 8 degrees
     width = 2.0 / (9.0 * columns * count)
     return (1.0 - width - _NORMAL * width.sqrt()) ** -1.5

@@ -139,17 +139,14 @@ def test_bound_where_few_rivals_hold_what_is_sampled(rivals, together):
     draws = standard_normal(row_keys(0, 4, torch.tensor([1])), 0, 2**11, 9, torch.float32)[0]
     z = margin / norms[..., 0]
     columns = DrawnColumns(z, a / norms, x / norms, draws, 2**26)
-    each, by_row = columns.influences()
-    spread = (each - each.mean(1, keepdim=True)).square().sum(1)
-    student = low_rank._uncertainty(drawn) * (spread * drawn).sqrt()
-    stretched = columns.stretched(low_rank._stretch(by_row))[0].abs()
+    bounds, student = low_rank._bounds(columns, math.inf)
     correlation = torch.full((rivals, rivals), 1.0 if together else 1 - rest).double()
     truth = mvnrob.mvn_cdf(
         torch.full((rivals,), margin).double(), correlation.fill_diagonal_(1.0), abs_tol=1e-6
     )
     cov = (a @ a.mT + x @ x.mT) / (norms @ norms.mT)
     gap = (mvnrob.mvn_cdf(z, cov, abs_tol=3e-4) - truth).abs() - 3e-4
-    assert (gap > torch.maximum(student, stretched)).double().mean() <= 0.02
+    assert (gap > bounds).double().mean() <= 0.02
     if rivals == 1 or together:
         assert (gap > student).double().mean() >= 0.1  # it alone does not do
 
