@@ -132,9 +132,10 @@ class DrawnColumns:
             out += 0.25 * moved.sum(0, dtype=torch.float64)
         return out / len(draws), by_row / len(draws)
 
-    def stretched(self, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """p with X's rows times ``scale`` [b, S] less p: (value, standard error), each float64 ``[b]``."""
-        both = self.longer(scale)._whole(), self._whole()
+    def stretched(self, *scales: Tensor) -> tuple[Tensor, Tensor]:
+        """p with X's rows times each of the ``scales`` [b, S] less p: (values, standard errors), each float64
+        ``[len(scales), b]``."""
+        ends = [self.longer(scale)._whole() for scale in scales]
         along_a, along_c = self._split(self.lead.float())
         signs = (1.0, -1.0)
 
@@ -142,17 +143,19 @@ class DrawnColumns:
             a, c = self._split(part)
             at_a, at_c = a @ along_a.mT, c @ along_c.mT
             drawn_at = torch.stack([at_a + sign * at_c for sign in signs])
-            masses = []
-            for ends in both:
+
+            def mass(ends: _Ends) -> Tensor:
                 free, outside = ends.free(a), ends.outside(c)
                 each = [ends.nearest(free.sub(outside, alpha=sign)) for sign in signs]
-                masses.append(_mass(each, drawn_at).sum(0))
-            return 0.5 * (masses[0] - masses[1])
+                return 0.5 * _mass(each, drawn_at).sum(0)
+
+            own = mass(self._whole())
+            return torch.stack([mass(longer).sub_(own) for longer in ends], 1)
 
         return self._mean(gap)
 
     def _mean(self, gap: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean and standard error over draws [n, k + m] of ``gap``, ``[n, b]``."""
+        """Mean and standard error over draws [n, k + m] of ``gap``, ``[n, ..., b]``."""
         draws = self._first(_CURVATURE_SHARE)
         total = squares = 0.0
         for part in self._parts(draws):

@@ -22,11 +22,14 @@ from .noise import INFLUENCES, row_keys
 from .screening import (
     EXACT_SHARE,
     LEAST_KEPT,
+    SKETCH_SHARE,
     Screened,
+    alike,
     dropped_mass,
     keep_largest,
     packed,
     standardised,
+    survivors,
     tail,
 )
 from .sketch import (
@@ -88,6 +91,8 @@ _FARTHEST, _SPENT = 4, 1.2
 #: The first level whose forecast is believed if it says that the direct way is cheaper: fewer rivals and
 #: directions know too little. It is tried in any case.
 _TRUSTED = (16, 24)
+#: In place of a level: nothing more, or rows of all rivals that may matter.
+_ENDED, _BY_ROWS = -1, -2
 _LEVEL = 0.99
 #: Its normal quantile, of one side.
 _NORMAL = 2.3263478740408408
@@ -165,7 +170,8 @@ def screen_low_rank(
     stretched to a 99 % bound on its length (:func:`_lost`): Student's t misses one input in twenty where
     a single rival holds the rest. Beside it stands what the draws' halves show of the second order. k and m
     grow (``LEVELS``) until all that is at most ``SAMPLED * abs_tol`` at every sigma, or the way to it is
-    expected to cost more than ``direct`` backward passes.
+    expected to cost more than the rows of all rivals that the bounds on the norms leave, or than ``direct``
+    backward passes.
     """
     levels = _levels(problem, abs_tol)
     most = levels[-1][0]
@@ -368,13 +374,25 @@ def _refine(
         if done.any():
             rows = done.nonzero()[:, 0]
             yield _screened(problem, state, numbers, order, keep, norms, sampled, rows), numbers[:0]
-        following = [
-            _next_level(levels, at, value, direct) if not ended else -1
-            for value, ended in zip(ratio.tolist(), done.tolist(), strict=True)
-        ]
-        for level in sorted({level for level in following if level >= 0}):
-            rows = torch.tensor([i for i, it in enumerate(following) if it == level])
-            rows = rows.to(numbers.device)
+        # rows of all that may matter, as after a sketch, where another level is expected to cost more
+        wanted, _ = state.keep(problem, order, SKETCH_SHARE * abs_tol)
+        counts = wanted.sum(1)
+        following = torch.tensor(
+            [
+                _ENDED if ended else _next_level(levels, at, value, direct, 1 + count)
+                for value, count, ended in zip(
+                    ratio.tolist(), counts.tolist(), done.tolist(), strict=True
+                )
+            ],
+            device=numbers.device,
+        )
+        for rows in alike(problem, counts, following == _BY_ROWS):
+            part = survivors(problem, rows, order, norms, wanted, None, SKETCH_SHARE)
+            part.inputs = numbers[rows]
+            yield part, numbers[:0]
+            del part  # before the next one comes
+        for level in following[following >= 0].unique().tolist():
+            rows = (following == level).nonzero()[:, 0]
             if level == len(levels):
                 yield None, numbers[rows]
                 continue
@@ -382,25 +400,30 @@ def _refine(
             waiting.append(part)
 
 
-def _next_level(levels: tuple[tuple[int, int], ...], at: int, ratio: float, direct: float) -> int:
+def _next_level(
+    levels: tuple[tuple[int, int], ...], at: int, ratio: float, direct: float, rows: int
+) -> int:
     """Where to go on from ``at`` with a bound of first order ``ratio`` times too large: toward the level
-    that is expected to do, or ``len(levels)`` where the direct way is cheaper. Where that bound is small
-    enough, but not what is beyond first order, a few more directions do."""
+    that is expected to do, or ``len(levels)`` where the direct way is cheaper, or ``_BY_ROWS`` where so many
+    ``rows`` are. Where that bound is small enough, but not what is beyond first order, a few more
+    directions do."""
     if not math.isfinite(ratio):  # nor will another level's be
         return len(levels)
     rivals, directions = levels[at]
     rate = _RATE if rivals < _MANY else _RATE_OF_MANY
+    ahead = direct
     for level in range(at + 1, len(levels)):
         more = (levels[level][0] / rivals) ** rate
         more *= _uncertainty(directions) / _uncertainty(levels[level][1])
         if ratio <= more:
+            ahead = price(levels[level]) - price(levels[at])
             break
     else:
         level = len(levels)
-    if level < len(levels):
-        whole = price(levels[level])
-        if whole - price(levels[at]) > direct or whole > _SPENT * direct:
-            level = len(levels)
+    if rows < min(ahead, direct):
+        return _BY_ROWS
+    if level < len(levels) and (ahead > direct or price(levels[level]) > _SPENT * direct):
+        level = len(levels)
     if levels[at] < _TRUSTED:
         tried = [i for i in range(at + 1, len(levels)) if levels[i] <= _TRUSTED]
         return min([level, *tried[-1:]])
@@ -479,14 +502,14 @@ def _bounds(columns: DrawnColumns, allowed: float) -> tuple[Tensor, Tensor]:
         if len(some) < len(bound):
             columns, by_row = columns.subset(some), by_row[some]
         value, error = columns.curvature()
-        lost = torch.maximum(bound[some], _lost(columns, by_row))
+        lost = torch.maximum(bound[some], _lost(columns, by_row, bound[some]))
         bound[some] = lost + value.abs() + _CURVATURE_ERRORS * error
     return bound, first_order
 
 
-def _lost(columns: DrawnColumns, by_row: Tensor) -> Tensor:
+def _lost(columns: DrawnColumns, by_row: Tensor, bound: Tensor) -> Tensor:
     """What p loses ``[b]`` if the rest is longer than it was drawn, by a 99 % bound: that of all rivals
-    together, and that of each of the ``_ALONE`` that alone would lose most.
+    together, and that of each of the ``_ALONE`` that alone would lose most, if more than ``bound``.
 
     A rival whose rest was drawn short has next to no influence there: hence how many rivals count is
     looked at with the rest as long as that of one may be, too, and many small ones do not hide one.
@@ -494,22 +517,19 @@ def _lost(columns: DrawnColumns, by_row: Tensor) -> Tensor:
     one = _stretch(by_row.new_ones(()), by_row.shape[1])
     _, of_longer = columns.longer(one.expand_as(columns.z)).influences(_LONGER_SHARE)
     together = torch.maximum(*(_stretch(_count(m), len(m[0])) for m in (by_row, of_longer)))
-    lost = _upper(columns.stretched(together[:, None].expand_as(columns.z)))
-    # limits of rows of length one, of which X is a part
+    scales = [together[:, None].expand_as(columns.z)]
+    # limits of rows of length one, of which X is a part; a tail grows by no less than p loses
     norms = (1.0 + columns.drawn.square().sum(2) * (one.square() - 1.0)).sqrt()
-    grown = tail(columns.z, norms, 1.0) - tail(columns.z, torch.ones_like(norms), 1.0)
-    most = grown.abs().topk(min(_ALONE, grown.shape[1]), dim=1)
-    for growth, rival in zip(most.values.mT, most.indices.mT, strict=True):
-        if bool((growth <= lost).all()):  # the rival's tail grows by no less than p loses
-            break
-        alone = torch.ones_like(columns.z).scatter(1, rival[:, None], float(one))
-        lost = torch.maximum(lost, _upper(columns.stretched(alone)))
-    return lost
-
-
-def _upper(estimate: tuple[Tensor, Tensor]) -> Tensor:
-    value, error = estimate
-    return value.abs() + _CURVATURE_ERRORS * error
+    grown = (tail(columns.z, norms, 1.0) - tail(columns.z, torch.ones_like(norms), 1.0)).abs()
+    most = grown.topk(min(_ALONE, grown.shape[1]), dim=1)
+    matters = most.values > bound[:, None]
+    for at in range(int(matters.sum(1).amax())):
+        length = torch.where(matters[:, at], one, 1.0)
+        scales.append(
+            torch.ones_like(columns.z).scatter(1, most.indices[:, at, None], length[:, None])
+        )
+    values, errors = columns.stretched(*scales)
+    return (values.abs() + _CURVATURE_ERRORS * errors).amax(0)
 
 
 def _count(by_row: Tensor) -> Tensor:

@@ -236,13 +236,13 @@ def _screen_rows(
         norms = norms[0]
     keep = _kept(problem, norms, order, allowed, all_classes)
     for rows in alike(problem, keep.sum(1), torch.ones_like(left, dtype=torch.bool)):
-        part = _survivors(problem, rows, order, norms, keep, held, share)
+        part = survivors(problem, rows, order, norms, keep, held, share)
         part.inputs = left[rows]
         yield part
         del part  # before the next one comes
 
 
-def _survivors(
+def survivors(
     problem: Linearised,
     inputs: Tensor,
     order: Tensor,
