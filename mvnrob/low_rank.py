@@ -89,8 +89,9 @@ _RATE, _MANY, _RATE_OF_MANY = 1.3, 64, 1.5
 #: all: steps that were expected to do cannot add up to more.
 _FARTHEST, _SPENT = 4, 1.2
 #: The first level whose forecast is believed if it says that the direct way is cheaper: fewer rivals and
-#: directions know too little. It is tried in any case.
-_TRUSTED = (16, 24)
+#: directions know too little. It is tried in any case, since all rows take _WORTH times as many passes or
+#: more.
+_TRUSTED, _WORTH = (16, 24), 2
 #: In place of a level: nothing more, or rows of all rivals that may matter.
 _ENDED, _BY_ROWS = -1, -2
 _LEVEL = 0.99
@@ -114,7 +115,7 @@ def serves(problem: Linearised, abs_tol: float, direct: float) -> bool:
         return False
     draws = _count_draws(abs_tol) * problem.values.shape[2] * len(problem.noise.sigmas)
     passes = direct * problem.logits.samples * problem.logits.network.graph
-    return 2 * price(_TRUSTED) <= direct and draws * PASS_BYTES <= passes
+    return _WORTH * price(_TRUSTED) <= direct and draws * PASS_BYTES <= passes
 
 
 def price(level: tuple[int, int]) -> float:
@@ -420,7 +421,8 @@ def _next_level(
             break
     else:
         level = len(levels)
-    if rows < min(ahead, direct):
+    most = direct if levels[at] >= _TRUSTED else _WORTH * price(_TRUSTED)
+    if rows < min(ahead, most):
         return _BY_ROWS
     if level < len(levels) and (ahead > direct or price(levels[level]) > _SPENT * direct):
         level = len(levels)
