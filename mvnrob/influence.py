@@ -92,9 +92,10 @@ class DrawnColumns:
         return part[..., :k], part[..., k : k + self.columns]
 
     def influences(self, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """By a ``share`` of the draws, d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X: float64 ``[b, m]``; and M, ``[b, m, m]``:
-        the sum over the rivals of g_i x_i x_i^T, with x_i row i of X at length one and g_i what p changes by
-        if that row alone is stretched (d p / d log of its squared length).
+        """By a ``share`` of the draws: d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X, float64
+        ``[b, m]``; and M, ``[b, m, m]``: the sum over the rivals of g_i x_i x_i^T, with x_i row i of X at
+        length one and g_i what p changes by if that row alone is stretched (d p / d log of its squared
+        length).
 
         Pathwise: column j moves an end, where rival i is nearest, by -y_j X_ij / f_i, y the value of c
         there. Each draw is taken with c and with -c, and what these have in common cancels.

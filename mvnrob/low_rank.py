@@ -299,10 +299,8 @@ class _State:
         new = self.basis.shape[1] - self.first_basis.shape[1] - known
         if new == 0:
             return
-        parts, at_once = (
-            [self.along.new_zeros(len(self.along), 0, new)],
-            directions_at_once(problem),
-        )
+        parts = [self.along.new_zeros(len(self.along), 0, new)]
+        at_once = directions_at_once(problem)
         for first in range(0, drawn, at_once):
             count = min(at_once, drawn - first)
             # with their part inside the first basis, to which the others are orthogonal
