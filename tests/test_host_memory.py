@@ -54,7 +54,8 @@ def counted(**environment):
 def test_blocks_are_used_again_and_given_back():
     apart, kept, after, returned = counted()
     assert kept < apart / 8
-    assert after > apart / 2  # as before
+    # new once more, and each of the eight where no hole in the heap takes them
+    assert after > apart / 10
     assert returned > 2**25
 
 
