@@ -26,7 +26,7 @@ def faults():
 def of_blocks():
     before = faults()
     for _ in range(8):
-        torch.empty(2**24).zero_()
+        torch.empty(3 * 2**23).zero_()  # more than what is not looked for
     return faults() - before
 
 def resident():
@@ -52,11 +52,13 @@ def counted(**environment):
 
 
 def test_blocks_are_used_again_and_given_back():
-    apart, kept, after, returned = counted()
-    assert kept < apart / 8
-    # new once more, and each of the eight where no hole in the heap takes them
-    assert after > apart / 10
-    assert returned > 2**25
+    for _ in range(4):
+        apart, kept, after, returned = counted()
+        assert kept < apart / 8
+        # the heap lies elsewhere each time; in one of fourteen runs it went on with a hole of its own
+        if after > apart / 2 and returned > 2**25:
+            return
+    pytest.fail(f"{after} of {apart} faults, {returned} bytes returned")
 
 
 def test_what_the_environment_asks_for_stays():
