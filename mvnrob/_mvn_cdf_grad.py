@@ -337,7 +337,11 @@ def _backward_rows(
 
     slopes = torch.zeros_like(limits)
     if by_path is not None:
-        takes_part = torch.zeros_like(dead)
+        # A limit far inside is as good as none; one that its variable hardly ever keeps decides.
+        takes_part = limits[:, 0] < 0
+        if limits.shape[1] == 2:
+            takes_part |= limits[:, 1] > 0
+        takes_part &= ~dead
         takes_part[units.row, units.index[:, 0]] = True
     for of_cov, of_tilted, mask in _sampled_together(by_path, cov_by_path, tilted):
         picks = mask.nonzero()[:, 0]

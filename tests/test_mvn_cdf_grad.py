@@ -405,6 +405,18 @@ def test_what_cannot_matter_is_skipped(calls):
     assert (few > 0).all()
 
 
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_a_limit_that_is_hardly_ever_kept_is_not_skipped(side):
+    """Its density says nothing either, but p is next to zero, and so are the others' slopes."""
+    upper, cov = torch.ones(10).double(), equicorrelated(10)
+    upper[0] = -8.0
+    lower = None
+    if side < 0:
+        upper, lower = torch.full_like(upper, INF), -upper
+    slopes = gradients(upper, cov, lower)
+    assert max(g.abs().max() for g in slopes) < 1e-12
+
+
 def test_float32():
     upper, cov = random_problem(9, 3, batch=(2,))
     lower = -2 * upper
