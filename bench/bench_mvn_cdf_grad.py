@@ -4,8 +4,7 @@ python -m bench gradients [--n 9,49,99,199] [--quick] [--conditional]
 
 One thread, CPU time, milliseconds per problem of one batched call, on classifier-like problems
 (bench/classifiers.py). "limits": backward to the upper limits; "cov": to upper limits and
-covariance together, for n > 9 on the first three problems (n > 99: on the first). Beside a time stand the
-least and the most of its repeats. Errors are root mean squares over all entries of a group's problems, in
+covariance together, for n > 9 on the first three problems. Beside a time stand the least and the most of its repeats. Errors are root mean squares over all entries of a group's problems, in
 units of the standard deviations, against the same gradients at `--reference` (tolerance) with another seed,
 whose own error is in them (it ends at max_points too); "size" is the rms of the gradients themselves.
 Points: what mvn_cdf and mvn_cdf_pathwise spend.
@@ -31,6 +30,7 @@ import torch
 
 COUNT, QUICK, MANY_VARIABLES = 18, 6, 150
 ROWS = 8  # of a chain
+REFERENCE_POINTS = 30
 #: Side, variables, common limit, rel_tol.
 CHAINS = (
     ("p small", 20, -3.0, 1e-2),
@@ -97,16 +97,21 @@ class Points:
 
 
 class Conditional:
-    """Every slope is a conditional probability while it is entered."""
+    """Every slope is a conditional probability while it is entered, with so many times the points that it
+    may take."""
 
-    def __enter__(self):
+    def __init__(self, points=1):
         from mvnrob import _mvn_cdf_grad
 
-        self.module, self.kept = _mvn_cdf_grad, _mvn_cdf_grad._AFFORDABLE
+        self.module, self.points = _mvn_cdf_grad, points
+
+    def __enter__(self):
+        self.kept = self.module._AFFORDABLE, self.module.COST
         self.module._AFFORDABLE = math.inf
+        self.module.COST *= self.points
 
     def __exit__(self, *_):
-        self.module._AFFORDABLE = self.kept
+        self.module._AFFORDABLE, self.module.COST = self.kept
 
 
 def rms(x):
@@ -116,9 +121,9 @@ def rms(x):
 def lines(n, tolerances, args):
     few = args.quick or n > MANY_VARIABLES
     upper, cov = problems(n, QUICK if few else COUNT, args.seed)
-    # Pairs cost n^2 conditional problems.
-    few = slice(0, None if n <= 9 else 3 if n <= 99 else 1)
-    with Conditional():
+    # The reference's pairs are n^2 / 2 conditional problems.
+    few = slice(0, None if n <= 9 else 3)
+    with Conditional(REFERENCE_POINTS):
         tight_limits = gradients(upper, cov, args.reference, False, seed=7)[0]
         tight_cov = gradients(upper[few], cov[few], args.reference, True, seed=7)[1]
     for tol in tolerances:

@@ -91,6 +91,10 @@ class Units(NamedTuple):
     log_density: Tensor  # [m] there
     stream: Tensor  # [m] number within the row, for the seed
 
+    def limits(self, n: int) -> tuple[Tensor, ...]:
+        """Numbers of the limits: n upper, then n lower ones."""
+        return (self.side * n + self.index).unbind(1)
+
     def of(self, rows: Tensor) -> Units:
         """Those of the rows that the mask [B] marks."""
         return self.where(rows[self.row])
@@ -426,15 +430,31 @@ def limit_units(rows: Rows, wanted: Tensor, log_least: Tensor | float) -> Units:
     return Units.join(parts)
 
 
+def _rounding_of_multiples(rows: Rows) -> float:
+    """1 - R_ij^2 of variables that are multiples of each other: a factor's rounding moves it by no more than
+    its square, as in _given."""
+    if rows.factored:
+        return max(32 * entry_error(torch.float64), 128 * rows.entry_error**2)
+    return 32 * rows.entry_error
+
+
+def has_multiples(rows: Rows, which: Tensor) -> Tensor:
+    """[B] rows with variables that are multiples of each other, of those that ``which`` marks."""
+    n = rows.dead.shape[1]
+    out = torch.zeros_like(which)
+    for some in which.nonzero()[:, 0].split(rows_at_once(n * n)):
+        left = 1 - rows.correlations(some).square_()
+        left.diagonal(dim1=1, dim2=2).fill_(1.0)
+        out[some] = (left <= _rounding_of_multiples(rows)).flatten(1).any(1)
+    return out
+
+
 def pair_units(rows: Rows, wanted: Tensor, log_least: Tensor | float) -> Units:
     n = rows.dead.shape[-1]
     sides = range(rows.limits.shape[1])
     usable = rows.open
     parts = []
-    # |R_ij| = 1 to rounding; a factor's moves 1 - R^2 by no more than its square, as in _given.
-    zero = 32 * rows.entry_error
-    if rows.factored:
-        zero = max(32 * entry_error(torch.float64), 128 * rows.entry_error**2)
+    zero = _rounding_of_multiples(rows)
     height = min(n, rows_at_once(n))  # variables of a piece of R
     for some in wanted.nonzero()[:, 0].split(rows_at_once(n * n)):
         for first in range(0, n, height):

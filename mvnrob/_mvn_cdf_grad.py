@@ -49,7 +49,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _mvn_cdf_hvp, _mvn_cdf_pathwise, _ops
+from . import _mvn_cdf_hvp, _mvn_cdf_mixed, _mvn_cdf_pathwise, _ops
 from ._autograd import along_tangents, register
 from ._mvn_cdf_blocks import blocks_of_split_rows, parts_of
 from ._mvn_cdf_conditional import (
@@ -62,6 +62,7 @@ from ._mvn_cdf_conditional import (
     contain,
     entry_error,
     finite,
+    has_multiples,
     in_units_of_p,
     limit_units,
     moves,
@@ -81,6 +82,9 @@ _FEWEST_OF_TAIL = 8 * FEWEST
 #: times the value's points (a call's set-up counts _SETUP a variable).
 _AFFORDABLE = 0.5
 _SETUP = 4
+#: Where the value took more points, for each limit that matters, slopes to cov are not taken from the row's own
+#: samples: those of conditional problems cost less, and know more.
+_POINTS_OF_A_LIMIT = FEWEST
 #: Of a variable's variance, below which a covariance counts as singular: conditional problems from its
 #: factor stay semidefinite, and samples tell little.
 _LEFT = 1e-6
@@ -331,9 +335,12 @@ def _backward_rows(
             by_samples &= ~near_one
         dear = _too_dear(rows, units, n_points)
         by_path = by_samples & (dear if tilted is None else tilted | dear)
+        if wants_cov:
+            pairs_by_samples = by_samples & _too_dear(rows, pairs, n_points)
         # The samples' slopes to matrices are built for covariances, not for factors.
         if wants_cov and not factored:
-            cov_by_path = by_samples & _too_dear(rows, pairs, n_points)
+            most = _POINTS_OF_A_LIMIT * torch.bincount(units.row, minlength=batch)
+            cov_by_path = pairs_by_samples & (n_points <= most)
 
     slopes = torch.zeros_like(limits)
     if by_path is not None:
@@ -403,18 +410,37 @@ def _backward_rows(
         return to_upper, to_lower, no_cov
 
     scaled = torch.where(finite(limits), limits, 0.0).mul_(slopes).sum(1)
-    if factored:
-        values = signed(pairs, conditional(rows, pairs, budget, max_points), limits.shape[1])
-        return to_upper, to_lower, _to_factor(rows, pairs, values, scaled, factor).to(dtype)
     if bad is not None:
         by_entry = pairs.row, *pairs.index.unbind(1)
         pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
-    plackett = pair_matrices(rows, pairs, conditional(rows, pairs, budget, max_points))
+    values = None
+    if by_path is not None:
+        which = pairs_by_samples & (n_pivots > _FEW_DIRECTIONS)
+        which &= ~has_multiples(rows, which)
+        how = _mvn_cdf_mixed.How(takes_part, budget, n_pivots, max_points, sampled, tilted, slopes)
+        values = _mvn_cdf_mixed.of_pairs(rows, units, pairs, which, how)
+    values = _completed(values, rows, pairs, budget, max_points)
+    if factored:
+        values = signed(pairs, values, limits.shape[1])
+        return to_upper, to_lower, _to_factor(rows, pairs, values, scaled, factor).to(dtype)
+    plackett = pair_matrices(rows, pairs, values)
     if h is None:
         h = plackett
     else:
         h = torch.where(cov_by_path[:, None, None] & ~bad, h, plackett)
     return to_upper, to_lower, _to_cov(rows, h, scaled, factor).to(dtype)
+
+
+def _completed(
+    values: Tensor | None, rows: Rows, pairs: Units, budget: Tensor, max_points: int
+) -> Tensor:
+    """The pairs' ``values``, conditional probabilities where they are NaN (none: everywhere)."""
+    if values is None:
+        return conditional(rows, pairs, budget, max_points)
+    left = values.isnan().nonzero()[:, 0]
+    if len(left):
+        values[left] = conditional(rows, pairs.where(left), budget, max_points)
+    return values
 
 
 def _sampled_together(

@@ -1,8 +1,8 @@
 """Pathwise gradients of ``mvn_cdf``: the sampler differentiated with its points held fixed.
 
 ``torch.ops.mvnrob.mvn_cdf_pathwise`` gives the derivatives of what is sampled under a plan. Here they
-are sampled until the tolerance is met: a quarter of the value's points first, then as many of the
-rest as their spread over the 8 shifts asks for.
+are sampled until the tolerance is met: some of the points first, then as many of the rest as their
+spread over the 8 shifts asks for.
 
 Tilted samples (csrc/plan/tilt.h) give slopes to log p: with V_s the sum of the weights of shift s and
 S_s that of their derivatives, sum S_s / sum V_s, whose error is the spread of S_s - V_s times it.
@@ -24,6 +24,8 @@ T_99 = 3.4994832973505
 _SHIFTS = 8
 _TILE = 64
 _BYTES = 64 * 2**20
+#: Errors are expected to fall like N^-_RATE. Points are doubled at least.
+_RATE, _LEAST_GROWTH = 0.7, 2.0
 
 
 class Samples(NamedTuple):
@@ -41,6 +43,7 @@ class Samples(NamedTuple):
     factored: bool
     wants_cov: bool
     tilted: bool  # slopes are relative to p
+    first: int = 0  # points of all shifts that are spent first; 0: a quarter
 
 
 class Slopes(NamedTuple):
@@ -118,7 +121,8 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
             weight = points[:, None] / op(weight, False)[0]
         return op(weight, wants_cov)
 
-    points = (most // (4 * _TILE) * _TILE).clamp_min_(_TILE)
+    first = torch.full_like(most, how.first // _SHIFTS) if how.first else most // 4
+    points = (first // _TILE * _TILE).clamp_min_(_TILE)
     every = slice(None)
     value, to_upper, to_lower, to_cov, variance, found, _ = call(
         every, torch.zeros_like(points), points
@@ -157,11 +161,14 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
         return torch.maximum(out, of_pairs.amax((1, 2)) / asked(largest.amax((1, 2))))
 
     known = means()
-    error = worst(*known)
-    ratio = error.nan_to_num(1e9, 1e9, 1e9).clamp(1, 1e9) ** (1 / 0.7)
-    wanted = torch.minimum((points * ratio / _TILE).ceil() * _TILE, most.double()).long()
-    more = ((error > 1) & (wanted > points)).nonzero()[:, 0]
-    if len(more):
+    while True:
+        error = worst(*known)
+        ratio = error.nan_to_num(1e9, 1e9, 1e9).clamp(1, 1e9) ** (1 / _RATE)
+        wanted = (points * ratio.clamp_min(_LEAST_GROWTH) / _TILE).ceil() * _TILE
+        wanted = torch.minimum(wanted, most.double()).long()
+        more = ((error > 1) & (wanted > points)).nonzero()[:, 0]
+        if len(more) == 0:
+            break
         first = points[more]
         extra = wanted[more] - first
         out = call(more, first, extra)

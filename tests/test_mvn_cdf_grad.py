@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_mvn_cdf import equicorrelated, random_problem
 
-from mvnrob import mvn_cdf
+from mvnrob import _mvn_cdf_grad, mvn_cdf
 
 INF, NAN = math.inf, math.nan
 
@@ -544,12 +544,17 @@ def test_cov_in_the_tail(calls, pathwise_calls):
     assert (ours * along).sum() == pytest.approx((plus - minus) / (2 * h), rel=2e-2)
 
 
-def test_options_reach_the_conditional_problems(calls):
+def test_options_reach_the_conditional_problems(calls, pathwise_calls, monkeypatch):
     upper, cov = random_problem(9, 1)
-    gradients(
-        upper, cov, abs_tol=1e-6, rel_tol=1e-3, method="sov", max_points=4096,
-        compute_dtype=torch.float64, points="sobol",
-    )  # fmt: skip
+    options = {"abs_tol": 1e-6, "rel_tol": 1e-3, "max_points": 4096, "points": "sobol"}
+    gradients(upper, cov, method="sov", compute_dtype=torch.float64, **options)
+    # of conditional problems
+    assert max(len(args[0]) for args, _ in pathwise_calls) > 5
+    for args, _ in pathwise_calls:
+        assert args[8] == "float64" and args[10] == "sobol" and (8 * args[6] <= 4096).all()
+    monkeypatch.setattr(_mvn_cdf_grad, "_AFFORDABLE", INF)
+    calls.clear()
+    gradients(upper, cov, method="sov", compute_dtype=torch.float64, **options)
     assert calls
     for args, out in calls:
         assert args[4:6] == (1e-6, 1e-3) and args[7:] == ("sov", "float64", "sobol", False)
@@ -712,9 +717,9 @@ def test_few_operations_whatever_the_rows():
             upper, cov = random_problem(n, 0, batch=(rows,))
             assert operations(upper, cov, False) <= 140
             assert operations(upper, cov, True) <= 340
-    # Sampled ones take both ways and a second look; some rows are of blocks.
+    # Sampled ones take both ways and further looks; some rows are of blocks.
     upper, cov = random_problem(6, 0, batch=(64,))
-    assert operations(upper, cov, False) <= 320
+    assert operations(upper, cov, False) <= 370
     cov[::2, :2, 2:], cov[::2, 2:, :2] = 0.0, 0.0
     few = operations(upper[:8], cov[:8], False)
     assert operations(upper, cov, False) <= 1.5 * few

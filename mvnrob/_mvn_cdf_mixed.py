@@ -1,0 +1,161 @@
+"""Mixed second derivatives of ``mvn_cdf`` by samples: slopes of conditional probabilities.
+
+With a a limit of variable i, in units of the standard deviations, d2P/da db = +-phi(a) dQ/db, Q the
+probability that the others keep their limits given X_i = a: one conditional problem, whose samples are
+differentiated (_mvn_cdf_pathwise.py), gives these for all limits b, where Plackett's formula takes a
+conditional probability for each of them. Where a is conditioned on and where b is, both give d2P/da db.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _mvn_cdf_pathwise
+from ._mvn_cdf_conditional import FEWEST, Rows, Units, problem_of, rows_at_once, signed
+
+#: What a conditional problem's slopes cost, in its probability.
+_PRICE = 2.5
+#: Points that each may take, whatever the budget.
+_LEAST = 8 * FEWEST
+#: An error counts as no less than this share of the other one's when the mean is taken: 8 shifts may agree
+#: by chance.
+_LEAST_ERROR = 0.25
+#: Share of the tolerance to which each is sampled: of so few points 8 shifts do not see everything.
+_SHARE = 0.4
+
+
+class How(NamedTuple):
+    """How the rows [B] are sampled."""
+
+    takes_part: Tensor  # [B, n]
+    budget: Tensor | float  # [B] most points of a row's conditional problems together
+    n_pivots: Tensor  # [B]
+    max_points: int
+    compute_dtype: str
+    tilted: Tensor | None  # [B] rows whose samples are tilted; none: no row's
+    slopes: Tensor  # [B, 1 or 2, n] to the limits, in the rows' units; read of tilted rows alone
+
+
+def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) -> Tensor:
+    """density * Q / exp(log_unit) of each pair, as ``conditional`` gives it, of the rows that ``which`` [B]
+    marks and where it takes less than that; NaN of the others, and where it is not known to the tolerance.
+    ``singles`` are the limits whose densities matter."""
+    batch, sides, n = rows.limits.shape
+    device, limits = which.device, sides * n
+    out = torch.full_like(pairs.log_density, math.nan)
+    place, most = torch.zeros_like(rows.seed), max(how.max_points, FEWEST)
+    of_row = torch.bincount(pairs.row, minlength=batch)
+    numbers = (which & (of_row > _PRICE)).nonzero()[:, 0]
+    if len(numbers) == 0:
+        return out
+    for some in numbers.split(rows_at_once(4 * limits * limits)):
+        place[some] = torch.arange(len(some), device=device)
+        here = torch.zeros_like(which).index_fill_(0, some, True)
+        number = here[pairs.row].nonzero()[:, 0]
+        mine = pairs.where(number)
+        first, second = mine.limits(n)
+        at = place[mine.row], first, second
+        wanted = torch.zeros(len(some), limits, limits, dtype=torch.bool, device=device)
+        wanted[at] = True
+        wanted |= wanted.mT.clone()
+        units = singles.of(here)
+        units = units.where(_cover(wanted)[(place[units.row], *units.limits(n))])
+        count = torch.bincount(units.row, minlength=batch)
+        units = units.of(here & (_PRICE * count < of_row))
+        if len(units.row) == 0:
+            continue
+        points = (how.budget / count.clamp_min(1)).clamp_min(_LEAST).clamp_max(most)
+        value, error = _of_rows(rows, units, points.long(), (place, len(some)), how)
+        value, error = _joined(value, error)
+        known = (error <= _allowed(rows, value, some, how))[at]
+        value = value[at]
+        if rows.log_unit is not None:
+            unit = rows.log_unit
+            if how.tilted is not None:
+                unit = unit.masked_fill(how.tilted, 0.0)
+            value = value * (-unit[mine.row]).exp()
+        out[number] = torch.where(known, signed(mine, value, sides), math.nan)
+    return out
+
+
+def _of_rows(
+    rows: Rows, units: Units, points: Tensor, places: tuple[Tensor, int], how: How
+) -> tuple[Tensor, Tensor]:
+    """d2P of the units' limits and all limits ``[m, k, k]``, rows in their ``places``, and 99 % bounds, infinite
+    for other limits than the units'. ``points`` [B]: most of each unit."""
+    place, count = places
+    _, sides, n = rows.limits.shape
+    value = torch.zeros(count, sides * n, sides * n, dtype=torch.float64, device=place.device)
+    error = torch.full_like(value, math.inf)
+    groups = [(False, units)]
+    if how.tilted is not None:
+        groups = [(tilted, units.of(how.tilted == tilted)) for tilted in (False, True)]
+    chunk = rows_at_once(rows.matrix[0].numel())
+    for tilted, group in groups:
+        for first in range(0, len(group.row), chunk):
+            some = slice(first, first + chunk)
+            part = group.where(some)
+            at = place[part.row], *part.limits(n)
+            value[at], error[at] = _conditional_slopes(rows, part, points[part.row], how, tilted)
+    return value, error
+
+
+def _cover(wanted: Tensor) -> Tensor:
+    """[B, k] limits to condition on: of each pair the one that is in more of them, else the first."""
+    count = wanted.sum(2)
+    mine, other = count[:, :, None], count[:, None, :]
+    earlier = torch.ones_like(wanted[0]).triu(1)
+    return (wanted & ((mine > other) | ((mine == other) & earlier))).any(2)
+
+
+def _joined(value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """From what either limit's conditional problem says, the better known one counting for more, and its
+    99 % bound: infinite where neither was taken."""
+    none = ~(error < math.inf)  # or not a number
+    least = torch.maximum(error, _LEAST_ERROR * error.mT.masked_fill(none.mT, 0.0))
+    weight = (1 / least.square().clamp_min(1e-300)).masked_fill_(none, 0.0)
+    total = weight + weight.mT
+    share = torch.where(total > 0, weight / total, 0.0)
+    value = torch.where(share > 0, share * value, 0.0)
+    square = torch.where(share > 0, share * error, 0.0).square()
+    bound = (square + square.mT).sqrt_().masked_fill_(total == 0, math.inf)
+    return value + value.mT, bound
+
+
+def _allowed(rows: Rows, value: Tensor, some: Tensor, how: How) -> Tensor:
+    """The larger of the tolerances of the rows ``some``, in the units of ``_conditional_slopes``."""
+    abs_tol, rel_tol = rows.options
+    absolute = torch.full_like(value[:, :1, :1], abs_tol)
+    if how.tilted is not None:
+        absolute.masked_fill_(how.tilted[some, None, None], 0.0)
+    return torch.maximum(absolute, rel_tol * value.abs().amax((1, 2), keepdim=True))
+
+
+def _conditional_slopes(
+    rows: Rows, units: Units, points: Tensor, how: How, tilted: bool
+) -> tuple[Tensor, Tensor]:
+    """d2P of each unit's limit and all limits of the others ``[m, k]``, and 99 % bounds: absolute, or where
+    tilted in the rows' units."""
+    (upper, matrix, lower, seed), _ = problem_of(rows, units, torch.float64)
+    takes_part = how.takes_part[units.row].scatter_(1, units.index, False)
+    side = units.side[:, 0]
+    if tilted:  # slopes of log Q
+        scale = how.slopes[units.row, side, units.index[:, 0]]
+    else:
+        scale = (1.0 - 2.0 * side) * units.log_density.exp()
+    abs_tol, rel_tol = rows.options
+    samples = _mvn_cdf_pathwise.Samples(
+        seed, takes_part, points, how.n_pivots[units.row], scale.abs()[:, None].expand(takes_part.shape),
+        0.0 if tilted else _SHARE * abs_tol, rel_tol, how.compute_dtype, rows.rest[2], rows.factored, False, tilted,
+        FEWEST,
+    )  # fmt: skip
+    out = _mvn_cdf_pathwise.slopes((upper, lower), matrix, samples)
+    value, error = out.upper, out.error
+    if rows.limits.shape[1] == 2:
+        to_lower = torch.zeros_like(value) if out.lower is None else out.lower
+        value, error = torch.cat([value, to_lower], 1), torch.cat([error, error], 1)
+    return scale[:, None] * value, error

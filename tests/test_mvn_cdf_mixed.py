@@ -1,0 +1,114 @@
+"""Slopes to cov from samples of conditional problems, beside conditional probabilities of pairs."""
+
+import pytest
+import torch
+from test_mvn_cdf import random_problem
+from test_mvn_cdf_grad import calls, chain, leaves, pathwise_calls
+
+from mvnrob import _mvn_cdf_conditional, _mvn_cdf_grad, mvn_cdf
+
+FIXTURES = (calls, pathwise_calls)
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Pairs are neither conditional probabilities nor, at once, slopes of the row's own samples."""
+    dear = _mvn_cdf_grad._too_dear
+
+    def too_dear(rows, units, n_points):
+        pairs = units.index.shape[1] == 2
+        return torch.ones_like(n_points, dtype=torch.bool) if pairs else dear(rows, units, n_points)
+
+    monkeypatch.setattr(_mvn_cdf_grad, "_too_dear", too_dear)
+    monkeypatch.setattr(_mvn_cdf_grad, "_POINTS_OF_A_LIMIT", 0)
+
+
+def slopes(upper, matrix, name, lower=None, **options):
+    given = leaves(upper, matrix, *([] if lower is None else [lower]))
+    r = mvn_cdf(
+        given[0],
+        **{name: given[1]},
+        lower=given[2] if lower is not None else None,
+        return_info=True,
+        **options,
+    )
+    (r.log_prob if options.get("rel_tol") else r.prob).sum().backward()
+    return [t.grad for t in given]
+
+
+def rows(n, rank, count, seed):
+    """Limits on both sides and a factor of so many rows."""
+    g = torch.Generator().manual_seed(seed)
+    factor = torch.randn(count, n, rank, generator=g, dtype=torch.float64)
+    upper = factor.norm(dim=2) * (0.8 + torch.rand(count, n, generator=g, dtype=torch.float64))
+    return upper, factor, -1.5 * upper
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+@pytest.mark.parametrize("name", ["cov", "factor"])
+@pytest.mark.parametrize(("n", "rank"), [(12, 12), (12, 7), (20, 9)])
+def test_against_conditional_probabilities(n, rank, name, rectangular, monkeypatch, calls, sampled):
+    upper, factor, lower = rows(n, rank, 2, n)
+    matrix = factor if name == "factor" else factor @ factor.mT
+    lower = lower if rectangular else None
+    ours = slopes(upper, matrix, name, lower, abs_tol=1e-3)[1]
+    most = 2 * upper.numel()  # of limits
+    assert sum(len(args[0]) for args, _ in calls) < most + 0.1 * 2 * n * (n - 1) / 2
+    monkeypatch.setattr(_mvn_cdf_grad, "_too_dear", lambda *_: torch.zeros(2, dtype=torch.bool))
+    monkeypatch.setattr(_mvn_cdf_grad, "COST", 30)
+    theirs = slopes(upper, matrix, name, lower, abs_tol=1e-4)[1]
+    size = factor.norm(dim=2)[:, :, None]
+    if name == "factor":
+        # Along a row of it the slopes to limits count.
+        w = factor / size
+        error, whole = (
+            (t - (t * w).sum(2, keepdim=True) * w) * size for t in (ours - theirs, theirs)
+        )
+    else:
+        error, whole = ((t * size * size.mT).triu(1) for t in (ours - theirs, theirs))
+    # 99 % bounds of 1e-3 for each pair of limits, half of which an entry of cov gets; to a factor sums of n.
+    assert error.abs().max() < (2e-3 if rectangular else 1e-3)
+    assert whole.abs().max() > 1e-2
+
+
+def test_the_error_is_covered(sampled):
+    """Over seeds, at a covariance of full rank and at a singular one."""
+    for rank in (10, 6):
+        upper, factor, _ = rows(10, rank, 1, rank)
+        cov = factor @ factor.mT
+        count = 40
+        many = upper.expand(count, -1), cov.expand(count, -1, -1)
+        ours = slopes(*many, "cov", abs_tol=1e-3, seed=torch.arange(count))[1]
+        (tight,) = slopes(upper, cov, "cov", abs_tol=1e-6, compute_dtype=torch.float64)[1]
+        unit = cov[0].diagonal().sqrt()
+        off = ~torch.eye(10, dtype=torch.bool)
+        # Half of H_ij goes to each of its two entries.
+        error = (2 * (ours - tight) * unit * unit[:, None])[:, off].abs()
+        # The worst of a row's slopes is within 1e-3 at 99 %; measured: all.
+        assert (error > 1e-3).any(1).sum() <= 2
+
+
+@pytest.mark.parametrize("rel_tol", [1e-2, 1e-3])
+def test_digits_of_a_small_p(rel_tol, sampled, pathwise_calls):
+    """Slopes of log p of a chain to its correlation."""
+    n = 12
+    upper, cov, _, _ = chain(n, -2.0)
+    _, ours = slopes(upper, cov, "cov", abs_tol=0.0, rel_tol=rel_tol)
+    assert any(len(args[0]) > n // 2 and args[12] is not None for args, _ in pathwise_calls)
+    h = 1e-5
+    i = torch.arange(n).double()
+    plus, minus = (chain(n, -2.0, 0.5 + s * h)[2] for s in (1, -1))
+    along = (i[:, None] - i).abs() * 0.5 ** ((i[:, None] - i).abs() - 1)
+    assert (ours * along).sum() == pytest.approx((plus - minus) / (2 * h), rel=2 * rel_tol)
+
+
+def test_pieces_do_not_matter(monkeypatch, sampled):
+    upper, cov = random_problem(12, 3, batch=(5,))
+    whole = slopes(upper, cov, "cov", abs_tol=1e-3)
+    monkeypatch.setattr(_mvn_cdf_conditional, "_BYTES", 20_000)  # rows and problems one by one
+    for x, y in zip(whole, slopes(upper, cov, "cov", abs_tol=1e-3), strict=True):
+        assert torch.equal(x, y)
+    alone = slopes(upper[3:4], cov[3:4], "cov", abs_tol=1e-3, seed=torch.tensor([3]))
+    both = slopes(upper[2:4], cov[2:4], "cov", abs_tol=1e-3, seed=torch.tensor([2, 3]))
+    for x, y in zip(alone, both, strict=True):
+        assert torch.equal(x[0], y[1])
