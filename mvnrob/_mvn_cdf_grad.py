@@ -62,7 +62,6 @@ from ._mvn_cdf_conditional import (
     contain,
     entry_error,
     finite,
-    has_multiples,
     in_units_of_p,
     limit_units,
     moves,
@@ -88,11 +87,6 @@ _POINTS_OF_A_LIMIT = FEWEST
 #: Of a variable's variance, below which a covariance counts as singular: conditional problems from its
 #: factor stay semidefinite, and samples tell little.
 _LEFT = 1e-6
-#: In so few directions the slopes of tilted samples jump in step at all shifts, whose spread then says
-#: nothing; the conditional problems have a direction less, and each its own error.
-_FEW_DIRECTIONS = 4
-#: Below it the smaller side has digits of its own: plan/row_plan.h tilts p, or unites 1 - p.
-_SMALL = 0.05
 
 
 def _too_dear(rows: Rows, units: Units, n_points: Tensor) -> Tensor:
@@ -146,7 +140,7 @@ def _backward_op(
         return _backward_rows(*whole, *flags)
     rows = (n_points > 0) & (n_pivots > EXACT) & (prob > 0) & moves(grad, grad_log)
     # Near 1 with digits of 1 - p, conditional probabilities are taken.
-    rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _SMALL)
+    rows &= (abs_tol >= rel_tol * complement.double()) | (complement >= _mvn_cdf_pathwise.SMALL)
     if not bool(rows.any()):
         return _backward_rows(*whole, *flags)
     limited = finite(upper) if lower is None else finite(upper) | finite(lower)
@@ -313,26 +307,13 @@ def _backward_rows(
     pairs = h = bad = by_path = cov_by_path = near_one = tilted = None
     if wants_cov:
         pairs = pair_units(rows, wanted, least(EXACT + 1))
-    sampled = compute_dtype
-    if sampled == "auto":
-        sampled = "float32" if abs_tol >= 1e-5 else "float64"
     if digits is not None or n > EXACT:
-        integrated = (n_points > 0) & (n_pivots > 0) & ~nan
-    if digits is not None:
-        near_one = integrated & digits & (complement < _SMALL)
-        if sampled == "float64" and method == "auto":
-            # Digits of a small p: its samples were tilted, or would have been had they not sufficed.
-            tilted = integrated & digits & (prob < _SMALL)
-            flat = tilted & (n_pivots <= _FEW_DIRECTIONS)
-            tilted &= ~flat
+        sampled = _mvn_cdf_pathwise.sampled_rows(
+            prob, complement, n_points, n_pivots, digits, abs_tol, method, compute_dtype
+        )
+        tilted, near_one = sampled.tilted, sampled.near_one
     if n > EXACT:
-        by_samples = integrated & wanted & (live > EXACT)
-        if tilted is None:
-            by_samples &= prob > 0
-        else:
-            by_samples &= (tilted | (prob > 0)) & ~flat
-        if near_one is not None:
-            by_samples &= ~near_one
+        by_samples = sampled.some & wanted & (live > EXACT)
         dear = _too_dear(rows, units, n_points)
         by_path = by_samples & (dear if tilted is None else tilted | dear)
         if wants_cov:
@@ -344,12 +325,7 @@ def _backward_rows(
 
     slopes = torch.zeros_like(limits)
     if by_path is not None:
-        # A limit far inside is as good as none; one that its variable hardly ever keeps decides.
-        takes_part = limits[:, 0] < 0
-        if limits.shape[1] == 2:
-            takes_part |= limits[:, 1] > 0
-        takes_part &= ~dead
-        takes_part[units.row, units.index[:, 0]] = True
+        takes_part = _mvn_cdf_pathwise.that_take_part(limits, dead, units)
     for of_cov, of_tilted, mask in _sampled_together(by_path, cov_by_path, tilted):
         picks = mask.nonzero()[:, 0]
         if len(picks) == 0:
@@ -358,7 +334,7 @@ def _backward_rows(
         pick = (lambda t: t) if len(picks) == batch else (lambda t, at=picks: t[at])
         how = _mvn_cdf_pathwise.Samples(
             *(pick(t) for t in (seed, takes_part, n_points, n_pivots, sd)),
-            0.0 if of_tilted else abs_tol, rel_tol, sampled, points, factored, of_cov, of_tilted,
+            0.0 if of_tilted else abs_tol, rel_tol, sampled.compute_dtype, points, factored, of_cov, of_tilted,
         )  # fmt: skip
         out = _mvn_cdf_pathwise.slopes(
             (pick(upper), None if lower is None else pick(lower)), pick(cov), how
@@ -415,10 +391,10 @@ def _backward_rows(
         pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
     values = None
     if by_path is not None:
-        which = pairs_by_samples & (n_pivots > _FEW_DIRECTIONS)
-        which &= ~has_multiples(rows, which)
-        how = _mvn_cdf_mixed.How(takes_part, budget, n_pivots, max_points, sampled, tilted, slopes)
-        values = _mvn_cdf_mixed.of_pairs(rows, units, pairs, which, how)
+        how = _mvn_cdf_mixed.How(
+            takes_part, budget, n_pivots, max_points, sampled, slopes, 0.4 * abs_tol, abs_tol
+        )
+        values = _mvn_cdf_mixed.of_pairs(rows, units, pairs, pairs_by_samples, how)
     values = _completed(values, rows, pairs, budget, max_points)
     if factored:
         values = signed(pairs, values, limits.shape[1])

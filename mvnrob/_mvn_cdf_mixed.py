@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from . import _mvn_cdf_pathwise
-from ._mvn_cdf_conditional import FEWEST, Rows, Units, problem_of, rows_at_once, signed
+from ._mvn_cdf_conditional import (
+    FEWEST,
+    Rows,
+    Units,
+    has_multiples,
+    problem_of,
+    rows_at_once,
+    signed,
+)
+from ._mvn_cdf_pathwise import FEW_DIRECTIONS, Sampled
 
 #: What a conditional problem's slopes cost, in its probability.
 _PRICE = 2.5
@@ -24,20 +33,21 @@ _LEAST = 8 * FEWEST
 #: An error counts as no less than this share of the other one's when the mean is taken: 8 shifts may agree
 #: by chance.
 _LEAST_ERROR = 0.25
-#: Share of the tolerance to which each is sampled: of so few points 8 shifts do not see everything.
-_SHARE = 0.4
 
 
 class How(NamedTuple):
     """How the rows [B] are sampled."""
 
     takes_part: Tensor  # [B, n]
-    budget: Tensor | float  # [B] most points of a row's conditional problems together
+    budget: Tensor  # [B] most points of a row's conditional problems together
     n_pivots: Tensor  # [B]
     max_points: int
-    compute_dtype: str
-    tilted: Tensor | None  # [B] rows whose samples are tilted; none: no row's
+    sampled: Sampled
     slopes: Tensor  # [B, 1 or 2, n] to the limits, in the rows' units; read of tilted rows alone
+    # Absolute tolerance to which they are sampled, less than what is allowed: of few points 8 shifts do not
+    # see everything.
+    asked: float
+    allowed: float
 
 
 def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) -> Tensor:
@@ -46,10 +56,12 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
     ``singles`` are the limits whose densities matter."""
     batch, sides, n = rows.limits.shape
     device, limits = which.device, sides * n
+    tilted = how.sampled.tilted
     out = torch.full_like(pairs.log_density, math.nan)
     place, most = torch.zeros_like(rows.seed), max(how.max_points, FEWEST)
     of_row = torch.bincount(pairs.row, minlength=batch)
-    numbers = (which & (of_row > _PRICE)).nonzero()[:, 0]
+    which = which & (of_row > _PRICE) & (how.n_pivots > FEW_DIRECTIONS)
+    numbers = (which & ~has_multiples(rows, which)).nonzero()[:, 0]
     if len(numbers) == 0:
         return out
     for some in numbers.split(rows_at_once(4 * limits * limits)):
@@ -63,7 +75,10 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
         wanted[at] = True
         wanted |= wanted.mT.clone()
         units = singles.of(here)
-        units = units.where(_cover(wanted)[(place[units.row], *units.limits(n))])
+        limit = place[units.row], *units.limits(n)
+        there = torch.zeros_like(wanted[:, 0])
+        there[limit] = True
+        units = units.where(_cover(wanted, there)[limit])
         count = torch.bincount(units.row, minlength=batch)
         units = units.of(here & (_PRICE * count < of_row))
         if len(units.row) == 0:
@@ -75,8 +90,8 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
         value = value[at]
         if rows.log_unit is not None:
             unit = rows.log_unit
-            if how.tilted is not None:
-                unit = unit.masked_fill(how.tilted, 0.0)
+            if tilted is not None:
+                unit = unit.masked_fill(tilted, 0.0)
             value = value * (-unit[mine.row]).exp()
         out[number] = torch.where(known, signed(mine, value, sides), math.nan)
     return out
@@ -92,8 +107,8 @@ def _of_rows(
     value = torch.zeros(count, sides * n, sides * n, dtype=torch.float64, device=place.device)
     error = torch.full_like(value, math.inf)
     groups = [(False, units)]
-    if how.tilted is not None:
-        groups = [(tilted, units.of(how.tilted == tilted)) for tilted in (False, True)]
+    if how.sampled.tilted is not None:
+        groups = [(tilted, units.of(how.sampled.tilted == tilted)) for tilted in (False, True)]
     chunk = rows_at_once(rows.matrix[0].numel())
     for tilted, group in groups:
         for first in range(0, len(group.row), chunk):
@@ -104,9 +119,10 @@ def _of_rows(
     return value, error
 
 
-def _cover(wanted: Tensor) -> Tensor:
-    """[B, k] limits to condition on: of each pair the one that is in more of them, else the first."""
-    count = wanted.sum(2)
+def _cover(wanted: Tensor, there: Tensor) -> Tensor:
+    """[b, k] limits to condition on: of each pair, of those that are ``there``, the one that is in more of them,
+    else the first."""
+    count = torch.where(there, wanted.sum(2), 0)
     mine, other = count[:, :, None], count[:, None, :]
     earlier = torch.ones_like(wanted[0]).triu(1)
     return (wanted & ((mine > other) | ((mine == other) & earlier))).any(2)
@@ -128,11 +144,10 @@ def _joined(value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
 
 def _allowed(rows: Rows, value: Tensor, some: Tensor, how: How) -> Tensor:
     """The larger of the tolerances of the rows ``some``, in the units of ``_conditional_slopes``."""
-    abs_tol, rel_tol = rows.options
-    absolute = torch.full_like(value[:, :1, :1], abs_tol)
-    if how.tilted is not None:
-        absolute.masked_fill_(how.tilted[some, None, None], 0.0)
-    return torch.maximum(absolute, rel_tol * value.abs().amax((1, 2), keepdim=True))
+    absolute = torch.full_like(value[:, :1, :1], how.allowed)
+    if how.sampled.tilted is not None:
+        absolute.masked_fill_(how.sampled.tilted[some, None, None], 0.0)
+    return torch.maximum(absolute, rows.options[1] * value.abs().amax((1, 2), keepdim=True))
 
 
 def _conditional_slopes(
@@ -147,11 +162,10 @@ def _conditional_slopes(
         scale = how.slopes[units.row, side, units.index[:, 0]]
     else:
         scale = (1.0 - 2.0 * side) * units.log_density.exp()
-    abs_tol, rel_tol = rows.options
     samples = _mvn_cdf_pathwise.Samples(
         seed, takes_part, points, how.n_pivots[units.row], scale.abs()[:, None].expand(takes_part.shape),
-        0.0 if tilted else _SHARE * abs_tol, rel_tol, how.compute_dtype, rows.rest[2], rows.factored, False, tilted,
-        FEWEST,
+        0.0 if tilted else how.asked, rows.options[1], how.sampled.compute_dtype, rows.rest[2], rows.factored,
+        False, tilted, FEWEST,
     )  # fmt: skip
     out = _mvn_cdf_pathwise.slopes((upper, lower), matrix, samples)
     value, error = out.upper, out.error

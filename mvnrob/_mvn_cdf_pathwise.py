@@ -18,12 +18,18 @@ import torch
 from torch import Tensor
 
 from . import _ops
+from ._mvn_cdf_conditional import Units
 
 #: Two-sided 99 % of Student's t with 7 degrees of freedom.
 T_99 = 3.4994832973505
 _SHIFTS = 8
 _TILE = 64
 _BYTES = 64 * 2**20
+#: Below it the smaller side has digits of its own: plan/row_plan.h tilts p, or unites 1 - p.
+SMALL = 0.05
+#: In so few directions the slopes of tilted samples jump in step at all shifts, whose spread then says
+#: nothing; the conditional problems have a direction less, and each its own error.
+FEW_DIRECTIONS = 4
 #: Errors are expected to fall like N^-_RATE. Points are doubled at least.
 _RATE, _LEAST_GROWTH = 0.7, 2.0
 
@@ -55,6 +61,55 @@ class Slopes(NamedTuple):
     cov: Tensor | None  # [m, n, n] symmetric, half to each of a pair of entries
     cov_error: Tensor | None  # [m, n, n] 99 % bound on each entry
     exhausted: Tensor  # [m] cov is singular: its pivots leave the other variables no variance
+
+
+class Sampled(NamedTuple):
+    """Rows [B] by what their samples are good for."""
+
+    some: Tensor  # their samples can be differentiated
+    tilted: Tensor | None  # of these, those whose digits of a small p were asked for; none: no row
+    near_one: (
+        Tensor | None
+    )  # digits of 1 - p were asked for, where p is near 1: not by samples; none: no row
+    compute_dtype: str
+
+
+def sampled_rows(
+    prob: Tensor,
+    complement: Tensor,
+    n_points: Tensor,
+    n_pivots: Tensor,
+    digits: Tensor | None,
+    abs_tol: float,
+    method: str,
+    compute_dtype: str,
+) -> Sampled:
+    """Of the values' rows; ``digits`` [B]: the relative tolerance counts."""
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if abs_tol >= 1e-5 else "float64"
+    integrated = (n_points > 0) & (n_pivots > 0) & ~prob.isnan()
+    if digits is None:
+        return Sampled(integrated & (prob > 0), None, None, compute_dtype)
+    near_one = integrated & digits & (complement < SMALL)
+    some = integrated & ~near_one
+    if compute_dtype != "float64" or method != "auto":
+        return Sampled(some & (prob > 0), None, near_one, compute_dtype)
+    # Digits of a small p: its samples were tilted, or would have been had they not sufficed.
+    small = some & digits & (prob < SMALL)
+    flat = small & (n_pivots <= FEW_DIRECTIONS)
+    tilted = small & ~flat
+    return Sampled(some & ~flat & (tilted | (prob > 0)), tilted, near_one, compute_dtype)
+
+
+def that_take_part(limits: Tensor, dead: Tensor, units: Units) -> Tensor:
+    """[B, n] variables that are sampled, of those with limits ``[B, 1 or 2, n]``: with the ``units`` whose
+    densities matter, those that hardly ever keep a limit. One that is far inside is as good as none."""
+    takes_part = limits[:, 0] < 0
+    if limits.shape[1] == 2:
+        takes_part |= limits[:, 1] > 0
+    takes_part &= ~dead
+    takes_part[units.row, units.index[:, 0]] = True
+    return takes_part
 
 
 def slopes(limits: tuple[Tensor, Tensor | None], matrix: Tensor, how: Samples) -> Slopes:
