@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _ops
+from . import _mvn_cdf_mixed, _mvn_cdf_pathwise, _ops
 from ._autograd import refuse, register
 from ._mvn_cdf_conditional import (
     EXACT,
@@ -49,12 +49,20 @@ from ._mvn_cdf_conditional import (
     problem_of,
     repair,
     rows_at_once,
+    signed,
     standardised,
 )
 
 #: With more than EXACT variables that matter no density is skipped that is larger than this share of the
 #: tolerance, divided by the number of variables.
 _SKIPPED = 0.01
+#: Largest density of two independent limits. Times the tolerance it is the error that those of limits may have.
+_DENSITY = 0.16
+_LEFT = 1e-6
+#: Up to so many variables pairs cost about as much, and are symmetric.
+_FEW = 12
+#: Points: conditional problems take what their tolerance asks for.
+_NO_BUDGET = 2**60
 
 
 class _Vector(NamedTuple):
@@ -207,7 +215,7 @@ def _of_rows(
     grad, grad_log = cotangent
     to_upper, to_lower, to_cov = vector
     upper, cov, lower, seed = problem
-    prob, complement, log_prob, n_points, _ = values
+    prob, complement, log_prob, n_points, n_pivots = values
     abs_tol, rel_tol, max_points, method, compute_dtype, points = options
     n = upper.shape[1]
     log_prob = log_prob.double()
@@ -222,9 +230,11 @@ def _of_rows(
         n_points == 0, (abs_tol, rel_tol), (method, compute_dtype, points),
     )  # fmt: skip
     log_tolerance = torch.full_like(log_prob, math.log(abs_tol) if abs_tol > 0 else -math.inf)
+    digits = None
     if rel_tol > 0:
-        small = torch.minimum(prob, complement).double().log()
-        small = torch.where(prob <= complement, log_prob, small)
+        small = torch.minimum(prob, complement).double()
+        digits = rel_tol * small >= abs_tol
+        small = torch.where(prob <= complement, log_prob, small.log())
         log_tolerance = torch.maximum(log_tolerance, small + math.log(rel_tol))
     live = n - dead.sum(1)
     log_least = math.log(_SKIPPED) + log_tolerance - live.double().log()
@@ -238,7 +248,14 @@ def _of_rows(
         matrix = 0.5 * (matrix + matrix.mT) * scale[:, :, None] * scale[:, None, :]
         matrix = matrix.masked_fill_(dead[:, :, None] | dead[:, None, :], 0.0)
     given = _Vector(torch.stack(sides, 1).masked_fill_(dead[:, None], 0.0), matrix)
-    product = _product(rows, given, wanted, log_least, max_points, wants_cov)
+    sampled = None
+    if n > _FEW:
+        sampled = _mvn_cdf_pathwise.sampled_rows(
+            prob, complement, n_points, n_pivots, digits, abs_tol, method, compute_dtype
+        )
+        some = sampled.some & wanted & (live > _FEW)
+        sampled = sampled._replace(some=_definite(rows, some)), n_pivots
+    product = _product(rows, given, wanted, log_least, max_points, wants_cov, sampled)
 
     undefined = (nan | product.kink) & moving
     if log_unit is not None:
@@ -251,9 +268,30 @@ def _of_rows(
     return out_limits, out_matrix * (scale[:, :, None] * scale[:, None, :]) * factor
 
 
+def _definite(rows: Rows, which: Tensor) -> Tensor:
+    """[B] those that ``which`` marks whose variables each keep more than _LEFT of their variance given those
+    before them: no two are multiples given others, where limits that meet are a kink."""
+    out = torch.zeros_like(which)
+    some = which.nonzero()[:, 0]
+    if len(some):
+        r = rows.correlations(some)
+        r.diagonal(dim1=1, dim2=2).fill_(1.0)
+        factor, failed = torch.linalg.cholesky_ex(r)
+        left = factor.diagonal(dim1=1, dim2=2).square().amin(1)
+        out[some] = (failed == 0) & (left > _LEFT)
+    return out
+
+
 def _product(
-    rows: Rows, vector: _Vector, wanted: Tensor, log_least: Tensor, max_points: int, wants_cov: bool
+    rows: Rows,
+    vector: _Vector,
+    wanted: Tensor,
+    log_least: Tensor,
+    max_points: int,
+    wants_cov: bool,
+    sampled: tuple[_mvn_cdf_pathwise.Sampled, Tensor] | None,
 ) -> _Product:
+    """``sampled``: what the rows' samples are good for, and their pivots; none: of few variables."""
     batch, n = rows.scale.shape
     device = rows.limits.device
     every = torch.arange(batch, device=device)
@@ -280,6 +318,7 @@ def _product(
     sums = torch.zeros_like(rows.scale)  # sum_j R_ij H_ij
 
     singles = limit_units(rows, wanted, log_least)
+    takes_part = _mvn_cdf_pathwise.that_take_part(rows.limits, rows.dead, singles)
     singles = singles.where(active[singles.row, singles.index[:, 0]])
     pairs = pair_units(rows, wanted, log_least)
     i, j = pairs.index.unbind(1)
@@ -297,7 +336,25 @@ def _product(
         deep = weight != 0
         if one and not wants_cov:
             deep = torch.zeros_like(deep)
-        for some in torch.arange(len(weight), device=device).split(rows_at_once(2 * n * n)):
+        if not one and sampled is not None:
+            how = _mvn_cdf_mixed.How(
+                takes_part, torch.full_like(sampled[1], _NO_BUDGET), sampled[1], max_points, sampled[0],
+                by_limit, *2 * [_DENSITY * rows.options[0]],
+            )  # fmt: skip
+            # Values alone may be slopes of the limits' conditional problems.
+            alone = (~deep).nonzero()[:, 0]
+            values = _mvn_cdf_mixed.of_pairs(
+                rows, singles, units.where(alone), sampled[0].some, how
+            )
+            known = alone[~values.isnan()]
+            part = units.where(known)
+            values = signed(part, values[~values.isnan()], rows.limits.shape[1])
+            _second(part, values, w, diagonal, r, (out, out_r, sums))
+            left = torch.ones_like(deep).index_fill_(0, known, False)
+            units, weight, deep = units.where(left), weight[left], deep[left]
+        chunk = rows_at_once(2 * n * n)
+        for start in range(0, len(weight), chunk):
+            some = slice(start, start + chunk)
             part, mine = units.where(some), weight[some]
             values, conditional = _values(rows, part, max_points, kink)
             if one:

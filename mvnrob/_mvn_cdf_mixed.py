@@ -56,7 +56,6 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
     ``singles`` are the limits whose densities matter."""
     batch, sides, n = rows.limits.shape
     device, limits = which.device, sides * n
-    tilted = how.sampled.tilted
     out = torch.full_like(pairs.log_density, math.nan)
     place, most = torch.zeros_like(rows.seed), max(how.max_points, FEWEST)
     of_row = torch.bincount(pairs.row, minlength=batch)
@@ -90,8 +89,8 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
         value = value[at]
         if rows.log_unit is not None:
             unit = rows.log_unit
-            if tilted is not None:
-                unit = unit.masked_fill(tilted, 0.0)
+            if how.sampled.tilted is not None:
+                unit = unit.masked_fill(how.sampled.tilted, 0.0)
             value = value * (-unit[mine.row]).exp()
         out[number] = torch.where(known, signed(mine, value, sides), math.nan)
     return out

@@ -1,11 +1,13 @@
-"""Slopes to cov from samples of conditional problems, beside conditional probabilities of pairs."""
+"""Slopes of sampled conditional problems, in slopes to cov and second derivatives."""
+
+import math
 
 import pytest
 import torch
 from test_mvn_cdf import random_problem
 from test_mvn_cdf_grad import calls, chain, leaves, pathwise_calls
 
-from mvnrob import _mvn_cdf_conditional, _mvn_cdf_grad, mvn_cdf
+from mvnrob import _mvn_cdf_conditional, _mvn_cdf_grad, _mvn_cdf_hvp, mvn_cdf
 
 FIXTURES = (calls, pathwise_calls)
 
@@ -112,3 +114,65 @@ def test_pieces_do_not_matter(monkeypatch, sampled):
     both = slopes(upper[2:4], cov[2:4], "cov", abs_tol=1e-3, seed=torch.tensor([2, 3]))
     for x, y in zip(alone, both, strict=True):
         assert torch.equal(x[0], y[1])
+
+
+@pytest.mark.parametrize(
+    ("limit", "options", "off"),
+    [(1.5, {"abs_tol": 1e-4}, 1e-4), (-2.0, {"abs_tol": 0.0, "rel_tol": 1e-3}, 2e-3)],
+)
+def test_hessian_of_a_chain(limit, options, off, calls, pathwise_calls):
+    """Of p, and of log p where p is small, times a vector and whole, beside differences of exact slopes; a
+    conditional problem for each limit."""
+    n = 16
+    upper, cov, log_p, slope = chain(n, limit)
+    along = torch.linspace(-1, 1, n).double()
+    of_log = options.get("rel_tol")
+    h = 1e-4
+
+    def f(u):
+        r = mvn_cdf(u, cov, return_info=True, **options)
+        return r.log_prob if of_log else r.prob
+
+    # chain() has limits that are all alike: along them only
+    one = torch.ones(n).double()
+    up, down = (chain(n, limit + s * h) for s in (1, -1))
+    exact = (up[3] - down[3]) / (2 * h)
+    if not of_log:
+        exact = math.exp(log_p) * (exact + slope * slope.sum())
+    pathwise_calls.clear()
+    u = upper.clone().requires_grad_()
+    (first,) = torch.autograd.grad(f(u), u, create_graph=True)
+    calls.clear()
+    (product,) = torch.autograd.grad(first @ one, u, retain_graph=True)
+    # n - 2 variables are left of pairs: there are none; half of the n limits stand for all pairs
+    assert len(calls) and all(args[0].shape == (n, n) for args, _ in calls)
+    assert n // 2 <= max(len(args[0]) for args, _ in pathwise_calls) <= n
+    assert (product - exact).abs().max() < off * max(1.0, float(exact.abs().max()))
+    whole = torch.stack([torch.autograd.grad(s, u, retain_graph=True)[0] for s in first])
+    assert (whole.sum(1) - exact).abs().max() < off * max(1.0, float(exact.abs().max()))
+    (mixed,) = torch.autograd.grad(first @ along, u)
+    assert (whole @ along - mixed).abs().max() < off * max(1.0, float(whole.abs().max()))
+
+
+def test_hessian_of_limits_on_both_sides(monkeypatch):
+    """Beside a conditional probability for each pair of limits; and of a vector with zeros."""
+    upper, factor, lower = rows(14, 16, 2, 3)
+    cov = factor @ factor.mT
+    along = torch.ones_like(upper)
+    along[1, 4:] = 0.0
+
+    def product(tol):
+        u, low = leaves(upper, lower)
+        first = torch.autograd.grad(
+            mvn_cdf(u, cov, lower=low, abs_tol=tol).sum(), (u, low), create_graph=True
+        )
+        return torch.autograd.grad(((first[0] - first[1]) * along).sum(), (u, low))
+
+    ours = product(1e-3)
+    monkeypatch.setattr(_mvn_cdf_hvp, "_FEW", 99)
+    size = cov.diagonal(dim1=1, dim2=2)
+    for x, y in zip(ours, product(1e-4), strict=True):
+        # 28 pairs of limits of .16e-3 each at 99 %, and the density's own terms.
+        assert ((x - y) * size).abs().max() < 2e-3 < (y * size).abs().max()
+    for x, y in zip(ours, product(1e-3), strict=True):
+        assert not torch.equal(x, y)
