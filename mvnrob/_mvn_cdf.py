@@ -243,20 +243,25 @@ def mvn_cdf(
 
     A row takes the second way where its digits are those of a small p, and where the first would cost
     more than about half of the value's points; the first where p is near 1 and digits of 1 - p are asked for,
-    and where ``n_points`` is 0. For cov the second way samples every variable and keeps only the entries
-    whose 99 % bound is within the larger of ``abs_tol`` and ``.16 / sqrt(1 - R_ij^2)`` times it, or
-    ``rel_tol`` times the largest; the others, and all of a singular cov, are conditional probabilities. So
-    a ``factor`` of fewer columns than variables needs one for each pair of variables; a wider one takes the
-    slopes to its covariance, where that is positive definite (each variable keeps more than 1e-6 of its
-    variance given those before it).
+    and where ``n_points`` is 0. For cov and factor the second way takes the samples of one conditional problem
+    a limit, X_i = u_i: their slopes to the other limits, times the density of X_i, are those to R_ij (some
+    512 points each at first, then as many as the tolerance asks for, together at most 3 times the value's,
+    or 4,096 each). Where the value took less than 512 points for each limit, its own samples' slopes to cov
+    come first, for which every variable is sampled. Either keeps the entries whose 99 % bound is within the
+    larger of ``abs_tol`` (of the value's samples: or ``.16 / sqrt(1 - R_ij^2)`` times it) and ``rel_tol`` times
+    the largest; the others are conditional probabilities, and so are all pairs of a row with variables that
+    are multiples of each other, of one of four directions or fewer, and where p is near 1 and digits of
+    1 - p are asked for. A ``factor`` of as many columns as variables or more takes the slopes to its
+    covariance, where that is positive definite (each variable keeps more than 1e-6 of its variance given those
+    before it).
 
     Up to four variables slopes are closed forms (entries of cov off the diagonal: up to five). For
     more, slopes whose density is below a tenth of the tolerance, divided by the number of variables,
     are zero: ask for ``rel_tol`` in the tails. Cost: to limits and mean at most about three times the
     value (a pathwise point costs 1.5 to 2 of the value's) beside about a millisecond (two to four with
     cov) that a call takes whatever its rows, which is most of it for a few rows of 20 variables and less;
-    to cov about three times the value where samples know every entry, and otherwise a call for each pair
-    that they do not, hundreds of times the value for nearly singular covariances of a hundred variables.
+    to cov 3 to 7 times the value at 49 to 199 variables (``bench/bench_mvn_cdf_grad.py``), and hundreds of
+    times where a call is taken for each pair.
     What is computed is what requires grad: ``torch.autograd.grad(p, upper)`` pays for cov too where cov
     does, since torch does not say which inputs are wanted; detach it there. The backward depends on row
     and seed as the value does; on CUDA it waits for the device.
@@ -280,9 +285,14 @@ def mvn_cdf(
     or are differences of terms of the size of the slopes' products, each known to ``rel_tol``: at p = 1e-30
     with terms of 80 and a difference of .6, a ``rel_tol`` of 1e-3 left 1 %. Up to four variables they are
     closed forms (at four those of ``log_prob`` are over a p that is sampled). For more, densities below a
-    hundredth of the tolerance, divided by the number of variables, are skipped. Products with a vector cost
-    ``n (n - 1) / 2`` conditional problems for limits and mean (four times as many with ``lower``), all in
-    one call; a Hessian twice that, and is symmetric but for last bits there. At few variables it is what a
+    hundredth of the tolerance, divided by the number of variables, are skipped.
+
+    Of a sampled row of more than twelve variables those to limits and mean are slopes of conditional
+    problems' samples, one problem a limit, to 99 % bounds of .16 times ``abs_tol``, or of ``rel_tol`` times
+    the largest, where cov is positive definite (as above) and p not near 1 with digits of 1 - p asked for.
+    Otherwise products with a vector cost ``n (n - 1) / 2`` conditional problems (four times as many with
+    ``lower``), all in one call; a Hessian twice that. A Hessian is symmetric but for its errors, of pairs but
+    for last bits. At few variables it is what a
     call takes, up to some dozens of rows: 6 to 10 milliseconds for a Hessian; of 16 problems mapped in one
     call each takes about one (``bench/bench_mvn_cdf_hvp.py``). Where cov takes part each problem is
     differentiated, too, to limits and cov. To a factor they go by its covariance, ``[n, n]``. At a singular

@@ -13,7 +13,8 @@ Q the probability that the others keep their limits, given that. dP/dR_ij = H_ij
 
 Slopes to log p are these over p, in logarithms. Where the conditional probabilities would cost more
 than differentiating the samples, the slopes are pathwise (_mvn_cdf_pathwise.py): those to limits in
-full; the H_ij whose error the samples know to be small enough, at positive definite cov alone. So are
+full; the H_ij whose error the samples know to be small enough, at positive definite cov alone, the others
+from the samples of each limit's conditional problem (_mvn_cdf_mixed.py), as far as these know them. So are
 they where p is small and its digits are asked for: the tilted samples know the slopes of its logarithm
 at least as well as p.
 

@@ -17,7 +17,8 @@ covariance, B = C A^-1:
 
 A product with a vector needs the v_a and v_ab of the variables in which the vector is not zero. Each
 conditional probability takes the points that its tolerance asks for. Derivatives of log p are relative to
-p, in logarithms.
+p, in logarithms. Where only their values are needed the v_ab of many variables come from the samples of the
+limits' conditional problems (_mvn_cdf_mixed.py).
 
 Where variables are multiples of each other given the variables that are conditioned on, and their limits
 meet, P has a kink, and the row is NaN.
