@@ -4,9 +4,10 @@ python -m bench gradients [--n 9,49,99,199] [--quick] [--conditional]
 
 One thread, CPU time, milliseconds per problem of one batched call, on classifier-like problems
 (bench/classifiers.py). "limits": backward to the upper limits; "cov": to upper limits and
-covariance together, for n > 9 on the first three problems. Beside a time stand the least and the most of its repeats. Errors are root mean squares over all entries of a group's problems, in
-units of the standard deviations, against the same gradients at `--reference` (tolerance) with another seed,
-whose own error is in them (it ends at max_points too); "size" is the rms of the gradients themselves.
+covariance together, for n > 9 on the first three problems. Beside a time stand the least and the most of its
+repeats. Errors are root mean squares over all entries of a group's problems, in units of the standard
+deviations, against the same gradients at `--reference` (tolerance) with another seed and more points, whose own
+error is in them (it ends at max_points too); "size" is the rms of the gradients themselves.
 Points: what mvn_cdf and mvn_cdf_pathwise spend.
 With --conditional every slope is a conditional probability, as the reference's are anyway.
 
@@ -30,7 +31,7 @@ import torch
 
 COUNT, QUICK, MANY_VARIABLES = 18, 6, 150
 ROWS = 8  # of a chain
-REFERENCE_POINTS = 30
+REFERENCE_POINTS = 10
 #: Side, variables, common limit, rel_tol.
 CHAINS = (
     ("p small", 20, -3.0, 1e-2),
