@@ -92,6 +92,7 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
             if how.sampled.tilted is not None:
                 unit = unit.masked_fill(how.sampled.tilted, 0.0)
             value = value * (-unit[mine.row]).exp()
+            known &= value.abs() < math.inf  # where p is next to the end of the format
         out[number] = torch.where(known, signed(mine, value, sides), math.nan)
     return out
 
