@@ -260,7 +260,7 @@ def mvn_cdf(
     are zero: ask for ``rel_tol`` in the tails. Cost: to limits and mean at most about three times the
     value (a pathwise point costs 1.5 to 2 of the value's) beside about a millisecond (two to four with
     cov) that a call takes whatever its rows, which is most of it for a few rows of 20 variables and less;
-    to cov 3 to 7 times the value at 49 to 199 variables (``bench/bench_mvn_cdf_grad.py``), and hundreds of
+    to cov 4 to 9 times the value at 49 to 199 variables (``bench/bench_mvn_cdf_grad.py``), and hundreds of
     times where a call is taken for each pair.
     What is computed is what requires grad: ``torch.autograd.grad(p, upper)`` pays for cov too where cov
     does, since torch does not say which inputs are wanted; detach it there. The backward depends on row
