@@ -664,8 +664,8 @@ SECTIONS = (
         "To the limits, against quadratures that are exact to 1e-9. SciPy: central differences of its "
         "cdf (of its logarithm) with the same random numbers at every value, at the points and step "
         "that serve them best by the true error. Every error is within its bound. What is paid for it is a "
-        "conditional problem for each pair of limits, beyond twelve variables one for each limit, to digits "
-        "of the density: a product at n = 49 takes 6 to 80 gradients where nothing is exact.",
+        "conditional problem for each pair of limits, beyond twelve variables one for each limit: a product at "
+        "n = 49 takes 6 to 80 gradients where nothing is exact. SciPy's differences take longer in every row.",
         hessians_tables,
     ),
     Section(

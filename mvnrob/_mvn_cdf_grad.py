@@ -392,9 +392,7 @@ def _backward_rows(
         pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
     values = None
     if by_path is not None:
-        how = _mvn_cdf_mixed.How(
-            takes_part, budget, n_pivots, max_points, sampled, slopes, 0.4 * abs_tol, abs_tol
-        )
+        how = _mvn_cdf_mixed.How(takes_part, budget, n_pivots, max_points, sampled, slopes, abs_tol)
         values = _mvn_cdf_mixed.of_pairs(rows, units, pairs, pairs_by_samples, how)
     values = _completed(values, rows, pairs, budget, max_points)
     if factored:

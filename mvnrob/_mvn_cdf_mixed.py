@@ -44,10 +44,7 @@ class How(NamedTuple):
     max_points: int
     sampled: Sampled
     slopes: Tensor  # [B, 1 or 2, n] to the limits, in the rows' units; read of tilted rows alone
-    # Absolute tolerance to which they are sampled, less than what is allowed: of few points 8 shifts do not
-    # see everything.
-    asked: float
-    allowed: float
+    abs_tol: float  # of each, before units
 
 
 def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) -> Tensor:
@@ -144,7 +141,7 @@ def _joined(value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
 
 def _allowed(rows: Rows, value: Tensor, some: Tensor, how: How) -> Tensor:
     """The larger of the tolerances of the rows ``some``, in the units of ``_conditional_slopes``."""
-    absolute = torch.full_like(value[:, :1, :1], how.allowed)
+    absolute = torch.full_like(value[:, :1, :1], how.abs_tol)
     if how.sampled.tilted is not None:
         absolute.masked_fill_(how.sampled.tilted[some, None, None], 0.0)
     return torch.maximum(absolute, rows.options[1] * value.abs().amax((1, 2), keepdim=True))
@@ -164,7 +161,7 @@ def _conditional_slopes(
         scale = (1.0 - 2.0 * side) * units.log_density.exp()
     samples = _mvn_cdf_pathwise.Samples(
         seed, takes_part, points, how.n_pivots[units.row], scale.abs()[:, None].expand(takes_part.shape),
-        0.0 if tilted else how.asked, rows.options[1], how.sampled.compute_dtype, rows.rest[2], rows.factored,
+        0.0 if tilted else how.abs_tol, rows.options[1], how.sampled.compute_dtype, rows.rest[2], rows.factored,
         False, tilted, FEWEST,
     )  # fmt: skip
     out = _mvn_cdf_pathwise.slopes((upper, lower), matrix, samples)

@@ -32,6 +32,9 @@ SMALL = 0.05
 FEW_DIRECTIONS = 4
 #: Errors are expected to fall like N^-_RATE. Points are doubled at least.
 _RATE, _LEAST_GROWTH = 0.7, 2.0
+#: Of fewer than _FEW times the few points that are spent first the shifts may not see everything: their bounds
+#: must be within this share of the tolerance.
+_FEW, _CAUTION = 4, 0.4
 
 
 class Samples(NamedTuple):
@@ -49,7 +52,7 @@ class Samples(NamedTuple):
     factored: bool
     wants_cov: bool
     tilted: bool  # slopes are relative to p
-    first: int = 0  # points of all shifts that are spent first; 0: a quarter
+    first: int = 0  # few points of all shifts that are spent first; 0: a quarter
 
 
 class Slopes(NamedTuple):
@@ -203,7 +206,10 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
         """The largest bound in units of what is asked for."""
 
         def asked(largest):
-            return (how.rel_tol * largest).clamp_min(max(how.abs_tol, 1e-300))
+            tolerance = (how.rel_tol * largest).clamp_min(max(how.abs_tol, 1e-300))
+            if not how.first:
+                return tolerance
+            return torch.where(_SHIFTS * points < _FEW * how.first, _CAUTION, 1.0) * tolerance
 
         largest = functools.reduce(torch.maximum, (t.abs() for t in of_side)) * sd
         out = of_limits.amax(1) / asked(largest.amax(1))
