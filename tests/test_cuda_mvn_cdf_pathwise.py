@@ -178,7 +178,8 @@ def test_autograd_chooses_as_on_the_cpu(cuda, n, rectangular, monkeypatch):
         lower = (-upper - 1).to(device) if rectangular else None
         prob = mvn_cdf(u, c, lower=lower, abs_tol=1e-3)
         found.append(torch.autograd.grad(prob.sum(), (u, c)))
-    assert set(calls) == {"cpu", "cuda"} and calls.count("cpu") == calls.count("cuda")
+    # A further look where rounding decides on it, of the row or of its limits' conditional problems.
+    assert set(calls) == {"cpu", "cuda"} and abs(calls.count("cpu") - calls.count("cuda")) <= 2
     sd = cov.diagonal(dim1=1, dim2=2).sqrt()
     for (here, there), unit in zip(
         zip(*found, strict=True), (sd, sd[:, :, None] * sd[:, None, :]), strict=True
