@@ -246,11 +246,12 @@ def mvn_cdf(
     and where ``n_points`` is 0. For cov and factor the second way takes the samples of one conditional problem
     a limit, X_i = u_i: their slopes to the other limits, times the density of X_i, are those to R_ij (some
     512 points each at first, then as many as the tolerance asks for, together at most 3 times the value's,
-    or 4,096 each). Where the value took less than 512 points for each limit, its own samples' slopes to cov
-    come first, for which every variable is sampled. Either keeps the entries whose 99 % bound is within the
+    or 4,096 each). Where the value took less than 512 points for each limit, or tilted ones, its own samples'
+    slopes to cov come first, for which every variable is sampled. Either keeps the entries whose 99 % bound is within the
     larger of ``abs_tol`` (of the value's samples: or ``.16 / sqrt(1 - R_ij^2)`` times it) and ``rel_tol`` times
-    the largest; the others are conditional probabilities, and so are all pairs of a row with variables that
-    are multiples of each other, of one of four directions or fewer, and where p is near 1 and digits of
+    the largest; the others are conditional probabilities, and so are all pairs of a row of four directions or
+    fewer, with variables that are multiples of each other, or that those before them leave less than 1e-3
+    of their variance, but for none (a step that few points do not meet), and where p is near 1 and digits of
     1 - p are asked for. A ``factor`` of as many columns as variables or more takes the slopes to its
     covariance, where that is positive definite (each variable keeps more than 1e-6 of its variance given those
     before it).
@@ -289,7 +290,8 @@ def mvn_cdf(
 
     Of a sampled row of more than twelve variables those to limits and mean are slopes of conditional
     problems' samples, one problem a limit, to 99 % bounds of .16 times ``abs_tol``, or of ``rel_tol`` times
-    the largest, where cov is positive definite (as above) and p not near 1 with digits of 1 - p asked for.
+    the largest, where cov leaves each variable 1e-3 of its variance given those before it and p is not near 1
+    with digits of 1 - p asked for.
     Otherwise products with a vector cost ``n (n - 1) / 2`` conditional problems (four times as many with
     ``lower``), all in one call; a Hessian twice that. A Hessian is symmetric but for its errors, of pairs but
     for last bits. At few variables it is what a

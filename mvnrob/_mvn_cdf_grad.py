@@ -82,8 +82,8 @@ _FEWEST_OF_TAIL = 8 * FEWEST
 #: times the value's points (a call's set-up counts _SETUP a variable).
 _AFFORDABLE = 0.5
 _SETUP = 4
-#: Where the value took more points, for each limit that matters, slopes to cov are not taken from the row's own
-#: samples: those of conditional problems cost less, and know more.
+#: Where the value took more points, for each limit that matters, and they were not tilted, slopes to cov are not taken
+#: from the row's own samples: those of conditional problems cost less, and know more.
 _POINTS_OF_A_LIMIT = FEWEST
 #: Of a variable's variance, below which a covariance counts as singular: conditional problems from its
 #: factor stay semidefinite, and samples tell little.
@@ -322,7 +322,8 @@ def _backward_rows(
         # The samples' slopes to matrices are built for covariances, not for factors.
         if wants_cov and not factored:
             most = _POINTS_OF_A_LIMIT * torch.bincount(units.row, minlength=batch)
-            cov_by_path = pairs_by_samples & (n_points <= most)
+            few = n_points <= most
+            cov_by_path = pairs_by_samples & (few if tilted is None else few | tilted)
 
     slopes = torch.zeros_like(limits)
     if by_path is not None:
@@ -335,7 +336,7 @@ def _backward_rows(
         pick = (lambda t: t) if len(picks) == batch else (lambda t, at=picks: t[at])
         how = _mvn_cdf_pathwise.Samples(
             *(pick(t) for t in (seed, takes_part, n_points, n_pivots, sd)),
-            0.0 if of_tilted else abs_tol, rel_tol, sampled.compute_dtype, points, factored, of_cov, of_tilted,
+            0.0 if of_tilted else abs_tol, rel_tol, sampled.compute_dtype, points, factored, of_cov, of_tilted, of_tilted,
         )  # fmt: skip
         out = _mvn_cdf_pathwise.slopes(
             (pick(upper), None if lower is None else pick(lower)), pick(cov), how
@@ -392,7 +393,7 @@ def _backward_rows(
         pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
     values = None
     if by_path is not None:
-        how = _mvn_cdf_mixed.How(takes_part, budget, n_pivots, max_points, sampled, slopes, abs_tol)
+        how = _mvn_cdf_mixed.How(takes_part, budget, n_pivots, max_points, sampled, abs_tol, True)
         values = _mvn_cdf_mixed.of_pairs(rows, units, pairs, pairs_by_samples, how)
     values = _completed(values, rows, pairs, budget, max_points)
     if factored:

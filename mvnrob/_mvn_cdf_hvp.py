@@ -340,7 +340,7 @@ def _product(
         if not one and sampled is not None:
             how = _mvn_cdf_mixed.How(
                 takes_part, torch.full_like(sampled[1], _NO_BUDGET), sampled[1], max_points, sampled[0],
-                by_limit, _DENSITY * rows.options[0],
+                _DENSITY * rows.options[0], False,
             )  # fmt: skip
             # Values alone may be slopes of the limits' conditional problems.
             alone = (~deep).nonzero()[:, 0]

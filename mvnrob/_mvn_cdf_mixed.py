@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _mvn_cdf_pathwise
+from . import _mvn_cdf_pathwise, _ops
 from ._mvn_cdf_conditional import (
     FEWEST,
     Rows,
@@ -26,6 +26,7 @@ from ._mvn_cdf_conditional import (
 )
 from ._mvn_cdf_pathwise import FEW_DIRECTIONS, Sampled
 
+_EXACT = 1  # mvnrob.Status
 #: What a conditional problem's slopes cost, in its probability.
 _PRICE = 2.5
 #: Points that each may take, whatever the budget.
@@ -33,6 +34,9 @@ _LEAST = 8 * FEWEST
 #: An error counts as no less than this share of the other one's when the mean is taken: 8 shifts may agree
 #: by chance.
 _LEAST_ERROR = 0.25
+#: Variance, of one, that a variable keeps given those before it. Less, but for none, is a step in the integrand that
+#: few points do not meet: where all agree that there is nothing.
+_THIN = 1e-3
 
 
 class How(NamedTuple):
@@ -43,8 +47,9 @@ class How(NamedTuple):
     n_pivots: Tensor  # [B]
     max_points: int
     sampled: Sampled
-    slopes: Tensor  # [B, 1 or 2, n] to the limits, in the rows' units; read of tilted rows alone
     abs_tol: float  # of each, before units
+    #: Of tilted rows only what both limits' conditional problems say alike is known.
+    both: bool
 
 
 def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) -> Tensor:
@@ -57,7 +62,8 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
     place, most = torch.zeros_like(rows.seed), max(how.max_points, FEWEST)
     of_row = torch.bincount(pairs.row, minlength=batch)
     which = which & (of_row > _PRICE) & (how.n_pivots > FEW_DIRECTIONS)
-    numbers = (which & ~has_multiples(rows, which)).nonzero()[:, 0]
+    which &= ~has_multiples(rows, which)
+    numbers = (which & ~_is_thin(rows, which)).nonzero()[:, 0]
     if len(numbers) == 0:
         return out
     for some in numbers.split(rows_at_once(4 * limits * limits)):
@@ -81,16 +87,18 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
             continue
         points = (how.budget / count.clamp_min(1)).clamp_min(_LEAST).clamp_max(most)
         value, error = _of_rows(rows, units, points.long(), (place, len(some)), how)
-        value, error = _joined(value, error)
-        known = (error <= _allowed(rows, value, some, how))[at]
-        value = value[at]
+        tilted = None if how.sampled.tilted is None else how.sampled.tilted[some, None, None]
+        value, error = _joined(value, error, tilted if how.both else None)
+        known = (error <= _allowed(rows, value, tilted, how))[at]
+        value, error = signed(mine, value[at], sides), error[at]
+        known &= value >= -error  # a density times a probability
         if rows.log_unit is not None:
             unit = rows.log_unit
             if how.sampled.tilted is not None:
                 unit = unit.masked_fill(how.sampled.tilted, 0.0)
             value = value * (-unit[mine.row]).exp()
-            known &= value.abs() < math.inf  # where p is next to the end of the format
-        out[number] = torch.where(known, signed(mine, value, sides), math.nan)
+        known &= value.abs() < math.inf  # units at the end of the format
+        out[number] = torch.where(known, value, math.nan)
     return out
 
 
@@ -118,32 +126,54 @@ def _of_rows(
 
 def _cover(wanted: Tensor, there: Tensor) -> Tensor:
     """[b, k] limits to condition on: of each pair, of those that are ``there``, the one that is in more of them,
-    else the first."""
+    or both."""
     count = torch.where(there, wanted.sum(2), 0)
-    mine, other = count[:, :, None], count[:, None, :]
-    earlier = torch.ones_like(wanted[0]).triu(1)
-    return (wanted & ((mine > other) | ((mine == other) & earlier))).any(2)
+    return (wanted & (count[:, :, None] >= count[:, None, :])).any(2)
 
 
-def _joined(value: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+def _is_thin(rows: Rows, which: Tensor) -> Tensor:
+    """[B] those that ``which`` marks in which some variable is nearly decided by those before it."""
+    out = torch.zeros_like(which)
+    n, width = rows.matrix.shape[1:]
+    for some in which.nonzero()[:, 0].split(rows_at_once(2 * n * n)):
+        if len(some) == 0:
+            continue
+        given = rows.limits[some, 0], rows.problems(some)
+        given = (t.to(rows.matrix.dtype) for t in given)  # whose rounding counts as zero
+        factor, order, rank, _, status = _ops.call(
+            "pivoted_cholesky", *given, None, min(n, width), rows.factored
+        )
+        columns = torch.arange(factor.shape[2], device=which.device)
+        kept = factor.gather(1, order[:, None, : len(columns)]).square_()[:, 0]
+        thin = (kept < _THIN) & (columns < rank[:, None])
+        out[some] = thin.any(1) | (status != _EXACT)
+    return out
+
+
+def _joined(value: Tensor, error: Tensor, both: Tensor | None) -> tuple[Tensor, Tensor]:
     """From what either limit's conditional problem says, the better known one counting for more, and its
-    99 % bound: infinite where neither was taken."""
+    99 % bound: infinite where neither was taken, or not both of the rows that ``both`` [b, 1, 1] marks."""
     none = ~(error < math.inf)  # or not a number
     least = torch.maximum(error, _LEAST_ERROR * error.mT.masked_fill(none.mT, 0.0))
     weight = (1 / least.square().clamp_min(1e-300)).masked_fill_(none, 0.0)
     total = weight + weight.mT
     share = torch.where(total > 0, weight / total, 0.0)
-    value = torch.where(share > 0, share * value, 0.0)
+    found, value = value, torch.where(share > 0, share * value, 0.0)
     square = torch.where(share > 0, share * error, 0.0).square()
     bound = (square + square.mT).sqrt_().masked_fill_(total == 0, math.inf)
+    # Where they contradict each other one has not seen what the other has.
+    gap = (found - found.mT).abs()
+    bound = torch.where((gap > error + error.mT) & (gap > bound), gap, bound)
+    if both is not None:
+        bound.masked_fill_(both & (none | none.mT), math.inf)
     return value + value.mT, bound
 
 
-def _allowed(rows: Rows, value: Tensor, some: Tensor, how: How) -> Tensor:
-    """The larger of the tolerances of the rows ``some``, in the units of ``_conditional_slopes``."""
+def _allowed(rows: Rows, value: Tensor, tilted: Tensor | None, how: How) -> Tensor:
+    """The larger of the tolerances, in the units of ``_conditional_slopes``."""
     absolute = torch.full_like(value[:, :1, :1], how.abs_tol)
-    if how.sampled.tilted is not None:
-        absolute.masked_fill_(how.sampled.tilted[some, None, None], 0.0)
+    if tilted is not None:
+        absolute.masked_fill_(tilted, 0.0)
     return torch.maximum(absolute, rows.options[1] * value.abs().amax((1, 2), keepdim=True))
 
 
@@ -154,18 +184,20 @@ def _conditional_slopes(
     tilted in the rows' units."""
     (upper, matrix, lower, seed), _ = problem_of(rows, units, torch.float64)
     takes_part = how.takes_part[units.row].scatter_(1, units.index, False)
-    side = units.side[:, 0]
-    if tilted:  # slopes of log Q
-        scale = how.slopes[units.row, side, units.index[:, 0]]
-    else:
-        scale = (1.0 - 2.0 * side) * units.log_density.exp()
+    # Of a tilted row the scale is known afterwards, and only the largest slope counts before.
+    density = torch.ones_like(units.log_density) if tilted else units.log_density.exp()
     samples = _mvn_cdf_pathwise.Samples(
-        seed, takes_part, points, how.n_pivots[units.row], scale.abs()[:, None].expand(takes_part.shape),
+        seed, takes_part, points, how.n_pivots[units.row], density[:, None].expand(takes_part.shape),
         0.0 if tilted else how.abs_tol, rows.options[1], how.sampled.compute_dtype, rows.rest[2], rows.factored,
-        False, tilted, FEWEST,
+        False, tilted, first=FEWEST,
     )  # fmt: skip
     out = _mvn_cdf_pathwise.slopes((upper, lower), matrix, samples)
-    value, error = out.upper, out.error
+    value, error, scale = out.upper, out.error, density
+    if tilted:
+        unit = 0.0 if rows.log_unit is None else rows.log_unit[units.row]
+        scale = (units.log_density + out.log_unit - unit).exp()
+        error = error * scale[:, None]
+    scale = torch.where(units.side[:, 0] == 0, scale, -scale)
     if rows.limits.shape[1] == 2:
         to_lower = torch.zeros_like(value) if out.lower is None else out.lower
         value, error = torch.cat([value, to_lower], 1), torch.cat([error, error], 1)

@@ -45,13 +45,16 @@ class Samples(NamedTuple):
     n_points: Tensor  # [m] of all shifts: the most that are spent
     n_pivots: Tensor  # [m]
     standard_deviation: Tensor  # [m, n]
-    abs_tol: float  # in units of the standard deviations; 0 where tilted
+    abs_tol: (
+        float  # in units of the standard deviations; 0 where tilted, which has units of its own
+    )
     rel_tol: float  # relative to the largest slope
     compute_dtype: str
     points: str
     factored: bool
     wants_cov: bool
-    tilted: bool  # slopes are relative to p
+    tilted: bool
+    relative: bool = False  # slopes are relative to p, of tilted samples
     first: int = 0  # few points of all shifts that are spent first; 0: a quarter
 
 
@@ -64,6 +67,9 @@ class Slopes(NamedTuple):
     cov: Tensor | None  # [m, n, n] symmetric, half to each of a pair of entries
     cov_error: Tensor | None  # [m, n, n] 99 % bound on each entry
     exhausted: Tensor  # [m] cov is singular: its pivots leave the other variables no variance
+    log_unit: (
+        Tensor  # [m] logarithms of the units of slopes that are not relative; 0 without a tilt
+    )
 
 
 class Sampled(NamedTuple):
@@ -141,7 +147,12 @@ def slopes(limits: tuple[Tensor, Tensor | None], matrix: Tensor, how: Samples) -
 
 
 def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -> Slopes:
-    sd, wants_cov, tilted = how.standard_deviation, how.wants_cov, how.tilted
+    sd, wants_cov, tilted, relative = (
+        how.standard_deviation,
+        how.wants_cov,
+        how.tilted,
+        how.relative,
+    )
     device = how.seed.device
     upper = torch.where(how.takes_part, upper, math.inf)
     lower = None if lower is None else torch.where(how.takes_part, lower, -math.inf)
@@ -174,7 +185,7 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
             )
 
         weight = torch.ones(len(points), _SHIFTS, dtype=torch.float64, device=device)
-        if wants_cov and tilted:
+        if wants_cov and relative:
             # Weighted so, the sums for cov are of each shift's S_s / V_s, and so is their spread.
             weight = points[:, None] / op(weight, False)[0]
         return op(weight, wants_cov)
@@ -182,18 +193,18 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
     first = torch.full_like(most, how.first // _SHIFTS) if how.first else most // 4
     points = (first // _TILE * _TILE).clamp_min_(_TILE)
     every = slice(None)
-    value, to_upper, to_lower, to_cov, variance, found, _ = call(
+    value, to_upper, to_lower, to_cov, variance, found, log_unit = call(
         every, torch.zeros_like(points), points
     )
 
     def means():
         """Slopes to the limits of each side, and 99 % bounds: on them, in units of the standard
         deviations, and on those to cov."""
-        each = 1 / (value.mean(1) if tilted else points.double())[:, None]
+        each = 1 / (value.mean(1) if relative else points.double())[:, None]
         of_side, bounds = [], []
         for t in (to_upper,) if lower is None else (to_upper, to_lower):
             spread, mean = torch.std_mean(t, 1)
-            if tilted:
+            if relative:
                 spread = (t - (mean * each)[:, None] * value[:, :, None]).std(1)
             of_side.append(mean * each)
             bounds.append(spread)
@@ -247,4 +258,5 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
         to_cov / (_SHIFTS * points).double()[:, None, None] if wants_cov else None,
         of_cov,
         found < variables,
+        log_unit,
     )
