@@ -250,8 +250,9 @@ def mvn_cdf(
     slopes to cov come first, for which every variable is sampled. Either keeps the entries whose 99 % bound is within the
     larger of ``abs_tol`` (of the value's samples: or ``.16 / sqrt(1 - R_ij^2)`` times it) and ``rel_tol`` times
     the largest; the others are conditional probabilities, and so are all pairs of a row of four directions or
-    fewer, with variables that are multiples of each other, or that those before them leave less than 1e-3
-    of their variance, but for none (a step that few points do not meet), and where p is near 1 and digits of
+    fewer, with variables that are multiples of each other, or that another leaves less than 1e-2 of their
+    variance or up to 63 before them less than 1e-3, but for none (a step that few points do not meet), and where
+    p is near 1 and digits of
     1 - p are asked for. A ``factor`` of as many columns as variables or more takes the slopes to its
     covariance, where that is positive definite (each variable keeps more than 1e-6 of its variance given those
     before it).
@@ -290,7 +291,7 @@ def mvn_cdf(
 
     Of a sampled row of more than twelve variables those to limits and mean are slopes of conditional
     problems' samples, one problem a limit, to 99 % bounds of .16 times ``abs_tol``, or of ``rel_tol`` times
-    the largest, where cov leaves each variable 1e-3 of its variance given those before it and p is not near 1
+    the largest, where cov is positive definite and leaves each variable as much as that, and p is not near 1
     with digits of 1 - p asked for.
     Otherwise products with a vector cost ``n (n - 1) / 2`` conditional problems (four times as many with
     ``lower``), all in one call; a Hessian twice that. A Hessian is symmetric but for its errors, of pairs but

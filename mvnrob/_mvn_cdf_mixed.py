@@ -35,8 +35,9 @@ _LEAST = 8 * FEWEST
 #: by chance.
 _LEAST_ERROR = 0.25
 #: Variance, of one, that a variable keeps given those before it. Less, but for none, is a step in the integrand that
-#: few points do not meet: where all agree that there is nothing.
-_THIN = 1e-3
+#: few points do not meet: where all agree that there is nothing. Many that decide it together blur it, unless one
+#: alone leaves it less than _NEAR.
+_THIN, _MANY, _NEAR = 1e-3, 64, 1e-2
 
 
 class How(NamedTuple):
@@ -132,7 +133,7 @@ def _cover(wanted: Tensor, there: Tensor) -> Tensor:
 
 
 def _is_thin(rows: Rows, which: Tensor) -> Tensor:
-    """[B] those that ``which`` marks in which some variable is nearly decided by those before it."""
+    """[B] those that ``which`` marks in which some variable is nearly decided by another or by few before it."""
     out = torch.zeros_like(which)
     n, width = rows.matrix.shape[1:]
     for some in which.nonzero()[:, 0].split(rows_at_once(2 * n * n)):
@@ -145,8 +146,11 @@ def _is_thin(rows: Rows, which: Tensor) -> Tensor:
         )
         columns = torch.arange(factor.shape[2], device=which.device)
         kept = factor.gather(1, order[:, None, : len(columns)]).square_()[:, 0]
-        thin = (kept < _THIN) & (columns < rank[:, None])
-        out[some] = thin.any(1) | (status != _EXACT)
+        thin = (kept < _THIN) & (columns < rank[:, None].clamp_max(_MANY))
+        left = 1 - rows.correlations(some).square_()
+        left.diagonal(dim1=1, dim2=2).fill_(1.0)
+        near = (left < _NEAR).flatten(1).any(1)
+        out[some] = thin.any(1) | near | (status != _EXACT)
     return out
 
 
