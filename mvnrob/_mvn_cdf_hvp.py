@@ -59,6 +59,7 @@ from ._mvn_cdf_conditional import (
 _SKIPPED = 0.01
 #: Largest density of two independent limits. Times the tolerance it is the error that those of limits may have.
 _DENSITY = 0.16
+#: Of a variable's variance, below which a covariance counts as singular.
 _LEFT = 1e-6
 #: Up to so many variables pairs cost about as much, and are symmetric.
 _FEW = 12

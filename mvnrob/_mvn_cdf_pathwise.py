@@ -45,9 +45,7 @@ class Samples(NamedTuple):
     n_points: Tensor  # [m] of all shifts: the most that are spent
     n_pivots: Tensor  # [m]
     standard_deviation: Tensor  # [m, n]
-    abs_tol: (
-        float  # in units of the standard deviations; 0 where tilted, which has units of its own
-    )
+    abs_tol: float  # in units of the standard deviations; 0 where tilted
     rel_tol: float  # relative to the largest slope
     compute_dtype: str
     points: str
@@ -67,9 +65,7 @@ class Slopes(NamedTuple):
     cov: Tensor | None  # [m, n, n] symmetric, half to each of a pair of entries
     cov_error: Tensor | None  # [m, n, n] 99 % bound on each entry
     exhausted: Tensor  # [m] cov is singular: its pivots leave the other variables no variance
-    log_unit: (
-        Tensor  # [m] logarithms of the units of slopes that are not relative; 0 without a tilt
-    )
+    log_unit: Tensor  # [m] logarithms of the slopes' units, unless relative; 0 without a tilt
 
 
 class Sampled(NamedTuple):
@@ -77,9 +73,7 @@ class Sampled(NamedTuple):
 
     some: Tensor  # their samples can be differentiated
     tilted: Tensor | None  # of these, those whose digits of a small p were asked for; none: no row
-    near_one: (
-        Tensor | None
-    )  # digits of 1 - p were asked for, where p is near 1: not by samples; none: no row
+    near_one: Tensor | None  # p is near 1, and digits of 1 - p were asked for; none: no row
     compute_dtype: str
 
 
