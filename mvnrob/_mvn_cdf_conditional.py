@@ -231,17 +231,36 @@ def _given(rows: Rows, r: Tensor, limits: Tensor, index: Tensor, side: Tensor) -
     return share
 
 
+class Found(NamedTuple):
+    """Of each unit, in its row's units."""
+
+    value: Tensor  # [m] density * Q
+    bound: Tensor  # [m] 99 % bound on its error; inf or NaN where nothing is known
+
+
 def conditional(rows: Rows, units: Units, budget: Tensor, max_points: int) -> Tensor:
     """density * Q / exp(log_unit) of each unit; `budget` [B] is what a row's may cost together."""
-    if len(units.row) == 0:
-        return torch.zeros_like(units.log_density)
+    return conditional_and_bound(rows, units, budget, max_points, False).value
+
+
+def conditional_and_bound(
+    rows: Rows, units: Units, budget: Tensor, max_points: int, wants_bound: bool = True
+) -> Found:
+    """The same and how well it is known, where that is wanted; else the bounds are empty."""
+    size = len(units.row)
+    if size == 0:
+        return Found(*torch.zeros_like(units.log_density).expand(2, 0))
     pieces = list(_pieces(rows, units, budget, max_points))
     if len(pieces) == 1:
-        return _probabilities(rows, units, *pieces[0][1:])
-    out = torch.empty_like(units.log_density)
+        return _probabilities(rows, units, *pieces[0][1:], wants_bound)
+    value = torch.empty_like(units.log_density)
+    bound = torch.empty_like(value[: size if wants_bound else 0])
     for some, *how in pieces:
-        out[some] = _probabilities(rows, units.where(some), *how)
-    return out
+        part = _probabilities(rows, units.where(some), *how, wants_bound)
+        value[some] = part.value
+        if wants_bound:
+            bound[some] = part.bound
+    return Found(value, bound)
 
 
 def _pieces(
@@ -385,32 +404,37 @@ def problem_of(rows: Rows, units: Units, dtype: torch.dtype) -> tuple[Problem, l
     return Problem(upper, r, lower, seed), shares
 
 
-def _probabilities(rows: Rows, units: Units, max_points: int, dtype: torch.dtype) -> Tensor:
+def _probabilities(
+    rows: Rows, units: Units, max_points: int, dtype: torch.dtype, wants_bound: bool
+) -> Found:
     (upper, r, lower, seed), shares = problem_of(rows, units, dtype)
+    wanted = (0, 7, 2, 8) if wants_bound else (0, 7)  # prob, log_prob and their errors
 
     def call(*problem):
         out = _ops.call("mvn_cdf", *problem, *rows.options, max_points, *rows.rest, rows.factored)
-        return out[0].double(), out[7].double(), out[3]
+        return out[3], [out[k].double() for k in wanted]
 
-    prob, log_prob, status = call(upper, r, lower, seed)
+    status, found = call(upper, r, lower, seed)
     # A small conditional variance is rounding of the matrix made large. The forward takes what
     # float32's rounding explains as singular, so here as much is added to the diagonal.
     bad = (status == INDEFINITE).nonzero()[:, 0]
     if len(bad):
         repair(r)
-        again = call(upper[bad], r[bad], None if lower is None else lower[bad], seed[bad])
-        prob = prob.index_copy(0, bad, again[0])
-        log_prob = log_prob.index_copy(0, bad, again[1])
-    value = units.log_density.exp() * prob
+        _, again = call(upper[bad], r[bad], None if lower is None else lower[bad], seed[bad])
+        found = [t.index_copy(0, bad, s) for t, s in zip(found, again, strict=True)]
+    prob, log_prob, *errors = found
+    density = units.log_density.exp()
+    out = [density * prob] + [density * error for error in errors[:1]]
     if rows.log_unit is not None:
         # Relative to p where its logarithm is asked for, in logarithms: no factor need be a number.
         unit = rows.log_unit[units.row]
         relative = (units.log_density + log_prob - unit).exp()
-        value = torch.where(unit == 0, value, relative)
+        relatives = [relative] + [relative * error.expm1() for error in errors[1:]]
+        out = [torch.where(unit == 0, *pair) for pair in zip(out, relatives, strict=True)]
     for share in shares:
         if share is not None:
-            value = value * share
-    return value
+            out = [t * share for t in out]
+    return Found(*out) if wants_bound else Found(*out, out[0][:0])
 
 
 def _log_phi(x: Tensor) -> Tensor:
@@ -436,17 +460,6 @@ def _rounding_of_multiples(rows: Rows) -> float:
     if rows.factored:
         return max(32 * entry_error(torch.float64), 128 * rows.entry_error**2)
     return 32 * rows.entry_error
-
-
-def has_multiples(rows: Rows, which: Tensor) -> Tensor:
-    """[B] rows with variables that are multiples of each other, of those that ``which`` marks."""
-    n = rows.dead.shape[1]
-    out = torch.zeros_like(which)
-    for some in which.nonzero()[:, 0].split(rows_at_once(n * n)):
-        left = 1 - rows.correlations(some).square_()
-        left.diagonal(dim1=1, dim2=2).fill_(1.0)
-        out[some] = (left <= _rounding_of_multiples(rows)).flatten(1).any(1)
-    return out
 
 
 def pair_units(rows: Rows, wanted: Tensor, log_least: Tensor | float) -> Units:

@@ -46,6 +46,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,9 +57,11 @@ from ._mvn_cdf_blocks import blocks_of_split_rows, parts_of
 from ._mvn_cdf_conditional import (
     EXACT,
     FEWEST,
+    Found,
     Rows,
     Units,
     conditional,
+    conditional_and_bound,
     conditional_near_one,
     contain,
     entry_error,
@@ -72,6 +75,7 @@ from ._mvn_cdf_conditional import (
     signed,
     standardised,
 )
+from ._mvn_cdf_degenerate import is_definite, steep
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
 #: so do those of the pairs; each at least FEWEST, the first look of mvn_cdf.
@@ -85,9 +89,6 @@ _SETUP = 4
 #: Where the value took more points, for each limit that matters, and they were not tilted, slopes to cov are not taken
 #: from the row's own samples: those of conditional problems cost less, and know more.
 _POINTS_OF_A_LIMIT = FEWEST
-#: Of a variable's variance, below which a covariance counts as singular: conditional problems from its
-#: factor stay semidefinite, and samples tell little.
-_LEFT = 1e-6
 
 
 def _too_dear(rows: Rows, units: Units, n_points: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ def _by_covariance(
     if factor.shape[2] >= factor.shape[1] > EXACT:
         definite = (n_points > 0) & (n_pivots > EXACT) & moves(*cotangent)
         if bool(definite.any()):
-            definite &= _is_definite(upper, factor, lower)
+            definite &= is_definite(_correlations(upper, factor, lower))
     if definite is None or not bool(definite.any()):
         return _backward_rows(cotangent, problem, values, *flags)
 
@@ -237,36 +238,83 @@ def _by_covariance(
     return tuple(out)
 
 
-def _is_definite(upper: Tensor, factor: Tensor, lower: Tensor | None) -> Tensor:
-    """[B] rows whose correlation leaves each variable that matters more than _LEFT of its variance given
-    those before it."""
+def _correlations(upper: Tensor, factor: Tensor, lower: Tensor | None) -> Tensor:
+    """Of a factor's rows, zero beside those that do not matter."""
     _, dead, scale, _ = standardised(upper, factor, lower, True)
     u = (factor.double() * scale[:, :, None]).masked_fill_(dead[:, :, None], 0.0)
-    r = u @ u.mT
-    r.diagonal(dim1=1, dim2=2).copy_(torch.ones_like(scale))
-    lower_factor, failed = torch.linalg.cholesky_ex(r)
-    left = lower_factor.diagonal(dim1=1, dim2=2).square().amin(1)
-    return (failed == 0) & (left > _LEFT)
+    return u @ u.mT
+
+
+class _Plan(NamedTuple):
+    """What is known of some rows before any slope, and which way each is differentiated."""
+
+    problem: tuple  # upper, cov, lower
+    rows: Rows
+    standard_deviation: Tensor  # [B, n]
+    log_prob: Tensor  # [B], float64
+    n_points: Tensor  # [B]
+    n_pivots: Tensor  # [B]
+    factor: Tensor  # [B] the cotangents, in the rows' units
+    budget: Tensor  # [B] most points of a row's conditional problems of one kind together
+    max_points: int  # of each of them
+    limits: Units  # those whose densities matter
+    pairs: Units | None  # the same of two of them; none: slopes to cov are not wanted
+    sampled: _mvn_cdf_pathwise.Sampled | None  # none: neither digits nor many variables
+    takes_part: Tensor | None  # [B, n] variables that are sampled
+    by_path: Tensor | None  # [B] rows whose slopes to limits are their samples', as far as known
+    pairs_by_samples: Tensor | None  # [B] rows whose slopes to cov come from samples
+    cov_by_path: Tensor | None  # [B] from their own, first
+
+
+class _BySamples(NamedTuple):
+    """Slopes of the rows' own samples, in the rows' units."""
+
+    limits: Tensor  # [B, 1 or 2, n], zero where none was taken
+    bound: Tensor  # [B, n] 99 % bounds on them, infinite where none was taken
+    tolerance: Tensor  # [B, 1]
+    largest: Tensor  # [B, 1] size of the row's largest slope
+    steep: Tensor  # [B, n] variables whose samples meet a step, which their bounds do not see
+    pairs: Tensor | None  # [B, n, n] H; none: taken of no row
+    unknown_pairs: Tensor | None  # [B, n, n] those that samples do not know well enough
 
 
 def _backward_rows(
     cotangent: tuple, problem: tuple, values: tuple, options: tuple, wants_cov: bool, factored: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of rows that are differentiated whole; the groups are those of ``_backward_op``."""
-    grad, grad_log = cotangent
-    upper, cov, lower, seed = problem
-    prob, complement, log_prob, n_points, n_pivots = values
-    abs_tol, rel_tol, max_points, method, compute_dtype, points = options
-    batch, n = upper.shape
+    upper, cov, lower, _ = problem
     dtype = upper.dtype
     # Two tensors: each output has a tangent of its own.
     no_lower, no_cov = upper.new_empty(0), upper.new_empty(0)
-    if batch == 0 or n == 0:
+    if upper.numel() == 0:
         return (
             torch.zeros_like(upper),
             no_lower if lower is None else torch.zeros_like(upper),
             upper.new_zeros(cov.shape) if wants_cov else no_cov,
         )
+    plan = _plan(cotangent, problem, values, options, wants_cov, factored)
+    samples = None if plan.by_path is None else _by_samples(plan)
+    slopes = _slopes_to_limits(plan, samples)
+    to_limits = (slopes * plan.rows.scale[:, None] * plan.factor[:, None, None]).to(dtype)
+    if lower is None:
+        to_upper, to_lower = to_limits[:, 0], no_lower
+    else:
+        # Not views of one tensor, as contiguous() leaves those of one row: dual numbers want a layout.
+        layout = torch.contiguous_format
+        to_upper, to_lower = (t.clone(memory_format=layout) for t in to_limits.unbind(1))
+    if not wants_cov:
+        return to_upper, to_lower, no_cov
+    return to_upper, to_lower, _slopes_to_matrix(plan, samples, slopes).to(dtype)
+
+
+def _plan(
+    cotangent: tuple, problem: tuple, values: tuple, options: tuple, wants_cov: bool, factored: bool
+) -> _Plan:
+    grad, grad_log = cotangent
+    upper, cov, lower, seed = problem
+    prob, complement, log_prob, n_points, n_pivots = values
+    abs_tol, rel_tol, max_points, method, compute_dtype, points = options
+    batch, n = upper.shape
     log_prob = log_prob.double()
     limits, dead, scale, sd = standardised(upper, cov, lower, factored)
     # Slopes are in units of p where its logarithm moves the loss.
@@ -274,8 +322,12 @@ def _backward_rows(
     nan, moving = prob.isnan(), moves(grad, grad_log)
     # Where p is not told from zero it has no slopes of its logarithm.
     wanted = moving & ~nan
+    # NaN rows have NaN gradients, but where nothing depends on them.
+    undefined = nan & moving
     if log_unit is not None:
         wanted &= log_unit > -math.inf
+        # And where p is not told from zero although its limits contain something.
+        undefined |= (log_unit == -math.inf) & contain(limits)
     fewest = digits = None
     log_tolerance = math.log(abs_tol) if abs_tol > 0 else -math.inf
     if rel_tol > 0:
@@ -287,7 +339,7 @@ def _backward_rows(
         log_tolerance = (log_small + math.log(rel_tol)).clamp_min(log_tolerance)
     exact = (n_points == 0) & (n_pivots > 3)
     rows = Rows(
-        cov, factored, dead, not bool(dead.any()), scale, limits, seed, entry_error(dtype), log_unit, fewest,
+        cov, factored, dead, not bool(dead.any()), scale, limits, seed, entry_error(upper.dtype), log_unit, fewest,
         exact, (abs_tol, rel_tol), (method, compute_dtype, points),
     )  # fmt: skip
     live = n - dead.sum(1) if n > EXACT else None
@@ -303,108 +355,148 @@ def _backward_rows(
     # A row that was not sampled has conditional problems that are not either, as a rule; where rounding
     # keeps their form from being recognised they take what their tolerance asks for.
     budget = torch.where(exact, torch.iinfo(torch.int64).max, COST * n_points)
-
-    units = limit_units(rows, wanted, least(EXACT))
-    pairs = h = bad = by_path = cov_by_path = near_one = tilted = None
-    if wants_cov:
-        pairs = pair_units(rows, wanted, least(EXACT + 1))
+    singles = limit_units(rows, wanted, least(EXACT))
+    pairs = pair_units(rows, wanted, least(EXACT + 1)) if wants_cov else None
+    sampled = takes_part = by_path = pairs_by_samples = cov_by_path = None
     if digits is not None or n > EXACT:
         sampled = _mvn_cdf_pathwise.sampled_rows(
             prob, complement, n_points, n_pivots, digits, abs_tol, method, compute_dtype
         )
-        tilted, near_one = sampled.tilted, sampled.near_one
     if n > EXACT:
+        tilted = sampled.tilted
+        takes_part = _mvn_cdf_pathwise.that_take_part(limits, dead, singles)
         by_samples = sampled.some & wanted & (live > EXACT)
-        dear = _too_dear(rows, units, n_points)
+        dear = _too_dear(rows, singles, n_points)
         by_path = by_samples & (dear if tilted is None else tilted | dear)
         if wants_cov:
             pairs_by_samples = by_samples & _too_dear(rows, pairs, n_points)
         # The samples' slopes to matrices are built for covariances, not for factors.
         if wants_cov and not factored:
-            most = _POINTS_OF_A_LIMIT * torch.bincount(units.row, minlength=batch)
+            most = _POINTS_OF_A_LIMIT * torch.bincount(singles.row, minlength=batch)
             few = n_points <= most
             cov_by_path = pairs_by_samples & (few if tilted is None else few | tilted)
+    return _Plan(
+        (upper, cov, lower), rows, sd, log_prob, n_points, n_pivots, factor.masked_fill(undefined, math.nan),
+        budget, max_points, singles, pairs, sampled, takes_part, by_path, pairs_by_samples, cov_by_path,
+    )  # fmt: skip
 
-    slopes = torch.zeros_like(limits)
-    if by_path is not None:
-        takes_part = _mvn_cdf_pathwise.that_take_part(limits, dead, units)
-    for of_cov, of_tilted, mask in _sampled_together(by_path, cov_by_path, tilted):
-        picks = mask.nonzero()[:, 0]
-        if len(picks) == 0:
-            continue
+
+def _by_samples(plan: _Plan) -> _BySamples | None:
+    """None where no row's samples are differentiated."""
+    groups = list(_sampled_together(plan.by_path, plan.cov_by_path, plan.sampled.tilted))
+    if not groups:
+        return None
+    rows, (upper, cov, lower) = plan.rows, plan.problem
+    batch, n = upper.shape
+    abs_tol, rel_tol = rows.options
+    of_row = torch.zeros_like(rows.scale[:, :1])
+    out = _BySamples(
+        torch.zeros_like(rows.limits), torch.full_like(rows.scale, math.inf), of_row, of_row.clone(),
+        torch.zeros_like(rows.dead), None, None,
+    )  # fmt: skip
+    for of_cov, of_tilted, picks in groups:
         # All rows together need no copy.
         pick = (lambda t: t) if len(picks) == batch else (lambda t, at=picks: t[at])
+        given = rows.seed, plan.takes_part, plan.n_points, plan.n_pivots, plan.standard_deviation
         how = _mvn_cdf_pathwise.Samples(
-            *(pick(t) for t in (seed, takes_part, n_points, n_pivots, sd)),
-            0.0 if of_tilted else abs_tol, rel_tol, sampled.compute_dtype, points, factored, of_cov, of_tilted, of_tilted,
+            *map(pick, given), 0.0 if of_tilted else abs_tol, rel_tol, plan.sampled.compute_dtype, rows.rest[2],
+            rows.factored, of_cov, of_tilted, of_tilted,
         )  # fmt: skip
-        out = _mvn_cdf_pathwise.slopes(
+        found = _mvn_cdf_pathwise.slopes(
             (pick(upper), None if lower is None else pick(lower)), pick(cov), how
         )
-        log_scale = None if log_unit is None else pick(log_unit)
+        unit = torch.ones_like(how.standard_deviation[:, :1])
+        if rows.log_unit is not None:
+            unit = pick(rows.log_unit).exp()[:, None]
         if of_tilted:  # their slopes are relative to p
-            log_scale = (0.0 if log_scale is None else log_scale) - pick(log_prob)
-        unit = None if log_scale is None else log_scale.exp()[:, None]
-        for side, to_limit in enumerate((out.upper, out.lower)[: limits.shape[1]]):
-            slope = to_limit * how.standard_deviation
-            slopes[picks, side] = slope if unit is None else slope / unit
-        # Where no sample met the rectangle, or nothing could be factored.
-        known = finite(out.error)
-        if not bool(known.all()):
-            lost = picks[~known.all(1)]
-            by_path[lost], slopes[lost] = False, 0.0
+            log_unit = 0.0 if rows.log_unit is None else pick(rows.log_unit)
+            unit = (log_unit - pick(plan.log_prob)).exp()[:, None]
+        # Where no sample met the rectangle, or nothing could be factored, nothing is known.
+        known = finite(found.error).all(1, keepdim=True) & pick(plan.by_path)[:, None]
+        slopes = torch.stack((found.upper, found.lower)[: rows.limits.shape[1]], 1)
+        slopes *= how.standard_deviation[:, None]
+        largest = slopes.abs().amax((1, 2))[:, None]
+        tolerance = (how.rel_tol * largest).clamp_min(how.abs_tol)
+        out.limits[picks] = torch.where(known[:, None], slopes / unit[:, None], 0.0)
+        out.bound[picks] = torch.where(known, found.error / unit, math.inf)
+        out.tolerance[picks], out.largest[picks] = tolerance / unit, largest / unit
+        out.steep[picks] = steep(rows, picks, how.takes_part, _mvn_cdf_pathwise.pivots(how))
         if of_cov:
-            if h is None:
-                h = torch.zeros(batch, n, n, dtype=torch.float64, device=upper.device)
-                bad = torch.zeros(batch, n, n, dtype=torch.bool, device=upper.device)
-            of_pairs, bad[picks] = _pathwise_pairs(rows, picks, out, how)
-            h[picks] = of_pairs if unit is None else of_pairs / unit[:, :, None]
-    by_formula = units
-    if by_path is not None and bool(by_path.any()):
-        by_formula = units.of(~by_path)
-    if near_one is None or not bool(near_one.any()):
-        values = conditional(rows, by_formula, budget, max_points)
-    else:
-        values = torch.empty_like(by_formula.log_density)
-        near = near_one[by_formula.row]
-        for mine, of in ((near, conditional_near_one), (~near, conditional)):
-            values[mine] = of(rows, by_formula.where(mine), budget, max_points)
-    at = by_formula.row, by_formula.side[:, 0], by_formula.index[:, 0]
-    slopes[at] = signed(by_formula, values, limits.shape[1])
-    # NaN rows have NaN gradients, but where nothing depends on them.
-    undefined = nan & moving
-    if log_unit is not None:
-        # And where p is not told from zero although its limits contain something.
-        undefined |= (log_unit == -math.inf) & contain(limits)
-    factor = factor.masked_fill(undefined, math.nan)[:, None]
-    to_limits = (slopes * scale[:, None] * factor[:, None]).to(dtype)
-    if lower is None:
-        to_upper, to_lower = to_limits[:, 0], no_lower
-    else:
-        # Not views of one tensor, as contiguous() leaves those of one row: dual numbers want a layout.
-        layout = torch.contiguous_format
-        to_upper, to_lower = (t.clone(memory_format=layout) for t in to_limits.unbind(1))
-    if not wants_cov:
-        return to_upper, to_lower, no_cov
+            if out.pairs is None:
+                shape = batch, n, n
+                out = out._replace(
+                    pairs=torch.zeros(shape, dtype=torch.float64, device=upper.device),
+                    unknown_pairs=torch.zeros(shape, dtype=torch.bool, device=upper.device),
+                )
+            pairs, out.unknown_pairs[picks] = _pathwise_pairs(rows, picks, found, how)
+            out.pairs[picks] = pairs / unit[:, :, None]
+    return out
 
-    scaled = torch.where(finite(limits), limits, 0.0).mul_(slopes).sum(1)
-    if bad is not None:
-        by_entry = pairs.row, *pairs.index.unbind(1)
-        pairs = pairs.where(~cov_by_path[pairs.row] | bad[by_entry])
+
+def _slopes_to_limits(plan: _Plan, samples: _BySamples | None) -> Tensor:
+    """[B, 1 or 2, n] in the rows' units.
+
+    Of what samples do not know to the tolerance, and of variables that meet in a step, these are conditional
+    probabilities; where neither knows them the better known is kept. Samples of a step say nothing of their own
+    error, so there they are kept only where the conditional probability is not known to the size of the row's
+    largest slope."""
+    rows, units = plan.rows, plan.limits
+    slopes = torch.zeros_like(rows.limits) if samples is None else samples.limits.clone()
+    if samples is not None:
+        unknown = ~(samples.bound <= samples.tolerance) | samples.steep
+        units = units.where(unknown[units.row, units.index[:, 0]])
+    row, i = units.row, units.index[:, 0]
+    at = row, units.side[:, 0], i
+    value, bound = _conditional_limits(plan, units, samples is not None)
+    value = signed(units, value, rows.limits.shape[1])
+    if samples is not None:
+        known = samples.bound[row, i]
+        worse = torch.where(
+            samples.steep[row, i], ~(bound <= samples.largest[row, 0]), ~(bound <= known)
+        )
+        worse &= ~(bound <= samples.tolerance[row, 0]) & (known < math.inf)
+        value = torch.where(worse, slopes[at], value)
+    slopes[at] = value
+    return slopes
+
+
+def _conditional_limits(plan: _Plan, units: Units, wants_bound: bool) -> Found:
+    """Of limits; without bounds where p is near 1 and digits of 1 - p are asked for, where samples know nothing."""
+    how = plan.budget, plan.max_points
+    near_one = None if plan.sampled is None else plan.sampled.near_one
+    if near_one is None or not bool(near_one.any()):
+        return conditional_and_bound(plan.rows, units, *how, wants_bound)
+    near = near_one[units.row]
+    value, bound = torch.zeros_like(units.log_density).repeat(2, 1)
+    value[near] = conditional_near_one(plan.rows, units.where(near), *how)
+    others = conditional_and_bound(plan.rows, units.where(~near), *how, wants_bound)
+    value[~near] = others.value
+    if wants_bound:
+        bound[~near] = others.bound
+    return Found(value, bound)
+
+
+def _slopes_to_matrix(plan: _Plan, samples: _BySamples | None, slopes: Tensor) -> Tensor:
+    """The gradient to cov or to its factor; ``slopes``: those to limits."""
+    rows, pairs, factor = plan.rows, plan.pairs, plan.factor[:, None]
+    scaled = torch.where(finite(rows.limits), rows.limits, 0.0).mul_(slopes).sum(1)
+    known = None if samples is None else samples.pairs
+    if known is not None:
+        unknown = ~plan.cov_by_path[:, None, None] | samples.unknown_pairs
+        pairs = pairs.where(unknown[(pairs.row, *pairs.index.unbind(1))])
     values = None
-    if by_path is not None:
-        how = _mvn_cdf_mixed.How(takes_part, budget, n_pivots, max_points, sampled, abs_tol, True)
-        values = _mvn_cdf_mixed.of_pairs(rows, units, pairs, pairs_by_samples, how)
-    values = _completed(values, rows, pairs, budget, max_points)
-    if factored:
-        values = signed(pairs, values, limits.shape[1])
-        return to_upper, to_lower, _to_factor(rows, pairs, values, scaled, factor).to(dtype)
-    plackett = pair_matrices(rows, pairs, values)
-    if h is None:
-        h = plackett
-    else:
-        h = torch.where(cov_by_path[:, None, None] & ~bad, h, plackett)
-    return to_upper, to_lower, _to_cov(rows, h, scaled, factor).to(dtype)
+    if plan.by_path is not None:
+        how = _mvn_cdf_mixed.How(
+            plan.takes_part, plan.budget, plan.n_pivots, plan.max_points, plan.sampled, rows.options[0], True
+        )  # fmt: skip
+        values = _mvn_cdf_mixed.of_pairs(rows, plan.limits, pairs, plan.pairs_by_samples, how)
+    values = _completed(values, rows, pairs, plan.budget, plan.max_points)
+    if rows.factored:
+        return _to_factor(rows, pairs, signed(pairs, values, rows.limits.shape[1]), scaled, factor)
+    h = pair_matrices(rows, pairs, values)
+    if known is not None:
+        h = torch.where(unknown, h, known)
+    return _to_cov(rows, h, scaled, factor)
 
 
 def _completed(
@@ -420,20 +512,18 @@ def _completed(
 
 
 def _sampled_together(
-    by_path: Tensor | None, cov_by_path: Tensor | None, tilted: Tensor | None
+    by_path: Tensor, cov_by_path: Tensor | None, tilted: Tensor | None
 ) -> Iterator[tuple[bool, bool, Tensor]]:
-    """Groups of rows whose slopes are sampled alike: to cov too, tilted, the rows [B]."""
-    if by_path is None:
-        return
+    """Groups of rows whose slopes are sampled alike: to cov too, tilted, the rows' numbers; none is empty."""
     groups = [(False, by_path)]
     if cov_by_path is not None:
         groups = [(False, by_path & ~cov_by_path), (True, cov_by_path)]
     for of_cov, mask in groups:
-        if tilted is None:
-            yield of_cov, False, mask
-        else:
-            yield of_cov, False, mask & ~tilted
-            yield of_cov, True, mask & tilted
+        parts = [mask] if tilted is None else [mask & ~tilted, mask & tilted]
+        for of_tilted, part in enumerate(parts):
+            rows = part.nonzero()[:, 0]
+            if len(rows):
+                yield of_cov, bool(of_tilted), rows
 
 
 def _to_cov(rows: Rows, h: Tensor, scaled: Tensor, factor: Tensor) -> Tensor:

@@ -53,14 +53,13 @@ from ._mvn_cdf_conditional import (
     signed,
     standardised,
 )
+from ._mvn_cdf_degenerate import is_definite
 
 #: With more than EXACT variables that matter no density is skipped that is larger than this share of the
 #: tolerance, divided by the number of variables.
 _SKIPPED = 0.01
 #: Largest density of two independent limits. Times the tolerance it is the error that those of limits may have.
 _DENSITY = 0.16
-#: Of a variable's variance, below which a covariance counts as singular.
-_LEFT = 1e-6
 #: Up to so many variables pairs cost about as much, and are symmetric.
 _FEW = 12
 #: Points: conditional problems take what their tolerance asks for.
@@ -271,16 +270,11 @@ def _of_rows(
 
 
 def _definite(rows: Rows, which: Tensor) -> Tensor:
-    """[B] those that ``which`` marks whose variables each keep more than _LEFT of their variance given those
-    before them: no two are multiples given others, where limits that meet are a kink."""
+    """[B] those that ``which`` marks whose correlation is definite: limits of multiples that meet are a kink."""
     out = torch.zeros_like(which)
     some = which.nonzero()[:, 0]
     if len(some):
-        r = rows.correlations(some)
-        r.diagonal(dim1=1, dim2=2).fill_(1.0)
-        factor, failed = torch.linalg.cholesky_ex(r)
-        left = factor.diagonal(dim1=1, dim2=2).square().amin(1)
-        out[some] = (failed == 0) & (left > _LEFT)
+        out[some] = is_definite(rows.correlations(some))
     return out
 
 

@@ -14,19 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _mvn_cdf_pathwise, _ops
+from . import _mvn_cdf_pathwise
 from ._mvn_cdf_conditional import (
     FEWEST,
     Rows,
     Units,
-    has_multiples,
     problem_of,
     rows_at_once,
     signed,
 )
+from ._mvn_cdf_degenerate import is_thin
 from ._mvn_cdf_pathwise import FEW_DIRECTIONS, Sampled
 
-_EXACT = 1  # mvnrob.Status
 #: What a conditional problem's slopes cost, in its probability.
 _PRICE = 2.5
 #: Points that each may take, whatever the budget.
@@ -34,10 +33,6 @@ _LEAST = 8 * FEWEST
 #: An error counts as no less than this share of the other one's when the mean is taken: 8 shifts may agree
 #: by chance.
 _LEAST_ERROR = 0.25
-#: Variance, of one, that a variable keeps given those before it. Less, but for none, is a step in the integrand that
-#: few points do not meet: where all agree that there is nothing. Many that decide it together blur it, unless one
-#: alone leaves it less than _NEAR.
-_THIN, _MANY, _NEAR = 1e-3, 64, 1e-2
 
 
 class How(NamedTuple):
@@ -63,8 +58,7 @@ def of_pairs(rows: Rows, singles: Units, pairs: Units, which: Tensor, how: How) 
     place, most = torch.zeros_like(rows.seed), max(how.max_points, FEWEST)
     of_row = torch.bincount(pairs.row, minlength=batch)
     which = which & (of_row > _PRICE) & (how.n_pivots > FEW_DIRECTIONS)
-    which &= ~has_multiples(rows, which)
-    numbers = (which & ~_is_thin(rows, which)).nonzero()[:, 0]
+    numbers = (which & ~is_thin(rows, which)).nonzero()[:, 0]
     if len(numbers) == 0:
         return out
     for some in numbers.split(rows_at_once(4 * limits * limits)):
@@ -130,28 +124,6 @@ def _cover(wanted: Tensor, there: Tensor) -> Tensor:
     or both."""
     count = torch.where(there, wanted.sum(2), 0)
     return (wanted & (count[:, :, None] >= count[:, None, :])).any(2)
-
-
-def _is_thin(rows: Rows, which: Tensor) -> Tensor:
-    """[B] those that ``which`` marks in which some variable is nearly decided by another or by few before it."""
-    out = torch.zeros_like(which)
-    n, width = rows.matrix.shape[1:]
-    for some in which.nonzero()[:, 0].split(rows_at_once(2 * n * n)):
-        if len(some) == 0:
-            continue
-        given = rows.limits[some, 0], rows.problems(some)
-        given = (t.to(rows.matrix.dtype) for t in given)  # whose rounding counts as zero
-        factor, order, rank, _, status = _ops.call(
-            "pivoted_cholesky", *given, None, min(n, width), rows.factored
-        )
-        columns = torch.arange(factor.shape[2], device=which.device)
-        kept = factor.gather(1, order[:, None, : len(columns)]).square_()[:, 0]
-        thin = (kept < _THIN) & (columns < rank[:, None].clamp_max(_MANY))
-        left = 1 - rows.correlations(some).square_()
-        left.diagonal(dim1=1, dim2=2).fill_(1.0)
-        near = (left < _NEAR).flatten(1).any(1)
-        out[some] = thin.any(1) | near | (status != _EXACT)
-    return out
 
 
 def _joined(value: Tensor, error: Tensor, both: Tensor | None) -> tuple[Tensor, Tensor]:

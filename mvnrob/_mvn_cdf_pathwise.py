@@ -115,6 +115,14 @@ def that_take_part(limits: Tensor, dead: Tensor, units: Units) -> Tensor:
     return takes_part
 
 
+def pivots(how: Samples) -> Tensor:
+    """[m] variables that have points of their own, of those that take part; the others are completed."""
+    variables = how.takes_part.sum(1)
+    if how.wants_cov or how.tilted:
+        return variables
+    return torch.minimum(how.n_pivots, variables)
+
+
 def slopes(limits: tuple[Tensor, Tensor | None], matrix: Tensor, how: Samples) -> Slopes:
     """Slopes of these rows to their limits and, where asked, to cov.
 
@@ -150,11 +158,9 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
     device = how.seed.device
     upper = torch.where(how.takes_part, upper, math.inf)
     lower = None if lower is None else torch.where(how.takes_part, lower, -math.inf)
-    variables = how.takes_part.sum(1)
-    whole = wants_cov or tilted
-    pivots = variables if whole else torch.minimum(how.n_pivots, variables)
-    count = torch.arange(int(pivots.max()), device=device)
-    order = torch.where(count < pivots[:, None], -1, -2)
+    variables, sampled = how.takes_part.sum(1), pivots(how)
+    count = torch.arange(int(sampled.max()), device=device)
+    order = torch.where(count < sampled[:, None], -1, -2)
     most = (how.n_points // (_SHIFTS * _TILE) * _TILE).clamp_min(_TILE)
 
     def call(rows, first, points):

@@ -376,7 +376,8 @@ def test_choice(calls, pathwise_calls):
     (u,) = leaves(upper - 3)
     calls.clear()
     mvn_cdf(u, cov, abs_tol=0.0, rel_tol=1e-2).backward()
-    assert pathwise_calls and not calls
+    # A few whose own bound is above the tolerance are conditional probabilities all the same.
+    assert pathwise_calls and sum(len(args[0]) for args, _ in calls) < 6
 
 
 def test_pairs_that_the_samples_do_not_tell_are_computed(monkeypatch, calls, pathwise_calls):
