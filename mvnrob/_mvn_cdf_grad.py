@@ -82,6 +82,8 @@ from ._mvn_cdf_degenerate import is_definite, steep
 COST = 3
 #: and so many where digits of a tail are asked for, whose tilt or union comes after the first look.
 _FEWEST_OF_TAIL = 8 * FEWEST
+#: and so many where the row's samples do not know its slope.
+_FEWEST_AFTER_SAMPLES = 8 * FEWEST
 #: Conditional probabilities are the most accurate: they are taken while they cost at most _AFFORDABLE
 #: times the value's points (a call's set-up counts _SETUP a variable).
 _AFFORDABLE = 0.5
@@ -434,42 +436,48 @@ def _by_samples(plan: _Plan) -> _BySamples | None:
 
 
 def _slopes_to_limits(plan: _Plan, samples: _BySamples | None) -> Tensor:
-    """[B, 1 or 2, n] in the rows' units.
-
-    Of what samples do not know to the tolerance, and of variables that meet in a step, these are conditional
-    probabilities; where neither knows them the better known is kept. Samples of a step say nothing of their own
-    error, so there they are kept only where the conditional probability is not known to the size of the row's
-    largest slope."""
+    """[B, 1 or 2, n] in the rows' units: conditional probabilities where there are no samples, where they do not
+    know a slope to the tolerance, and of variables that meet in a step."""
     rows, units = plan.rows, plan.limits
-    slopes = torch.zeros_like(rows.limits) if samples is None else samples.limits.clone()
-    if samples is not None:
+    if samples is None:
+        slopes = torch.zeros_like(rows.limits)
+        found = _conditional_limits(plan, rows, units, False)
+    else:
+        slopes = samples.limits.clone()
         unknown = ~(samples.bound <= samples.tolerance) | samples.steep
         units = units.where(unknown[units.row, units.index[:, 0]])
-    row, i = units.row, units.index[:, 0]
-    at = row, units.side[:, 0], i
-    value, bound = _conditional_limits(plan, units, samples is not None)
-    value = signed(units, value, rows.limits.shape[1])
+        fewest = FEWEST if rows.fewest is None else rows.fewest
+        fewest = torch.where(plan.by_path, _FEWEST_AFTER_SAMPLES, fewest)
+        found = _conditional_limits(plan, rows._replace(fewest=fewest), units, True)
+    at = units.row, units.side[:, 0], units.index[:, 0]
+    values = signed(units, found.value, rows.limits.shape[1])
     if samples is not None:
-        known = samples.bound[row, i]
-        worse = torch.where(
-            samples.steep[row, i], ~(bound <= samples.largest[row, 0]), ~(bound <= known)
-        )
-        worse &= ~(bound <= samples.tolerance[row, 0]) & (known < math.inf)
-        value = torch.where(worse, slopes[at], value)
-    slopes[at] = value
+        values = torch.where(_known_less(found.bound, samples, units), slopes[at], values)
+    slopes[at] = values
     return slopes
 
 
-def _conditional_limits(plan: _Plan, units: Units, wants_bound: bool) -> Found:
-    """Of limits; without bounds where p is near 1 and digits of 1 - p are asked for, where samples know nothing."""
+def _known_less(bound: Tensor, samples: _BySamples, units: Units) -> Tensor:
+    """[m] conditional probabilities of these 99 % bounds that the samples' slopes are better than.
+
+    Samples of a step do not know their own error: there that is so only where the conditional probability has
+    failed, which it has where it is not known to the size of the row's largest slope."""
+    row, i = units.row, units.index[:, 0]
+    known = samples.bound[row, i]
+    limit = torch.where(samples.steep[row, i], samples.largest[row, 0], known)
+    return ~(bound <= torch.maximum(limit, samples.tolerance[row, 0])) & (known < math.inf)
+
+
+def _conditional_limits(plan: _Plan, rows: Rows, units: Units, wants_bound: bool) -> Found:
+    """Of limits; bounds are zero where p is near 1 and digits of 1 - p are asked for, where samples know nothing."""
     how = plan.budget, plan.max_points
     near_one = None if plan.sampled is None else plan.sampled.near_one
     if near_one is None or not bool(near_one.any()):
-        return conditional_and_bound(plan.rows, units, *how, wants_bound)
+        return conditional_and_bound(rows, units, *how, wants_bound)
     near = near_one[units.row]
     value, bound = torch.zeros_like(units.log_density).repeat(2, 1)
-    value[near] = conditional_near_one(plan.rows, units.where(near), *how)
-    others = conditional_and_bound(plan.rows, units.where(~near), *how, wants_bound)
+    value[near] = conditional_near_one(rows, units.where(near), *how)
+    others = conditional_and_bound(rows, units.where(~near), *how, wants_bound)
     value[~near] = others.value
     if wants_bound:
         bound[~near] = others.bound

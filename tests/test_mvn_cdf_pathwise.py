@@ -16,6 +16,7 @@ from test_mvn_cdf_grad import (
 )
 
 from mvnrob import _mvn_cdf_grad, _mvn_cdf_mixed, _mvn_cdf_pathwise, mvn_cdf
+from mvnrob._mvn_cdf_conditional import Found
 
 FIXTURES = (calls, pathwise_calls)
 
@@ -440,3 +441,108 @@ def test_error_of_tilted_slopes_is_covered(n, limit):
     assert int((off[:, 0] > out.error[:, 0]).sum()) <= 8
     assert int((off[:, n // 2] > out.error[:, n // 2]).sum()) <= 8
     assert int((off.amax(1) > 1e-2 * exact.max()).sum()) <= 8
+
+
+# ---- what samples do not know of limits ---------------------------------------------------------
+
+
+def nearly_decided(apart, dtype=torch.float64, n=8):
+    """Limits and factors of rows in which one variable is another, the sum of three, the sum of all others, but for
+    so many standard deviations; and of one without such variables."""
+    g = torch.Generator().manual_seed(8)
+    unit = torch.nn.functional.normalize
+    factor = unit(torch.randn(4, n, n, generator=g, dtype=torch.float64), dim=2)
+    noise = apart * unit(torch.randn(3, n, generator=g, dtype=torch.float64), dim=1)
+    for row, others in enumerate((1, 3, n - 1)):
+        factor[row, -1] = unit(factor[row, :others].sum(0), dim=0) + noise[row]
+    upper = 0.5 + 0.7 * torch.randn(4, n, generator=g, dtype=torch.float64)
+    upper[0, -1] = upper[0, 0] + apart * torch.randn((), generator=g, dtype=torch.float64)
+    return upper.to(dtype), unit(factor, dim=2).to(dtype)
+
+
+def slopes_to_limits(upper, lower, seed=None, **options):
+    given = leaves(*(t for t in (upper, lower) if t is not None))
+    low = None if lower is None else given[1]
+    seed = torch.arange(len(upper)) if seed is None else seed
+    r = mvn_cdf(given[0], lower=low, seed=seed, return_info=True, **options)
+    loss = r.log_prob if options.get("rel_tol") else r.prob
+    return torch.stack(torch.autograd.grad(loss.sum(), given), 1)
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+@pytest.mark.parametrize(
+    ("name", "dtype", "apart"),
+    [
+        ("cov", torch.float64, 1e-2),
+        ("cov", torch.float64, 1e-4),
+        ("factor", torch.float64, 1e-4),
+        ("cov", torch.float32, 1e-2),
+        ("factor", torch.float32, 1e-3),
+    ],
+)
+def test_variables_that_others_nearly_decide(
+    name, dtype, apart, rectangular, monkeypatch, calls, pathwise_calls
+):
+    """Few points meet a step in the integrand, and their spread does not see it: these are conditional
+    probabilities, within the tolerance whatever the distance."""
+    upper, factor = (t.repeat_interleave(4, 0) for t in nearly_decided(apart, dtype))
+    lower = -1.2 - upper.abs() if rectangular else None
+    matrix = {name: factor if name == "factor" else factor @ factor.mT}
+    monkeypatch.setattr(_mvn_cdf_grad, "_AFFORDABLE", 0.0)
+    ours = slopes_to_limits(upper, lower, abs_tol=1e-3, **matrix)
+    assert pathwise_calls and sum(len(args[0]) for args, _ in calls[1:]) < 0.8 * ours.numel()
+    seed = torch.tensor([5])
+    alone = {name: matrix[name][5:6]}
+    alone = slopes_to_limits(
+        upper[5:6], None if lower is None else lower[5:6], seed, abs_tol=1e-3, **alone
+    )
+    assert torch.equal(alone[0], ours[5])
+    pathwise_calls.clear()
+    monkeypatch.setattr(_mvn_cdf_grad, "_AFFORDABLE", math.inf)
+    monkeypatch.setattr(_mvn_cdf_grad, "COST", 1000)
+    theirs = slopes_to_limits(upper, lower, abs_tol=5e-5, **matrix)
+    assert not pathwise_calls
+    assert (ours - theirs).abs().max() < 1e-3 < 0.1 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("nothing", [math.inf, math.nan])
+@pytest.mark.parametrize("of_log", [False, True])
+def test_the_better_known_slope_is_kept(of_log, nothing, monkeypatch):
+    """Of a conditional probability that fails, or is known less than the samples; of a variable that others nearly
+    decide, whose samples do not know their own error, only where it fails."""
+    upper, factor = nearly_decided(0.02)
+    options = {"abs_tol": 1e-3}
+    if of_log:
+        upper, options = upper - 2.5, {"abs_tol": 0.0, "rel_tol": 1e-2}
+    by_samples, probabilities = _mvn_cdf_grad._by_samples, _mvn_cdf_grad.conditional_and_bound
+    seen, change = [], None
+    asked = torch.zeros_like(upper, dtype=torch.bool)
+
+    def unsure(plan):  # of every slope
+        samples = by_samples(plan)
+        seen.append(samples._replace(tolerance=0 * samples.tolerance))
+        return seen[-1]
+
+    def changed(rows, units, *how):
+        asked[units.row, units.index[:, 0]] = True
+        return change(units, *probabilities(rows, units, *how))
+
+    monkeypatch.setattr(_mvn_cdf_grad, "_AFFORDABLE", 0.0)
+    monkeypatch.setattr(_mvn_cdf_grad, "_by_samples", unsure)
+    monkeypatch.setattr(_mvn_cdf_grad, "conditional_and_bound", changed)
+
+    def ours(how):
+        nonlocal change
+        change = how
+        return slopes_to_limits(upper, None, cov=factor @ factor.mT, **options)[:, 0]
+
+    failed = ours(lambda units, value, bound: Found(0 * value, nothing * bound))
+    samples = seen[0]
+    sampled = samples.limits[:, 0]
+    assert (failed - sampled).abs().max() < 1e-12 * sampled.abs().max()
+    half = samples.largest[:, 0] / 2
+    better = ours(lambda units, value, bound: Found(0 * value + 1e3, 0 * value))
+    assert torch.equal(better > 500, asked) and asked.sum() > 20
+    worse = ours(lambda units, value, bound: Found(0 * value + 1e3, half[units.row]))
+    assert torch.equal(worse > 500, asked & (samples.steep | (samples.bound > half[:, None])))
+    assert samples.steep[:3].any(1).all() and not samples.steep[3].any()
