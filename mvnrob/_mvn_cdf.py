@@ -235,7 +235,7 @@ def mvn_cdf(
       twentieth of that.
     - Pathwise: the derivative of the sampled sum, its points held fixed. Slopes to limits and mean stop
       where the largest of their 99 % bounds, by the spread over the 8 shifts, is within ``abs_tol`` or
-      ``rel_tol`` times the largest of them, or at the value's points, and nothing says which. Where
+      ``rel_tol`` times the largest of them, or at the value's points. Where
       variables were completed (``n_pivots < n_active``) their dependence given the pivots is left out,
       as in the value, and the bound does not cover that. Where p < .05 and its digits are asked for,
       the samples are tilted and give slopes of ``log_prob``, the tilt held fixed: sums of the weights'
@@ -243,8 +243,18 @@ def mvn_cdf(
 
     A row takes the second way where its digits are those of a small p, and where the first would cost
     more than about half of the value's points; the first where p is near 1 and digits of 1 - p are asked for,
-    and where ``n_points`` is 0. For cov and factor the second way takes the samples of one conditional problem
-    a limit, X_i = u_i: their slopes to the other limits, times the density of X_i, are those to R_ij (some
+    and where ``n_points`` is 0.
+
+    Of a row that takes the second way, slopes to limits whose own bound is then above the tolerance are taken
+    the first way, and so are those of variables that others nearly decide, and of these others: with L the
+    sampler's Cholesky factor of the correlation, X_i and pivot k where ``|L_ik|`` is ten times the standard
+    deviation that X_i keeps given the pivots before it, or more. That is a step in the integrand, which few points
+    meet, so that pathwise slopes and their spread may miss it alike. Each of these conditional probabilities may
+    take 4,096 points where 3 times the value's together are less. Where one is not known to the tolerance either,
+    the slope of the smaller bound counts; at a step the samples' only where the probability is not even known to
+    the size of the row's largest slope. Nothing says that this came to pass.
+
+    For cov and factor the second way takes the samples of one conditional problem a limit, X_i = u_i: their slopes to the other limits, times the density of X_i, are those to R_ij (some
     512 points each at first, then as many as the tolerance asks for, together at most 3 times the value's,
     or 4,096 each). Where the value took less than 512 points for each limit, or tilted ones, its own samples'
     slopes to cov come first, for which every variable is sampled. Either keeps the entries whose 99 % bound is within the
@@ -260,7 +270,8 @@ def mvn_cdf(
     Up to four variables slopes are closed forms (entries of cov off the diagonal: up to five). For
     more, slopes whose density is below a tenth of the tolerance, divided by the number of variables,
     are zero: ask for ``rel_tol`` in the tails. Cost: to limits and mean at most about three times the
-    value (a pathwise point costs 1.5 to 2 of the value's) beside about a millisecond (two to four with
+    value (a pathwise point costs 1.5 to 2 of the value's), or five where conditional probabilities follow, which
+    take 4,096 points each for it where the value took few, beside about a millisecond (two to four with
     cov) that a call takes whatever its rows, which is most of it for a few rows of 20 variables and less;
     to cov 4 to 9 times the value at 49 to 199 variables (``bench/bench_mvn_cdf_grad.py``), and hundreds of
     times where a call is taken for each pair.

@@ -12,8 +12,8 @@ Q the probability that the others keep their limits, given that. dP/dR_ij = H_ij
     dP/dcov_ii = -(u_i dP/du_i + l_i dP/dl_i + sum_j R_ij H_ij) / (2 cov_ii).
 
 Slopes to log p are these over p, in logarithms. Where the conditional probabilities would cost more
-than differentiating the samples, the slopes are pathwise (_mvn_cdf_pathwise.py): those to limits in
-full; the H_ij whose error the samples know to be small enough, at positive definite cov alone, the others
+than differentiating the samples, the slopes are pathwise (_mvn_cdf_pathwise.py): those to limits that
+the samples know, which variables that others nearly decide are not among (_mvn_cdf_degenerate.py); the H_ij whose error the samples know to be small enough, at positive definite cov alone, the others
 from the samples of each limit's conditional problem (_mvn_cdf_mixed.py), as far as these know them. So are
 they where p is small and its digits are asked for: the tilted samples know the slopes of its logarithm
 at least as well as p.
@@ -430,7 +430,9 @@ def _by_samples(plan: _Plan) -> _BySamples | None:
                     pairs=torch.zeros(shape, dtype=torch.float64, device=upper.device),
                     unknown_pairs=torch.zeros(shape, dtype=torch.bool, device=upper.device),
                 )
-            pairs, out.unknown_pairs[picks] = _pathwise_pairs(rows, picks, found, how)
+            pairs, unknown = _pathwise_pairs(rows, picks, found, how)
+            of_step = out.steep[picks]
+            out.unknown_pairs[picks] = unknown | of_step[:, :, None] | of_step[:, None, :]
             out.pairs[picks] = pairs / unit[:, :, None]
     return out
 
