@@ -248,8 +248,9 @@ def mvn_cdf(
     Of a row that takes the second way, slopes to limits whose own bound is then above the tolerance are taken
     the first way, and so are those of variables that others nearly decide, and of these others: with L the
     sampler's Cholesky factor of the correlation, X_i and pivot k where ``|L_ik|`` is ten times the standard
-    deviation that X_i keeps given the pivots before it, or more. That is a step in the integrand, which few points
-    meet, so that pathwise slopes and their spread may miss it alike. Each of these conditional probabilities may
+    deviation that X_i keeps given the pivots before it, or more, and more than a 400th of the points times it.
+    That is a step in the integrand, which few points meet, so that pathwise slopes and their spread may miss it
+    alike. Each of these conditional probabilities may
     take 4,096 points where 3 times the value's together are less. Where one is not known to the tolerance either,
     the slope of the smaller bound counts; at a step the samples' only where the probability is not even known to
     the size of the row's largest slope. Nothing says that this came to pass.

@@ -1,10 +1,10 @@
 """Variables that others decide, or nearly: what is asked of a correlation before its samples are believed.
 
 With L the pivoted Cholesky factor of R in the sampler's order, X_j keeps the variance L_jj^2 given the pivots
-before it. As a function of the pivots' normals y_k its conditional probability is a step of width L_jj / L_jk:
-where that is small few points meet it, and neither the sum of their derivatives nor its spread over the shifts
-says so. Exactly singular R has no such steps of its own: a variable without variance left bounds the pivot
-that took the last of it.
+before it. As a function of a pivot's normal y_k its conditional probability is a step of width L_jj / L_jk. Where
+that is small few points meet the step, and neither the sum of their derivatives nor its spread over the shifts
+knows of it. Where R is singular a variable without variance left bounds the pivot that took the last of it, so it
+is that coefficient which makes the step.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ _LEFT = 1e-6
 #: few points do not meet: where all agree that there is nothing. Many that decide it together blur it, unless one
 #: alone leaves it less than _NEAR.
 _THIN, _MANY, _NEAR = 1e-3, 64, 1e-2
-#: Variance along one pivot's normal over that kept, from which slopes to limits meet a step.
-_STEEP = 100.0
+#: Ratio of the standard deviations, along one pivot's normal and kept, from which a step is narrow; and about so many
+#: points that meet it show it in their spread all the same.
+_STEEP, _MET = 10.0, 400
 
 
 def is_definite(r: Tensor) -> Tensor:
-    """[B] correlations ``[B, n, n]``, changed in place, zero beside variables that do not matter, which leave each
-    variable more than _LEFT of its variance given those before it. So no two are multiples given others."""
+    """[B] correlations ``[B, n, n]``, zero beside variables that do not matter, which leave each variable more than
+    _LEFT of its variance given those before it. So no two are multiples given others. In place: the diagonal is one."""
     r.diagonal(dim1=1, dim2=2).fill_(1.0)
     factor, failed = torch.linalg.cholesky_ex(r)
     left = factor.diagonal(dim1=1, dim2=2).square().amin(1)
@@ -58,23 +59,24 @@ def is_thin(rows: Rows, which: Tensor) -> Tensor:
     return out
 
 
-def steep(rows: Rows, which: Tensor, takes_part: Tensor, pivots: Tensor) -> Tensor:
+def steep(rows: Rows, which: Tensor, takes_part: Tensor, pivots: Tensor, points: Tensor) -> Tensor:
     """[m, n] variables of the rows ``which`` [m] that meet in a step, sampled so: those nearly decided, and the
-    pivots whose normals decide them. ``takes_part`` [m, n] are sampled, ``pivots`` [m] of them as such."""
+    pivots whose normals decide them. ``takes_part`` [m, n] are sampled, ``pivots`` [m] of them as such, at so many
+    ``points`` [m]."""
     size = rows_at_once(2 * takes_part.shape[1] ** 2)
     if len(which) <= size:
-        return _steep(rows, which, takes_part, pivots)
-    parts = (t.split(size) for t in (which, takes_part, pivots))
+        return _steep(rows, which, takes_part, pivots, points)
+    parts = (t.split(size) for t in (which, takes_part, pivots, points))
     return torch.cat([_steep(rows, *part) for part in zip(*parts, strict=True)])
 
 
-def _steep(rows: Rows, some: Tensor, takes_part: Tensor, pivots: Tensor) -> Tensor:
+def _steep(rows: Rows, some: Tensor, takes_part: Tensor, pivots: Tensor, points: Tensor) -> Tensor:
     upper, *lower = rows.limits[some].unbind(1)
     limits = (
         torch.where(takes_part, upper, math.inf),
         *(torch.where(takes_part, t, -math.inf) for t in lower),
     )
-    factor, order, *_ = _pivoted_cholesky(rows, some, limits, int(pivots.max()))
+    factor, order, *_ = _pivoted_cholesky(rows, some, limits, max(1, int(pivots.max())))
     columns = torch.arange(1, factor.shape[2] + 1, device=factor.device)
     square = factor.double().square_().mul_(takes_part[:, :, None])
     square.masked_fill_((columns > pivots[:, None])[:, None], 0.0)
@@ -85,7 +87,8 @@ def _steep(rows: Rows, some: Tensor, takes_part: Tensor, pivots: Tensor) -> Tens
     if bool(completed.any()):  # what the pivots leave of those that are none
         left = 1 - square.sum(2, keepdim=True)
         kept = torch.where(completed[:, None, None] & (left > 16 * rows.entry_error), left, kept)
-    sharp = (square >= _STEEP * kept) & (square > 0)
+    ratio = (points / _MET).clamp_min(_STEEP).square()[:, None, None]
+    sharp = (square >= ratio * kept) & (square > 0)
     of_pivots = torch.zeros_like(takes_part).scatter_(1, order[:, : len(columns)], sharp.any(1))
     return of_pivots | sharp.any(2)
 

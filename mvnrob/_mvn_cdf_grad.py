@@ -422,7 +422,9 @@ def _by_samples(plan: _Plan) -> _BySamples | None:
         out.limits[picks] = torch.where(known[:, None], slopes / unit[:, None], 0.0)
         out.bound[picks] = torch.where(known, found.error / unit, math.inf)
         out.tolerance[picks], out.largest[picks] = tolerance / unit, largest / unit
-        out.steep[picks] = steep(rows, picks, how.takes_part, _mvn_cdf_pathwise.pivots(how))
+        out.steep[picks] = steep(
+            rows, picks, how.takes_part, _mvn_cdf_pathwise.pivots(how), found.points
+        )
         if of_cov:
             if out.pairs is None:
                 shape = batch, n, n

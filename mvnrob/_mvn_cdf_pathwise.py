@@ -66,6 +66,7 @@ class Slopes(NamedTuple):
     cov_error: Tensor | None  # [m, n, n] 99 % bound on each entry
     exhausted: Tensor  # [m] cov is singular: its pivots leave the other variables no variance
     log_unit: Tensor  # [m] logarithms of the slopes' units, unless relative; 0 without a tilt
+    points: Tensor  # [m] of all shifts, that were spent
 
 
 class Sampled(NamedTuple):
@@ -259,4 +260,5 @@ def _slopes(upper: Tensor, lower: Tensor | None, matrix: Tensor, how: Samples) -
         of_cov,
         found < variables,
         log_unit,
+        _SHIFTS * points,
     )

@@ -510,7 +510,7 @@ def test_variables_that_others_nearly_decide(
 def test_the_better_known_slope_is_kept(of_log, nothing, monkeypatch):
     """Of a conditional probability that fails, or is known less than the samples; of a variable that others nearly
     decide, whose samples do not know their own error, only where it fails."""
-    upper, factor = nearly_decided(0.02)
+    upper, factor = nearly_decided(1e-3)
     options = {"abs_tol": 1e-3}
     if of_log:
         upper, options = upper - 2.5, {"abs_tol": 0.0, "rel_tol": 1e-2}
