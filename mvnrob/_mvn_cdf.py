@@ -252,8 +252,8 @@ def mvn_cdf(
     That is a step in the integrand, which few points meet, so that pathwise slopes and their spread may miss it
     alike. Each of these conditional probabilities may
     take 4,096 points where 3 times the value's together are less. Where one is not known to the tolerance either,
-    the slope of the smaller bound counts; at a step the samples' only where the probability is not even known to
-    the size of the row's largest slope. Nothing says that this came to pass.
+    the slope of the smaller bound counts; at a step not the samples' where it is beyond the probability's bound.
+    Nothing says that this came to pass.
 
     For cov and factor the second way takes the samples of one conditional problem a limit, X_i = u_i: their slopes to the other limits, times the density of X_i, are those to R_ij (some
     512 points each at first, then as many as the tolerance asks for, together at most 3 times the value's,

@@ -274,7 +274,6 @@ class _BySamples(NamedTuple):
     limits: Tensor  # [B, 1 or 2, n], zero where none was taken
     bound: Tensor  # [B, n] 99 % bounds on them, infinite where none was taken
     tolerance: Tensor  # [B, 1]
-    largest: Tensor  # [B, 1] size of the row's largest slope
     steep: Tensor  # [B, n] variables whose samples meet a step, which their bounds do not see
     pairs: Tensor | None  # [B, n, n] H; none: taken of no row
     unknown_pairs: Tensor | None  # [B, n, n] those that samples do not know well enough
@@ -391,10 +390,9 @@ def _by_samples(plan: _Plan) -> _BySamples | None:
     rows, (upper, cov, lower) = plan.rows, plan.problem
     batch, n = upper.shape
     abs_tol, rel_tol = rows.options
-    of_row = torch.zeros_like(rows.scale[:, :1])
     out = _BySamples(
-        torch.zeros_like(rows.limits), torch.full_like(rows.scale, math.inf), of_row, of_row.clone(),
-        torch.zeros_like(rows.dead), None, None,
+        torch.zeros_like(rows.limits), torch.full_like(rows.scale, math.inf),
+        torch.zeros_like(rows.scale[:, :1]), torch.zeros_like(rows.dead), None, None,
     )  # fmt: skip
     for of_cov, of_tilted, picks in groups:
         # All rows together need no copy.
@@ -421,7 +419,7 @@ def _by_samples(plan: _Plan) -> _BySamples | None:
         tolerance = (how.rel_tol * largest).clamp_min(how.abs_tol)
         out.limits[picks] = torch.where(known[:, None], slopes / unit[:, None], 0.0)
         out.bound[picks] = torch.where(known, found.error / unit, math.inf)
-        out.tolerance[picks], out.largest[picks] = tolerance / unit, largest / unit
+        out.tolerance[picks] = tolerance / unit
         out.steep[picks] = steep(
             rows, picks, how.takes_part, _mvn_cdf_pathwise.pivots(how), found.points
         )
@@ -456,20 +454,20 @@ def _slopes_to_limits(plan: _Plan, samples: _BySamples | None) -> Tensor:
     at = units.row, units.side[:, 0], units.index[:, 0]
     values = signed(units, found.value, rows.limits.shape[1])
     if samples is not None:
-        values = torch.where(_known_less(found.bound, samples, units), slopes[at], values)
+        less = _known_less(samples, units, (slopes[at] - values).abs(), found.bound)
+        values = torch.where(less, slopes[at], values)
     slopes[at] = values
     return slopes
 
 
-def _known_less(bound: Tensor, samples: _BySamples, units: Units) -> Tensor:
-    """[m] conditional probabilities of these 99 % bounds that the samples' slopes are better than.
-
-    Samples of a step do not know their own error: there that is so only where the conditional probability has
-    failed, which it has where it is not known to the size of the row's largest slope."""
+def _known_less(samples: _BySamples, units: Units, gap: Tensor, bound: Tensor) -> Tensor:
+    """[m] conditional probabilities that are known less than to the tolerance and than the samples' slopes; ``gap``
+    between both and 99 % bounds of the former. Samples of a step do not know their own error: where they contradict
+    the conditional probability it is theirs."""
     row, i = units.row, units.index[:, 0]
     known = samples.bound[row, i]
-    limit = torch.where(samples.steep[row, i], samples.largest[row, 0], known)
-    return ~(bound <= torch.maximum(limit, samples.tolerance[row, 0])) & (known < math.inf)
+    less = ~(bound <= torch.maximum(known, samples.tolerance[row, 0])) & (known < math.inf)
+    return less & ~((gap > bound) & samples.steep[row, i])
 
 
 def _conditional_limits(plan: _Plan, rows: Rows, units: Units, wants_bound: bool) -> Found:

@@ -508,8 +508,8 @@ def test_variables_that_others_nearly_decide(
 @pytest.mark.parametrize("nothing", [math.inf, math.nan])
 @pytest.mark.parametrize("of_log", [False, True])
 def test_the_better_known_slope_is_kept(of_log, nothing, monkeypatch):
-    """Of a conditional probability that fails, or is known less than the samples; of a variable that others nearly
-    decide, whose samples do not know their own error, only where it fails."""
+    """Of a conditional probability that fails, or is known less than the samples; of variables that others nearly
+    decide, whose samples do not know their own error, unless they contradict it."""
     upper, factor = nearly_decided(1e-3)
     options = {"abs_tol": 1e-3}
     if of_log:
@@ -540,9 +540,11 @@ def test_the_better_known_slope_is_kept(of_log, nothing, monkeypatch):
     samples = seen[0]
     sampled = samples.limits[:, 0]
     assert (failed - sampled).abs().max() < 1e-12 * sampled.abs().max()
-    half = samples.largest[:, 0] / 2
     better = ours(lambda units, value, bound: Found(0 * value + 1e3, 0 * value))
     assert torch.equal(better > 500, asked) and asked.sum() > 20
-    worse = ours(lambda units, value, bound: Found(0 * value + 1e3, half[units.row]))
-    assert torch.equal(worse > 500, asked & (samples.steep | (samples.bound > half[:, None])))
+    known = samples.bound < 400
+    worse = ours(lambda units, value, bound: Found(0 * value + 1e3, 0 * value + 400))
+    assert torch.equal(worse > 500, asked & (samples.steep | ~known))
+    alike = ours(lambda units, value, bound: Found(0 * value + 1e3, 0 * value + 2e3))
+    assert torch.equal(alike > 500, asked & (samples.bound > 2e3))
     assert samples.steep[:3].any(1).all() and not samples.steep[3].any()
