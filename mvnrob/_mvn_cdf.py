@@ -255,10 +255,11 @@ def mvn_cdf(
     the slope of the smaller bound counts; at a step not the samples' where it is beyond the probability's bound.
     Nothing says that this came to pass.
 
-    For cov and factor the second way takes the samples of one conditional problem a limit, X_i = u_i: their slopes to the other limits, times the density of X_i, are those to R_ij (some
-    512 points each at first, then as many as the tolerance asks for, together at most 3 times the value's,
-    or 4,096 each). Where the value took less than 512 points for each limit, or tilted ones, its own samples'
-    slopes to cov come first, for which every variable is sampled. Either keeps the entries whose 99 % bound is within the
+    For cov and factor the second way takes the samples of one conditional problem a limit, X_i = u_i: their slopes
+    to the other limits, times the density of X_i, are those to R_ij (some 512 points each at first, then as many as
+    the tolerance asks for, together at most 3 times the value's, or 4,096 each). Where the value took less than 512
+    points for each limit, or tilted ones, its own samples' slopes to cov come first, for which every variable is
+    sampled, but for pairs with a variable at such a step. Either keeps the entries whose 99 % bound is within the
     larger of ``abs_tol`` (of the value's samples: or ``.16 / sqrt(1 - R_ij^2)`` times it) and ``rel_tol`` times
     the largest; the others are conditional probabilities, and so are all pairs of a row of four directions or
     fewer, with variables that are multiples of each other, or that another leaves less than 1e-2 of their
