@@ -13,9 +13,10 @@ Q the probability that the others keep their limits, given that. dP/dR_ij = H_ij
 
 Slopes to log p are these over p, in logarithms. Where the conditional probabilities would cost more
 than differentiating the samples, the slopes are pathwise (_mvn_cdf_pathwise.py): those to limits that
-the samples know, which variables that others nearly decide are not among (_mvn_cdf_degenerate.py); the H_ij whose error the samples know to be small enough, at positive definite cov alone, the others
-from the samples of each limit's conditional problem (_mvn_cdf_mixed.py), as far as these know them. So are
-they where p is small and its digits are asked for: the tilted samples know the slopes of its logarithm
+samples know to the tolerance, and the H_ij that they know to be right enough, at positive definite cov
+alone; but for variables that others nearly decide (_mvn_cdf_degenerate.py). Other H_ij are from the samples
+of each limit's conditional problem (_mvn_cdf_mixed.py), as far as these know them. Slopes are pathwise also
+where p is small and its digits are asked for: the tilted samples know the slopes of its logarithm
 at least as well as p.
 
 Where p is near 1 and digits of 1 - p are asked for, Q is near 1 as a rule, and only its error relative
