@@ -29,13 +29,13 @@ CUDA_RUNTIME = re.compile(r"(__)?cuda\w+(@@?libcudart\.so\.\d+)?$")
 LIST = Path(__file__).parent / "cuda_symbols.txt"
 # Device functions that are nowhere inlined (MVNROB_DEVICE_ONCE). Any other that the compiler leaves
 # apart gets the kernel's arguments by address, and looks up where an array lies before each access.
-# Excepted as well: a function of three numbers, and one that would spill where it is inlined (sm_90), where
-# an H100 took its kernel .63 of the former time as it is.
+# Excepted as well: a function of three numbers, and one that takes nothing by address and would spill
+# where it is inlined.
 APART = {
     "mean_of_pivot",
     "slopes_of_pivot",
     "bvn_cdf",
-    "RowPlanner<double,256,Block<256>>::factor",
+    "find_tilt_apart<Block<256>>",
 }
 
 
@@ -167,7 +167,9 @@ def left_apart(text: str, kernels: list[Kernel]) -> list[str]:
     """Functions that LOG tells the properties of, those of kernels and of APART excepted."""
     symbols = set(re.findall(r"Function properties for (\S+)", text))
     names = demangle(sorted(symbols - {kernel.symbol for kernel in kernels}))
-    return sorted(name for name in names.values() if short_name(name) not in APART)
+    # A template's name comes with the type that it returns.
+    bare = {name: re.sub(r"^\S+ (?=mvnrob::)", "", name) for name in names.values()}
+    return sorted(name for name in bare if short_name(bare[name]) not in APART)
 
 
 def check_registers(log: Path, table: Path) -> list[str]:

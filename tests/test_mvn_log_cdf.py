@@ -51,6 +51,30 @@ def test_small_probabilities(n, near, rectangular):
     assert float(r.prob) == pytest.approx(math.exp(float(r.log_prob)), rel=1e-9)
 
 
+@pytest.mark.parametrize("n, load, near", [(8, 0.999, -3.0), (20, 0.99, -3.0), (20, 0.99, -12.0)])
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_tails_of_variables_in_opposite_directions(n, load, near, rectangular):
+    """Where one limit is kept the others hardly are: the saddle point is far, and no iteration comes to it."""
+    rng = np.random.default_rng(5)
+    upper, lower, cov, truth = [], [], [], []
+    for _ in range(24):
+        loads = rng.choice([-load, load], n) * rng.uniform(0.95, 1, n)
+        high = near * rng.uniform(0.6, 1.4, n)
+        low = high - rng.uniform(0.5, 3, n) if rectangular else np.full(n, -np.inf)
+        truth.append(log_oracles.one_factor(loads, np.sqrt(1 - loads * loads), low, high))
+        matrix = np.outer(loads, loads)
+        matrix[0, 1] = matrix[1, 0] = matrix[0, 1] * (1 - 1e-11)  # not exactly of one factor
+        np.fill_diagonal(matrix, 1.0)
+        upper.append(high)
+        lower.append(low)
+        cov.append(matrix)
+    upper, lower, cov = np.stack(upper), np.stack(lower), np.stack(cov)
+    r = integrate(upper, cov, lower if rectangular else None, rel_tol=1e-2, max_points=200_000)
+    assert (r.status == Status.CONVERGED).all()
+    misses = (r.log_prob - TENSOR(np.array(truth))).abs() > r.log_error + 1e-6
+    assert int(misses.sum()) <= 1
+
+
 @pytest.mark.parametrize("n, near, about", [(99, -80.0, -6462), (300, -4.0, -40)])
 def test_far_tails(n, near, about):
     upper = np.full(n, near)

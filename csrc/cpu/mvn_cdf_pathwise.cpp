@@ -90,10 +90,7 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
                   count = points.const_data_ptr<int64_t>()[b];
     if (tilt) {
       const double* mu = tilt->const_data_ptr<double>() + b * pivots;
-      if (std::isnan(mu[0]))
-        w.tilt.find(w.factor);
-      else
-        w.tilt.take(w.factor, mu);
+      w.tilt.find(w.factor, std::isnan(mu[0]) ? nullptr : mu);
       log_unit.mutable_data_ptr<double>()[b] = w.tilt.found().log_unit;
       pathwise.run_tilted(w.factor, w.tilt, rows.seed(b), set, from, count, wants_cov, run);
     } else if (compute_dtype == "float32") {

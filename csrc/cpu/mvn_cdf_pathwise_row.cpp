@@ -32,7 +32,7 @@ void Pathwise::run_tilted(const Factor& factor, const Tilt& tilt, uint64_t seed,
                           int64_t first, int64_t points, bool wants_cov, const Runner& runner) {
   PackedProgram<double> packed;
   packed.pack(factor, std::numeric_limits<double>::infinity());
-  packed.set_tilt(tilt.of_pivots().data(), tilt.found().log_unit);
+  packed.set_tilt(tilt.of_pivots(), tilt.found().log_unit);
   sample(factor, packed, seed, set, first, points, wants_cov, runner);
 }
 

@@ -108,7 +108,7 @@ class Integrator {
     if (step != plan::Step::sample) return step;
     if (plan_.tilted) {
       w_.tilt.find(w_.factor);
-      plan::tilt_found(plan_, w_.tilt.found(), w_.tilt.is_tilted());
+      plan::tilt_found(plan_, w_.tilt.found());
       w_.series_double.start_tilted(w_.factor, plan_.skip_limit, seed_, options_.points, w_.tilt);
     } else if (plan_.unites) {
       w_.samples_of_union.start(w_.factor, seed_, options_.points);

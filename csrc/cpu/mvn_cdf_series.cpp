@@ -21,7 +21,7 @@ template <>
 void Series<double>::start_tilted(const Factor& factor, double skip_limit, uint64_t seed,
                                   PointSet set, const Tilt& tilt) {
   start(factor, skip_limit, seed, set);
-  packed_.set_tilt(tilt.of_pivots().data(), tilt.found().log_unit);
+  packed_.set_tilt(tilt.of_pivots(), tilt.found().log_unit);
 }
 
 template <class scalar_t>

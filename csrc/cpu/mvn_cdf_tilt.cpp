@@ -1,89 +1,72 @@
 #include "cpu/mvn_cdf_tilt.h"
 
+#include <algorithm>
 #include <cmath>
-
-#include "plan/tilt.h"
 
 namespace mvnrob {
 
+using namespace plan;  // the names of its arrays
+
 void Tilt::start(const Factor& factor) {
-  const int64_t pivots = factor.pivots_;
-  mu_.assign(pivots, 0.0);
-  y_.assign(pivots, 0.0);
-  upper_.assign(pivots, {});
-  lower_.assign(pivots, {});
-  groups_.assign(pivots, {});
-  for (int64_t j = 0; j < pivots; ++j) groups_[j].push_back(j);
+  factor_ = &factor;
+  pivots_ = factor.pivots_;
+  arrays_.assign(kTiltArrays * pivots_, 0.0);
+  y_.assign(pivots_, 0.0);
+  for (auto& rows : rows_) rows.assign(pivots_, 0);
+  groups_.assign(pivots_, {});
+  for (int64_t j = 0; j < pivots_; ++j) groups_[j].push_back(j);
   for (int64_t i = factor.live_end_; i < factor.m_; ++i) groups_[factor.group_[i]].push_back(i);
 }
 
-void Tilt::take(const Factor& factor, const double* mu) {
+void Tilt::find(const Factor& factor, const double* given) {
   start(factor);
-  mu_.assign(mu, mu + factor.pivots_);
-  forward(factor);
-  tilted_ = true;
+  found_ = TiltSearch<Tilt>(*this).run(given);
 }
 
-void Tilt::find(const Factor& factor) {
-  start(factor);
-  const int64_t pivots = factor.pivots_;
-  plan::TiltSearch search;
-  std::vector<double> best = mu_, direction(pivots, 0.0);
-  for (int pass = 0; pass < plan::kTiltPasses && search.best > plan::kTiltResidual; ++pass) {
-    forward(factor);
-    if (search.accept(backward(factor))) {
-      best = mu_;
-      direction = residual_;
-    }
-    for (int64_t k = 0; k < pivots; ++k) mu_[k] = best[k] + search.step * direction[k];
-  }
-  mu_ = best;
-  forward(factor);
-  tilted_ = plan::is_saddle(search.best, found_.log_unit);
-  if (tilted_) return;
-  mu_.assign(pivots, 0.0);
-  found_ = {};
-  found_.log_unit = plan::kPlainLogUnit;
-}
-
-void Tilt::forward(const Factor& f) {
+const FoundTilt& Tilt::forward() {
+  const Factor& f = *factor_;
   const bool merged = f.problem_->merged > 0;
+  const double* mu = array(kTiltMu);
   found_ = {};
-  for (size_t j = 0; j < mu_.size(); ++j) {
-    plan::Bounds all{-HUGE_VAL, HUGE_VAL};
-    upper_[j].row = lower_[j].row = int64_t(j);
+  for (int64_t j = 0; j < pivots_; ++j) {
+    Bounds all{-HUGE_VAL, HUGE_VAL};
+    int32_t &upper = rows_[0][j], &lower = rows_[1][j];
+    upper = lower = int32_t(j);
     for (int64_t i : groups_[j]) {
       double known = 0;
-      for (size_t l = 0; l < j; ++l) known += f.entry(i, int64_t(l)) * y_[l];
-      const plan::Bounds one =
-          plan::bounds_on_pivot(f.lower_[i] - known, f.upper_[i] - known, f.entry(i, int64_t(j)));
-      if (one.upper < all.upper) all.upper = one.upper, upper_[j].row = i;
-      if (one.lower > all.lower) all.lower = one.lower, lower_[j].row = i;
+      for (int64_t l = 0; l < j; ++l) known += f.entry(i, l) * y_[l];
+      const Bounds one = bounds_on_pivot(f.lower_[i] - known, f.upper_[i] - known, f.entry(i, j));
+      if (one.upper < all.upper) all.upper = one.upper, upper = int32_t(i);
+      if (one.lower > all.lower) all.lower = one.lower, lower = int32_t(i);
     }
-    const double mu = mu_[j];
-    const plan::IntervalSlopes s = plan::interval_slopes(all.lower - mu, all.upper - mu);
-    upper_[j].slope = s.by_upper;
-    lower_[j].slope = s.by_lower;
-    y_[j] = mu + plan::mean_from(s);
-    found_.log_unit += s.log_mass + mu * (0.5 * mu - y_[j]);
-    found_.by_rounding += s.sensitivity(all.lower - mu, all.upper - mu);
-    if (merged || upper_[j].row != int64_t(j) || lower_[j].row != int64_t(j))
-      found_.by_groups += s.by_upper / std::abs(f.entry(upper_[j].row, int64_t(j))) -
-                          s.by_lower / std::abs(f.entry(lower_[j].row, int64_t(j)));
+    const double above = all.upper - mu[j], below = all.lower - mu[j];
+    const IntervalSlopes s = interval_slopes(below, above);
+    array(kTiltUpperSlope)[j] = s.by_upper;
+    array(kTiltLowerSlope)[j] = s.by_lower;
+    array(kTiltUpperLimit)[j] = above;
+    array(kTiltLowerLimit)[j] = below;
+    y_[j] = mu[j] + mean_from(s);
+    found_.log_unit += s.log_mass + mu[j] * (0.5 * mu[j] - y_[j]);
+    found_.by_rounding += s.sensitivity(below, above);
+    if (merged || upper != j || lower != j)
+      found_.by_groups +=
+          s.by_upper / std::abs(f.entry(upper, j)) - s.by_lower / std::abs(f.entry(lower, j));
   }
+  return found_;
 }
 
-double Tilt::backward(const Factor& f) {
-  const int64_t pivots = int64_t(mu_.size());
-  residual_.assign(pivots, 0.0);
+double Tilt::backward() {
+  const double *of_upper = array(kTiltUpperSlope), *of_lower = array(kTiltLowerSlope);
   double square = 0;
-  for (int64_t k = 0; k < pivots; ++k) {
+  for (int64_t k = 0; k < pivots_; ++k) {
     double target = 0;
-    for (int64_t j = k + 1; j < pivots; ++j)
-      for (const Active& a : {upper_[j], lower_[j]})
-        target -= a.slope * f.entry(a.row, k) / f.entry(a.row, j);
-    residual_[k] = target - mu_[k];
-    square += residual_[k] * residual_[k];
+    for (int64_t j = k + 1; j < pivots_; ++j) {
+      target -= of_upper[j] * entry(row(0, j), k) / entry(row(0, j), j);
+      target -= of_lower[j] * entry(row(1, j), k) / entry(row(1, j), j);
+    }
+    const double residual = target - array(kTiltMu)[k];
+    array(kTiltResidual)[k] = residual;
+    square += residual * residual;
   }
   return std::sqrt(square);
 }

@@ -3,36 +3,50 @@
 #include <vector>
 
 #include "cpu/mvn_cdf_factor.h"
-#include "plan/tilt.h"
+#include "plan/tilt_newton.h"
+#include "plan/tilt_search.h"
 
 namespace mvnrob {
 
 class Tilt {
  public:
-  void find(const Factor& factor);
+  // The saddle point, or the tilt that is given for every pivot.
+  void find(const Factor& factor, const double* given = nullptr);
 
-  // This one, given for every pivot, instead of the saddle point.
-  void take(const Factor& factor, const double* mu);
-
-  const std::vector<double>& of_pivots() const { return mu_; }
+  const double* of_pivots() const { return arrays_.data(); }
   const plan::FoundTilt& found() const { return found_; }
-  bool is_tilted() const { return tilted_; }  // false: no saddle point, nothing is tilted
 
  private:
-  // A row that bounds a pivot at the present y, and d ln P by that bound.
-  struct Active {
-    int64_t row;
-    double slope;
-  };
+  friend class plan::TiltSearch<Tilt>;
+  friend class plan::TiltNewton<Tilt>;
   void start(const Factor& factor);
-  void forward(const Factor& factor);
-  double backward(const Factor& factor);  // the residual's norm
+  const plan::FoundTilt& forward();
+  double backward();  // the residual's norm
 
-  std::vector<double> mu_, y_, residual_;
-  std::vector<Active> upper_, lower_;
+  int newton_direction() { return plan::TiltNewton<Tilt>(*this).solve(); }
+
+  int pivots() const { return int(pivots_); }
+  double* array(int which) const { return const_cast<double*>(arrays_.data()) + which * pivots_; }
+  // Of the row that bounds a pivot on this side at the present y.
+  int row(int side, int64_t j) const { return rows_[side][j]; }
+  double entry(int64_t i, int64_t l) const { return factor_->entry(i, l); }
+  template <class F>
+  void each(const F& f) const {
+    for (int k = 0; k < pivots(); ++k) f(k);
+  }
+  template <class F>
+  double sum(const F& f) const {
+    double total = 0;
+    for (int k = 0; k < pivots(); ++k) total += f(k);
+    return total;
+  }
+
+  const Factor* factor_ = nullptr;
+  int64_t pivots_ = 0;
+  std::vector<double> arrays_, y_;
+  std::vector<int32_t> rows_[2];
   std::vector<std::vector<int64_t>> groups_;
   plan::FoundTilt found_;
-  bool tilted_ = false;
 };
 
 }  // namespace mvnrob

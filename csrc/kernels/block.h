@@ -77,7 +77,10 @@ class Block {
 
   static constexpr bool kIsGrid = false;
   static constexpr int kThreads = threads;
-  MVNROB_DEVICE int thread() const { return int(threadIdx.x); }
+  // Of many threads they have no registers for what would be taken out of loops.
+  MVNROB_DEVICE int thread() const {
+    return threads == 256 ? anew(int(threadIdx.x)) : int(threadIdx.x);
+  }
   MVNROB_DEVICE int size() const { return threads; }
   MVNROB_DEVICE const Block& block() const { return *this; }
   MVNROB_DEVICE void sync() const {

@@ -9,15 +9,11 @@
 #define MVNROB_DEVICE __device__ __forceinline__
 #define MVNROB_DEVICE_FN __device__ inline
 #define MVNROB_DEVICE_ONCE __device__ __noinline__ inline
-#define MVNROB_UNROLL _Pragma("unroll")
-#define MVNROB_ROLLED _Pragma("unroll 1")
 #else
 #include "shim/cuda.h"
 #define MVNROB_DEVICE inline __attribute__((always_inline))
 #define MVNROB_DEVICE_FN inline
 #define MVNROB_DEVICE_ONCE inline __attribute__((noinline))
-#define MVNROB_UNROLL
-#define MVNROB_ROLLED
 #endif
 
 // MVNROB_DEVICE_ONCE: a function that is nowhere inlined. Where products are added to products the

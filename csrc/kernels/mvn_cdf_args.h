@@ -119,6 +119,11 @@ struct MvnCdfArgs {
 
   MVNROB_HD int32_t round() const { return (passes ? *passes : 0) + launch_round; }
 
+  // That are planned in this round.
+  MVNROB_HD int64_t planned_rows() const {
+    return round() == 0 ? rows : int64_t(counters[round()].active);
+  }
+
   // Whether the row's plan names its variables.
   MVNROB_HD bool names_pivots(int64_t row) const { return order && order[row * n_order] >= 0; }
 

@@ -36,19 +36,20 @@ class FactorKernel {
 
   // Adds pivots until there are plan.target or none is left, and asks the plan what is next.
   MVNROB_DEVICE_FN void advance() {
-    const Status failure = grow(s_.plan.target);
+    const Status failure = grow();
     if (thread() == 0) settle(failure);
     team_.sync();
   }
 
-  // Adds pivots until there are `target` or none is left. Says what the matrix is where it is no
+  // Adds pivots until there are plan.target or none is left. Says what the matrix is where it is no
   // covariance, and `converged` otherwise. One thread writes the row's state: a barrier has to
   // follow.
-  MVNROB_DEVICE_FN Status grow(int target) {
+  MVNROB_DEVICE_FN Status grow() {
     Status failure = Status::converged;
     int pivots = s_.facts.pivots, live = s_.live;
     trailing_.resume(pivots, pivots == 0 ? 0 : s_.trailing);
-    while (pivots < target && live > 0) {
+    while (pivots < s_.plan.target && live > 0) {
+      const int target = s_.plan.target;
       const int left = live < target - pivots ? live : target - pivots;
       trailing_.advance(pivots, left);
       if constexpr (kStretches) {
@@ -66,14 +67,15 @@ class FactorKernel {
       }
       const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
       if (wanted < -1) break;
-      const int chosen = wanted >= 0 ? find(pivots, wanted) : choose(pivots);
+      const int chosen = wanted >= 0 ? find(anew(pivots), wanted) : choose(anew(pivots));
       if (chosen < 0) {  // forced, but it has no variance left
         failure = Status::nan;
         break;
       }
       swap(chosen, pivots);
       // A grid's code has no register for what the compiler would take out of the loop.
-      const unsigned found = add_column(Team::kIsGrid ? anew(pivots) : pivots, chosen);
+      const unsigned found =
+          add_column(Team::kThreads == kGrowThreads ? anew(pivots) : pivots, chosen);
       if (found & (kNegative | kNotANumber)) {
         failure = found & kNotANumber ? Status::nan : Status::indefinite;
         break;

@@ -37,8 +37,7 @@ struct MvnCdfGrow {
     while (shared.done < a.counters[a.round()].grown) {
       const int64_t row = a.grown[shared.done];
       RowState& s = *a.template at<RowState>(row, a.layout.state);
-      RowPlanner<scalar_t, kThreads, Team>(a, row, grid, shared.screen, s)
-          .advance(a.counters[a.round()].grown);
+      RowPlanner<scalar_t, kThreads, Team>(a, row, grid, shared.screen, s).advance();
       block.sync();
       if (block.thread() == 0) ++shared.done;
       block.sync();

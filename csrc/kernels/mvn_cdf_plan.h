@@ -32,7 +32,8 @@ struct MvnCdfPlan {
     typename Block<threads>::Shared block;
     ScreenShared screen;
     RowState state;
-    int64_t at;  // of the rows
+    int64_t at;       // of the rows
+    unsigned blocks;  // that plan
   };
   static constexpr size_t kSharedBytes = most_factor_shared(threads, sizeof(Shared));
   static_assert(threads != kGrowThreads || sizeof(Shared) <= kFactorReserve);
@@ -46,9 +47,12 @@ struct MvnCdfPlan {
       return;
     }
     // Registers are dear: where a block is lies in shared memory, the round is looked up.
-    if (block.thread() == 0) shared.at = blockIdx.x;
+    if (block.thread() == 0) {
+      shared.at = blockIdx.x;
+      shared.blocks = blocks(a);
+    }
     block.sync();
-    while (shared.at < rows(a)) {
+    while (shared.at < a.planned_rows()) {
       const int64_t row = a.round() == 0 ? shared.at : a.active[a.round() & 1][shared.at];
       RowState& s = shared.state;
       RowPlanner<scalar_t, threads, Block<threads>> planner(a, row, block, shared.screen, s);
@@ -58,9 +62,9 @@ struct MvnCdfPlan {
         read_state(a, row, block, s);
         if (s.plan.step == plan::Step::sample) planner.look();
       }
-      planner.advance(rows(a));
+      planner.advance();
       block.sync();
-      if (block.thread() == 0) shared.at += blocks(a);
+      if (block.thread() == 0) shared.at += shared.blocks;
       block.sync();
     }
     if constexpr (kEndsPass)
@@ -71,9 +75,6 @@ struct MvnCdfPlan {
   }
 
  private:
-  static MVNROB_DEVICE int64_t rows(const Args& a) {
-    return a.round() == 0 ? a.rows : int64_t(a.counters[a.round()].active);
-  }
   static MVNROB_DEVICE unsigned blocks(const Args& a) {
     return a.round() == 0 ? gridDim.x - 1 : gridDim.x;
   }
@@ -84,7 +85,7 @@ struct MvnCdfPlan {
     static_assert(std::is_trivially_copyable_v<RowState> && sizeof(RowState) % 4 == 0);
     const auto* from = a.template at<const uint32_t>(row, a.layout.state);
     auto* to = reinterpret_cast<uint32_t*>(&s);
-    for (int k = block.thread(); k < int(sizeof(RowState) / 4); k += threads) to[k] = from[k];
+    for (int k = anew(block.thread()); k < int(sizeof(RowState) / 4); k += threads) to[k] = from[k];
     block.sync();
   }
 };

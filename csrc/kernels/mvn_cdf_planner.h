@@ -42,9 +42,8 @@ class RowPlanner {
     team_.sync();
   }
 
-  // Takes steps until samples, a closed form or the grid are wanted, or nothing is. One of so many
-  // rows that are planned now.
-  MVNROB_DEVICE void advance(int64_t rows) {
+  // Takes steps until samples, a closed form or the grid are wanted, or nothing is.
+  MVNROB_DEVICE void advance() {
     for (;;) {
       // One thread writes the step, all read it: nobody may run ahead and write the next one.
       const Step step = s_.plan.step;
@@ -59,7 +58,7 @@ class RowPlanner {
           by_one_block([&](const Block<threads>& block) {
             keep_rest<scalar_t, threads>(a_, row_, block, s_);
           });
-        if (is_for_the_grid(rows)) break;
+        if (is_for_the_grid()) break;
         factor();
       } else if (step == Step::rank_one) {
         bound_one_pivot();
@@ -89,11 +88,11 @@ class RowPlanner {
   // Whether the whole grid makes the factor's next columns: one row after another, so that what it
   // spends on a pivot counts for all of them. Of speed only: both make the same factor. In the last
   // round no grid follows.
-  MVNROB_DEVICE bool is_for_the_grid(int64_t rows) const {
+  MVNROB_DEVICE bool is_for_the_grid() const {
     if constexpr (!Team::kIsGrid && threads == kGrowThreads)
       return a_.grown != nullptr && a_.round() < a_.last_round &&
              numbers_of_pivot(a_, s_.facts.variables, s_.facts.pivots, s_.plan.target) >=
-                 double(a_.grow_from) * double(rows);
+                 double(a_.grow_from) * double(a_.planned_rows());
     return false;
   }
 
@@ -116,7 +115,7 @@ class RowPlanner {
     else
       Packer<scalar_t, Team>(a_, row_, team_, s_).pack();
     if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
-      if (s_.plan.tilted) TiltFinder<scalar_t, Team>(a_, row_, team_, s_).find();
+      if (s_.plan.tilted) tilt_row<scalar_t>(a_, row_, team_, s_);
     }
   }
 
@@ -124,7 +123,7 @@ class RowPlanner {
   MVNROB_DEVICE_FN void bound_one_pivot() {
     const RowMemory<scalar_t> m(a_, row_);
     double upper = HUGE_VAL, lower = -HUGE_VAL;
-    for (int i = team_.thread(); i < s_.facts.variables; i += team_.size()) {
+    for (int i = anew(team_.thread()); i < s_.facts.variables; i += team_.size()) {
       const double divisor = m.factor()[i];
       const double high = (divisor > 0 ? m.upper()[i] : m.lower()[i]) / divisor;
       const double low = (divisor > 0 ? m.lower()[i] : m.upper()[i]) / divisor;

@@ -57,7 +57,7 @@ RowLayout row_layout(const MvnCdfArgs& a) {
   l.totals = o.take(int64_t(sizeof(SampleSums)) * kShifts);
   l.slots = o.take(int64_t(sizeof(SampleSums)) * kShifts * l.max_chunks);
   for (int64_t* p : {&l.event_mass, &l.event_share}) *p = o.take(16 * int64_t(n));
-  if (sizeof(scalar_t) == 8) l.tilt = o.take(7 * 8 * int64_t(n));
+  if (sizeof(scalar_t) == 8) l.tilt = o.take((plan::kTiltArrays + 1) * 8 * int64_t(n));
   if (a.is_factor()) {
     l.directions = o.take(8 * int64_t(a.rank()) * a.factor_columns);
     l.reference = o.take(8 * int64_t(n));

@@ -3,10 +3,13 @@
 // backward pass is a thread for each pivot. Multiply-adds say that they are one operation: blocks
 // and grids are to agree to the bit.
 #pragma once
+#include <type_traits>
+
 #include "kernels/block.h"
 #include "kernels/mvn_cdf_data.h"
 #include "plan/ordering.h"
-#include "plan/tilt.h"
+#include "plan/tilt_newton.h"
+#include "plan/tilt_search.h"
 
 namespace mvnrob::kernels {
 
@@ -17,81 +20,71 @@ MVNROB_DEVICE_ONCE plan::IntervalSlopes slopes_of_pivot(double lower, double upp
   return s;
 }
 
-template <class scalar_t, class Team>
+// Of a row's memory what finding its tilt takes: in pointers, which a function apart from the
+// kernel takes as they are.
+class TiltMemory {
+ public:
+  template <class scalar_t>
+  MVNROB_DEVICE explicit TiltMemory(const RowMemory<scalar_t>& m)
+      : tilt_(m.tilt()),
+        scratch_(m.scratch()),
+        factor_(m.factor()),
+        lower_(m.lower()),
+        upper_(m.upper()),
+        group_(m.group()) {}
+
+  MVNROB_DEVICE double* tilt() const { return tilt_; }
+  MVNROB_DEVICE double* scratch() const { return scratch_; }
+  MVNROB_DEVICE const double* factor() const { return factor_; }
+  MVNROB_DEVICE const double* lower() const { return lower_; }
+  MVNROB_DEVICE const double* upper() const { return upper_; }
+  MVNROB_DEVICE const int32_t* group() const { return group_; }
+
+ private:
+  double *tilt_, *scratch_;
+  const double *factor_, *lower_, *upper_;
+  const int32_t* group_;
+};
+
+// Memory: RowMemory or TiltMemory.
+template <class Memory, class Team>
 class TiltFinder {
  public:
-  MVNROB_DEVICE TiltFinder(const MvnCdfArgs& a, int64_t row, const Team& team, RowState& s)
-      : team_(team),
-        s_(s),
-        m_(a, row),
+  MVNROB_DEVICE TiltFinder(const Memory& m, const RowState& s, const Team& team)
+      : m_(m),
+        team_(team),
         size_(s.facts.variables),
         pivots_(s.facts.pivots),
         grouped_(size_ - s.live > pivots_),
-        given_(a.tilt ? a.tilt + row * a.n_order : nullptr) {}
+        merged_(s.plan.merged > 0) {}
 
-  // The saddle point, unless a tilt is given.
-  MVNROB_DEVICE_FN void find() {
-    if (given_ && given_[0] == given_[0])
-      take();
-    else
-      search();
-  }
-
- private:
-  MVNROB_DEVICE_FN void take() {
-    for (int k = team_.thread(); k < pivots_; k += team_.size()) m_.tilt()[k] = given_[k];
-    team_.sync();
-    const plan::FoundTilt found = forward();
-    if (team_.thread() == 0) plan::tilt_found(s_.plan, found, true);
-    team_.sync();
-  }
-
-  MVNROB_DEVICE_FN void search() {
-    double *mu = m_.tilt(), *best = array(2), *direction = array(3);
-    for (int k = team_.thread(); k < pivots_; k += team_.size()) mu[k] = best[k] = direction[k] = 0;
-    team_.sync();
-    plan::TiltSearch search;
-    for (int pass = 0; pass < plan::kTiltPasses && search.best > plan::kTiltResidual; ++pass) {
-      forward();
-      const bool better = search.accept(backward());
-      for (int k = team_.thread(); k < pivots_; k += team_.size()) {
-        if (better) {
-          best[k] = mu[k];
-          direction[k] = residual()[k];
-        }
-        mu[k] = ::fma(search.step, direction[k], best[k]);
-      }
-      team_.sync();
-    }
-    for (int k = team_.thread(); k < pivots_; k += team_.size()) mu[k] = best[k];
-    team_.sync();
-    plan::FoundTilt found = forward();
-    const bool has_saddle = plan::is_saddle(search.best, found.log_unit);
-    if (!has_saddle) {
-      for (int k = team_.thread(); k < pivots_; k += team_.size()) mu[k] = 0;
-      found = {};
-      found.log_unit = plan::kPlainLogUnit;
-    }
-    if (team_.thread() == 0) plan::tilt_found(s_.plan, found, has_saddle);
-    team_.sync();
-  }
-
-  // Arrays of one number for each variable, in the memory of the tilt.
-  MVNROB_DEVICE double* array(int k) const { return m_.tilt() + int64_t(k) * size_; }
-  MVNROB_DEVICE double* residual() const { return array(1); }
-  MVNROB_DEVICE double* slope(int side) const { return array(4 + side); }
-  MVNROB_DEVICE int32_t* active(int side) const {
-    return reinterpret_cast<int32_t*>(array(6)) + int64_t(side) * size_;
-  }
+  MVNROB_DEVICE int pivots() const { return pivots_; }
+  // Of one number for each variable, in the memory of the tilt, and behind them those of rows.
+  MVNROB_DEVICE double* array(int which) const { return m_.tilt() + int64_t(which) * size_; }
+  MVNROB_DEVICE int row(int side, int j) const { return rows(side)[j]; }
   MVNROB_DEVICE double entry(int i, int l) const { return m_.factor()[int64_t(l) * size_ + i]; }
 
-  // psi at the present mu; slopes and active rows of every pivot.
-  MVNROB_DEVICE_FN plan::FoundTilt forward() {
+  template <class F>
+  MVNROB_DEVICE void each(const F& f) const {
+    MVNROB_ROLLED
+    for (int k = team_.thread(); k < pivots_; k += team_.size()) f(k);
+    team_.sync();
+  }
+  template <class F>
+  MVNROB_DEVICE double sum(const F& f) const {
+    const auto& block = team_.block();
+    double total = 0;
+    MVNROB_ROLLED
+    for (int k = block.thread(); k < pivots_; k += block.size()) total += f(k);
+    return block.sum(total);
+  }
+
+  // psi at the present mu; slopes, limits and active rows of every pivot.
+  MVNROB_DEVICE_FN plan::FoundTilt forward() const {
     double* sums = m_.scratch();  // of each row, over the y's known
     for (int i = team_.thread(); i < size_; i += team_.size()) sums[i] = 0;
     team_.sync();
     plan::FoundTilt found;
-    const bool merged = s_.plan.merged > 0;
     for (int j = 0; j < pivots_; ++j) {
       Indexed upper{HUGE_VAL, j}, lower{HUGE_VAL, j};  // of the lower bounds: their negatives
       const auto bound = [&](int i) {
@@ -107,22 +100,25 @@ class TiltFinder {
         upper = team_.first(upper);
         lower = team_.first(lower);
       }
-      const double mu = m_.tilt()[j];
+      const double mu = array(plan::kTiltMu)[j];
+      const double below = -lower.key - mu, above = upper.key - mu;
       double by_rounding;
-      const plan::IntervalSlopes s = slopes_of_pivot(-lower.key - mu, upper.key - mu, by_rounding);
+      const plan::IntervalSlopes s = slopes_of_pivot(below, above, by_rounding);
       const double y = mu + plan::mean_from(s);
       found.log_unit += ::fma(mu, 0.5 * mu - y, s.log_mass);
       found.by_rounding += by_rounding;
-      if (grouped_ || merged)
-        found.by_groups += (!merged && upper.index == j && lower.index == j)
+      if (grouped_ || merged_)
+        found.by_groups += (!merged_ && upper.index == j && lower.index == j)
                                ? 0.0
                                : s.by_upper / ::fabs(entry(upper.index, j)) -
                                      s.by_lower / ::fabs(entry(lower.index, j));
       if (team_.thread() == 0) {
-        slope(0)[j] = s.by_upper;
-        slope(1)[j] = s.by_lower;
-        active(0)[j] = upper.index;
-        active(1)[j] = lower.index;
+        array(plan::kTiltUpperSlope)[j] = s.by_upper;
+        array(plan::kTiltLowerSlope)[j] = s.by_lower;
+        array(plan::kTiltUpperLimit)[j] = above;
+        array(plan::kTiltLowerLimit)[j] = below;
+        rows(0)[j] = upper.index;
+        rows(1)[j] = lower.index;
       }
       // A grouped row's entries end with its pivot; further ones are not used.
       for (int i = j + 1 + team_.thread(); i < size_; i += team_.size())
@@ -133,31 +129,64 @@ class TiltFinder {
   }
 
   // The residual and its norm.
-  MVNROB_DEVICE_FN double backward() {
-    for (int k = team_.thread(); k < pivots_; k += team_.size()) {
+  MVNROB_DEVICE_FN double backward() const {
+    each([&](int k) {
       double target = 0;
       for (int j = k + 1; j < pivots_; ++j) {
-        for (int side = 0; side < 2; ++side) {
-          const int i = active(side)[j];
-          target -= slope(side)[j] * entry(i, k) / entry(i, j);
-        }
+        target -= array(plan::kTiltUpperSlope)[j] * entry(row(0, j), k) / entry(row(0, j), j);
+        target -= array(plan::kTiltLowerSlope)[j] * entry(row(1, j), k) / entry(row(1, j), j);
       }
-      residual()[k] = target - m_.tilt()[k];
-    }
-    team_.sync();
+      array(plan::kTiltResidual)[k] = target - array(plan::kTiltMu)[k];
+    });
     const auto& block = team_.block();
     double square = 0;
-    for (int k = block.thread(); k < pivots_; k += block.size())
-      square = ::fma(residual()[k], residual()[k], square);
+    MVNROB_ROLLED
+    for (int k = block.thread(); k < pivots_; k += block.size()) {
+      const double residual = array(plan::kTiltResidual)[k];
+      square = ::fma(residual, residual, square);
+    }
     return ::sqrt(block.sum(square));
   }
 
-  const Team& team_;
-  RowState& s_;
-  const RowMemory<scalar_t> m_;
+  MVNROB_DEVICE int newton_direction() const { return plan::TiltNewton<TiltFinder>(*this).solve(); }
+
+ private:
+  MVNROB_DEVICE int32_t* rows(int side) const {
+    return reinterpret_cast<int32_t*>(array(plan::kTiltArrays)) + int64_t(side) * size_;
+  }
+
+  const Memory m_;
+  // A copy where all are: by reference the kernel's own would have to be in memory.
+  std::conditional_t<std::is_same_v<Memory, TiltMemory>, const Team, const Team&> team_;
   const int size_, pivots_;
-  const bool grouped_;
-  const double* given_;
+  const bool grouped_, merged_;
 };
+
+template <class Tilt>
+MVNROB_DEVICE plan::FoundTilt find_tilt(const Tilt& tilt, const double* given) {
+  return plan::TiltSearch<const Tilt>(tilt).run(given);
+}
+
+// Apart from a kernel that has no registers to spare.
+template <class Team>
+MVNROB_DEVICE_ONCE plan::FoundTilt find_tilt_apart(const TiltFinder<TiltMemory, Team> tilt,
+                                                   const double* given) {
+  return find_tilt(tilt, given);
+}
+
+// The saddle point, unless a tilt is given. A barrier.
+template <class scalar_t, class Team>
+MVNROB_DEVICE void tilt_row(const MvnCdfArgs& a, int64_t row, const Team& team, RowState& s) {
+  const double* given = a.tilt ? a.tilt + row * a.n_order : nullptr;
+  if (given && given[0] != given[0]) given = nullptr;
+  const RowMemory<scalar_t> m(a, row);
+  plan::FoundTilt found;
+  if constexpr (!Team::kIsGrid && Team::kThreads == kGrowThreads)
+    found = find_tilt_apart(TiltFinder<TiltMemory, Team>(TiltMemory(m), s, team), given);
+  else
+    found = find_tilt(TiltFinder<RowMemory<scalar_t>, Team>(m, s, team), given);
+  if (team.thread() == 0) plan::tilt_found(s.plan, found);
+  team.sync();
+}
 
 }  // namespace mvnrob::kernels

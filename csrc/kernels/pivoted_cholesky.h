@@ -90,9 +90,9 @@ class PivotedRow {
                                                : plan::first_variance_error(entry_error);
       if (in_.is_factor()) m_.reference()[k] = 1;
     }
+    if (block_.thread() == 0) s_.plan.target = a_.columns;
     block_.sync();
-    const Status failure =
-        FactorKernel<double, Block<threads>>(in_, row_, block_, s_).grow(a_.columns);
+    const Status failure = FactorKernel<double, Block<threads>>(in_, row_, block_, s_).grow();
     block_.sync();
     if (failure != Status::converged) return failure;
     return s_.facts.exhausted ? Status::exact : Status::truncated;

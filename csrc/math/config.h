@@ -6,6 +6,8 @@
 //              instruction sets.
 // MVNROB_HD    small function for host and device, always inlined (a call would spill packs).
 // MVNROB_HD_FN larger function for host and device, inlined at the compiler's discretion.
+// MVNROB_UNROLL, MVNROB_ROLLED
+//              before a loop of device code: written out whole, or not at all.
 // MVNROB_NUMBERS(Type, name)
 //              after `constexpr Type name`, a struct of float64 numbers: what device code takes for
 //              it. A literal of 64 bits takes sm_90 two instructions and a number in constant
@@ -24,9 +26,13 @@
 #if defined(__CUDACC__)
 #define MVNROB_HD __host__ __device__ __forceinline__
 #define MVNROB_HD_FN __host__ __device__ inline
+#define MVNROB_UNROLL _Pragma("unroll")
+#define MVNROB_ROLLED _Pragma("unroll 1")
 #else
 #define MVNROB_HD inline __attribute__((always_inline))
 #define MVNROB_HD_FN inline
+#define MVNROB_UNROLL
+#define MVNROB_ROLLED
 #endif
 
 #if defined(__CUDACC__)

@@ -470,9 +470,9 @@ MVNROB_HD_FN Step go_on(RowPlan& plan, const RowOptions& options, const Quantile
 }
 
 // The backend has looked for the tilt.
-MVNROB_HD void tilt_found(RowPlan& plan, const FoundTilt& found, bool has_saddle) {
+MVNROB_HD void tilt_found(RowPlan& plan, const FoundTilt& found) {
   plan.log_unit = found.log_unit;
-  plan.has_saddle = has_saddle;
+  plan.has_saddle = found.tilts;
   plan.by_rounding = found.by_rounding;
   plan.by_groups = found.by_groups;
 }

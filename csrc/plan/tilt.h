@@ -2,7 +2,7 @@
 //
 // Pivot j is drawn from N(mu_j, 1) within its limits instead of N(0, 1), and the sample weighted by
 //   exp(sum mu_j^2 / 2 - mu_j y_j) prod (Phi(u_j - mu_j) - Phi(l_j - mu_j)),
-// whose logarithm is psi(y, mu). mu is the saddle point of psi, found by iteration: forward,
+// whose logarithm is psi(y, mu). mu is the saddle point of psi (plan/tilt_search.h): forward,
 // y_j = mu_j + E[Z | l_j - mu_j < Z < u_j - mu_j] with the limits at the y before; backward,
 // mu_k = sum_j d ln(Phi(u_j - mu_j) - Phi(l_j - mu_j)) / d y_k. Any mu is unbiased; a good one
 // makes the weights nearly equal, and exp(psi) there is of their size, so it serves as their unit.
@@ -13,21 +13,25 @@
 
 namespace mvnrob::plan {
 
-constexpr int kTiltPasses = 200;
-constexpr double kTiltResidual = 1e-2;  // below it the weights no longer change
-
-// How far to go from the best mu along its residual.
-struct TiltSearch {
-  double best = HUGE_VAL;
-  double step = 0.5;
-
-  // Whether the mu just tried, of this residual, is better.
-  MVNROB_HD bool accept(double residual) {
-    const bool better = residual < best;
-    step = better ? math::min(1.0, 1.3 * step) : 0.4 * step;
-    if (better) best = residual;
-    return better;
-  }
+// What the search knows of each pivot. Slopes are d ln P by the limits, which are those of y - mu.
+enum TiltArray {
+  kTiltMu,
+  kTiltResidual,
+  kTiltBest,
+  kTiltDirection,
+  kTiltUpperSlope,
+  kTiltLowerSlope,
+  kTiltUpperLimit,
+  kTiltLowerLimit,
+  // of Newton's method
+  kTiltStep,
+  kTiltDiagonal,
+  kTiltLeft,
+  kTiltConjugate,
+  kTiltProduct,
+  kTiltByUpper,
+  kTiltByLower,
+  kTiltArrays,
 };
 
 // Of Z in [lower, upper]: ln P, and its derivatives with respect to the limits.
@@ -42,12 +46,23 @@ struct IntervalSlopes {
   }
 };
 
+// The second derivatives of ln P by the limits, and the variance of Z.
+struct IntervalCurvature {
+  double upper, mixed, lower;
+  double variance;
+
+  // Of the mean of Z, by the limits; negative.
+  MVNROB_HD double by_upper() const { return upper + mixed; }
+  MVNROB_HD double by_lower() const { return mixed + lower; }
+};
+
 // What the search has found.
 struct FoundTilt {
   double log_unit = 0;  // psi at the saddle point; without one kPlainLogUnit
   // Of ln p: by the limits' rounding, and by moving the limits of pivots that bound other rows, or
   // that multiples were merged into, which may be any.
   double by_rounding = 0, by_groups = 0;
+  bool tilts = false;  // there is a saddle point, or the tilt was given
 };
 
 // The unit of plain samples' weights, which are at most 1. Their squares, and those of the shifts'
@@ -70,6 +85,29 @@ MVNROB_HD_FN IntervalSlopes interval_slopes(double lower, double upper) {
     return ::fabs(x) < 1e8 ? ::exp(-0.5 * x * x - kHalfLogTwoPi - log_mass) : 0.0;
   };
   return {log_mass, slope(upper), -slope(lower)};
+}
+
+// Beyond it in one tail differences of ln P's slopes are rounding, and its series is exact enough.
+constexpr double kFarOut = 50;
+
+MVNROB_HD_FN IntervalCurvature interval_curvature(double lower, double upper,
+                                                  const IntervalSlopes& s) {
+  IntervalCurvature c{0, -s.by_upper * s.by_lower, 0, 1};
+  if (s.by_upper != 0) c.upper = -s.by_upper * (upper + s.by_upper);
+  if (s.by_lower != 0) c.lower = -s.by_lower * (lower + s.by_lower);
+  const double out = s.by_lower == 0 ? -upper : s.by_upper == 0 ? lower : 0.0;
+  if (out > kFarOut) {
+    const double square = 1 / (out * out);
+    c.variance = square * (1 - square * (6 - 50 * square));
+    (s.by_lower == 0 ? c.upper : c.lower) = c.variance - 1;
+    return c;
+  }
+  c.variance = 1 + c.upper + 2 * c.mixed + c.lower;
+  // Of a narrow interval that is rounding; it is not more than that of a uniform variable.
+  const double width = upper - lower;
+  if (width < 0.1) c.variance = width * width / 12;
+  c.variance = math::max(c.variance, 1e-30);
+  return c;
 }
 
 // Mean of Z in [lower, upper].
