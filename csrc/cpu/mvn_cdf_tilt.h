@@ -26,7 +26,7 @@ class Tilt {
   int newton_direction() { return plan::TiltNewton<Tilt>(*this).solve(); }
 
   int pivots() const { return int(pivots_); }
-  double* array(int which) const { return const_cast<double*>(arrays_.data()) + which * pivots_; }
+  double* array(int which) { return arrays_.data() + which * pivots_; }
   // Of the row that bounds a pivot on this side at the present y.
   int row(int side, int64_t j) const { return rows_[side][j]; }
   double entry(int64_t i, int64_t l) const { return factor_->entry(i, l); }

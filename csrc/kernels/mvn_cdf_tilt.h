@@ -148,7 +148,9 @@ class TiltFinder {
     return ::sqrt(block.sum(square));
   }
 
-  MVNROB_DEVICE int newton_direction() const { return plan::TiltNewton<TiltFinder>(*this).solve(); }
+  MVNROB_DEVICE int newton_direction() const {
+    return plan::TiltNewton<const TiltFinder>(*this).solve();
+  }
 
  private:
   MVNROB_DEVICE int32_t* rows(int side) const {

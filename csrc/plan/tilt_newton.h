@@ -1,8 +1,9 @@
 // Newton's method for the saddle point of psi (plan/tilt_search.h).
 //
 // For given y the least psi over mu is concave in y, since the masses of intervals are log-concave,
-// and its gradient is the residual; -H dy = residual is solved by conjugate gradients. A step moves
-// mu, and y follows within its limits.
+// and its gradient is the residual; -H dy = residual is solved by conjugate gradients (truncated
+// Newton: Nocedal and Wright (2006), Numerical Optimization, 7.1). A step moves mu, and y follows
+// within its limits.
 //
 // `Vectors` are a backend's: pivots(), array(TiltArray), row(side, j) and entry(i, l) of the
 // factor; each(f) does f(k) for every pivot, which everyone sees then, and sum(f) adds f(k) up.
@@ -22,7 +23,7 @@ constexpr double kNewtonResidual = 1e-8;  // of the linear equations, squared
 template <class Vectors>
 class TiltNewton {
  public:
-  MVNROB_HD explicit TiltNewton(const Vectors& vectors) : v_(vectors) {}
+  MVNROB_HD explicit TiltNewton(Vectors& vectors) : v_(vectors) {}
 
   // dy in kTiltStep and how mu moves with it in kTiltDirection; the number of products.
   MVNROB_HD int solve() const {
@@ -118,7 +119,7 @@ class TiltNewton {
     });
   }
 
-  const Vectors& v_;
+  Vectors& v_;
 };
 
 #if defined(__CUDACC__)
