@@ -10,7 +10,7 @@ import torch
 from .linearised import Linearised
 from .low_rank import first_price, screen_low_rank, serves
 from .screening import EXACT_SHARE, SKETCH_SHARE, Screened, cheaper, find_features, screen_exact
-from .sketch import DEFLATED, JVP_IN_VJPS, NEAR_ROWS, SKETCH_SIZES, Begun, NoForwardMode, sketch
+from .sketch import DEFLATED, JVP_IN_VJPS, NEAR_ROWS, SKETCH_SIZES, NoForwardMode, sketch
 
 
 def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
@@ -41,32 +41,20 @@ def screen_auto(problem: Linearised, abs_tol: float) -> Iterator[Screened]:
                     allowed = SKETCH_SHARE * abs_tol
                     sketched, left, begun = sketch(problem, allowed, otherwise, hand_over=low_rank)
                 yield from sketched
+                del sketched  # and what it holds of all inputs
             if begun:
-                rest = []
-                for rows, start in begun:
-                    yield from _low_rank(problem, rows, start, direct, abs_tol, rest)
+                rest, parts = [], screen_low_rank(problem, begun, direct, abs_tol)
+                del begun  # which that lets go of
+                for part, direct_ones in parts:
+                    rest.append(direct_ones)
+                    if part is not None:
+                        yield part
+                        del part  # before the next one comes
                 left = torch.cat(rest)
     if len(left):
         some = None if features is None else features.subset(left)
         exact = {"allowed": EXACT_SHARE * abs_tol, "share": EXACT_SHARE}
         for part in screen_exact(problem.subset(left), features=some, **exact):
             part.inputs = left[part.inputs]
-            yield part
-            del part  # before the next one comes
-
-
-def _low_rank(
-    problem: Linearised,
-    rows: torch.Tensor,
-    start: Begun,
-    direct: float,
-    abs_tol: float,
-    rest: list[torch.Tensor],
-) -> Iterator[Screened]:
-    """By low rank, for the inputs ``rows``; what that does not serve is added to ``rest``."""
-    for part, left in screen_low_rank(problem.subset(rows), start, direct, abs_tol):
-        rest.append(rows[left])
-        if part is not None:
-            part.inputs = rows[part.inputs]
             yield part
             del part  # before the next one comes

@@ -75,8 +75,10 @@ class DrawnColumns:
         vars(part).update(vars(self), _ends=None, drawn=self.drawn * scale[..., None])
         return part
 
-    def _first(self, share: float) -> Tensor:
-        return self.draws[: max(1, math.ceil(len(self.draws) * share))]
+    def _some(self, start: float, end: float) -> Tensor:
+        """The draws between two shares of them."""
+        first = math.floor(len(self.draws) * start)
+        return self.draws[first : max(first + 1, math.floor(len(self.draws) * end))]
 
     def _parts(self, draws: Tensor) -> tuple[Tensor, ...]:
         inputs, rivals = self.z.shape
@@ -91,8 +93,8 @@ class DrawnColumns:
         k = self.exact.shape[2]
         return part[..., :k], part[..., k : k + self.columns]
 
-    def influences(self, share: float = 1.0) -> tuple[Tensor, Tensor]:
-        """By a ``share`` of the draws: d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X, float64
+    def influences(self, since: float = 0.0, until: float = 1.0) -> tuple[Tensor, Tensor]:
+        """By the draws between two shares: d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X, float64
         ``[b, m]``; and M, ``[b, m, m]``: the sum over the rivals of g_i x_i x_i^T, with x_i row i of X at
         length one and g_i what p changes by if that row alone is stretched (d p / d log of its squared
         length).
@@ -104,7 +106,7 @@ class DrawnColumns:
         along_a, along_c = self._split(self.lead.float())
         out = self.drawn.new_zeros(len(self.z), self.columns)
         by_row = self.drawn.new_zeros(len(self.z), self.columns, self.columns)
-        draws = self._first(share)
+        draws = self._some(since, until)
         for part in self._parts(draws):
             a, c = self._split(part)
             free, outside = ends.free(a), ends.outside(c)
@@ -157,7 +159,7 @@ class DrawnColumns:
 
     def _mean(self, gap: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """Mean and standard error over draws [n, k + m] of ``gap``, ``[n, ..., b]``."""
-        draws = self._first(_CURVATURE_SHARE)
+        draws = self._some(0.0, _CURVATURE_SHARE)
         total = squares = 0.0
         for part in self._parts(draws):
             each = gap(part)

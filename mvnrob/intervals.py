@@ -95,6 +95,7 @@ def clopper_pearson(successes, trials: int, level: float) -> tuple[np.ndarray, n
     return lower[back].reshape(shape), upper[back].reshape(shape)
 
 
+@functools.lru_cache(maxsize=256)
 def student_t_quantile(level: float, degrees: int) -> float:
     """The t with P(|T| <= t) = level, T Student with ``degrees`` degrees of freedom."""
     # P(|T| > t) = I_x(degrees / 2, 1 / 2) with x = degrees / (degrees + t^2)

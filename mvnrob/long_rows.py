@@ -7,8 +7,9 @@ from torch import Tensor
 
 #: Numbers in float64 at a time: few enough for a CPU's cache, many for a GPU's kernels.
 _CONVERTED = {"cpu": 2**19, "cuda": 2**27}
-#: Into so many parts a GPU takes the sums of an input's products: one for each multiprocessor or more.
-_PARTS = 256
+#: Into so many parts a GPU takes the sums of an input's products: four for each multiprocessor or
+#: more, which with two of them waits for memory.
+_PARTS = 512
 #: What parts hold a multiple of.
 _STEP = 32
 

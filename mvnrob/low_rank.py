@@ -102,6 +102,9 @@ _NORMAL = 2.3263478740408408
 _NEGLECTED, _LEFT_RISK = 0.01, 1e-3
 #: Standard errors of the second order's estimate that are added to it.
 _CURVATURE_ERRORS = 2.0
+#: Share of the draws that is taken at first. Where the bound to first order is then so many times what is
+#: allowed, as at most looks, the others would only say so again.
+_GLANCE, _FAR = 0.25, 1.5
 #: Rivals that are stretched alone, and the share of the draws that says how many count then.
 _ALONE, _LONGER_SHARE = 3, 0.5
 
@@ -158,7 +161,7 @@ def _bytes(problem: Linearised, level: tuple[int, int]) -> int:
 
 
 def screen_low_rank(
-    problem: Linearised, begun: Begun, direct: float, abs_tol: float
+    problem: Linearised, begun: list[tuple[Tensor, Begun]], direct: float, abs_tol: float
 ) -> Iterator[tuple[Screened | None, Tensor]]:
     r"""The inputs in pieces: (what was found for some, numbers of those that ``direct`` serves better).
 
@@ -175,18 +178,16 @@ def screen_low_rank(
     backward passes.
     """
     levels = _levels(problem, abs_tol)
-    most = levels[-1][0]
-    fits = problem.inputs_at_once(_bytes(problem, levels[-1]))
-    at_once = min(problem.rows_at_once // (4 * most), fits)
     # a sketch may have drawn more than any level does
-    columns = max(levels[-1][1], begun.products.shape[1] - RANKING)
-    draws = _draws(problem, abs_tol, most + columns)
-    every = torch.arange(len(problem.target), device=problem.target.device)
-    for rows in every.split(max(1, at_once)):
-        part = problem.subset(rows)
-        state = _State(part, begun.subset(rows))
-        order = begun.order[rows]
-        yield from _refine(part, state, rows, order, levels, draws, direct, abs_tol)
+    drawn = max(start.products.shape[1] for _, start in begun)
+    draws = _draws(problem, abs_tol, levels[-1][0] + max(levels[-1][1], drawn - RANKING))
+    waiting = _Waiting(problem, levels)
+    for numbers, start in begun:
+        waiting.add(0, _State(problem.subset(numbers), numbers, start))
+    del begun, start
+    while (found := waiting.take()) is not None:
+        yield from _refine(problem, *found, levels, draws, direct, abs_tol, waiting)
+        del found  # before the next one comes
 
 
 def _count_draws(abs_tol: float) -> int:
@@ -200,10 +201,12 @@ def _draws(problem: Linearised, abs_tol: float, dim: int) -> Tensor:
 
 
 class _State:
-    """A, X and what they come from, for some inputs of equal progress."""
+    """A, X and what they come from, for some inputs of equal progress: ``numbers`` [b], in the whole
+    problem."""
 
-    def __init__(self, problem: Linearised, begun: Begun) -> None:
+    def __init__(self, problem: Linearised, numbers: Tensor, begun: Begun) -> None:
         b, classes = problem.margins.shape
+        self.numbers, self.order = numbers, begun.order
         self.first_basis, self.products = begun.basis, begun.products
         near_rows = mean_rows(begun.near_rows, problem.weights[0])
         self.own = near_rows[:, 0]
@@ -225,6 +228,23 @@ class _State:
         for name, value in vars(self).items():
             setattr(part, name, value[rows] if isinstance(value, Tensor) else value)
         return part
+
+    def is_like(self, other: _State) -> bool:
+        """Whether the two differ in their inputs alone."""
+        size = lambda value: value.shape[1:] if isinstance(value, Tensor) else value
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return all(size(a) == size(b) for a, b in pairs)
+
+    @staticmethod
+    def joined(parts: list[_State]) -> _State:
+        if len(parts) == 1:
+            return parts[0]
+        whole = object.__new__(_State)
+        for name, value in vars(parts[0]).items():
+            if isinstance(value, Tensor):
+                value = torch.cat([getattr(part, name) for part in parts])
+            setattr(whole, name, value)
+        return whole
 
     def grow(self, problem: Linearised, rivals: int, directions: int) -> None:
         if rivals > self.rivals:
@@ -324,8 +344,9 @@ class _State:
         """A and X, transposed, of the groups' weighted mean: ``[b, k, C]`` and ``[b, m, C]``."""
         return mean_rows(self.inside, weight), mean_rows(self.rest, weight)
 
-    def keep(self, problem: Linearised, order: Tensor, allowed: float) -> tuple[Tensor, Tensor]:
+    def keep(self, problem: Linearised, allowed: float) -> tuple[Tensor, Tensor]:
         """Rivals [b, C - 1] (in ``order``) that may matter, and bounds on all norms [b, C]."""
+        order = self.order
         inside, rest = self.means(problem.weights[0])
         known, spread = inside.square().sum(1), rest.square().sum(1) * rest.shape[1]
         ranks = stretches(order.shape[1], rest.shape[1]).to(order.device)
@@ -350,53 +371,90 @@ def _independent(vectors: Tensor, count: int) -> Tensor:
     return out
 
 
+class _Waiting:
+    """Inputs by the level that they go to next. Those of the lowest level come first, all that are alike
+    together: passes of many inputs. Where what is held of them takes half of the budget for rows, those of
+    the highest level do, which soon leave."""
+
+    def __init__(self, problem: Linearised, levels: tuple[tuple[int, int], ...]) -> None:
+        self._parts: dict[int, list[_State]] = {}
+        self._rows = problem.rows_at_once
+        self._most = [
+            max(
+                1, min(self._rows // (4 * level[0]), problem.inputs_at_once(_bytes(problem, level)))
+            )
+            for level in levels
+        ]
+
+    def add(self, level: int, state: _State) -> None:
+        self._parts.setdefault(level, []).append(state)
+
+    def take(self) -> tuple[int, _State] | None:
+        """A level, and inputs that go there."""
+        if not self._parts:
+            return None
+        waiting = [state for parts in self._parts.values() for state in parts]
+        held = sum(len(state.numbers) * state.rivals for state in waiting)
+        level = max(self._parts) if held > self._rows // 2 else min(self._parts)
+        parts = self._parts.pop(level)
+        alike, room = [], self._most[level]
+        for state in parts:
+            count = min(room, len(state.numbers)) if state.is_like(parts[0]) else 0
+            if count < len(state.numbers):
+                every = torch.arange(len(state.numbers), device=state.numbers.device)
+                self.add(level, state.subset(every[count:]))
+                state = state.subset(every[:count])
+            if count:
+                alike.append(state)
+                room -= count
+        return level, _State.joined(alike)
+
+
 def _refine(
     problem: Linearised,
+    at: int,
     state: _State,
-    numbers: Tensor,
-    order: Tensor,
     levels: tuple[tuple[int, int], ...],
     draws: Tensor,
     direct: float,
     abs_tol: float,
+    waiting: _Waiting,
 ) -> Iterator[tuple[Screened | None, Tensor]]:
-    """Grows ``state`` until what is sampled is known well enough; inputs part where they go on differently."""
-    waiting = [(problem, state, numbers, order, 0)]
-    while waiting:
-        problem, state, numbers, order, at = waiting.pop()
-        with problem.logits.meter.clock("sketch"):
-            state.grow(problem, *levels[at])
-        keep, norms = state.keep(problem, order, EXACT_SHARE * abs_tol)
-        sampled, first_order = _sampled(problem, state, order, keep, draws, abs_tol)
-        done = sampled.amax(0) <= SAMPLED * abs_tol
-        ratio = first_order.amax(0) / (SAMPLED * abs_tol)
-        if done.any():
-            rows = done.nonzero()[:, 0]
-            yield _screened(problem, state, numbers, order, keep, norms, sampled, rows), numbers[:0]
-        # rows of all that may matter, as after a sketch, where another level is expected to cost more
-        wanted, _ = state.keep(problem, order, SKETCH_SHARE * abs_tol)
-        counts = wanted.sum(1)
-        following = torch.tensor(
-            [
-                _ENDED if ended else _next_level(levels, at, value, direct, 1 + count)
-                for value, count, ended in zip(
-                    ratio.tolist(), counts.tolist(), done.tolist(), strict=True
-                )
-            ],
-            device=numbers.device,
-        )
-        for rows in alike(problem, counts, following == _BY_ROWS):
-            part = survivors(problem, rows, order, norms, wanted, None, SKETCH_SHARE)
-            part.inputs = numbers[rows]
-            yield part, numbers[:0]
-            del part  # before the next one comes
-        for level in following[following >= 0].unique().tolist():
-            rows = (following == level).nonzero()[:, 0]
-            if level == len(levels):
-                yield None, numbers[rows]
-                continue
-            part = problem.subset(rows), state.subset(rows), numbers[rows], order[rows], level
-            waiting.append(part)
+    """Grows ``state`` to a level; inputs whose sample is not known well enough there wait for another one."""
+    numbers = state.numbers
+    problem = problem.subset(numbers)
+    with problem.logits.meter.clock("sketch"):
+        state.grow(problem, *levels[at])
+    keep, norms = state.keep(problem, EXACT_SHARE * abs_tol)
+    sampled, first_order = _sampled(problem, state, keep, draws, abs_tol)
+    done = sampled.amax(0) <= SAMPLED * abs_tol
+    ratio = first_order.amax(0) / (SAMPLED * abs_tol)
+    if done.any():
+        rows = done.nonzero()[:, 0]
+        yield _screened(problem, state, keep, norms, sampled, rows), numbers[:0]
+    # rows of all that may matter, as after a sketch, where another level is expected to cost more
+    wanted, _ = state.keep(problem, SKETCH_SHARE * abs_tol)
+    counts = wanted.sum(1)
+    following = torch.tensor(
+        [
+            _ENDED if ended else _next_level(levels, at, value, direct, 1 + count)
+            for value, count, ended in zip(
+                ratio.tolist(), counts.tolist(), done.tolist(), strict=True
+            )
+        ],
+        device=numbers.device,
+    )
+    for rows in alike(problem, counts, following == _BY_ROWS):
+        part = survivors(problem, rows, state.order, norms, wanted, None, SKETCH_SHARE)
+        part.inputs = numbers[rows]
+        yield part, numbers[:0]
+        del part  # before the next one comes
+    for level in following[following >= 0].unique().tolist():
+        rows = (following == level).nonzero()[:, 0]
+        if level == len(levels):
+            yield None, numbers[rows]
+        else:
+            waiting.add(level, state.subset(rows))
 
 
 def _next_level(
@@ -440,7 +498,6 @@ def _uncertainty(directions: int) -> float:
 def _sampled(
     problem: Linearised,
     state: _State,
-    order: Tensor,
     keep: Tensor,
     draws: Tensor,
     abs_tol: float,
@@ -449,11 +506,11 @@ def _sampled(
     alone; zero for the sigmas below the first whose bound is too large."""
     allowed, neglected = SAMPLED * abs_tol, _NEGLECTED * abs_tol
     directions = state.rest.shape[1]
-    out = problem.values.new_zeros(len(problem.noise.sigmas), len(order))
+    out = problem.values.new_zeros(len(problem.noise.sigmas), len(keep))
     first_order = out.clone()
     budget = problem.max_bytes // 8
     with problem.logits.meter.clock("sketch"):
-        chosen = packed(order, keep, problem.target)[0][:, 1:]
+        chosen = packed(state.order, keep, problem.target)[0][:, 1:]
         padding = chosen == problem.target[:, None]
         exact, rest = (
             part.gather(2, chosen[:, None].expand(-1, part.shape[1], -1)).mT
@@ -493,18 +550,35 @@ def _sampled(
 def _bounds(columns: DrawnColumns, allowed: float) -> tuple[Tensor, Tensor]:
     """99 % bounds ``[b]`` on what drawing other directions would change, whole where the one to first order
     is allowed; and these to first order."""
-    each, by_row = columns.influences()
-    spread = (each - each.mean(1, keepdim=True)).square().sum(1)
-    first_order = _uncertainty(each.shape[1]) * (spread * each.shape[1]).sqrt()
+    each, by_row = columns.influences(until=_GLANCE)
+    first_order = _first_order(each)
+    near = (first_order <= _FAR * allowed).nonzero()[:, 0]
+    if not len(near):
+        return first_order, first_order
+    if len(near) < len(each):
+        columns, each, by_row = columns.subset(near), each[near], by_row[near]
+    rest = columns.influences(_GLANCE)
+    each, by_row = (
+        torch.lerp(other, some, _GLANCE) for some, other in zip((each, by_row), rest, strict=True)
+    )
+    first_order[near] = _first_order(each)
     bound = first_order.clone()
-    some = (bound <= allowed).nonzero()[:, 0]
+    some = (first_order[near] <= allowed).nonzero()[:, 0]
     if len(some):
-        if len(some) < len(bound):
+        if len(some) < len(near):
             columns, by_row = columns.subset(some), by_row[some]
+        some = near[some]
         value, error = columns.curvature()
         lost = torch.maximum(bound[some], _lost(columns, by_row, bound[some]))
         bound[some] = lost + value.abs() + _CURVATURE_ERRORS * error
     return bound, first_order
+
+
+def _first_order(influences: Tensor) -> Tensor:
+    """Student's 99 % bounds ``[b]`` on the sums of ``influences`` [b, m]."""
+    columns = influences.shape[1]
+    spread = (influences - influences.mean(1, keepdim=True)).square().sum(1)
+    return _uncertainty(columns) * (spread * columns).sqrt()
 
 
 def _lost(columns: DrawnColumns, by_row: Tensor, bound: Tensor) -> Tensor:
@@ -515,7 +589,7 @@ def _lost(columns: DrawnColumns, by_row: Tensor, bound: Tensor) -> Tensor:
     looked at with the rest as long as that of one may be, too, and many small ones do not hide one.
     """
     one = _stretch(by_row.new_ones(()), by_row.shape[1])
-    _, of_longer = columns.longer(one.expand_as(columns.z)).influences(_LONGER_SHARE)
+    _, of_longer = columns.longer(one.expand_as(columns.z)).influences(until=_LONGER_SHARE)
     together = torch.maximum(*(_stretch(_count(m), len(m[0])) for m in (by_row, of_longer)))
     scales = [together[:, None].expand_as(columns.z)]
     # limits of rows of length one, of which X is a part; a tail grows by no less than p loses
@@ -576,16 +650,14 @@ def _near_groups(
 def _screened(
     problem: Linearised,
     state: _State,
-    numbers: Tensor,
-    order: Tensor,
     keep: Tensor,
     norms: Tensor,
     sampled: Tensor,
     rows: Tensor,
 ) -> Screened:
     part, state = problem.subset(rows), state.subset(rows)
-    order, keep, norms = order[rows], keep[rows], norms[rows]
-    chosen, _ = packed(order, keep, part.target)
+    keep, norms = keep[rows], norms[rows]
+    chosen, _ = packed(state.order, keep, part.target)
     padding = (chosen == chosen[:, :1])[..., None]  # and the target itself
     factor = []
     for weight in part.weights:
@@ -597,9 +669,9 @@ def _screened(
     if chosen.shape[1] <= factor.shape[3]:
         part.check_pairs(chosen.shape[1])
         scatter, factor = (factor @ factor.mT).contiguous(), None
-    dropped = dropped_mass(part.margins, norms, order, keep, part.noise.sigmas)
+    dropped = dropped_mass(part.margins, norms, state.order, keep, part.noise.sigmas)
     return Screened(
-        numbers[rows],
+        state.numbers,
         chosen,
         scatter,
         dropped,

@@ -536,15 +536,16 @@ def test_out_of_memory_changes_nothing(cuda):
         torch.cuda.set_per_process_memory_fraction((reserved + 2**28) / total, cuda)
         found = info(upper, cov, abs_tol=1e-2)
         torch.cuda.synchronize()
-        # Not even one row: the class of error on which callers split.
+        # Not even one row, whose factor alone takes 32 MB: the class of error on which callers split.
+        large = put((torch.zeros(2000).double(), torch.eye(2000).double() + 1), cuda)
         torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved(cuda)
-        torch.cuda.set_per_process_memory_fraction((reserved + 2**25) / total, cuda)
+        torch.cuda.set_per_process_memory_fraction((reserved + 2**24) / total, cuda)
         message = (
-            r"^mvn_cdf: memory must hold \d+ bytes for one row of 99 variables, got CUDA out of"
+            r"^mvn_cdf: memory must hold \d+ bytes for one row of 2000 variables, got CUDA out of"
         )
         with pytest.raises(torch.OutOfMemoryError, match=message):
-            info(upper, cov, abs_tol=1e-2)
+            info(*large, abs_tol=1e-2)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, cuda)
     assert_same_bits(expected, found)

@@ -224,7 +224,7 @@ def test_bounds_on_what_is_sampled_hold_whatever_they_are(monkeypatch, kind, p):
         problem = problem_of(lambda x: x @ rows.mT + logits, inputs(1, 300) * 0, sigma, seed)
         _, left, begun = sketch.sketch(problem, 5e-4, lambda drawn: 0.0, hand_over=True)
         assert left.tolist() == [0]
-        parts = low_rank.screen_low_rank(problem, begun[0][1], 1e9, 1e-3)
+        parts = low_rank.screen_low_rank(problem, begun, 1e9, 1e-3)
         (part,) = [part for part, _ in parts if part is not None]
         u = part.factor[0, 0, 1:] if part.factor is not None else None
         cov = part.scatter[0, 0, 1:, 1:] if u is None else u @ u.mT
@@ -267,7 +267,7 @@ def test_several_noise_levels_of_several_inputs_at_a_time():
     problem = problem_of(model, inputs(6, 400) * 0, 1.0)
     problem.noise.sigmas = sigmas
     _, _, begun = sketch.sketch(problem, 5e-3, lambda drawn: 0.0, hand_over=True)
-    parts = low_rank.screen_low_rank(problem, begun[0][1], 1e9, 1e-2)
+    parts = low_rank.screen_low_rank(problem, begun, 1e9, 1e-2)
     found = {int(i): part for part, _ in parts if part is not None for i in part.inputs}
     assert sorted(found) == list(range(6))
     for i, part in found.items():
@@ -460,7 +460,7 @@ def test_a_sketch_that_drew_more_than_any_level(monkeypatch):
     )  # products for nothing: as many as there are looks
     _, left, begun = sketch.sketch(problem, 1e-9, most, hand_over=True)
     assert left.tolist() == [0] and begun[0][1].products.shape[1] == 64
-    ((part, _),) = low_rank.screen_low_rank(problem, begun[0][1], 1e9, 1e-3)
+    ((part, _),) = low_rank.screen_low_rank(problem, begun, 1e9, 1e-3)
     assert part.factor.shape[3] == 16 + 56
 
 

@@ -36,7 +36,7 @@ from .sources import Example, Source, load_source, printable
 
 #: Examples that pass together unless given: few of large inputs, many of small ones; more on a GPU, which
 #: small passes leave idle. On one thread torch convolves fewer than 16 in a slower way.
-_CHUNKS, _LARGE = {"cpu": (16, 64), "cuda": (64, 512)}, 10_000
+_CHUNKS, _LARGE = {"cpu": (16, 64), "cuda": (96, 512)}, 10_000
 _MOST_THREADS = 1024
 #: Arguments of robustness that evaluate sets itself.
 _OWN_OPTIONS = {
@@ -112,7 +112,7 @@ def evaluate(
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
         seed: of all random numbers: an example's noise depends on the seed and its index alone.
         chunk: examples that pass through the network together: 16 of more than 10,000 numbers each, 64
-            of others; on a GPU 64 and 512; all where they are fewer. Networks round differently in
+            of others; on a GPU 96 and 512; all where they are fewer. Networks round differently in
             batches of other sizes, so it belongs to the result: by default it is that of the run that
             goes on, as are ``threads`` and ``max_bytes``.
         device: such as ``"cuda"`` (one for each rank of a host) or ``"cpu"``; CUDA where there is one.
