@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ _LEAST_SLOPE = 1e-6
 _CURVATURE_SHARE = 0.5
 #: Random directions that are tried beside the leading one.
 _TRIED = 16
+#: Each draw is taken with c and with -c.
+_SIGNS = (1.0, -1.0)
 #: A Gram matrix's power 2^_SQUARINGS has its leading eigenvector in every column.
 _SQUARINGS = 9
 
@@ -109,12 +111,11 @@ class DrawnColumns:
         draws = self._some(since, until)
         for part in self._parts(draws):
             a, c = self._split(part)
-            free, outside = ends.free(a), ends.outside(c)
             at_a, at_c = a @ along_a.mT, c @ along_c.mT
             moved = c.new_zeros(len(c), *out.shape)
-            for sign in (1.0, -1.0):
+            for sign, each in zip(_SIGNS, ends.less(ends.free(a), c), strict=True):
                 drawn_at = at_a + sign * at_c
-                (upper, above), (lower, below) = ends.nearest(free.sub(outside, alpha=sign))
+                (upper, above), (lower, below) = ends.nearest(each)
                 open_ = upper > lower
                 signed = (sign * c)[:, None]
                 for end, at, way in ((upper, above, 1.0), (lower, below, -1.0)):
@@ -140,16 +141,14 @@ class DrawnColumns:
         ``[len(scales), b]``."""
         ends = [self.longer(scale)._whole() for scale in scales]
         along_a, along_c = self._split(self.lead.float())
-        signs = (1.0, -1.0)
 
         def gap(part: Tensor) -> Tensor:
             a, c = self._split(part)
             at_a, at_c = a @ along_a.mT, c @ along_c.mT
-            drawn_at = torch.stack([at_a + sign * at_c for sign in signs])
+            drawn_at = torch.stack([at_a + sign * at_c for sign in _SIGNS])
 
             def mass(ends: _Ends) -> Tensor:
-                free, outside = ends.free(a), ends.outside(c)
-                each = [ends.nearest(free.sub(outside, alpha=sign)) for sign in signs]
+                each = [ends.nearest(end) for end in ends.less(ends.free(a), c)]
                 return 0.5 * _mass(each, drawn_at).sum(0)
 
             own = mass(self._whole())
@@ -184,25 +183,23 @@ class DrawnColumns:
             alone.append(_Ends(self.z, self.exact, doubled, self.lead))
         whole = self._whole()
         along_a, along_c = self._split(self.lead.float())
-        signs = (1.0, -1.0)
 
         def gap(part: Tensor) -> Tensor:
             a, c = self._split(part)
             base = a @ along_a.mT
             inner = [c[:, half] @ along_c[:, half].mT for half in halves]
             # of the first half's sign and the second one's
-            drawn_at = torch.stack([base + sign * inner[0] for sign in signs])[:, None]
-            drawn_at = drawn_at + torch.stack([sign * inner[1] for sign in signs])
-            free, both = whole.free(a), [whole.outside(c, half) for half in halves]
-            ends = []
-            for sign in signs:
-                some = free.sub(both[0], alpha=sign)
-                ends += [whole.nearest(some.sub(both[1], alpha=other)) for other in signs]
-            del some, both
+            drawn_at = torch.stack([base + sign * inner[0] for sign in _SIGNS])[:, None]
+            drawn_at = drawn_at + torch.stack([sign * inner[1] for sign in _SIGNS])
+            ends = [
+                whole.nearest(end)
+                for some in whole.less(whole.free(a), c, halves[0])
+                for end in whole.less(some, c, halves[1])
+            ]
             gap = -_mass(ends, drawn_at.flatten(0, 1)).sum(0)
             for i, half in enumerate(halves):
-                free, each = alone[i].free(a), alone[i].outside(c, half)
-                ends = [alone[i].nearest(free.sub(each, alpha=sign)) for sign in signs]
+                free = alone[i].free(a)
+                ends = [alone[i].nearest(end) for end in alone[i].less(free, c, half)]
                 for at in drawn_at.unbind(1 - i):
                     gap += 0.5 * _mass(ends, at).sum(0)
             return gap.mul_(0.25)
@@ -248,9 +245,17 @@ class _Ends:
         """Ends without X's part ``[n, b, S]``."""
         return torch.addmm(self.limit, a, self._exact.mT, alpha=-1.0).unflatten(1, self._shape)
 
-    def outside(self, c: Tensor, columns: slice = slice(None)) -> Tensor:
-        """X's part, of some columns: ``[n, b, S]``."""
-        return (c[:, columns] @ self._drawn[:, columns].mT).unflatten(1, self._shape)
+    def less(self, ends: Tensor, c: Tensor, columns: slice = slice(None)) -> Iterator[Tensor]:
+        """Ends [n, b, S] less X's part, of some columns, with each of the signs, one after the other."""
+        c, drawn = c[:, columns], self._drawn[:, columns].mT
+        if ends.device.type == "cpu":
+            part = (c @ drawn).unflatten(1, self._shape)
+            for sign in _SIGNS:
+                yield ends.sub(part, alpha=sign)
+            return
+        # a GPU's products end before its memory has brought and taken what is subtracted
+        for sign in _SIGNS:
+            yield torch.addmm(ends.flatten(1), c, drawn, alpha=-sign).unflatten(1, self._shape)
 
     def rows(self, at: Tensor) -> Tensor:
         """X's rows, each divided by its slope: ``[n, b]`` -> ``[n, b, m]``."""
