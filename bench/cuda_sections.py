@@ -208,6 +208,7 @@ def profile_tables(rows):
         ("%", "limiter_pct"), ("memory, %", memory),
         ("L2, %", f"lts__throughput{elapsed}"), ("registers", "launch__registers_per_thread"),
         ("warps, %", "sm__warps_active.avg.pct_of_peak_sustained_active"), ("waits", "waits"),
+        ("commit", "commit"),
     ]  # fmt: skip
     yield "", filled(columns, rows), rows
 
@@ -225,12 +226,13 @@ PARTS = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other"
 
 
 def pipeline_tables(rows):
-    kind = lambda row: (row["case"], row["precision"])
-    for (case, precision), group in itertools.groupby(rows, kind):
+    kind = lambda row: (row["case"], row["precision"], row["chunk"], row.get("commit"))
+    for (case, precision, chunk, commit), group in itertools.groupby(rows, kind):
         mine = list(group)
+        which = f"chunks of {chunk}" + (f", of commit {commit}" if commit else "")
         row = [*same("level", "sigma", "p")]
         yield (
-            f"{case}, {precision}, chunks of {mine[0]['chunk']}:",
+            f"{case}, {precision}, {which}:",
             filled(
                 [*row, *same("images", "share"), ("images/s", "images_per_s"),
                  ("CDF's share", percent("cdf_share")), ("forward passes", "forward"), ("JVPs", "jvp"),
