@@ -488,8 +488,12 @@ def arguments():
     p = harness.parser(__doc__.splitlines()[0])
     numbers = lambda kind: lambda text: [kind(v) for v in text.split(",")]
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--images", type=int, help="96 on a GPU, else 64")
-    p.add_argument("--chunk", type=int, help="images that pass together: 96 on a GPU, else 32")
+    p.add_argument("--images", type=int, help=f"{photo_crops.COUNT} on a GPU, else 64")
+    p.add_argument(
+        "--chunk",
+        type=int,
+        help=f"images that pass together: {photo_crops.COUNT} on a GPU, else 32",
+    )
     p.add_argument("--levels", type=numbers(float), default="0.999,0.99,0.9,0.3")
     p.add_argument("--precisions", type=numbers(str), help="of " + ", ".join(ROUNDING))
     p.add_argument("--abs-tol", type=float, default=1e-3)
@@ -531,8 +535,8 @@ def arguments():
         args.channels_last = cuda
     if args.max_bytes is None:
         args.max_bytes = torch.cuda.mem_get_info(device)[1] // 4 if cuda else 2**31
-    args.images = args.images or (96 if cuda else 64)
-    args.chunk = min(args.chunk or (96 if cuda else 32), args.images)
+    args.images = args.images or (photo_crops.COUNT if cuda else 64)
+    args.chunk = min(args.chunk or (photo_crops.COUNT if cuda else 32), args.images)
     return args, device
 
 

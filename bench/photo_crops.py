@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+#: Images that bench/bench_pipeline.py takes on a GPU, and chunks of them.
+COUNT = 96
 #: Least and largest side of a random crop, as parts of the photograph's shorter side.
 SHARES = (0.4, 0.875)
 
@@ -58,7 +60,7 @@ def main():
         print(__doc__)
         return 2
     path = Path(sys.argv[1])
-    keep(path, int(sys.argv[2]) if len(sys.argv) > 2 else 64)
+    keep(path, int(sys.argv[2]) if len(sys.argv) > 2 else COUNT)
     return 0
 
 
