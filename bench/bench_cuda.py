@@ -499,10 +499,11 @@ def slopes_table(bench, groups):
         n = group.upper.shape[1]
         for dtype in ("float32", "float64"):
             for wants_cov in (False, True):
-                if bench.enough(f"slopes, n = {n}, {dtype}", 3):
+                to = "cov" if wants_cov else "limits"
+                if bench.enough(f"slopes, n = {n}, {dtype}, to {to}", 3):
                     bench.attempt(
                         "slopes",
-                        {"n": n, "dtype": dtype, "to": "cov" if wants_cov else "limits"},
+                        {"n": n, "dtype": dtype, "to": to},
                         lambda group=group, dtype=dtype, wants_cov=wants_cov: slopes_row(
                             bench, group, dtype, wants_cov
                         ),

@@ -349,7 +349,7 @@ class _State:
         order = self.order
         inside, rest = self.means(problem.weights[0])
         known, spread = inside.square().sum(1), rest.square().sum(1) * rest.shape[1]
-        ranks = stretches(order.shape[1], rest.shape[1]).to(order.device)
+        ranks = stretches(order.shape[1], rest.shape[1], order.device)
         stretch = torch.zeros_like(known).scatter(1, order, ranks.expand(len(order), -1))
         norms = (known + spread * stretch).sqrt()
         mass = tail(problem.margins, norms, max(problem.noise.sigmas)).gather(1, order)

@@ -165,7 +165,7 @@ def sketch(
         counts[rows] = size
         stretch = torch.zeros_like(margins[rows])
         stretch.scatter_(
-            1, order[rows], stretches(classes - 1, size).to(order.device).expand(len(rows), -1)
+            1, order[rows], stretches(classes - 1, size, order.device).expand(len(rows), -1)
         )
         known = mean_rows(inside[rows], mean_weight).square().sum(1)
         most[rows] = (known + outside[rows] * stretch).sqrt()
@@ -226,15 +226,14 @@ def _risks(rivals: int) -> list[tuple[int, float]]:
 
 
 @functools.lru_cache(maxsize=64)
-def stretches(rivals: int, size: int) -> Tensor:
+def stretches(rivals: int, size: int, device: torch.device) -> Tensor:
     """1 / chi2_size(a_i) for rivals by rank: ``[rivals]`` float64."""
     risk = SKETCH_RISK / len(SKETCH_SIZES)
-    return torch.cat(
-        [
-            torch.full((count,), 1.0 / chi_square_quantile(risk * share, size), dtype=torch.float64)
-            for count, share in _risks(rivals)
-        ]
-    )
+    each = [
+        torch.full((count,), 1.0 / chi_square_quantile(risk * share, size), dtype=torch.float64)
+        for count, share in _risks(rivals)
+    ]
+    return torch.cat(each).to(device)
 
 
 def margin_products(problem: Linearised, e: Tensor) -> Tensor:

@@ -277,6 +277,45 @@ def test_several_noise_levels_of_several_inputs_at_a_time():
         ).all() and bounds.min() > 2 * low_rank._NEGLECTED * 1e-2
 
 
+def test_inputs_of_one_level_go_on_together(monkeypatch):
+    """Whether a sketch left them at its guess or behind eight draws; each with what belongs to it."""
+    monkeypatch.setattr(low_rank, "LEVELS", ((7, 8), (16, 24), (32, 56)))
+    rows, logits = crowd("decay", classes=300, numbers=400)
+    model, x = lambda x: x @ rows.mT + logits, 0.6 * inputs(6, 400)
+    sigma = sigma_for(rows, logits, 0.9)
+    problem = problem_of(model, x, sigma)
+    begun = []
+    for numbers, most in (([0, 2, 4], 0.0), ([1, 3, 5], 1e9)):
+        numbers = torch.tensor(numbers)
+        leaves = lambda drawn, most=most: 0.0 if drawn else most
+        _, _, parts = sketch.sketch(problem.subset(numbers), 1e-6, leaves, hand_over=True)
+        begun += [(numbers[rows], start) for rows, start in parts]
+    assert [start.products.shape[1] for _, start in begun] == [0, 8]
+    grow, grown = low_rank._State.grow, []
+
+    def noted(state, problem, *level):
+        grown.append((level, len(state.numbers)))
+        grow(state, problem, *level)
+
+    monkeypatch.setattr(low_rank._State, "grow", noted)
+    found = low_rank.screen_low_rank(problem, begun, 1e9, 3e-3)
+    parts = [part for part, left in found if part is not None]
+    assert grown == [((7, 8), 3), ((7, 8), 3), ((16, 24), 6)]
+    assert sorted(int(i) for part in parts for i in part.inputs) == list(range(6))
+    truths = []
+    for part in parts:
+        for at, i in enumerate(part.inputs.tolist()):
+            own, target = model(x[i]), int(problem.target[i])
+            u = rows[target] - rows
+            truth = mvnrob.mvn_cdf((own[target] - own) / sigma, u @ u.mT, abs_tol=1e-4)
+            cov = part.sums(0)[at, 1:, 1:]
+            margins = own[target] - own[part.classes[at, 1:]]
+            p = mvnrob.mvn_cdf(margins / sigma, cov, abs_tol=1e-4)
+            assert abs(float(p - truth)) <= 2 * float(part.sampled[0, at]) + 2e-3
+            truths.append(float(truth))
+    assert max(truths) - min(truths) > 0.03  # what belongs to another would show
+
+
 def test_one_rival_beside_a_crowd_of_small_rests():
     """60 rivals along one direction, with small rests of their own; one of another direction, whose tail
     a sample that drew it short does not show (missed in a fifth of the seeds where it was not looked at)."""

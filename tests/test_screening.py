@@ -157,7 +157,7 @@ def test_bounds_on_sketched_norms_fail_as_rarely_as_they_say(monkeypatch):
         squares = (u @ e).square()
         bad = False
         for size in SKETCH_SIZES:
-            bound = squares[:, :size].sum(1) * sketch.stretches(rivals, size)[order]
+            bound = squares[:, :size].sum(1) * sketch.stretches(rivals, size, order.device)[order]
             bad = bad or bool((bound < u.square().sum(1)).any())
         failed += bad
     sketch.stretches.cache_clear()
