@@ -1,6 +1,6 @@
 """One front for all benchmarks: python -m bench SUBCOMMAND [options of its own].
 
-Common to all that write a result:
+Common to all that time a CPU and write a result (of a GPU: --help of each):
   --out FOLDER        where <name>.json and <name>.csv go (default: bench/results)
   --compare OLD.json  after the run: new/old of every time, with both spreads, and of every error and
                       count, row by row

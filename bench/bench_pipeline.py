@@ -308,6 +308,11 @@ def check(references, rows, sigma, precision):
             )
 
 
+def left_out(args, what):
+    args.not_run.append(what)
+    print(f"# not run, no time left: {what}")
+
+
 def band_of(p):
     return max(b for b in range(len(BANDS) - 1) if p >= BANDS[b])
 
@@ -364,7 +369,7 @@ def band_rows(run, args, budget):
             continue
         share = len(inside) / len(probs)
         if budget.left() < 0:
-            print(f"# not run, no time left: {precision}, level {level:g}, p {low:g} to {high:g}")
+            left_out(args, f"{precision}, level {level:g}, p {low:g} to {high:g}")
             whole = False
             continue
         chosen = list(itertools.islice(itertools.cycle(inside), chunk))
@@ -479,7 +484,7 @@ def tried(case, references, first, level, sigma, args, precision, budget):
     # Few images at a time are slower than a chunk, so a chunk takes less than this; its first kernels
     # were loaded here.
     if checked.each * args.chunk > 2 * budget.left():
-        print(f"# not run, no time left: {case.name}, {precision}, level {level:g}")
+        left_out(args, f"{case.name}, {precision}, level {level:g}")
         return None
     return mixed_row(case, level, sigma, args, precision, budget)
 
@@ -535,6 +540,7 @@ def arguments():
         args.channels_last = cuda
     if args.max_bytes is None:
         args.max_bytes = torch.cuda.mem_get_info(device)[1] // 4 if cuda else 2**31
+    args.not_run = []
     args.images = args.images or (photo_crops.COUNT if cuda else 64)
     args.chunk = min(args.chunk or (photo_crops.COUNT if cuda else 32), args.images)
     return args, device
@@ -565,7 +571,7 @@ def main():
     if not rows:
         print("bench pipeline: no time was taken")
         return 1
-    report["wrong"] = wrong
+    report |= {"wrong": wrong, "not_run": args.not_run}
     if device.type == "cuda":
         report["clocks_after"] = cuda_environment.clocks()
     harness.show(rows, COLUMNS)

@@ -197,8 +197,8 @@ def main():
     p = argparse.ArgumentParser(
         prog="python -m bench cuda_tuning", description=__doc__.splitlines()[0]
     )
-    p.add_argument("old", metavar="OLD")
-    p.add_argument("new", metavar="NEW")
+    p.add_argument("old", metavar="OLD", help="a result file, or REVISION:PATH as committed")
+    p.add_argument("new", metavar="NEW", help="the same, of the same command and device")
     p.add_argument("--step", required=True, help="what was done, in a few words")
     p.add_argument("--note", help="what else a reader must know")
     p.add_argument("--out", type=Path, default=RESULTS)

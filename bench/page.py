@@ -103,8 +103,8 @@ def gaps(result):
     """What a result lacks, as its run said: parts without time left, remarks, wrong answers."""
     first = lambda said: ([line for line in said.splitlines() if line.strip()] or [""])[0]
     lists = {
-        "Not run, no time was left": result.get("not_run"),
-        "Remarks": result.get("remarks"),
+        "Not run, no time was left": result.get("not_run") or result["environment"].get("not_run"),
+        "Remarks": result.get("remarks") or result["environment"].get("remarks"),
         "Not timed, for a wrong answer or an error": result["environment"].get("wrong"),
     }
     return "".join(

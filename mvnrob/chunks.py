@@ -121,6 +121,8 @@ def run(
             most = min(most, copies)
             warn_caller(f"{network.op}: out of memory; going on with {step} inputs at a time")
             continue
+        if not parts and method != "mc":  # which reads the greatest alone
+            _warn_of_probabilities(network.op, clean)
         parts.append(part.with_nan_rows(clean.isnan().any(1)))
         targets.append(chunk.target)
         start += len(numbers)
@@ -182,6 +184,15 @@ def _most_tangents(network: Network, x: Tensor, budget: int) -> int:
     with plain_attention(), uncompiled():
         each = _TANGENT_PASSES * network.pass_bytes(x[:1]) + 16 * network.classes
     return budget // (2 * each)
+
+
+def _warn_of_probabilities(op: str, logits: Tensor) -> None:
+    known = logits[~logits.isnan().any(1)]
+    if len(known) and bool((known >= 0).all() and ((known.sum(1) - 1).abs() < 1e-3).all()):
+        warn_caller(
+            f"{op}: the model's outputs look like probabilities (none below 0, sums of 1), which are far "
+            "less linear than logits: leave out its last softmax"
+        )
 
 
 def _clean_logits(

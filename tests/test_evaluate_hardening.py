@@ -417,7 +417,7 @@ def test_what_is_not_given_is_that_of_the_run_that_goes_on(tmp_path):
     ("device", "numbers", "examples", "wanted"),
     [
         ("cpu", 10_001, 1000, 16), ("cpu", 10_000, 1000, 64), ("cpu", 10_001, 3, 3),
-        ("cuda", 10_001, 1000, 64), ("cuda", 10_000, 1000, 512), ("cuda", 10_000, 3, 3),
+        ("cuda", 10_001, 1000, 96), ("cuda", 10_000, 1000, 512), ("cuda", 10_000, 3, 3),
     ],
 )  # fmt: skip
 def test_chunks_are_larger_on_a_gpu(monkeypatch, device, numbers, examples, wanted):

@@ -785,6 +785,16 @@ def test_sigma_zero_and_ties(method):
     assert torch.equal(result.prob, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
 
 
+def test_a_last_softmax_is_said():
+    model = nn.Sequential(mlp(6, 4), nn.Softmax(1)).eval()
+    with pytest.warns(RuntimeWarning, match="^robustness: the model's outputs look like probab"):
+        robustness(model, inputs(5, 6), 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        robustness(model, inputs(5, 6), 0.1, method="mc", n_samples=10)
+        robustness(model[0], inputs(5, 6), 0.1)
+
+
 @pytest.mark.parametrize("method", LINEAR_METHODS + ("logit_moments",))
 def test_zero_gradients(method):
     """Dead ReLUs: the margins cannot change, so the clean answer stands."""

@@ -502,6 +502,24 @@ def test_tilted(shim, n, near, kind):
     assert kernels.log_error == pytest.approx(cpu.log_error.numpy(), rel=1e-3)
 
 
+def test_a_limit_whose_mass_underflows(shim):
+    upper = torch.tensor([[-60.0, 40.0], [-38.0, 38.0], [0.5, 50.0], [-60.0, 1e8]]).double()
+    cov = torch.tensor([[1, -0.99], [-0.99, 1]]).double().expand(4, 2, 2)
+    for wide in (False, True):
+        if wide:  # sampled beside others
+            upper = torch.cat([upper, torch.tensor([0.5, 41.0, 0.3]).double().expand(4, 3)], 1)
+            rest = 0.5 * torch.eye(3).double() + 0.5
+            cov = torch.stack([torch.block_diag(c, rest) for c in cov])
+        problem = upper.contiguous(), cov.contiguous()
+        options = {"abs_tol": 0.0, "rel_tol": 1e-2}
+        kernels, cpu = by_kernels(shim, *problem, **options), by_cpu(*problem, **options)
+        assert_agree(kernels, cpu)
+        assert (kernels.n_active == cpu.n_active.numpy()).all()
+        assert (np.isfinite(kernels.log_prob) & np.isfinite(kernels.log_error)).all()
+        gap = np.abs(kernels.log_prob - cpu.log_prob.numpy())
+        assert (gap <= kernels.log_error + cpu.log_error.numpy()).all()
+
+
 def test_methods(shim):
     upper, cov = random_problem(6, 3, batch=(2,))
     assert_agree(by_kernels(shim, upper, cov, method="sov"), by_cpu(upper, cov, method="sov"))

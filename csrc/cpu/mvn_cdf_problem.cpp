@@ -249,19 +249,24 @@ void screen(const Problem& all, plan::RowPlan& plan, Problem& kept) {
       if (mass <= tau) units[plan::screen_bucket(mass, tau)] += plan::screen_units(mass, tau);
     cut = plan::screen_cut(units);
   }
-  plan.dropped = plan::dropped_mass(tau, cut);
+  bool underflown = false;
   plan.mass = plan.largest = 0;
   kept.clear(all.entry_error);
   kept.merged = all.merged;
   const int64_t m = int64_t(all.variable.size());
   for (int64_t i = 0; i < m; ++i) {
-    if (plan::screened_out(all.mass[i], tau, cut)) continue;
+    const bool beyond = plan::is_beyond(all.upper[i], all.lower[i]);
+    if (plan::screened_out(all.mass[i], tau, cut, beyond)) {
+      underflown |= all.mass[i] == 0 && !beyond;
+      continue;
+    }
     kept.add(all.variable[i], all.upper[i], all.lower[i], all.inverse_sd[i]);
     kept.mass.push_back(all.mass[i]);
     plan.mass += all.mass[i];
     plan.largest = std::max(plan.largest, all.mass[i]);
   }
   plan.kept = int32_t(kept.variable.size());
+  plan.dropped = plan::dropped_mass(tau, cut, underflown);
 }
 
 }  // namespace mvnrob

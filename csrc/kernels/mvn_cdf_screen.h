@@ -114,7 +114,9 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
         keep = true;
       } else if (v.active) {
         mass = plan::mass_outside(v.upper, v.lower);
-        keep = !plan::screened_out(mass, tau, cut);
+        const bool beyond = plan::is_beyond(v.upper, v.lower);
+        keep = !plan::screened_out(mass, tau, cut, beyond);
+        if (!keep && mass == 0 && !beyond) facts |= plan::kUnderflows;
       }
     }
     int total = 0;
@@ -146,7 +148,7 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
     s.facts.exhausted = false;
     s.facts.neglected = s.plan.merged;
     s.plan.kept = kept;
-    s.plan.dropped = tau > 0 ? plan::dropped_mass(tau, cut) : 0;
+    s.plan.dropped = plan::dropped_mass(tau, cut, (facts & plan::kUnderflows) != 0);
     s.plan.mass = mass_sum;
     s.plan.largest = largest;
     s.plan.step = plan::screened(s.plan, a.options);

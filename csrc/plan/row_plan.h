@@ -12,6 +12,7 @@
 #include "plan/exact_part.h"
 #include "plan/options.h"
 #include "plan/ordering.h"
+#include "plan/screening.h"
 #include "plan/tilt.h"
 
 namespace mvnrob::plan {
@@ -244,9 +245,12 @@ MVNROB_HD bool screens_too_much(const RowPlan& plan) {
   return plan.dropped > 0 && 0.5 * plan.dropped > 0.25 * plan.tolerance;
 }
 
+// Only what is nothing beside all p that are numbers.
+MVNROB_HD bool is_underflown(double dropped) { return dropped > 0 && dropped <= kUnderflown; }
+
 MVNROB_HD Step screen_less(RowPlan& plan) {
   plan.unites = plan.tilted = false;
-  plan.tau = 0.1 * plan.tolerance;
+  plan.tau = screened_mass(0.1 * plan.tolerance);
   return Step::screen;
 }
 
@@ -295,7 +299,8 @@ MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
   plan.largest_of_all = largest_of_all;
   // A closed form takes them all.
   const bool exact = all <= 3 || options.method == Method::closed_form;
-  plan.tau = exact ? 0 : 0.1 * detail::tolerance(options, detail::guess_of_min(plan));
+  plan.tau =
+      exact ? 0 : screened_mass(0.1 * detail::tolerance(options, detail::guess_of_min(plan)));
   return Step::screen;
 }
 
@@ -317,6 +322,11 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   e.error = error;
   plan.tolerance = detail::tolerance(options, math::min(value, complement));
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
+  if (detail::is_underflown(plan.dropped) && value < 1e10 * kUnderflown) {
+    plan.unites = plan.tilted = false;
+    plan.tau = kKeepsAll;
+    return Step::screen;
+  }
   detail::keep(plan, e, 0);
   plan.best_log_value = log_value;
   plan.best_log_error = log_error;
@@ -590,7 +600,7 @@ MVNROB_HD_FN RowResult result(const RowPlan& plan) {
                                       (moved > 0 ? ::log1p(-moved / e.value) : 0.0);
   const double relative =
       small_complement ? r.error / r.prob : (e.error + moved) / (e.value - moved);
-  const bool is_whole = plan.best_dropped == 0;
+  const bool is_whole = plan.best_dropped <= kUnderflown;
   r.log_error = e.error == 0 && is_whole ? 0.0 : relative < 1 ? -::log1p(-relative) : HUGE_VAL;
   if (plan.best_log_value == plan.best_log_value && !small_complement && is_whole) {
     r.log_prob = plan.best_log_value;

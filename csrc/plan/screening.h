@@ -14,6 +14,15 @@ namespace mvnrob::plan {
 
 constexpr int kScreenBuckets = 256;
 
+// Masses of limits 38 standard deviations away underflow. Together they stay below this: nothing
+// beside most p, and all of one that is smaller.
+constexpr double kUnderflown = 1e-300;
+// The tau of rows whose p may be that small: no variable goes that has limits.
+constexpr double kKeepsAll = -1;
+MVNROB_HD double screened_mass(double wanted) {
+  return wanted < 1e10 * kUnderflown ? kKeepsAll : wanted;
+}
+
 // Of a mass <= tau, tau > 0: 0 next to tau, the last one for everything below 2^-31 tau.
 MVNROB_HD int screen_bucket(double mass, double tau) {
   constexpr int kOne = 8 * 1023;  // exponent and three bits of the mantissa of 1
@@ -39,13 +48,19 @@ MVNROB_HD ScreenCut screen_cut(const Units* bucket_units) {
   return cut;
 }
 
-// With tau = 0 only what cannot fail goes.
-MVNROB_HD bool screened_out(double mass, double tau, const ScreenCut& cut) {
-  return tau > 0 ? mass <= tau && screen_bucket(mass, tau) >= cut.first : mass == 0;
+// Limits that are as good as none, whatever p is: it would be exp(-5e13).
+MVNROB_HD bool is_beyond(double upper, double lower) { return upper > 1e7 && lower < -1e7; }
+
+// With tau = 0 only what underflows goes.
+MVNROB_HD bool screened_out(double mass, double tau, const ScreenCut& cut, bool beyond) {
+  if (tau > 0) return mass <= tau && screen_bucket(mass, tau) >= cut.first;
+  return mass == 0 && (tau == 0 || beyond);
 }
 
-MVNROB_HD double dropped_mass(double tau, const ScreenCut& cut) {
-  return double(cut.units) * 0x1p-40 * tau;
+// `underflown`: whether masses of zero are among them, of limits that are not infinite.
+MVNROB_HD double dropped_mass(double tau, const ScreenCut& cut, bool underflown) {
+  const double mass = tau > 0 ? double(cut.units) * 0x1p-40 * tau : 0.0;
+  return underflown ? math::max(mass, kUnderflown) : mass;
 }
 
 }  // namespace mvnrob::plan

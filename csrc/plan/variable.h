@@ -21,7 +21,8 @@ enum RowFact : uint32_t {
   kImpossible = 4,   // the limits contain nothing
   kRectangular = 8,  // an active variable has a finite lower limit
   kZeroVariance = 16,
-  kEmpty = 32,  // the limits leave no value, not even one
+  kEmpty = 32,       // the limits leave no value, not even one
+  kUnderflows = 64,  // a variable is screened whose probability of failing is below all numbers
 };
 
 struct Variable {

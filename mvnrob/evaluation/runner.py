@@ -530,7 +530,6 @@ class _Run:
         meter = Meter(0, self.device)
         with meter.clock("forward"):
             logits, unfit = self._clean(x, members.start)
-        self._look_at_logits(logits[: len(examples)])
         classes = logits.shape[1]
         predicted = logits.argmax(1)
         unusable = logits.isnan().any(1)
@@ -692,20 +691,6 @@ class _Run:
             self._say(
                 f"evaluate: inputs lie in [{low:.3g}, {high:.3g}] and look normalised: sigma is in "
                 "their units. For raw pixels give the model's scaling as preprocessing"
-            )
-
-    def _look_at_logits(self, logits: Tensor) -> None:
-        """Says once when the model's outputs are probabilities: every method but mc takes
-        their differences, which a softmax bends."""
-        known = logits[~logits.isnan().any(1)]
-        others = [m for m in self.config.methods if m != "mc"]
-        if "probabilities" in self._warned or not len(known) or not others:
-            return
-        if bool((known >= 0).all() and ((known.sum(1) - 1).abs() < 1e-3).all()):
-            self._warned.add("probabilities")
-            self._say(
-                "evaluate: the model's outputs look like probabilities (none below 0, sums of 1), which "
-                "are far less linear than logits: leave out its last softmax"
             )
 
 
