@@ -77,6 +77,7 @@ from ._mvn_cdf_conditional import (
     standardised,
 )
 from ._mvn_cdf_degenerate import is_definite, steep
+from ._mvn_cdf_one_factor import pair_values
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
 #: so do those of the pairs; each at least FEWEST, the first look of mvn_cdf.
@@ -513,9 +514,17 @@ def _slopes_to_matrix(plan: _Plan, samples: _BySamples | None, slopes: Tensor) -
 def _completed(
     values: Tensor | None, rows: Rows, pairs: Units, budget: Tensor, max_points: int
 ) -> Tensor:
-    """The pairs' ``values``, conditional probabilities where they are NaN (none: everywhere)."""
+    """The pairs' ``values``; where they are NaN (none: everywhere) those of a factor's rows, or conditional
+    probabilities."""
     if values is None:
-        return conditional(rows, pairs, budget, max_points)
+        values = pair_values(rows, pairs)
+        if values is None:
+            return conditional(rows, pairs, budget, max_points)
+    elif bool(rows.exact.any()):
+        left = values.isnan().nonzero()[:, 0]
+        known = pair_values(rows, pairs.where(left)) if len(left) else None
+        if known is not None:
+            values[left] = known
     left = values.isnan().nonzero()[:, 0]
     if len(left):
         values[left] = conditional(rows, pairs.where(left), budget, max_points)

@@ -11,9 +11,10 @@
 // Measured then: 155 us a row of 999, 20 us a pivot; the first 16 pivots, chosen, took 11 us each,
 // nearly all of it a chain of dependent operations and barriers. Hence stretches of columns
 // (mvn_cdf_stretch.h). Predicted with them, by a count of that chain: 1.5 to 2.5 us a pivot, and 60
-// to 80 us a row of 999 whose order is given; measured 87 us. There warps stand, by ncu's samples, a
-// fifth of the time in the panels' products, as long at the loads and stores of their tiles, 13 % at
-// the packing of the program for the samples, 11 % at reading the matrix, and the rest in stretches.
+// to 80 us a row of 999 whose order is given; measured 87 us. There warps stand, by ncu's samples,
+// a fifth of the time in the panels' products, as long at the loads and stores of their tiles, 13 %
+// at the packing of the program for the samples, 11 % at reading the matrix, and the rest in
+// stretches.
 #pragma once
 #include "kernels/mvn_cdf_generators.h"
 #include "kernels/mvn_cdf_next_pass.h"
