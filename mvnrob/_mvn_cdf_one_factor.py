@@ -163,12 +163,12 @@ def _matrix(rows: Rows, numbers: Tensor, loads: Tensor) -> Tensor:
     f = _Integrand(rows, numbers, loads)
     limits = rows.limits[numbers]
     far = torch.where(limits.isfinite(), limits.abs(), 0.0).amax((1, 2))
-    peak = _peak(f, 10.0 + 4.0 * far)
+    # no farther than the nearest point within the limits
+    peak = _peak(f, 10.0 + (1.0 + limits.shape[2] ** 0.5) * far)
     left, right = _edge(f, peak, -1.0), _edge(f, peak, 1.0)
     log_unit = 0.0 if rows.log_unit is None else rows.log_unit[numbers][:, None]
     size = limits.shape[1] * limits.shape[2]
     out = peak.new_full((len(peak), size, size), math.nan)
-    before = None
 
     def products(rows_: Tensor, offset: float, count: int) -> Tensor:
         """Sums over nodes offset, offset + 1, ... of ``count`` between the edges, times their distance."""
