@@ -227,7 +227,7 @@ def mvn_cdf(
       of variables ``.16 / sqrt(1 - R_ij^2)``) times the tolerance. It is more where points run out, and
       nothing says so: a row's limits together, and its pairs together, take at most 3 times the points
       that the value took, or 512 each (4,096 where a relative tolerance asks for digits of a tail). Those
-      of an exact row of one factor are exact too (slopes to its cov one quadrature for all pairs), or take
+      of an exact row of one factor are exact too (slopes to its cov as a rule one quadrature for all pairs), or take
       what their tolerance asks for. A row of exact and sampled blocks is differentiated as the product of both parts, unless p is near 1 and digits of
       1 - p are asked for. Those of ``log_prob`` are formed in logarithms, so p itself may have
       underflowed. Where p is near 1 and its complement's digits are asked for, each slope has the

@@ -51,7 +51,7 @@ def test_as_a_conditional_problem_for_each(monkeypatch, counted, n, far, rectang
     ):
         counted.clear()
         ours = slopes(function, upper, cov)
-        assert sum(counted) == 0 or far == -20.0  # where p underflows nothing is asked for
+        assert sum(counted) == 0
         with monkeypatch.context() as without:
             without.setattr(grad, "pair_values", lambda rows, pairs: None)
             theirs = slopes(function, upper, cov)
