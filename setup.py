@@ -67,6 +67,7 @@ CPU_SOURCES = [
     "csrc/cpu/mvn_cdf.cpp",
     "csrc/cpu/mvn_cdf_batch.cpp",
     "csrc/cpu/mvn_cdf_factor.cpp",
+    "csrc/cpu/mvn_cdf_nearest.cpp",
     "csrc/cpu/mvn_cdf_pack.cpp",
     "csrc/cpu/mvn_cdf_pathwise.cpp",
     "csrc/cpu/mvn_cdf_pathwise_row.cpp",

@@ -29,12 +29,16 @@ CUDA_RUNTIME = re.compile(r"(__)?cuda\w+(@@?libcudart\.so\.\d+)?$")
 LIST = Path(__file__).parent / "cuda_symbols.txt"
 # Device functions that are nowhere inlined (MVNROB_DEVICE_ONCE). Any other that the compiler leaves
 # apart gets the kernel's arguments by address, and looks up where an array lies before each access.
-# Excepted as well: a function of three numbers, and one that takes nothing by address and would spill
-# where it is inlined.
+# Excepted as well: a function of three numbers, and those that take nothing by address and would spill
+# where they are inlined.
 APART = {
     "mean_of_pivot",
     "slopes_of_pivot",
     "bvn_cdf",
+    "find_nearest<Block<32>>",
+    "find_nearest<Block<128>>",
+    "find_nearest<Block<256>>",
+    "find_nearest<Grid<256>>",
     "find_tilt_apart<Block<256>>",
 }
 

@@ -40,8 +40,10 @@ def mvn_log_cdf(
     Small p come from tilted samples (Botev 2017, J. R. Stat. Soc. B 79), whose weights are kept as
     logarithms: -6,000 in 99 dimensions is as good as -6. p near 1 come from samples of the union of
     the failures (Owen, Maximov and Chertkov 2019, Electron. J. Stat. 13). Both are float64 inside
-    whatever the input. Where no saddle point of the tilt is found (nearly singular covariances)
-    samples stay plain, and ``log_error``, then often infinite, and ``status`` say what they know.
+    whatever the input. Where no saddle point of the tilt is found (limits whose rounding is not small)
+    samples stay plain, and ``log_error``, then often infinite, and ``status`` say what they know. Limits
+    that contradict each other by a singular covariance, or leave a sliver below rounding, have ``prob`` 0,
+    as a rule at once and with ``error`` 0, and ``log_prob`` minus infinity with an infinite ``log_error``.
 
     Differentiable twice and in forward mode, as :func:`mvnrob.mvn_cdf` is, also where p itself is no
     number of the dtype: slopes to the limits are those of the tilted samples, within ``rel_tol`` of the

@@ -20,6 +20,7 @@ import numpy as np
 import problems
 import pytest
 import torch
+from singular_tails import cone
 from test_mvn_cdf import BAD_CALLS, EDGES, equicorrelated, random_problem
 from two_levels import two_levels
 
@@ -374,6 +375,29 @@ def test_error_covers_the_truth(cuda, abs_tol, dtype):
             f"{branch}: {len(missed)} of {len(members)}\n"
             + "\n".join(honesty.describe(r) for r in missed[:20])
         )
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize(
+    "n, rank, far", [(9, 2, 6.0), (40, 12, 20.0), (200, 6, 3.0), (600, 9, 8.0)]
+)
+def test_singular_tails(cuda, n, rank, far, factored):
+    factor, upper, truth, _ = cone(n, rank, far, seed=n)
+    rows = factor if factored else factor @ factor.mT
+    given = {"factor" if factored else "cov": rows}
+    on_gpu = {name: value.to(cuda) for name, value in given.items()}
+    leaf = upper.to(cuda, copy=True).requires_grad_()
+    ours = mvnrob.mvn_log_cdf(leaf, **on_gpu, rel_tol=1e-2, return_info=True)
+    theirs = mvnrob.mvn_log_cdf(upper, **given, rel_tol=1e-2, return_info=True)
+    assert (ours.status == Status.CONVERGED).all() and (ours.n_pivots == rank).all()
+    value, error = ours.log_prob.detach().cpu(), ours.log_error.cpu()
+    assert ((value - truth).abs() <= error + 1e-7 * truth.abs()).all()
+    assert ((value - theirs.log_prob).abs() <= error + theirs.log_error).all()
+    ours.log_prob.sum().backward()
+    same = upper.clone().requires_grad_()
+    mvnrob.mvn_log_cdf(same, **given, rel_tol=1e-2).sum().backward()
+    largest = same.grad.amax(1, keepdim=True)
+    assert ((leaf.grad.cpu() - same.grad).abs() <= 5e-2 * largest).all()
 
 
 @pytest.mark.parametrize("upper, cov, lower, prob, status", EDGES)

@@ -238,17 +238,16 @@ def torchrun(ranks: int, out: Path, files, *more: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
-def test_any_number_of_ranks_gives_one_table(tmp_path, files):
+def test_three_ranks_give_one_table(tmp_path, files):
     one = tmp_path / "one"
     mvnrob.evaluate(
         *files, (0.1, 0.5), out=one, method=("taylor", "mmse"), chunk=4, threads=1, progress=False
     )
-    for ranks in (2, 3):
-        out = tmp_path / str(ranks)
-        done = torchrun(ranks, out, files)
-        assert done.returncode == 0, done.stderr
-        assert table_bytes(out) == table_bytes(one)
-        assert {t["rank"] for t in Evaluation(out).timings().to_pylist()} == set(range(ranks))
+    out = tmp_path / "three"
+    done = torchrun(3, out, files)
+    assert done.returncode == 0, done.stderr
+    assert table_bytes(out) == table_bytes(one)
+    assert {t["rank"] for t in Evaluation(out).timings().to_pylist()} == {0, 1, 2}
 
 
 def test_gaps_are_no_failure_to_torchrun(tmp_path, files):

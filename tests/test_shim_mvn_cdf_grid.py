@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from singular_tails import cone
 
 from mvnrob import Status
 
@@ -124,6 +125,18 @@ def test_tilt_and_union(shim, near):
         shim, upper, cov, abs_tol=0.0, rel_tol=0.1, max_points=8 * 1024, compute_dtype="float64"
     )
     assert (fields[6] == 290).all() and (fields[3] == Status.CONVERGED).all()
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_tilt_of_singular_covariances(shim, factored):
+    factor, upper, truth, _ = cone(300, 14, 6.0, seed=1, batch=2)
+    given = (factor if factored else factor @ factor.mT).contiguous().numpy()
+    fields = plan(
+        shim, upper.numpy(), given, abs_tol=0.0, rel_tol=0.1, compute_dtype="float64",
+        factored=factored,
+    )  # fmt: skip
+    assert (fields[6] == 14).all() and (fields[3] == Status.CONVERGED).all()
+    assert (np.abs(fields[7] - truth.numpy()) <= fields[8]).all()
 
 
 @pytest.mark.parametrize("pivots", [1, 33, 200])

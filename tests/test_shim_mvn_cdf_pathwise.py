@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from singular_tails import cone
 from test_cuda_mvn_cdf_pathwise import (
     SINGULAR,
     SIZES,
@@ -111,6 +112,24 @@ def test_tilted(shim, n, pivots, rectangular, found):
     out = compare(shim, *problem, tilt=tilt)
     assert np.isfinite(out[1]).all() and (out[6] != 0).all()
     assert not np.array_equal(out[0], compare(shim, *problem)[0])
+
+
+@pytest.mark.parametrize("factored", [False, True])
+@pytest.mark.parametrize("n, rank, far", [(9, 2, 3.0), (40, 6, 8.0), (140, 5, 2.0)])
+def test_singular_tails(shim, n, rank, far, factored):
+    """By pivots that are not the least likely ones."""
+    factor, upper, truth, holds = cone(n, rank, far, seed=n)
+    given = factor if factored else factor @ factor.mT
+    order = torch.full((4, n), -1)
+    tilt = torch.full((4, n), math.nan).double()
+    out = compare(
+        shim, upper, given, None, order, wants_cov=not factored, factored=factored, tilt=tilt
+    )
+    assert (out[5] == rank).all()
+    log_p = out[6] + np.log(out[0].mean(1) / 128)  # points of each shift
+    assert np.abs(log_p - truth.numpy()).max() < 0.1
+    slope = out[1].mean(1) / out[0].mean(1, keepdims=True)
+    assert (slope[holds.numpy()] > 0).all()
 
 
 def test_tilted_rows_in_pieces_and_bad_ones(shim, mixed):

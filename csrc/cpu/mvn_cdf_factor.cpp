@@ -26,6 +26,7 @@ const FactorKernels& kernels() { return MVNROB_SIMD_TABLE(factor_kernels); }
 Factor::Factor() : kernels_(kernels()) {}
 
 void Factor::start(const Problem& problem, const CovarianceView& cov) {
+  weight_.clear();
   problem_ = &problem;
   cov_ = cov;
   m_ = live_end_ = int64_t(problem.variable.size());
@@ -62,6 +63,11 @@ void Factor::start(const Problem& problem, const CovarianceView& cov) {
   scale_ = problem.inverse_sd;
 }
 
+void Factor::start_again(const std::vector<double>& weights) {
+  start(*problem_, cov_);
+  weight_ = weights;
+}
+
 void Factor::read_rows() {
   const int64_t columns = cov_.factor_columns;
   rows_.resize(m_ * columns);
@@ -79,8 +85,32 @@ FactorRows Factor::rows_from(int64_t i) {
 
 // Rows that have left change places: of equals the first in the input goes first.
 int64_t Factor::choose() {
+  if (!weight_.empty()) {
+    const int64_t chosen = choose_by_weight();
+    if (chosen >= 0) return chosen;
+  }
   return pivots_ + kernels_.choose(rows_from(pivots_), position_.data() + pivots_,
                                    priority_.data() + pivots_, live_end_ - pivots_);
+}
+
+// The heaviest of the live rows, then the least likely one that is not thin, of equals the first in
+// the input; -1 where there is neither.
+int64_t Factor::choose_by_weight() const {
+  int64_t best = -1;
+  double least = kInfinity;
+  const auto take = [&](int64_t i, double key) {
+    if (key < least || (best >= 0 && key == least && position_[i] < position_[best]))
+      best = i, least = key;
+  };
+  for (int64_t i = pivots_; i < live_end_; ++i) {
+    const double weight = std::abs(weight_[position_[i]]);
+    if (weight > 0) take(i, -weight);
+  }
+  if (best >= 0) return best;
+  for (int64_t i = pivots_; i < live_end_; ++i)
+    if (variance_[i] > plan::kThin)
+      take(i, plan::priority(upper_[i], lower_[i], mean_[i], variance_[i], problem_->rectangular));
+  return best;
 }
 
 void Factor::swap(int64_t a, int64_t b) {

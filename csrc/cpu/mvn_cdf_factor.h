@@ -29,17 +29,24 @@ class Factor {
   // Adds pivots until there are `target` or none is left.
   Advanced advance(int64_t target);
 
+  // Begins anew. Variables of a weight, in the problem's order, are the first pivots, those of the
+  // largest size first, as far as they have variance left at their turn.
+  void start_again(const std::vector<double>& weights);
+
   // Makes these variables the pivots, in this order. False when one of them has no variance left at
   // its turn or the matrix is not semidefinite.
   bool follow(const int64_t* variables, int64_t count);
 
   int64_t pivots() const { return pivots_; }
+  // Whether rows without variance bound the pivots beside their own.
+  bool has_groups() const { return live_end_ < m_; }
   plan::FactorFacts facts() const;
 
   // Where one pivot is all: the interval of it in which every variable holds.
   plan::Bounds interval() const;
 
  private:
+  friend class Nearest;
   friend class Packer;
   friend class Pathwise;
   friend class PivotedCholesky;
@@ -58,8 +65,13 @@ class Factor {
   double entry(int64_t row, int64_t column) const {
     return column > row ? 0 : *entries(row, column);
   }
+  // A row's entries end with the pivot that it bounds.
+  bool has_entry(int64_t row, int64_t column) const {
+    return column <= (row < pivots_ ? row : row < live_end_ ? pivots_ - 1 : group_[row]);
+  }
   FactorRows rows_from(int64_t i);
   int64_t choose();
+  int64_t choose_by_weight() const;
   Advanced add_pivot(int64_t position);
   void swap(int64_t a, int64_t b);
   bool is_spent(int64_t i) const;
@@ -84,6 +96,7 @@ class Factor {
   std::vector<int64_t> position_;  // index into the problem
   std::vector<double> upper_, lower_, variance_, mean_, variance_error_, priority_;
   std::vector<int64_t> group_;
+  std::vector<double> weight_;   // or none
   std::vector<int64_t> source_;  // of an entry in its row of the covariance
   std::vector<double> scale_;    // its inverse standard deviation
   std::vector<double> L_;        // in tiles (mvn_cdf_factor_simd.h)

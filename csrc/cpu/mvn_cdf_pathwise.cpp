@@ -17,15 +17,34 @@ const PathwiseTable& pathwise_table() { return MVNROB_SIMD_TABLE(mvn_cdf_pathwis
 
 namespace {
 
+bool forced(const int64_t* order, int64_t pivots) { return pivots > 0 && order[0] >= 0; }
+
+// The tilt of the factor's pivots, or of others where those are free: as mvn_cdf takes it.
+void find_tilt(const double* given, bool forced, RowWorkspace& w) {
+  const int64_t pivots = w.factor.pivots();
+  const bool nearest = !given && !forced && w.factor.facts().exhausted && w.factor.has_groups();
+  if (nearest) {
+    w.nearest.find(w.factor);
+    w.factor.start_again(w.nearest.multipliers());
+    if (w.factor.advance(pivots) == Advanced::yes) {
+      w.tilt.find(w.factor, nullptr, &w.nearest.multipliers());
+      return;
+    }
+    w.factor.start_again({});
+    w.factor.advance(pivots);
+  }
+  w.tilt.find(w.factor, given);
+}
+
 // The row's variables and its factor; false where it has no answer. Without forced pivots variables
 // that have no limits are left out.
 bool factor_row(const RowInput& input, const int64_t* order, int64_t pivots, RowWorkspace& w) {
-  const bool forced = pivots > 0 && order[0] >= 0;
-  if (forced ? !w.all.read_all(input) : w.all.read(input) != Prepared::integrate) return false;
+  const bool named = forced(order, pivots);
+  if (named ? !w.all.read_all(input) : w.all.read(input) != Prepared::integrate) return false;
   w.factor.start(w.all, input.cov);
   int64_t count = 0;
   while (count < pivots && order[count] >= -1) ++count;
-  if (forced) return w.factor.follow(order, count);
+  if (named) return w.factor.follow(order, count);
   if (w.factor.advance(count) == Advanced::yes) return true;
   // Float32's rounding, as mvn_cdf takes it.
   const double single = plan::entry_error(false);
@@ -90,7 +109,7 @@ Outputs mvn_cdf_pathwise_cpu(const Tensor& upper, const Tensor& cov, std::option
                   count = points.const_data_ptr<int64_t>()[b];
     if (tilt) {
       const double* mu = tilt->const_data_ptr<double>() + b * pivots;
-      w.tilt.find(w.factor, std::isnan(mu[0]) ? nullptr : mu);
+      find_tilt(std::isnan(mu[0]) ? nullptr : mu, forced(mine, pivots), w);
       log_unit.mutable_data_ptr<double>()[b] = w.tilt.found().log_unit;
       pathwise.run_tilted(w.factor, w.tilt, rows.seed(b), set, from, count, wants_cov, run);
     } else if (compute_dtype == "float32") {

@@ -48,6 +48,8 @@ class Integrator {
         return integrate_blocks();
       case plan::Step::factor:
         return factor();
+      case plan::Step::nearest:
+        return nearest();
       case plan::Step::rank_one:
         return rank_one();
       case plan::Step::sample:
@@ -102,12 +104,17 @@ class Integrator {
 
   plan::Step factor() {
     const Advanced advanced = w_.factor.advance(plan_.target);
+    if (advanced != Advanced::yes && plan_.order == plan::PivotOrder::nearest) {
+      w_.factor.start_again({});
+      return plan::nearest_failed(plan_);
+    }
     if (advanced == Advanced::nan) return plan::failed(plan_, Status::nan);
     if (advanced == Advanced::indefinite) return plan::failed(plan_, Status::indefinite);
     const plan::Step step = plan::factored(plan_, options_, w_.factor.facts());
     if (step != plan::Step::sample) return step;
     if (plan_.tilted) {
-      w_.tilt.find(w_.factor);
+      const bool nearest = plan_.order == plan::PivotOrder::nearest;
+      w_.tilt.find(w_.factor, nullptr, nearest ? &w_.nearest.multipliers() : nullptr);
       plan::tilt_found(plan_, w_.tilt.found());
       w_.series_double.start_tilted(w_.factor, plan_.skip_limit, seed_, options_.points, w_.tilt);
     } else if (plan_.unites) {
@@ -115,6 +122,12 @@ class Integrator {
     } else {
       series_.start(w_.factor, plan_.skip_limit, seed_, options_.points);
     }
+    return step;
+  }
+
+  plan::Step nearest() {
+    const plan::Step step = plan::nearest_found(plan_, options_, w_.nearest.find(w_.factor));
+    if (step == plan::Step::factor) w_.factor.start_again(w_.nearest.multipliers());
     return step;
   }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/mvn_cdf_nearest.h"
 #include "cpu/mvn_cdf_series.h"
 #include "cpu/mvn_cdf_union.h"
 #include "cpu/one_factor.h"
@@ -16,6 +17,7 @@ struct RowWorkspace {
   Series<float> series_float;
   Series<double> series_double;
   Union samples_of_union;
+  Nearest nearest;
   Tilt tilt;
   OneFactor one_factor;
 };

@@ -7,39 +7,31 @@ namespace mvnrob {
 
 using namespace plan;  // the names of its arrays
 
-void Tilt::start(const Factor& factor) {
+void Tilt::find(const Factor& factor, const double* given, const std::vector<double>* multipliers) {
   factor_ = &factor;
   pivots_ = factor.pivots_;
   arrays_.assign(kTiltArrays * pivots_, 0.0);
   y_.assign(pivots_, 0.0);
-  for (auto& rows : rows_) rows.assign(pivots_, 0);
-  groups_.assign(pivots_, {});
-  for (int64_t j = 0; j < pivots_; ++j) groups_[j].push_back(j);
-  for (int64_t i = factor.live_end_; i < factor.m_; ++i) groups_[factor.group_[i]].push_back(i);
-}
-
-void Tilt::find(const Factor& factor, const double* given) {
-  start(factor);
-  found_ = TiltSearch<Tilt>(*this).run(given);
+  double* mu = array(kTiltMu);
+  if (given) std::copy_n(given, pivots_, mu);
+  if (multipliers)
+    for (int64_t k = 0; k < pivots_; ++k)
+      for (int64_t j = k + 1; j < pivots_; ++j)
+        mu[k] -= (*multipliers)[factor.position_[j]] * entry(j, k);
+  found_ = TiltSearch<Tilt>(*this).run(given != nullptr);
 }
 
 const FoundTilt& Tilt::forward() {
   const Factor& f = *factor_;
-  const bool merged = f.problem_->merged > 0;
+  const bool moves = f.problem_->merged > 0 || f.has_groups();
   const double* mu = array(kTiltMu);
   found_ = {};
   for (int64_t j = 0; j < pivots_; ++j) {
-    Bounds all{-HUGE_VAL, HUGE_VAL};
-    int32_t &upper = rows_[0][j], &lower = rows_[1][j];
-    upper = lower = int32_t(j);
-    for (int64_t i : groups_[j]) {
-      double known = 0;
-      for (int64_t l = 0; l < j; ++l) known += f.entry(i, l) * y_[l];
-      const Bounds one = bounds_on_pivot(f.lower_[i] - known, f.upper_[i] - known, f.entry(i, j));
-      if (one.upper < all.upper) all.upper = one.upper, upper = int32_t(i);
-      if (one.lower > all.lower) all.lower = one.lower, lower = int32_t(i);
-    }
-    const double above = all.upper - mu[j], below = all.lower - mu[j];
+    double known = 0;
+    for (int64_t l = 0; l < j; ++l) known += f.entry(j, l) * y_[l];
+    const double pivot = f.entry(j, j);
+    const double above = (f.upper_[j] - known) / pivot - mu[j];
+    const double below = (f.lower_[j] - known) / pivot - mu[j];
     const IntervalSlopes s = interval_slopes(below, above);
     array(kTiltUpperSlope)[j] = s.by_upper;
     array(kTiltLowerSlope)[j] = s.by_lower;
@@ -48,9 +40,7 @@ const FoundTilt& Tilt::forward() {
     y_[j] = mu[j] + mean_from(s);
     found_.log_unit += s.log_mass + mu[j] * (0.5 * mu[j] - y_[j]);
     found_.by_rounding += s.sensitivity(below, above);
-    if (merged || upper != j || lower != j)
-      found_.by_groups +=
-          s.by_upper / std::abs(f.entry(upper, j)) - s.by_lower / std::abs(f.entry(lower, j));
+    if (moves) found_.by_groups += (s.by_upper - s.by_lower) / pivot;
   }
   return found_;
 }
@@ -60,10 +50,8 @@ double Tilt::backward() {
   double square = 0;
   for (int64_t k = 0; k < pivots_; ++k) {
     double target = 0;
-    for (int64_t j = k + 1; j < pivots_; ++j) {
-      target -= of_upper[j] * entry(row(0, j), k) / entry(row(0, j), j);
-      target -= of_lower[j] * entry(row(1, j), k) / entry(row(1, j), j);
-    }
+    for (int64_t j = k + 1; j < pivots_; ++j)
+      target -= (of_upper[j] + of_lower[j]) * entry(j, k) / entry(j, j);
     const double residual = target - array(kTiltMu)[k];
     array(kTiltResidual)[k] = residual;
     square += residual * residual;

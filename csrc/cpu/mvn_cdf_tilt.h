@@ -10,8 +10,10 @@ namespace mvnrob {
 
 class Tilt {
  public:
-  // The saddle point, or the tilt that is given for every pivot.
-  void find(const Factor& factor, const double* given = nullptr);
+  // The saddle point, or the tilt that is given for every pivot; `multipliers` of the variables at
+  // the nearest point, where that made the factor's pivots.
+  void find(const Factor& factor, const double* given = nullptr,
+            const std::vector<double>* multipliers = nullptr);
 
   const double* of_pivots() const { return arrays_.data(); }
   const plan::FoundTilt& found() const { return found_; }
@@ -19,7 +21,6 @@ class Tilt {
  private:
   friend class plan::TiltSearch<Tilt>;
   friend class plan::TiltNewton<Tilt>;
-  void start(const Factor& factor);
   const plan::FoundTilt& forward();
   double backward();  // the residual's norm
 
@@ -27,8 +28,6 @@ class Tilt {
 
   int pivots() const { return int(pivots_); }
   double* array(int which) { return arrays_.data() + which * pivots_; }
-  // Of the row that bounds a pivot on this side at the present y.
-  int row(int side, int64_t j) const { return rows_[side][j]; }
   double entry(int64_t i, int64_t l) const { return factor_->entry(i, l); }
   template <class F>
   void each(const F& f) const {
@@ -44,8 +43,6 @@ class Tilt {
   const Factor* factor_ = nullptr;
   int64_t pivots_ = 0;
   std::vector<double> arrays_, y_;
-  std::vector<int32_t> rows_[2];
-  std::vector<std::vector<int64_t>> groups_;
   plan::FoundTilt found_;
 };
 

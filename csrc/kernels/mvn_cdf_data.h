@@ -140,10 +140,23 @@ struct RowState {
   plan::FactorFacts facts;
   int32_t live;      // rows of the factor with variance left, pivots excepted
   int32_t trailing;  // columns that a grid has subtracted (mvn_cdf_trailing.h)
+  bool restarts;     // the factor begins anew
   bool rectangular;
   bool merged;  // some variables are, into others
   Program program;
 };
+
+// Of the variance of a row of the factor, before any pivot.
+MVNROB_DEVICE double first_error(const MvnCdfArgs& a, const RowState& s) {
+  return a.is_factor() ? plan::first_factor_error(s.facts.entry_error)
+                       : plan::first_variance_error(s.facts.entry_error);
+}
+
+// The tilt that is given for the row's pivots, or null.
+MVNROB_DEVICE const double* given_tilt(const MvnCdfArgs& a, int64_t row) {
+  const double* given = a.tilt ? a.tilt + row * a.n_order : nullptr;
+  return given && given[0] == given[0] ? given : nullptr;
+}
 
 // The matrix is indefinite. One of float64 that was computed in float32 is so by float32 rounding:
 // it is judged again as a float32 matrix.
@@ -206,6 +219,10 @@ class RowMemory {
   MVNROB_DEVICE double* event_share() const { return at<double>(layout_.event_share); }
   // of each pivot, then what finding it needs; see mvn_cdf_tilt.h
   MVNROB_DEVICE double* tilt() const { return at<double>(layout_.tilt); }
+  // behind it, of each of so many variables of the input: see mvn_cdf_nearest.h
+  MVNROB_DEVICE double* multipliers(int32_t variables) const {
+    return tilt() + int64_t(plan::kTiltArrays) * variables;
+  }
   // Where a factor of the covariance is given: [pivots][factor_columns]; of each row the variance
   // from which the present one was subtracted; and a number for each pivot or column
   MVNROB_DEVICE double* directions() const { return at<double>(layout_.directions); }

@@ -52,9 +52,10 @@ class FactorKernel {
       const int target = s_.plan.target;
       const int left = live < target - pivots ? live : target - pivots;
       trailing_.advance(pivots, left);
+      const bool weighed = sizeof(scalar_t) == 8 && s_.plan.order == plan::PivotOrder::nearest;
       if constexpr (kStretches) {
         StretchMaker<scalar_t, Team> maker(a_, row_, team_, s_, size_, trailing_.subtracted());
-        if (maker.fits(pivots)) {
+        if (!weighed && maker.fits(pivots)) {
           const Stretch made = maker.make(pivots, left);
           failure = made.failure;
           pivots += made.columns;
@@ -67,7 +68,13 @@ class FactorKernel {
       }
       const int64_t wanted = a_.order ? a_.order[row_ * a_.n_order + pivots] : -1;
       if (wanted < -1) break;
-      const int chosen = wanted >= 0 ? find(anew(pivots), wanted) : choose(anew(pivots));
+      int chosen = -1;
+      if (wanted >= 0) {
+        chosen = find(anew(pivots), wanted);
+      } else {
+        if (weighed) chosen = choose_by_multiplier(anew(pivots));
+        if (chosen < 0) chosen = choose(anew(pivots));
+      }
       if (chosen < 0) {  // forced, but it has no variance left
         failure = Status::nan;
         break;
@@ -117,9 +124,14 @@ class FactorKernel {
   MVNROB_DEVICE int thread() const { return anew(team_.thread()); }
 
   MVNROB_DEVICE void settle(Status failure) {
+    if (failure != Status::converged && s_.plan.order == plan::PivotOrder::nearest) {
+      s_.plan.step = plan::nearest_failed(s_.plan);
+      s_.restarts = true;
+      return;
+    }
     if (failure == Status::converged) {
       s_.plan.step = plan::factored(s_.plan, a_.options, s_.facts);
-      if (a_.order) {
+      if (a_.order && !(s_.plan.step == plan::Step::nearest && is_free())) {
         s_.plan.step = plan::Step::sample;
         s_.plan.next = a_.forced_points;
       }
@@ -130,6 +142,9 @@ class FactorKernel {
     else
       s_.plan.step = plan::failed(s_.plan, failure);
   }
+
+  // Whether a forced plan leaves it open which variables are the pivots.
+  MVNROB_DEVICE bool is_free() const { return !a_.names_pivots(row_) && !given_tilt(a_, row_); }
 
   // The row of the variable least likely to hold, of equals the first in the input.
   MVNROB_DEVICE_FN int choose(int begin) const {
@@ -162,6 +177,31 @@ class FactorKernel {
         if (goes_before(candidate, best)) best = candidate;
       }
     }
+  }
+
+  // The live row of the largest multiplier (mvn_cdf_nearest.h), then the least likely one that is
+  // not thin, of equals the first in the input; -1 where there is neither.
+  MVNROB_DEVICE_FN int choose_by_multiplier(int begin) const {
+    const double* multipliers = m_.multipliers(a_.n);
+    Placed best{{HUGE_VAL, INT_MAX}, -1};
+    MVNROB_ROLLED
+    for (int heavy = 1; heavy >= 0; --heavy) {
+      MVNROB_ROLLED
+      for (int i = begin + thread(); i < size_; i += team_.size()) {
+        if (m_.group()[i] >= 0) continue;
+        const int32_t variable = m_.variable()[i];
+        double key = -::fabs(multipliers[variable]);
+        if (heavy ? key == 0 : !(m_.variance()[i] > plan::kThin)) continue;
+        if (!heavy)
+          key = plan::priority(m_.upper()[i], m_.lower()[i], m_.mean()[i], m_.variance()[i],
+                               s_.rectangular);
+        const Placed candidate{{key, variable}, i};
+        if (goes_before(candidate, best)) best = candidate;
+      }
+      best = team_.first(best);
+      if (best.place >= 0) break;
+    }
+    return best.place;
   }
 
   // The row of the variable that the forced order names; -1 when it has left.

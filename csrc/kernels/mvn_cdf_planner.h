@@ -3,6 +3,7 @@
 // grid. What takes a number of operations for each variable only is done by one block of a grid.
 #pragma once
 #include "kernels/mvn_cdf_factor.h"
+#include "kernels/mvn_cdf_nearest.h"
 #include "kernels/mvn_cdf_one_factor.h"
 #include "kernels/mvn_cdf_pack.h"
 #include "kernels/mvn_cdf_screen.h"
@@ -58,8 +59,11 @@ class RowPlanner {
           by_one_block([&](const Block<threads>& block) {
             keep_rest<scalar_t, threads>(a_, row_, block, s_);
           });
+        if (kTilts && s_.restarts) begin_factor_anew();
         if (is_for_the_grid()) break;
         factor();
+      } else if (kTilts && step == Step::nearest) {
+        find_nearest_point();
       } else if (step == Step::rank_one) {
         bound_one_pivot();
       } else {
@@ -71,6 +75,7 @@ class RowPlanner {
 
  private:
   using Step = plan::Step;
+  static constexpr bool kTilts = sizeof(scalar_t) == 8;  // samples: only float64 ones
 
   // The others wait: until all have read what decides that it works, which it may write, and until
   // it has.
@@ -114,9 +119,43 @@ class RowPlanner {
       start_union<scalar_t>(a_, row_, team_, s_);
     else
       Packer<scalar_t, Team>(a_, row_, team_, s_).pack();
-    if constexpr (sizeof(scalar_t) == 8) {  // only float64 samples are tilted
+    if constexpr (kTilts) {
       if (s_.plan.tilted) tilt_row<scalar_t>(a_, row_, team_, s_);
     }
+  }
+
+  MVNROB_DEVICE void find_nearest_point() {
+    const RowMemory<scalar_t> m(a_, row_);
+    const plan::FoundNearest found =
+        find_nearest(NearestFinder<Team>(NearestMemory(a_, m, s_), team_));
+    if (team_.thread() == 0) {
+      s_.plan.step = plan::nearest_found(s_.plan, a_.options, found);
+      // Forced samples are taken whatever they will say.
+      if (a_.order) s_.plan.step = Step::factor, s_.plan.order = plan::PivotOrder::nearest;
+      s_.restarts = s_.plan.step == Step::factor;
+    }
+    team_.sync();
+  }
+
+  MVNROB_DEVICE_FN void begin_factor_anew() {
+    const RowMemory<scalar_t> m(a_, row_);
+    const double error = first_error(a_, s_);
+    for (int i = anew(team_.thread()); i < s_.facts.variables; i += team_.size()) {
+      m.group()[i] = -1;
+      m.variance()[i] = 1;
+      m.mean()[i] = 0;
+      m.variance_error()[i] = error;
+      if (a_.is_factor()) m.reference()[i] = 1;
+    }
+    team_.sync();  // all have read what one changes now
+    if (team_.thread() == 0) {
+      s_.live = s_.facts.variables;
+      s_.facts.pivots = 0;
+      s_.facts.exhausted = false;
+      s_.facts.neglected = s_.plan.merged;
+      s_.restarts = false;
+    }
+    team_.sync();
   }
 
   // Every row is a multiple of the one pivot: the probability of an interval.

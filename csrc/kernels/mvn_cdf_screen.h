@@ -133,8 +133,7 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
     m.lower()[k] = v.lower;
     m.variance()[k] = 1;
     m.mean()[k] = 0;
-    m.variance_error()[k] = a.is_factor() ? plan::first_factor_error(entry_error)
-                                          : plan::first_variance_error(entry_error);
+    m.variance_error()[k] = first_error(a, s);
     if (a.is_factor()) m.reference()[k] = 1;
   }
   facts = block.any_bits(facts);
@@ -143,6 +142,7 @@ MVNROB_DEVICE_FN void screen_row(const MvnCdfArgs& a, int64_t row, const Block<t
   if (block.thread() == 0) {
     s.rectangular = (facts & plan::kRectangular) != 0;
     s.live = kept;
+    s.restarts = false;
     s.facts.variables = kept;
     s.facts.pivots = 0;
     s.facts.exhausted = false;

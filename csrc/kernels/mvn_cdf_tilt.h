@@ -31,19 +31,19 @@ class TiltMemory {
         factor_(m.factor()),
         lower_(m.lower()),
         upper_(m.upper()),
-        group_(m.group()) {}
+        variable_(m.variable()) {}
 
   MVNROB_DEVICE double* tilt() const { return tilt_; }
   MVNROB_DEVICE double* scratch() const { return scratch_; }
   MVNROB_DEVICE const double* factor() const { return factor_; }
   MVNROB_DEVICE const double* lower() const { return lower_; }
   MVNROB_DEVICE const double* upper() const { return upper_; }
-  MVNROB_DEVICE const int32_t* group() const { return group_; }
+  MVNROB_DEVICE const int32_t* variable() const { return variable_; }
 
  private:
   double *tilt_, *scratch_;
   const double *factor_, *lower_, *upper_;
-  const int32_t* group_;
+  const int32_t* variable_;
 };
 
 // Memory: RowMemory or TiltMemory.
@@ -55,13 +55,11 @@ class TiltFinder {
         team_(team),
         size_(s.facts.variables),
         pivots_(s.facts.pivots),
-        grouped_(size_ - s.live > pivots_),
-        merged_(s.plan.merged > 0) {}
+        moves_(size_ > pivots_ || s.plan.merged > 0) {}
 
   MVNROB_DEVICE int pivots() const { return pivots_; }
-  // Of one number for each variable, in the memory of the tilt, and behind them those of rows.
+  // Of one number for each variable.
   MVNROB_DEVICE double* array(int which) const { return m_.tilt() + int64_t(which) * size_; }
-  MVNROB_DEVICE int row(int side, int j) const { return rows(side)[j]; }
   MVNROB_DEVICE double entry(int i, int l) const { return m_.factor()[int64_t(l) * size_ + i]; }
 
   template <class F>
@@ -79,49 +77,41 @@ class TiltFinder {
     return block.sum(total);
   }
 
-  // psi at the present mu; slopes, limits and active rows of every pivot.
+  // The tilt from which the search starts: one that is given for every pivot, or that of each
+  // variable's multiplier at the nearest point.
+  MVNROB_DEVICE void start(const double* given, const double* multipliers) const {
+    each([&](int k) {
+      double mu = given ? given[k] : 0.0;
+      if (multipliers) {
+        MVNROB_ROLLED
+        for (int j = k + 1; j < pivots_; ++j) mu -= multipliers[m_.variable()[j]] * entry(j, k);
+      }
+      array(plan::kTiltMu)[k] = mu;
+    });
+  }
+
+  // psi at the present mu; slopes and limits of every pivot.
   MVNROB_DEVICE_FN plan::FoundTilt forward() const {
-    double* sums = m_.scratch();  // of each row, over the y's known
-    for (int i = team_.thread(); i < size_; i += team_.size()) sums[i] = 0;
-    team_.sync();
+    double* sums = m_.scratch();  // of each pivot's row, over the y's known
+    each([&](int i) { sums[i] = 0; });
     plan::FoundTilt found;
     for (int j = 0; j < pivots_; ++j) {
-      Indexed upper{HUGE_VAL, j}, lower{HUGE_VAL, j};  // of the lower bounds: their negatives
-      const auto bound = [&](int i) {
-        const plan::Bounds b =
-            plan::bounds_on_pivot(m_.lower()[i] - sums[i], m_.upper()[i] - sums[i], entry(i, j));
-        if (b.upper < upper.key) upper = {b.upper, i};
-        if (-b.lower < lower.key) lower = {-b.lower, i};
-      };
-      bound(j);
-      if (grouped_) {
-        for (int i = pivots_ + team_.thread(); i < size_; i += team_.size())
-          if (m_.group()[i] == j) bound(i);
-        upper = team_.first(upper);
-        lower = team_.first(lower);
-      }
-      const double mu = array(plan::kTiltMu)[j];
-      const double below = -lower.key - mu, above = upper.key - mu;
+      const double mu = array(plan::kTiltMu)[j], pivot = entry(j, j);
+      const double below = (m_.lower()[j] - sums[j]) / pivot - mu;
+      const double above = (m_.upper()[j] - sums[j]) / pivot - mu;
       double by_rounding;
       const plan::IntervalSlopes s = slopes_of_pivot(below, above, by_rounding);
       const double y = mu + plan::mean_from(s);
       found.log_unit += ::fma(mu, 0.5 * mu - y, s.log_mass);
       found.by_rounding += by_rounding;
-      if (grouped_ || merged_)
-        found.by_groups += (!merged_ && upper.index == j && lower.index == j)
-                               ? 0.0
-                               : s.by_upper / ::fabs(entry(upper.index, j)) -
-                                     s.by_lower / ::fabs(entry(lower.index, j));
+      if (moves_) found.by_groups += (s.by_upper - s.by_lower) / pivot;
       if (team_.thread() == 0) {
         array(plan::kTiltUpperSlope)[j] = s.by_upper;
         array(plan::kTiltLowerSlope)[j] = s.by_lower;
         array(plan::kTiltUpperLimit)[j] = above;
         array(plan::kTiltLowerLimit)[j] = below;
-        rows(0)[j] = upper.index;
-        rows(1)[j] = lower.index;
       }
-      // A grouped row's entries end with its pivot; further ones are not used.
-      for (int i = j + 1 + team_.thread(); i < size_; i += team_.size())
+      for (int i = j + 1 + team_.thread(); i < pivots_; i += team_.size())
         sums[i] = ::fma(entry(i, j), y, sums[i]);
       team_.sync();
     }
@@ -132,20 +122,15 @@ class TiltFinder {
   MVNROB_DEVICE_FN double backward() const {
     each([&](int k) {
       double target = 0;
-      for (int j = k + 1; j < pivots_; ++j) {
-        target -= array(plan::kTiltUpperSlope)[j] * entry(row(0, j), k) / entry(row(0, j), j);
-        target -= array(plan::kTiltLowerSlope)[j] * entry(row(1, j), k) / entry(row(1, j), j);
-      }
+      for (int j = k + 1; j < pivots_; ++j)
+        target -= (array(plan::kTiltUpperSlope)[j] + array(plan::kTiltLowerSlope)[j]) *
+                  entry(j, k) / entry(j, j);
       array(plan::kTiltResidual)[k] = target - array(plan::kTiltMu)[k];
     });
-    const auto& block = team_.block();
-    double square = 0;
-    MVNROB_ROLLED
-    for (int k = block.thread(); k < pivots_; k += block.size()) {
+    return ::sqrt(sum([&](int k) {
       const double residual = array(plan::kTiltResidual)[k];
-      square = ::fma(residual, residual, square);
-    }
-    return ::sqrt(block.sum(square));
+      return residual * residual;
+    }));
   }
 
   MVNROB_DEVICE int newton_direction() const {
@@ -153,40 +138,40 @@ class TiltFinder {
   }
 
  private:
-  MVNROB_DEVICE int32_t* rows(int side) const {
-    return reinterpret_cast<int32_t*>(array(plan::kTiltArrays)) + int64_t(side) * size_;
-  }
-
   const Memory m_;
   // A copy where all are: by reference the kernel's own would have to be in memory.
   std::conditional_t<std::is_same_v<Memory, TiltMemory>, const Team, const Team&> team_;
   const int size_, pivots_;
-  const bool grouped_, merged_;
+  const bool moves_;
 };
 
 template <class Tilt>
-MVNROB_DEVICE plan::FoundTilt find_tilt(const Tilt& tilt, const double* given) {
-  return plan::TiltSearch<const Tilt>(tilt).run(given);
+MVNROB_DEVICE plan::FoundTilt find_tilt(const Tilt& tilt, const double* given,
+                                        const double* multipliers) {
+  tilt.start(given, multipliers);
+  return plan::TiltSearch<const Tilt>(tilt).run(given != nullptr);
 }
 
 // Apart from a kernel that has no registers to spare.
 template <class Team>
 MVNROB_DEVICE_ONCE plan::FoundTilt find_tilt_apart(const TiltFinder<TiltMemory, Team> tilt,
-                                                   const double* given) {
-  return find_tilt(tilt, given);
+                                                   const double* given, const double* multipliers) {
+  return find_tilt(tilt, given, multipliers);
 }
 
 // The saddle point, unless a tilt is given. A barrier.
 template <class scalar_t, class Team>
 MVNROB_DEVICE void tilt_row(const MvnCdfArgs& a, int64_t row, const Team& team, RowState& s) {
-  const double* given = a.tilt ? a.tilt + row * a.n_order : nullptr;
-  if (given && given[0] != given[0]) given = nullptr;
+  const double* given = given_tilt(a, row);
   const RowMemory<scalar_t> m(a, row);
+  const double* multipliers =
+      s.plan.order == plan::PivotOrder::nearest ? m.multipliers(a.n) : nullptr;
   plan::FoundTilt found;
   if constexpr (!Team::kIsGrid && Team::kThreads == kGrowThreads)
-    found = find_tilt_apart(TiltFinder<TiltMemory, Team>(TiltMemory(m), s, team), given);
+    found =
+        find_tilt_apart(TiltFinder<TiltMemory, Team>(TiltMemory(m), s, team), given, multipliers);
   else
-    found = find_tilt(TiltFinder<RowMemory<scalar_t>, Team>(m, s, team), given);
+    found = find_tilt(TiltFinder<RowMemory<scalar_t>, Team>(m, s, team), given, multipliers);
   if (team.thread() == 0) plan::tilt_found(s.plan, found);
   team.sync();
 }

@@ -60,6 +60,10 @@ MVNROB_HD T priority(T upper, T lower, T mean, T variance, bool rectangular) {
   return rectangular ? interval_probability<T>((lower - mean) * scale, b) : b;
 }
 
+// Beside pivots that hold the nearest point (plan/nearest_point.h) a row of less variance than this
+// is taken last: it is nearly decided by them, and bounds a pivot of its own by a wall.
+constexpr double kThin = 1e-6;
+
 // What a row with no variance left says of its pivot: limits divided by its coefficient there,
 // which exchanges them when it is negative.
 struct Bounds {

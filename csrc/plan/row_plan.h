@@ -10,6 +10,7 @@
 #include "plan/confidence.h"
 #include "plan/estimate.h"
 #include "plan/exact_part.h"
+#include "plan/nearest_point.h"
 #include "plan/options.h"
 #include "plan/ordering.h"
 #include "plan/screening.h"
@@ -26,10 +27,15 @@ enum class Step : int32_t {
   closed_form,  // few variables: integrate exactly, then closed()
   one_factor,   // exact independent blocks: closed(), separated() or without_blocks()
   factor,       // advance the factor to `target` pivots, then factored()
+  nearest,      // find the point nearest to zero that its rows allow, then nearest_found()
   rank_one,     // one pivot bounds everything: an interval, then ranked()
   sample,       // extend to `next` points of each shift, of the union if it unites; then looked()
   done,
 };
+
+// In which order variables become the factor's pivots: the least likely next, or those first that
+// hold the nearest point (plan/nearest_point.h), or the former because the latter did not do.
+enum class PivotOrder : int32_t { likely, nearest, likely_again };
 
 // Which of the independent blocks that the variables kept fall apart into are exact.
 enum class ExactBlocks { none, some, all };
@@ -60,8 +66,9 @@ struct RowPlan {
   int32_t rank = INT32_MAX;      // of the covariance, at most
   int32_t pivots = 0;            // of the present factor
   bool unites = false;           // samples the union of the events that a variable fails
-  bool tilted = false;           // samples are tilted, their weights in units of exp(log_unit)
-  bool only_samples = false;     // closed forms have not the digits that are asked for
+  PivotOrder order = PivotOrder::likely;
+  bool tilted = false;        // samples are tilted, their weights in units of exp(log_unit)
+  bool only_samples = false;  // closed forms have not the digits that are asked for
   double log_unit = 0;
   bool has_saddle = false;                   // otherwise "tilted" samples are plain ones
   double by_rounding = 0, by_groups = 0;     // FoundTilt
@@ -410,6 +417,7 @@ MVNROB_HD bool looks_for_blocks(const RowPlan& plan, const RowOptions& options, 
 // plan.dropped, mass, largest and kept are known.
 MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
   plan.points = 0;
+  plan.order = PivotOrder::likely;
   plan.rest = plan.kept;
   plan.exact = ExactPart{};
   if (plan.kept == 0) {
@@ -426,10 +434,32 @@ MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
                                detail::tolerance(options, detail::guess_of_min(plan)));
 }
 
+// Whether tilted samples want other pivots: more rows than these bound them (plan/tilt.h).
+MVNROB_HD bool wants_nearest(const RowPlan& plan, const FactorFacts& facts) {
+  return plan.tilted && plan.order == PivotOrder::likely && facts.exhausted &&
+         facts.variables > facts.pivots;
+}
+
+// The rows that hold the nearest point are to be the pivots: the factor begins anew, or all is
+// said.
+MVNROB_HD_FN Step nearest_found(RowPlan& plan, const RowOptions& options,
+                                const FoundNearest& found) {
+  if (found.is_empty()) return closed(plan, options, 0, 1, 0, -HUGE_VAL, HUGE_VAL, 0);
+  plan.order = PivotOrder::nearest;
+  return Step::factor;
+}
+
+// Of those pivots rounding leaves no factor: it begins anew with the others.
+MVNROB_HD Step nearest_failed(RowPlan& plan) {
+  plan.order = PivotOrder::likely_again;
+  return Step::factor;
+}
+
 MVNROB_HD_FN Step factored(RowPlan& plan, const RowOptions& options, const FactorFacts& facts) {
   plan.pivots = facts.pivots;
   plan.points = 0;
   if (facts.exhausted && facts.pivots == 1 && !plan.unites) return Step::rank_one;
+  if (wants_nearest(plan, facts)) return Step::nearest;
   return detail::sample_to(plan, options, kPilot);
 }
 
@@ -518,9 +548,11 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
   if (e.value > 0 && e.value < HUGE_VAL && e.error < HUGE_VAL) {
     detail::keep(plan, e, plan.log_unit);
   } else {  // nothing new is known
-    e.value = 0;
-    e.error = plan.plain_high;
+    const bool known = plan.plain_low > 0;
+    e.value = known ? 0.5 * (plan.plain_low + plan.plain_high) : 0.0;
+    e.error = plan.plain_high - e.value;
     detail::keep(plan, e, 0);
+    e.value = 0;
   }
   if (plan.dropped > 0 && (whole_unit == 0 || detail::screens_too_much(plan)))
     return detail::screen_less(plan);

@@ -6,6 +6,11 @@
 // y_j = mu_j + E[Z | l_j - mu_j < Z < u_j - mu_j] with the limits at the y before; backward,
 // mu_k = sum_j d ln(Phi(u_j - mu_j) - Phi(l_j - mu_j)) / d y_k. Any mu is unbiased; a good one
 // makes the weights nearly equal, and exp(psi) there is of their size, so it serves as their unit.
+//
+// Of a singular covariance more rows than its own bound a pivot, and psi has kinks, where as a rule
+// its saddle point lies. The search leaves the other rows out: psi is smooth then, and an upper
+// bound on what the weights are. For that the pivots have to be the rows that matter, those that
+// hold the nearest point of the box (plan/nearest_point.h), where the search starts.
 #pragma once
 #include <cmath>
 
@@ -29,8 +34,7 @@ enum TiltArray {
   kTiltLeft,
   kTiltConjugate,
   kTiltProduct,
-  kTiltByUpper,
-  kTiltByLower,
+  kTiltBy,
   kTiltArrays,
 };
 
@@ -46,21 +50,11 @@ struct IntervalSlopes {
   }
 };
 
-// The second derivatives of ln P by the limits, and the variance of Z.
-struct IntervalCurvature {
-  double upper, mixed, lower;
-  double variance;
-
-  // Of the mean of Z, by the limits; negative.
-  MVNROB_HD double by_upper() const { return upper + mixed; }
-  MVNROB_HD double by_lower() const { return mixed + lower; }
-};
-
 // What the search has found.
 struct FoundTilt {
   double log_unit = 0;  // psi at the saddle point; without one kPlainLogUnit
-  // Of ln p: by the limits' rounding, and by moving the limits of pivots that bound other rows, or
-  // that multiples were merged into, which may be any.
+  // Of ln p: by the limits' rounding, and by moving those of all rows, where some were taken as
+  // bounding a pivot that they only nearly do.
   double by_rounding = 0, by_groups = 0;
   bool tilts = false;  // there is a saddle point, or the tilt was given
 };
@@ -72,7 +66,7 @@ constexpr double kPlainLogUnit = -340;
 // Residual up to which mu is taken for the saddle point, where psi cannot be positive (mu = 0 gives
 // the logarithm of a product of probabilities). Otherwise samples stay plain: weights far from each
 // other would know nothing of what they miss.
-constexpr double kTiltAccepted = 0.1;
+constexpr double kTiltAccepted = 0.3;
 MVNROB_HD bool is_saddle(double residual, double log_unit) {
   return residual <= kTiltAccepted && log_unit <= 0 && log_unit > -1e300;
 }
@@ -90,24 +84,20 @@ MVNROB_HD_FN IntervalSlopes interval_slopes(double lower, double upper) {
 // Beyond it in one tail differences of ln P's slopes are rounding, and its series is exact enough.
 constexpr double kFarOut = 50;
 
-MVNROB_HD_FN IntervalCurvature interval_curvature(double lower, double upper,
-                                                  const IntervalSlopes& s) {
-  IntervalCurvature c{0, -s.by_upper * s.by_lower, 0, 1};
-  if (s.by_upper != 0) c.upper = -s.by_upper * (upper + s.by_upper);
-  if (s.by_lower != 0) c.lower = -s.by_lower * (lower + s.by_lower);
+// The variance of Z; moving both limits moves its mean by one minus that.
+MVNROB_HD_FN double interval_variance(double lower, double upper, const IntervalSlopes& s) {
   const double out = s.by_lower == 0 ? -upper : s.by_upper == 0 ? lower : 0.0;
   if (out > kFarOut) {
     const double square = 1 / (out * out);
-    c.variance = square * (1 - square * (6 - 50 * square));
-    (s.by_lower == 0 ? c.upper : c.lower) = c.variance - 1;
-    return c;
+    return square * (1 - square * (6 - 50 * square));
   }
-  c.variance = 1 + c.upper + 2 * c.mixed + c.lower;
-  // Of a narrow interval that is rounding; it is not more than that of a uniform variable.
+  // Of a narrow interval the sum is rounding; it is not more than that of a uniform variable.
   const double width = upper - lower;
-  if (width < 0.1) c.variance = width * width / 12;
-  c.variance = math::max(c.variance, 1e-30);
-  return c;
+  if (width < 0.1) return math::max(width * width / 12, 1e-30);
+  double variance = 1 - 2 * s.by_upper * s.by_lower;
+  if (s.by_upper != 0) variance -= s.by_upper * (upper + s.by_upper);
+  if (s.by_lower != 0) variance -= s.by_lower * (lower + s.by_lower);
+  return math::max(variance, 1e-30);
 }
 
 // Mean of Z in [lower, upper].

@@ -5,8 +5,8 @@
 // Newton: Nocedal and Wright (2006), Numerical Optimization, 7.1). A step moves mu, and y follows
 // within its limits.
 //
-// `Vectors` are a backend's: pivots(), array(TiltArray), row(side, j) and entry(i, l) of the
-// factor; each(f) does f(k) for every pivot, which everyone sees then, and sum(f) adds f(k) up.
+// `Vectors` are a backend's: pivots(), array(TiltArray) and entry(i, l) of the factor; each(f) does
+// f(k) for every pivot, which everyone sees then, and sum(f) adds f(k) up.
 #pragma once
 #include "math/config.h"
 #include "plan/tilt.h"
@@ -27,7 +27,7 @@ class TiltNewton {
 
   // dy in kTiltStep and how mu moves with it in kTiltDirection; the number of products.
   MVNROB_HD int solve() const {
-    v_.each([&](int k) { v_.array(kTiltByUpper)[k] = 1 / curvature(k).variance - 1; });
+    v_.each([&](int k) { v_.array(kTiltBy)[k] = 1 / variance(k) - 1; });
     v_.each([&](int k) {
       const double left = v_.array(kTiltResidual)[k], diagonal = diagonal_of(k);
       v_.array(kTiltDiagonal)[k] = diagonal;
@@ -67,20 +67,18 @@ class TiltNewton {
     });
   }
 
-  MVNROB_HD IntervalCurvature curvature(int j) const {
-    return interval_curvature(v_.array(kTiltLowerLimit)[j], v_.array(kTiltUpperLimit)[j],
-                              {0, v_.array(kTiltUpperSlope)[j], v_.array(kTiltLowerSlope)[j]});
+  MVNROB_HD double variance(int j) const {
+    return interval_variance(v_.array(kTiltLowerLimit)[j], v_.array(kTiltUpperLimit)[j],
+                             {0, v_.array(kTiltUpperSlope)[j], v_.array(kTiltLowerSlope)[j]});
   }
 
-  // Of -H, where a pivot has one limit; else the steeper one stands for both.
+  // Of -H.
   MVNROB_HD double diagonal_of(int k) const {
-    double total = 1 + v_.array(kTiltByUpper)[k];
+    double total = 1 + v_.array(kTiltBy)[k];
     MVNROB_ROLLED
     for (int j = k + 1; j < v_.pivots(); ++j) {
-      const int side = v_.array(kTiltUpperSlope)[j] < -v_.array(kTiltLowerSlope)[j];
-      const int row = v_.row(side, j);
-      const double moves = v_.entry(row, k) / v_.entry(row, j);
-      total = ::fma(moves * moves, v_.array(kTiltByUpper)[j], total);
+      const double moves = v_.entry(j, k) / v_.entry(j, j);
+      total = ::fma(moves * moves, v_.array(kTiltBy)[j], total);
     }
     return total;
   }
@@ -88,33 +86,20 @@ class TiltNewton {
   // -H times a vector, in kTiltProduct; in kTiltDirection how mu moves along it.
   MVNROB_HD void multiply(TiltArray in) const {
     v_.each([&](int j) {
-      double moved[2] = {0, 0}, pivot[2] = {1, 1};
-      for (int side = 0; side < 2; ++side) {
-        if (v_.array(side == 0 ? kTiltUpperSlope : kTiltLowerSlope)[j] == 0) continue;
-        const int row = v_.row(side, j);
-        double sum = 0;
-        MVNROB_ROLLED
-        for (int l = 0; l < j; ++l) sum = ::fma(v_.entry(row, l), v_.array(in)[l], sum);
-        pivot[side] = v_.entry(row, j);
-        moved[side] = -sum / pivot[side];
-      }
-      const IntervalCurvature c = curvature(j);
-      const double mean = ::fma(c.by_upper(), moved[0], c.by_lower() * moved[1]);
-      const double move = (v_.array(in)[j] + mean) / c.variance;
-      const double of_upper = ::fma(c.upper, moved[0], c.mixed * moved[1]);
-      const double of_lower = ::fma(c.mixed, moved[0], c.lower * moved[1]);
+      double sum = 0;
+      MVNROB_ROLLED
+      for (int l = 0; l < j; ++l) sum = ::fma(v_.entry(j, l), v_.array(in)[l], sum);
+      const double pivot = v_.entry(j, j), moved = -sum / pivot;  // the limits
+      const double own = variance(j), others = 1 - own;
+      const double move = ::fma(-others, moved, v_.array(in)[j]) / own;
       v_.array(kTiltDirection)[j] = move;
-      v_.array(kTiltByUpper)[j] = ::fma(-c.by_upper(), move, of_upper) / pivot[0];
-      v_.array(kTiltByLower)[j] = ::fma(-c.by_lower(), move, of_lower) / pivot[1];
+      v_.array(kTiltBy)[j] = others * (move - moved) / pivot;
     });
     v_.each([&](int k) {
       double total = v_.array(kTiltDirection)[k];
       MVNROB_ROLLED
-      for (int j = k + 1; j < v_.pivots(); ++j) {
-        const double by_upper = v_.array(kTiltByUpper)[j], by_lower = v_.array(kTiltByLower)[j];
-        if (by_upper != 0) total = ::fma(by_upper, v_.entry(v_.row(0, j), k), total);
-        if (by_lower != 0) total = ::fma(by_lower, v_.entry(v_.row(1, j), k), total);
-      }
+      for (int j = k + 1; j < v_.pivots(); ++j)
+        total = ::fma(v_.array(kTiltBy)[j], v_.entry(j, k), total);
       v_.array(kTiltProduct)[k] = total;
     });
   }

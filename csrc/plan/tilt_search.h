@@ -31,14 +31,12 @@ class TiltSearch {
  public:
   MVNROB_HD explicit TiltSearch(Tilt& tilt) : t_(tilt) {}
 
-  // Leaves the saddle point in mu, or the tilt that is given, or zero where none was found.
-  MVNROB_HD_FN FoundTilt run(const double* given) {
-    t_.each([&](int k) {
-      mu(k) = given ? given[k] : 0.0;
-      best(k) = direction(k) = 0;
-    });
+  // From the mu that is there: leaves the saddle point in it, or what is there if that is `given`,
+  // or zero where none was found.
+  MVNROB_HD_FN FoundTilt run(bool given) {
+    t_.each([&](int k) { best(k) = mu(k), direction(k) = 0; });
     double residual = 0;
-    FoundTilt found = search(given != nullptr, residual);
+    FoundTilt found = search(given, residual);
     found.tilts = given || is_saddle(residual, found.log_unit);
     if (found.tilts) return found;
     t_.each([&](int k) { mu(k) = 0; });
