@@ -89,3 +89,20 @@ def test_limits_that_contradict_each_other():
             assert r.status == Status.EXACT and r.n_points < 20_000
             assert r.prob == 0 and r.error == 0
             assert r.log_prob == -math.inf and r.log_error == math.inf
+
+
+def test_limits_that_all_but_meet():
+    """Rows whose mixture is zero: they leave a small simplex, or contradict each other by as little."""
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((16, 12, 5))
+    rows[:, 5] = -(rng.uniform(0.1, 1, (16, 1, 5)) @ rows[:, :5])[:, 0]
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    at = (rows @ rng.standard_normal((16, 5, 1)))[..., 0]
+    for margin in (-0.1, -0.01, 0.01, 0.1):
+        apart = np.where(np.arange(12) < 6, margin, rng.uniform(0.2, 2, (16, 12)))
+        upper = torch.from_numpy(at + apart)
+        r = mvn_log_cdf(upper, factor=torch.from_numpy(rows), rel_tol=1e-2, return_info=True)
+        if margin < 0:
+            assert (r.status == Status.EXACT).all() and (r.prob == 0).all() and (r.error == 0).all()
+        else:
+            assert (r.status != Status.EXACT).all() and (r.log_error < 0.5).sum() >= 12

@@ -38,7 +38,9 @@ constexpr int kNearestWork = 20000;         // products of the factor and a vect
 constexpr double kNearestGap = 1e-16;       // of the gaps at zero, squared
 constexpr double kNearestResidual = 1e-20;  // of the linear equations, squared
 constexpr double kCostRounding = 1e-13;
-constexpr double kFlat = 1e-14;  // curvature that is rounding
+// Curvature below which the cost is taken to fall until a row lets go; where none does it falls all
+// but without end, as far as rounding of this curvature lets it.
+constexpr double kFlat = 1e-14, kLeastBend = 1e-20;
 // Part of the largest multiplier below which another one is none.
 constexpr double kLeastMultiplier = 1e-9;
 
@@ -141,14 +143,13 @@ class NearestPoint {
     const double enough = kNearestResidual * size;
     int products = 0;
     for (; size > enough && products < 2 * r_.columns() + 8; ++products) {
-      const double bend = combine(kConjugate), flat = kFlat * square(kConjugate);
-      if (!(bend > flat)) {
-        // The cost falls along it until a row lets go, and where none does without end.
+      const double bend = combine(kConjugate), length = square(kConjugate);
+      if (!(bend > kFlat * length)) {
         const double turns = r_.max_rows([&](int i) {
           const double w = row(kMultiplier)[i], there = w + row(kStep)[i];
           return w == 0 ? 0.0 : there * w > 0 ? -row(kConjugate)[i] / there : HUGE_VAL;
         });
-        const double far = turns > 0 ? 1 / turns : size / flat;
+        const double far = turns > 0 ? 1 / turns : size / math::max(bend, kLeastBend * length);
         r_.each_row([&](int i) { row(kStep)[i] = ::fma(far, row(kConjugate)[i], row(kStep)[i]); });
         break;
       }
