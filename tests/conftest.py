@@ -18,6 +18,9 @@ def pytest_collection_finish(session):
     names = [m.__name__.rpartition(".")[2] for m in modules if hasattr(m, "compile_ahead")]
     if len(modules) < LONG_RUN or not names or session.config.option.collectonly:
         return
+    # Of processes that share the tests one: each collects all of them.
+    if getattr(session.config, "workerinput", {}).get("workerid", "gw0") != "gw0":
+        return
     # Of a group of its own, which ends with the run: compilers among it.
     compiling = subprocess.Popen(
         [sys.executable, COMPILER, *names],
