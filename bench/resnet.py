@@ -5,7 +5,6 @@ block in its 3 x 3 convolution, as torchvision has it: 25,557,032 parameters, 4.
 224 x 224.
 """
 
-import copy
 import math
 
 import torch
@@ -74,20 +73,6 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         return self.fc(self.features(x))
-
-
-class Bfloat16(nn.Module):
-    """A copy of a network that computes its features in bfloat16, and in float32 its logits, whose
-    differences are small beside them. (Under autocast convolutions have no forward mode.)"""
-
-    def __init__(self, model):
-        super().__init__()
-        self.net = copy.deepcopy(model).bfloat16()
-        self.net.fc.float()
-        self.eval()
-
-    def forward(self, x):
-        return self.net.fc(self.net.features(x.bfloat16()).float())
 
 
 def calibrate(model, x):

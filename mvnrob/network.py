@@ -128,6 +128,10 @@ def owning_module(model: Callable) -> nn.Module | None:
     return model if isinstance(model, nn.Module) else None
 
 
+def _has_half_weights(module: nn.Module | None) -> bool:
+    return module is not None and any(p.dtype in _HALF for p in module.parameters())
+
+
 class Network:
     """A classifier ``x [b, *shape] -> logits [b, C]``.
 
@@ -170,7 +174,8 @@ class Network:
         self.graph = 0
         #: most inputs in one pass since it was last set to 0
         self.largest_pass = 0
-        self._half_inside = dtype in _HALF
+        # also of a model that casts what it is given, and its logits back
+        self._half_inside = dtype in _HALF or _has_half_weights(module)
         self._single_inside = self.work_dtype == torch.float32
 
     def norms(self) -> BatchNorms:

@@ -135,10 +135,10 @@ def test_all_mixed_runs_come_before_the_bands(run, monkeypatch):
         return write(name, report, rows, out)
 
     monkeypatch.setattr(harness, "write", counted)
-    code, result = run("--levels", ".8,.9", "--precisions", "float32,bfloat16")
+    code, result = run("--levels", ".8,.9", "--precisions", "float32,float16")
     assert code == 0
     assert written[3] == [
-        ("mix", level, precision) for level in (0.9, 0.8) for precision in ("float32", "bfloat16")
+        ("mix", level, precision) for level in (0.9, 0.8) for precision in ("float32", "float16")
     ]
     assert written[4][-1] == ("band", 0.9, "float32")
     tables = [row["table"] for row in result["rows"]]
@@ -204,8 +204,8 @@ def test_trained_network_on_photographs(run, tmp_path):
     ("options", "text"),
     [
         (
-            ["--network", "efficientnet-lite0", "--precisions", "bfloat16"],
-            "must be float32 or tf32",
+            ["--precisions", "int8"],
+            "--precisions must be of float32, tf32, float16, bfloat16, got int8",
         ),
         (["--crops", "x.npz"], "--crops must come with --network efficientnet-lite0"),
         (["--network", "efficientnet-lite0", "--crops", "no.npz"], "--crops must be a file of"),

@@ -106,6 +106,8 @@ def group() -> None:
               "the same up to rounding, faster")  # fmt: skip
 @click.option("--channels-last", is_flag=True, help="lay convolutions out with the channels last: the same up "
               "to rounding, for tensor cores")  # fmt: skip
+@click.option("--dtype", type=click.Choice(("float16", "bfloat16")), help="what a float32 model computes in, all "
+              "but its last linear layer: another function, for GPUs")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="only the first so many examples")
 @click.option("--shard", help="i/k: every k-th chunk, from i = 0")
 @click.option("--seed", type=int, default=0, show_default=True)

@@ -57,7 +57,8 @@ def _checked(loaded: LoadedModel, x: Tensor, sigmas: tuple[float, ...], rewrite)
     before = _logits(network, x)
     model = rewrite(loaded.model, x[:1].clone())  # a model may work in place on it
     try:
-        after = _logits(Network("evaluate", model, loaded.preprocessing, x), x)
+        changed = Network("evaluate", model, loaded.preprocessing, x)
+        after = _logits(changed, x)
     except ValueError as error:  # Network's words for whatever the model raised
         raise Unfit(
             f"a model that fails with it ({first_line(error.__cause__ or error)})"
@@ -67,7 +68,7 @@ def _checked(loaded: LoadedModel, x: Tensor, sigmas: tuple[float, ...], rewrite)
         raise Unfit("a model without a finite logit at the first example")
     gap = torch.where(before == after, 0.0, (before - after).abs()).max()  # -inf: classes left out
     size = finite.max() - finite.min()
-    if not gap <= network.rounding() * size:
+    if not gap <= max(network.rounding(), changed.rounding()) * size:
         raise Unfit(f"a model whose logits it changes by {gap:.2g} of {size:.2g}")
     return model
 

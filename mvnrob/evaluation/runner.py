@@ -25,6 +25,7 @@ from ..network import Network, TooLarge, first_line
 from ..options import read_max_bytes
 from ..robustness import METHODS, robustness
 from .folding import fold_batch_norms
+from .half import DTYPES, in_half
 from .images import to_tensor
 from .layout import channels_last as with_channels_last
 from .manifest import FILE, Config, Manifest, OtherRun
@@ -69,6 +70,7 @@ def evaluate(
     preprocessing: Mapping[str, Any] | None = None,
     fold_batch_norm: bool = False,
     channels_last: bool = False,
+    dtype: str | None = None,
     limit: int | None = None,
     shard: str | None = None,
     seed: int = 0,
@@ -105,8 +107,12 @@ def evaluate(
             read elsewhere keep theirs. Needs a model that ``torch.fx`` can trace.
         channels_last: lay convolutions' weights, and with them what passes between layers, out with the
             channels last: the same function up to rounding. For GPUs whose tensor cores compute the
-            convolutions (TF32, bfloat16); on a CPU it gains little, with depthwise convolutions
+            convolutions (TF32, float16, bfloat16); on a CPU it gains little, with depthwise convolutions
             nothing.
+        dtype: ``"float16"`` or ``"bfloat16"``: what a float32 model computes in, all but its last linear
+            layer; another function, of other derivatives near the kinks of its ReLUs. float16 rounds as TF32
+            does, bfloat16 eight times as much; :func:`mvnrob.compare` sets such a run beside one in float32.
+            For GPUs: on a CPU float16 is slow.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
@@ -157,7 +163,11 @@ def evaluate(
             if not isinstance(flag, bool):
                 raise TypeError(f"evaluate: {name} must be a bool, got {type(flag).__name__}")
         sigmas = sigmas_of("evaluate", sigma)
+        if dtype is not None and not (isinstance(dtype, str) and dtype in DTYPES):
+            raise ValueError(f"evaluate: dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         rewrites = [fold_batch_norms] * fold_batch_norm + [with_channels_last] * channels_last
+        if dtype is not None:
+            rewrites.append(in_half(dtype))
         run = _Run(loaded, source, device_of(device, ranks.local), rewrites, sigmas)
         loaded = run.loaded
         config = run.configure(
