@@ -53,35 +53,84 @@ def test_all_layers_but_the_last(dtype):
     model, x = network(), torch.rand(2, 3, 8, 8)
     half = in_half(dtype)(load_model(model), x[:1]).model
     seen = []
-    for part in half.model:
+    for part in half:
         part.register_forward_hook(lambda _, args, out: seen.append((args[0].dtype, out.dtype)))
     leaf = x.clone().requires_grad_()
     half(leaf).sum().backward()
     assert seen == [(DTYPES[dtype],) * 2] * 6 + [(torch.float32,) * 2]
     assert leaf.grad.dtype == torch.float32
+    assert torch.equal(half[-1].weight, model[-1].weight)  # to the bit
     assert Network("test", half, None, x).rounding() > Network("test", model, None, x).rounding()
 
 
-class Unheaded(nn.Module):
-    def __init__(self):
+class Net(nn.Module):
+    def __init__(self, forward, prepare=None):
         super().__init__()
-        self.last = nn.Linear(192, 3)
+        self.first, self.middle, self.last = nn.Linear(192, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.given = forward
+        if prepare is not None:
+            prepare(self)
 
     def forward(self, x):
-        return self.last(x.flatten(1)).square()
+        return self.given(self, x.flatten(1))
 
 
-class Faint(nn.Module):
+def made_faint(net):
     """Gradients of 1e-8 and less, and numbers that half precision holds."""
+    for layer in (net.first, net.last):
+        layer.weight.data *= 1e-4
 
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(192, 8), nn.Linear(8, 3)
-        for layer in (self.first, self.last):
-            layer.weight.data *= 1e-4
 
-    def forward(self, x):
-        return self.last(input=self.first(x.flatten(1)))
+def Faint():
+    return Net(lambda net, x: net.last(input=net.first(x)), made_faint)
+
+
+@pytest.mark.parametrize("method", ["taylor", "mc"])
+def test_examples_whose_logits_are_lost_have_no_answer(tmp_path, method):
+    """What swallows an overflow gives numbers, and the first example does not show it."""
+    torch.manual_seed(0)
+    norm = lambda h: h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6)
+    model = Net(lambda net, x: net.last(net.middle(norm(net.first(x))))).eval()
+    x = torch.rand(5, 3, 8, 8)
+    x[1:] = 1500 + 500 * x[1:]
+    mvnrob.evaluate(model, x, 30.0, out=tmp_path / "run", method=method, dtype="float16", chunk=2)
+    first, *others = rows(tmp_path / "run")
+    assert first["prob"] is not None
+    for row in others:
+        assert (row["status"], row["prob"], row["predicted"]) == ("HALF_PRECISION", None, None)
+        assert row["note"].startswith("half precision changes its logits by")
+
+
+def test_models_without_gradients_are_counted(tmp_path):
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.last((net.first(x) > 0).to(x.dtype))).eval()
+    x, kwargs = torch.rand(3, 3, 8, 8), {"method": "mc", "n_samples": 200, "progress": False}
+    mvnrob.evaluate(model, x, 0.3, out=tmp_path / "run", dtype="float16", **kwargs)
+    assert all(row["prob"] is not None for row in rows(tmp_path / "run"))
+
+
+def test_the_models_own_scaling_comes_first(tmp_path):
+    """At raw pixels a sigmoid is flat: there nothing could be said of its gradients."""
+    torch.manual_seed(0)
+    model = Net(lambda net, x: net.last(net.middle(net.first(x)).sigmoid())).eval()
+    x, kwargs = torch.randint(0, 256, (3, 3, 8, 8)).float(), {"progress": False}
+    kwargs["preprocessing"] = {"mean": [127.0] * 3, "std": [64.0] * 3, "axis": -3}
+    seen = []
+    model.first.register_forward_pre_hook(
+        lambda _, args: seen.append(float(args[0].detach().abs().max()))
+    )
+    mvnrob.evaluate(model, x, 5.0, out=tmp_path / "run", dtype="bfloat16", **kwargs)
+    assert 0 < max(seen) < 3
+    assert all(row["prob"] is not None for row in rows(tmp_path / "run"))
+
+
+def test_head_by_name(tmp_path):
+    options = {"taylor": {"head": "6"}}
+    out = mvnrob.evaluate(
+        network(), torch.rand(2, 3, 8, 8), 0.3, out=tmp_path / "run", options=options,
+        dtype="bfloat16", fold_batch_norm=False, progress=False,
+    )  # fmt: skip
+    assert out.is_complete
 
 
 def test_gradients_that_bfloat16_holds_are_no_reason():
@@ -93,7 +142,14 @@ def test_gradients_that_bfloat16_holds_are_no_reason():
     ("model", "words"),
     [
         (lambda x: x.flatten(1), "a model that is no nn.Module"),
-        (Unheaded(), "a model whose logits are not the output of a linear layer"),
+        (
+            Net(lambda net, x: net.last(net.first(x)).square()),
+            "a model whose logits are not the output of a linear layer",
+        ),
+        (
+            Net(lambda net, x: net.last(net.middle(net.first(x) * torch.linspace(0, 1, 8)))),
+            r"a model that fails with it \(RuntimeError: .*dtype",
+        ),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 3).half()), "a model that is not in float32"),
         (Faint(), "a model whose gradients it changes by .* of "),
     ],

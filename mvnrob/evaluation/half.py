@@ -1,9 +1,15 @@
-"""A model that computes in half precision, all but its last linear layer."""
+"""A model that computes in half precision, all but its last linear layer.
+
+(Under autocast convolutions have no forward mode.)
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,73 +23,96 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Part of a gradient's norm by which half precision may move it at the example. Kinks of ReLUs alone make
 #: .2 (float16) to .6 (bfloat16) of a trained network; gradients that underflow or overflow are lost whole.
 _MOVED = 0.8
+#: Part of the logits' spread by which it may move them.
+_MOVED_LOGITS = 0.1
 
 
-def in_half(
-    name: str,
-) -> Callable[[LoadedModel, Tensor, tuple[float, ...]], LoadedModel]:
+def in_half(name: str) -> Callable[[LoadedModel, Tensor, tuple[float, ...]], LoadedModel]:
     """What makes a copy of a model that computes in the dtype of this name: its weights and activations. The
     last linear layer, where logits' differences are small beside them, and inputs, noise and
-    Jacobians keep theirs.
+    Jacobians keep theirs. ``full`` of the loaded model is the model as it was.
 
     Raises:
-        ValueError: a model without a last linear layer, not in float32, or whose logits or gradients are
-            lost; see ``rewritten``.
+        ValueError: a model without a last linear layer, not in float32, that fails in half precision, or
+            whose logits or gradients are lost; see ``rewritten``.
     """
 
     def rewrite(loaded: LoadedModel, x: Tensor, sigmas: tuple[float, ...] = ()) -> LoadedModel:
-        return rewritten(
-            loaded, x, sigmas, lambda model, example: _halved(model, example, DTYPES[name]),
+        half = rewritten(
+            loaded, x, sigmas, lambda _, example: _halved(loaded, example, DTYPES[name]),
             option="dtype", name=name,
         )  # fmt: skip
+        return replace(half, full=loaded.model)
 
     return rewrite
 
 
-class InHalf(nn.Module):
-    """``model`` in ``dtype``, but for its layer ``last``. (Under autocast convolutions have no forward mode.)"""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype, last: str) -> None:
-        super().__init__()
-        self.model = model.to(dtype)
-        self.dtype = dtype
-        head = self.model.get_submodule(last).float()
-        head.register_forward_pre_hook(_widen, with_kwargs=True)
-        self.training = False
-
-    def forward(self, x: Tensor):
-        return self.model(x.to(self.dtype))
-
-
-def _widen(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    return tuple(x.float() for x in args), {name: x.float() for name, x in kwargs.items()}
+def lost(full: Tensor, half: Tensor) -> list[tuple[float, float] | None]:
+    """Of logits ``[b, C]`` of the model as it was and in half precision: by how much they differ and how far the
+    former spread, where that is too much; whatever swallows an overflow leaves numbers."""
+    finite = full.isfinite()
+    spread = torch.where(finite, full, -math.inf).amax(1) - torch.where(
+        finite, full, math.inf
+    ).amin(1)
+    gap = torch.where(full == half, 0.0, (full - half).abs()).amax(1)  # -inf: classes left out
+    bad = ~(gap <= _MOVED_LOGITS * spread) & ~full.isnan().any(1)
+    return [
+        (g, s) if b else None
+        for g, s, b in zip(*(t.tolist() for t in (gap, spread, bad)), strict=True)
+    ]
 
 
-def _halved(model: nn.Module, x: Tensor, dtype: torch.dtype) -> nn.Module:
+def _halved(loaded: LoadedModel, x: Tensor, dtype: torch.dtype) -> nn.Module:
+    model = loaded.model
     if x.dtype != torch.float32 or any(
-        p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()
+        p.is_complex() or (p.is_floating_point() and p.dtype != torch.float32)
+        for p in model.parameters()
     ):
         raise Unfit("a model that is not in float32")
-    network = Network("evaluate", model, None, x)
-    network.count_classes(x)
+    network = Network("evaluate", model, loaded.preprocessing, x)
+    network(x)
     head = read_head("evaluate", None, network, x)
     if head is None:
         raise Unfit("a model whose logits are not the output of a linear layer")
     try:
-        half = InHalf(copy.deepcopy(model), dtype, head.name)
+        half = copy.deepcopy(model)
     except Exception as error:  # whatever a module holds beside its weights
         why = f"a model that cannot be copied ({type(error).__name__}: {first_line(error)})"
         raise Unfit(why) from error
-    before, after = (_gradient(m, x) for m in (model, half))
-    moved = float(safe_norm(after - before)), float(safe_norm(before))
-    if not moved[0] <= _MOVED * moved[1]:
-        raise Unfit(f"a model whose gradients it changes by {moved[0]:.2g} of {moved[1]:.2g}")
+    last = half.get_submodule(head.name)
+    weights = copy.deepcopy(last.state_dict())
+    half.to(dtype)
+    last.float().load_state_dict(weights)
+    # Hooks, not a module around it: the parts keep their names.
+    half.register_forward_pre_hook(partial(_as, dtype), with_kwargs=True)
+    last.register_forward_pre_hook(partial(_as, torch.float32), with_kwargs=True)
+    try:
+        before = _gradient(model, loaded, x)
+    except Exception:  # noqa: BLE001  (a model without gradients has none to lose)
+        return half
+    try:
+        after = _gradient(half, loaded, x)
+    except Exception as error:
+        error = error.__cause__ or error
+        raise Unfit(
+            f"a model that fails with it ({type(error).__name__}: {first_line(error)})"
+        ) from error
+    gap, size = float(safe_norm(after - before)), float(safe_norm(before))
+    if not gap <= _MOVED * size:
+        raise Unfit(f"a model whose gradients it changes by {gap:.2g} of {size:.2g}")
     return half
 
 
-def _gradient(model: nn.Module, x: Tensor) -> Tensor:
+def _as(dtype: torch.dtype, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def cast(x):
+        return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    return tuple(map(cast, args)), {name: cast(x) for name, x in kwargs.items()}
+
+
+def _gradient(model: nn.Module, loaded: LoadedModel, x: Tensor) -> Tensor:
     """``[D]`` of the likeliest class's logit less the mean of all."""
-    network = Network("evaluate", model, None, x)
+    network = Network("evaluate", model, loaded.preprocessing, x)
     leaf = x.clone().requires_grad_()
     with torch.enable_grad(), full_float32():
         logits = network(leaf)

@@ -49,6 +49,8 @@ class LoadedModel:
     preprocessing: Mapping[str, Any] | None = None
     #: sha256 of the weights, or of what else identifies the model
     fingerprint: str = field(default="")
+    #: of a model in half precision the one that it was made of
+    full: Callable | None = None
 
     def __post_init__(self) -> None:
         if not self.fingerprint:

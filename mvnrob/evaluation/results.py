@@ -15,7 +15,7 @@ RESULTS, TIMINGS, PARTS = "results.parquet", "timings.parquet", "parts"
 #: What ``seconds`` of a chunk are made of: waiting for examples, and the phases of ``robustness``.
 SECONDS = ("seconds_read", *(f"seconds_{phase}" for phase in PHASES))
 #: Rows that have no probability say why in ``status``, beside the names of :class:`mvnrob.Status`.
-UNREADABLE, OUT_OF_MEMORY = "UNREADABLE", "OUT_OF_MEMORY"
+UNREADABLE, OUT_OF_MEMORY, HALF_PRECISION = "UNREADABLE", "OUT_OF_MEMORY", "HALF_PRECISION"
 
 
 def arrow():
@@ -198,7 +198,8 @@ class Evaluation:
 
         ``index`` (in the data set), ``name``, ``method``, ``sigma``, ``label`` (or null),
         ``predicted``, ``target``, ``prob``, ``complement``, ``error``, ``lower``, ``upper``,
-        ``runner_up``, ``status`` (of :class:`mvnrob.Status`, or UNREADABLE, OUT_OF_MEMORY),
+        ``runner_up``, ``status`` (of :class:`mvnrob.Status`, or UNREADABLE, OUT_OF_MEMORY,
+        HALF_PRECISION),
         ``n_screened``; ``forward``, ``jvp``, ``vjp``: passes of the example with that method, all
         sigmas together; ``note``: why a row has no probability, or that its label is no class. Null
         where there is nothing to say.

@@ -25,14 +25,22 @@ from ..network import Network, TooLarge, first_line
 from ..options import read_max_bytes
 from ..robustness import METHODS, robustness
 from .folding import fold_batch_norms
-from .half import DTYPES, in_half
+from .half import DTYPES, in_half, lost
 from .images import to_tensor
 from .layout import channels_last as with_channels_last
 from .manifest import FILE, Config, Manifest, OtherRun
 from .models import LoadedModel, load_model
 from .progress import Progress
 from .ranks import Ranks
-from .results import OUT_OF_MEMORY, PARTS, SECONDS, UNREADABLE, Evaluation, Parts
+from .results import (
+    HALF_PRECISION,
+    OUT_OF_MEMORY,
+    PARTS,
+    SECONDS,
+    UNREADABLE,
+    Evaluation,
+    Parts,
+)  # fmt: skip
 from .sources import Example, Source, load_source, printable
 
 #: Examples that pass together unless given: few of large inputs, many of small ones; more on a GPU, which
@@ -112,7 +120,8 @@ def evaluate(
         dtype: ``"float16"`` or ``"bfloat16"``: what a float32 model computes in, all but its last linear
             layer; another function, of other derivatives near the kinks of its ReLUs. float16 rounds as TF32
             does, bfloat16 eight times as much; :func:`mvnrob.compare` sets such a run beside one in float32.
-            For GPUs: on a CPU float16 is slow.
+            A forward pass in float32 looks at each example, and one whose logits are lost has no answer
+            and the status HALF_PRECISION. For GPUs: on a CPU float16 is slow.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
@@ -539,7 +548,12 @@ class _Run:
         self._look_at(x[: len(examples)])
         meter = Meter(0, self.device)
         with meter.clock("forward"):
-            logits, unfit = self._clean(x, members.start)
+            logits, unfit = self._clean(x, members.start, self.loaded.model)
+            gone = {}
+            if self.loaded.full is not None:
+                full, more = self._clean(x, members.start, self.loaded.full)
+                unfit |= more
+                gone = {at: found for at, found in enumerate(lost(full, logits)) if found}
         classes = logits.shape[1]
         predicted = logits.argmax(1)
         unusable = logits.isnan().any(1)
@@ -564,6 +578,9 @@ class _Run:
                     self._say_of_label(strange, members[at])
             elif config.target == "label":
                 target[at] = example.label
+        gone = {at: v for at, v in gone.items() if at < len(examples) and not wrong[at]}
+        for at, (gap, spread) in gone.items():
+            wrong[at] = f"half precision changes its logits by {gap:.2g} of {spread:.2g}"
         rows: dict[int, list[dict[str, Any]]] = {at: [] for at in range(len(examples))}
         timings = []
         own = {"seconds_read": waited, "seconds_forward": meter.cost().seconds["forward"]}
@@ -591,7 +608,7 @@ class _Run:
                         "note": wrong[at] or notes.get(at) or unsaid.get(at),
                     }
                     if wrong[at]:
-                        row["status"] = UNREADABLE
+                        row["status"] = HALF_PRECISION if at in gone else UNREADABLE
                     elif at in notes:
                         row["status"] = OUT_OF_MEMORY
                     else:
@@ -601,22 +618,23 @@ class _Run:
         timing(None, own | {"seconds_other": time.perf_counter() - start - known})
         return [row for at in rows for row in rows[at]], timings
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor, model: Callable | None = None) -> Tensor:
         with torch.no_grad():
-            network = Network("evaluate", self.loaded.model, self.loaded.preprocessing, x)
+            model = self.loaded.model if model is None else model
+            network = Network("evaluate", model, self.loaded.preprocessing, x)
             return network(x.to(network.work_dtype)).double()
 
-    def _clean(self, x: Tensor, first: int) -> tuple[Tensor, dict[int, str]]:
+    def _clean(self, x: Tensor, first: int, model: Callable) -> tuple[Tensor, dict[int, str]]:
         """Logits ``[chunk, C]``; where the memory does not do even for one input at a time, NaN and a
         note for each input that it does not do for."""
         try:
-            return self._twice(self._logits, x), {}
+            return self._twice(self._logits, x, model), {}
         except torch.OutOfMemoryError:
             self._say(f"evaluate: out of memory at example {first}; going on one by one")
         rows, notes = [], {}
         for at in range(len(x)):
             try:
-                rows.append(self._logits(x[at : at + 1]))
+                rows.append(self._logits(x[at : at + 1], model))
             except torch.OutOfMemoryError as error:
                 notes[at] = first_line(error)
                 rows.append(x.new_full((1, self._classes), math.nan, dtype=torch.float64))
