@@ -40,7 +40,7 @@ from .results import (
     UNREADABLE,
     Evaluation,
     Parts,
-)  # fmt: skip
+)
 from .sources import Example, Source, load_source, printable
 
 #: Examples that pass together unless given: few of large inputs, many of small ones; more on a GPU, which
@@ -578,7 +578,11 @@ class _Run:
                     self._say_of_label(strange, members[at])
             elif config.target == "label":
                 target[at] = example.label
-        gone = {at: v for at, v in gone.items() if at < len(examples) and not wrong[at]}
+        gone = {
+            at: found
+            for at, found in gone.items()
+            if at < len(examples) and not wrong[at] and at not in unfit
+        }
         for at, (gap, spread) in gone.items():
             wrong[at] = f"half precision changes its logits by {gap:.2g} of {spread:.2g}"
         rows: dict[int, list[dict[str, Any]]] = {at: [] for at in range(len(examples))}
