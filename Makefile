@@ -13,8 +13,8 @@ TORCH ?= torch==2.13.0
 VENV_FLAGS ?=
 DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
-# Processes that share the tests, a file at a time and in the order of their names: what is compiled beside
-# them is, too. Two take up to 4 GB; times are processor times.
+# Processes that share the tests, a file at a time and in the order of their names, in which what some
+# need is compiled beside them.
 TEST_WORKERS ?= 2
 
 SHELL := /bin/bash

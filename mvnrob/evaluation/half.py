@@ -23,7 +23,8 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 #: Part of a gradient's norm by which half precision may move it at the example. Kinks of ReLUs alone make
 #: .2 (float16) to .6 (bfloat16) of a trained network; gradients that underflow or overflow are lost whole.
 _MOVED = 0.8
-#: Part of the logits' spread by which it may move them.
+#: Part of the logits' spread by which it may move an example's. (The first example's, which speaks for the whole run,
+#: by Network.rounding(), half of that.)
 _MOVED_LOGITS = 0.1
 
 
@@ -88,10 +89,14 @@ def _halved(loaded: LoadedModel, x: Tensor, dtype: torch.dtype) -> nn.Module:
     last.register_forward_pre_hook(partial(_as, torch.float32), with_kwargs=True)
     try:
         before = _gradient(model, loaded, x)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # noqa: BLE001  (a model without gradients has none to lose)
         return half
     try:
         after = _gradient(half, loaded, x)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         error = error.__cause__ or error
         raise Unfit(

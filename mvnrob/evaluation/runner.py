@@ -121,7 +121,8 @@ def evaluate(
             layer; another function, of other derivatives near the kinks of its ReLUs. float16 rounds as TF32
             does, bfloat16 eight times as much; :func:`mvnrob.compare` sets such a run beside one in float32.
             A forward pass in float32 looks at each example, and one whose logits are lost has no answer
-            and the status HALF_PRECISION. For GPUs: on a CPU float16 is slow.
+            and the status HALF_PRECISION; the float32 weights stay in memory for it. For GPUs: on a CPU
+            float16 is slow.
         limit: only the first so many examples.
         shard: ``"i/k"``, i from 0: every k-th chunk, for processes that know nothing of each other. They
             may share ``out``, also without ``resume``; whoever finds all chunks there writes the table.
