@@ -14,11 +14,12 @@ from .estimators.chunk import Chunk, Settings
 from .estimators.linear import pair_bytes
 from .estimators.logit_moments import moment_bytes
 from .head import read_head
-from .jacobian import full_pass, plain_attention
+from .jacobian import plain_attention
 from .linearised import LEAST_BYTES
 from .meter import Cost, Meter
 from .network import Network, TooLarge, memory_of_one, uncompiled
 from .noise import Noise
+from .passes import full_pass
 
 #: Methods that linearise the network.
 LINEAR = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")

@@ -28,6 +28,7 @@ from .network import (
     without_autocast,
 )
 from .noise import PROBES, row_keys
+from .passes import full_pass, padded, pass_size
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
 JVP_MODES = ("forward", "double_backward")
@@ -35,9 +36,6 @@ CHECKS = ("off", "warn", "raise")
 DEFAULT_MAX_BYTES = 2**30
 #: Rows that ``vmap`` differentiates at once (MODELS: more gains nothing on a CPU).
 _VMAP_ROWS = 16
-#: Bytes of autograd's graph in a pass below which a GPU waits for the host, which takes as long to
-#: launch a small pass as a large one (ResNet-50's shape: 36 images of 224 x 224).
-_FULL_PASS = 3 * 2**30
 #: Numbers that are checked at a time.
 _CHECKED = 2**20
 #: Inputs, and classes of each, whose rows are made anew to check a model that rounds to TF32.
@@ -60,8 +58,9 @@ class LogitMap:
         max_copies: most noisy copies in one pass with a graph.
         max_tangents: most tangents (inputs times copies times directions) in one forward-mode pass.
         fill: rows of few inputs come from passes of copies of these, one for each of several columns, as
-            long as a pass has at most ``fill`` inputs (and ``max_copies``): see :func:`full_pass`.
-            Without effect unless ``method`` is ``"batch"``.
+            long as a pass has at most ``fill`` inputs (and ``max_copies``): see :func:`full_pass`; and all
+            passes have one of few sizes (:func:`pass_size`). Without effect unless ``method`` is
+            ``"batch"``.
         method, jvp_mode, check: as in :func:`mvnrob.robustness`.
     """
 
@@ -159,16 +158,25 @@ class LogitMap:
                 size = min(self._samples_at_once, count - start)
                 yield group, first + start, size, 1.0 / count
 
-    def _logits(self, x: Tensor, first: int, count: int, copies: int = 1) -> Tensor:
+    def _logits(
+        self, x: Tensor, first: int, count: int, copies: int = 1, *, most: int = 0, each: int = 1
+    ) -> Tensor:
         """Logits summed over ``count`` samples, differentiable in x: so many ``copies`` of every input, one
-        behind the other, to ``[b copies, C]``."""
+        behind the other, to ``[b copies, C]``. In a pass of at most ``most`` inputs, ``max_copies`` unless
+        given, which ``each`` have so many tangents."""
         if self._offsets is None:
-            return self.network(x)
+            return self._passed(x, most, each)
         noise = self._offsets(first, count)
         if copies > 1:
             noise = _repeated(noise, copies)
         noisy = (x[:, None] + noise).flatten(0, 1)
-        return self.network(noisy).unflatten(0, (x.shape[0], count)).sum(1)
+        return self._passed(noisy, most, each).unflatten(0, (x.shape[0], count)).sum(1)
+
+    def _passed(self, x: Tensor, most: int, each: int) -> Tensor:
+        """The network's answers ``[b, C]`` from a pass of one of few sizes."""
+        rows = x.shape[0]
+        size = min(pass_size(rows, self._fill, each), max(rows, most or self._copies))
+        return self.network(padded(x, size))[:rows]
 
     def values(self) -> Tensor:
         """Group means of the logits ``[b, G, C]``, float64."""
@@ -325,8 +333,11 @@ class LogitMap:
         models that vmap refuses get a copy of their inputs for every direction.
         """
 
+        b, m = along.shape[:2]
+        most = self._tangents // m
+
         def summed(x: Tensor) -> Tensor:
-            return self._logits(x, first, count)
+            return self._logits(x, first, count, most=most, each=m)
 
         # no graph for the weights; forward mode does not need one
         with torch.no_grad(), plain_attention(), uncompiled(), memory_errors():
@@ -339,11 +350,10 @@ class LogitMap:
                     raise
                 except (NotImplementedError, RuntimeError, ValueError):
                     self.network.batch_tangents = False
-            b, m = along.shape[:2]
             point = _repeated(self.x, m)
 
             def repeated(x: Tensor) -> Tensor:
-                return self._logits(x, first, count, m)
+                return self._logits(x, first, count, m, most=self._tangents)
 
             with LinearLayers(any_layout=False, norms=norms):
                 _, out = torch.func.jvp(repeated, (point,), (along.flatten(0, 1),))
@@ -482,7 +492,7 @@ class LogitMap:
         copies = self._copies_for(columns, min(self.groups[0][1], self._samples_at_once))
         rows = torch.arange(len(self.x), device=self.x.device).repeat_interleave(copies)
         alike = self.subset(rows)
-        alike._tangents = max(self._tangents, len(rows))
+        alike._tangents = max(self._copies, len(rows))
         self._probe = direction, alike.jvp(direction[rows])[::copies, 0]
         # the meter has counted each input once
         self.meter.passes("jvp", self.inputs, (copies - 1) * self.samples)
@@ -515,11 +525,6 @@ def plain_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def full_pass(device: torch.device, graph: int) -> int:
-    """Inputs of ``graph`` bytes each below which a pass takes as long as one of fewer; 1 on a CPU."""
-    return 1 if device.type == "cpu" else max(1, _FULL_PASS // max(1, graph))
 
 
 def _repeated(x: Tensor, copies: int) -> Tensor:

@@ -9,9 +9,10 @@ from test_tf32 import ByBatch, Kinked, centred, points, scaled_by_mean
 from torch import nn
 
 from mvnrob import chunks, jacobian, low_rank, robustness, sketch
-from mvnrob.jacobian import LogitMap, full_pass
+from mvnrob.jacobian import LogitMap
 from mvnrob.meter import Meter
 from mvnrob.network import Network, full_float32
+from mvnrob.passes import full_pass, padded, pass_size
 
 
 class Counted(nn.Module):
@@ -34,6 +35,10 @@ def linear_map(model, x, **options):
     options = {"max_copies": 100, "max_tangents": 100, "check": "raise", **options}
     options = {"method": "batch", "jvp_mode": "forward"} | options
     return LogitMap(network, meter, x, numbers, **options), meter
+
+
+def sized(rows, fill, most):
+    return min(pass_size(rows, fill), max(rows, most))
 
 
 @pytest.mark.parametrize("noisy", [False, True])
@@ -70,10 +75,10 @@ def test_rows_of_filled_passes(noisy):
         torch.testing.assert_close(rows, expected, rtol=1e-12, atol=1e-14)
         if noisy:
             one, two = copies[1]
-            assert model.graphs == [6 * one, 12 * two]
+            assert model.graphs == [sized(6 * one, fill, most), sized(12 * two, fill, most)]
             assert meter.cost().forward.tolist() == [2 * one + 4 * two] * 3
         else:
-            assert model.graphs == [3 * copies[0]]
+            assert model.graphs == [sized(3 * copies[0], fill, most)]
             assert meter.cost().forward.tolist() == [copies[0]] * 3
         assert meter.cost().vjp.tolist() == [30 if noisy else 5] * 3
 
@@ -109,7 +114,7 @@ def test_answers_of_filled_passes(monkeypatch, method):
     assert torch.equal(filled.cost.vjp, plain.cost.vjp)
     assert (filled.cost.forward >= plain.cost.forward).all()
     # twelve columns by six copies of five inputs, or by four of two samples of each
-    assert max(model.graphs) == (30 if method != "mmse" else 40)
+    assert max(model.graphs) == (32 if method != "mmse" else 40)
     assert len(model.graphs) <= backward
     # one at a time where rows are not independent
     model.graphs.clear()
@@ -137,6 +142,68 @@ def test_full_passes_are_a_gpu_s():
     assert full_pass(torch.device("cpu"), 1) == 1
     assert full_pass(torch.device("cuda"), 2**30) == 3
     assert full_pass(torch.device("cuda"), 2**40) == 1
+
+
+def test_pass_sizes():
+    """At most doubled while the pass is not full, a quarter more beyond; few of them."""
+    sizes = [pass_size(rows, 36) for rows in range(1, 1000)]
+    assert sorted({size for size in sizes if size <= 36}) == [1, 2, 4, 8, 16, 32]
+    assert len(set(sizes)) == 6 + 20
+    for rows, size in enumerate(sizes, 1):
+        assert rows <= size <= (36 if rows <= 32 else 1.25 * rows)
+    # with eleven tangents each three points are as many as fill a pass
+    assert [pass_size(rows, 36, 11) for rows in (1, 2, 3, 5, 9, 10)] == [1, 2, 3, 5, 10, 10]
+    assert [pass_size(rows, 1) for rows in range(1, 100)] == list(range(1, 100))
+
+
+def test_padding_has_no_derivatives():
+    """Nor do those of the first row, which it repeats, suffer from it."""
+    x = torch.zeros(1, 3, requires_grad=True)
+    out = padded(x, 4).sqrt()  # of infinite slope
+    (gradient,) = torch.autograd.grad(out[:1].sum(), x)
+    assert out.shape == (4, 3) and torch.equal(gradient, torch.full((1, 3), torch.inf))
+    along = torch.ones(5, 1, 3)
+    push = lambda e: torch.func.jvp(lambda x: padded(x, 4), (x.detach(),), (e,))[1]
+    tangents = torch.func.vmap(push)(along)
+    assert torch.equal(tangents, torch.eye(4)[:, :1].expand(5, 4, 3))
+
+
+@pytest.mark.parametrize("by_vmap", [True, False])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_products_of_sized_passes(noisy, by_vmap):
+    """Those of plain passes; in few sizes, which the budget bounds."""
+    net, x, points = mlp(8, 7), inputs(9, 8), []
+
+    def model(x):
+        points.append(x.shape[0])
+        return net(x)
+
+    shifts = inputs(9, 2, 8, seed=5)
+    along = inputs(9, 5, 8, seed=3)
+    for most, largest in ((1000, 50 if by_vmap else 48), (45, 45)):
+        sizes = []
+        for count in range(1, 10):
+            options = {
+                "offsets": lambda first, some, count=count: shifts[:count, first : first + some],
+                "groups": [(0, 1), (1, 1)],
+            }
+            options = options if noisy else {}
+            maps = [
+                linear_map(
+                    model, x[:count], check="off", fill=fill, max_tangents=most, **options
+                )[0]
+                for fill in (1, 8)
+            ]
+            for each in maps:
+                each.network.batch_tangents = by_vmap
+            expected = maps[0].group_jvp(along[:count])
+            points.clear()
+            found = maps[1].group_jvp(along[:count])
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+            sizes += [size * 5 for size in points] if by_vmap else points
+        wanted = {5 * n for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)} if by_vmap else None
+        wanted = wanted or {8, 10, 16, 20, 28, 32, 40, 48}
+        assert set(sizes) <= wanted | {most} and max(sizes) == largest, sorted(set(sizes))
 
 
 def test_jacobian_of_filled_passes(monkeypatch):
