@@ -89,6 +89,7 @@ CUDA_SOURCES = [
     "csrc/cuda/mendell_elston.cpp",
     "csrc/cuda/mvn_cdf.cpp",
     "csrc/cuda/mvn_cdf_pathwise.cpp",
+    "csrc/cuda/nearest_ends.cpp",
     "csrc/cuda/pivoted_cholesky.cpp",
     "csrc/cuda/standard_normal.cpp",
 ]
@@ -97,6 +98,7 @@ CUDA_KERNELS = [
     "csrc/cuda/mvn_cdf_double.cu",
     "csrc/cuda/bvn_cdf.cu",
     "csrc/cuda/mendell_elston.cu",
+    "csrc/cuda/nearest_ends.cu",
     "csrc/cuda/pivoted_cholesky.cu",
     "csrc/cuda/jac_cov_float.cu",
     "csrc/cuda/jac_cov_bfloat16.cu",

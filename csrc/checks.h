@@ -203,6 +203,33 @@ inline void check_standard_normal(const Tensor& keys, int64_t first, int64_t cou
                   " keys of ", count);
 }
 
+inline void check_nearest_ends(const Tensor& limit, const Tensor& table, const Tensor& draws,
+                               int64_t rising, int64_t exact, int64_t split) {
+  const char* op = "nearest_ends";
+  STD_TORCH_CHECK(limit.dim() == 2, op, ": limit must have shape [b, S], got ", shape_text(limit));
+  const int64_t inputs = limit.size(0), rows = limit.size(1);
+  STD_TORCH_CHECK(table.dim() == 3 && table.size(0) == inputs && table.size(1) == rows, op,
+                  ": table must have shape [", inputs, ", ", rows, ", K], got ", shape_text(table));
+  const int64_t columns = table.size(2);
+  STD_TORCH_CHECK(draws.dim() == 2 && draws.size(1) >= columns, op, ": draws must have shape [N, ",
+                  columns, " or more], got ", shape_text(draws));
+  for (const auto* t : {&limit, &table, &draws}) {
+    STD_TORCH_CHECK(t->scalar_type() == ScalarType::Float, op, ": arguments must be float32");
+    STD_TORCH_CHECK(same_device(*t, limit), op, ": arguments must be on one device");
+  }
+  // Numbered in 32 bits, with room for what is added to them.
+  constexpr int64_t kMost = int64_t(1) << 30;
+  STD_TORCH_CHECK(inputs <= kMost && rows <= kMost && columns <= kMost && draws.size(0) <= kMost,
+                  op, ": arguments must have at most 2^30 rows, got ", shape_text(table), " and ",
+                  shape_text(draws));
+  STD_TORCH_CHECK(rising >= 0 && rising <= rows, op, ": rising must be 0 to ", rows, ", got ",
+                  rising);
+  STD_TORCH_CHECK(exact >= 0 && exact <= columns, op, ": exact must be 0 to ", columns, ", got ",
+                  exact);
+  STD_TORCH_CHECK(split >= 0 && split <= columns - exact, op, ": split must be 0 to ",
+                  columns - exact, ", got ", split);
+}
+
 inline std::string stride_text(const Tensor& t) {
   std::string text = "[";
   for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.stride(i));

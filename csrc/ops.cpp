@@ -78,6 +78,15 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   m.def("bvn_cdf(Tensor h, Tensor k, Tensor rho) -> Tensor");
   // float32 [b, count, dim]: draws first .. first + count - 1 of each key's stream, keys int64 [b]
   m.def("standard_normal(Tensor keys, int first, int count, int dim) -> Tensor");
+  // All float32: limit [b, S] - (table [b, S, K] . draws [N, K or more]) with the columns from
+  // `exact` on taken with both signs, +, -, or where split is not 0 the first `split` of them and
+  // the others with signs of their own, ++, +-, -+, --: the least over the rows before `rising` and
+  // the greatest over the others, [signs, N, b], infinite where there are none; and where
+  // wants_rows the numbers of these rows, int64, otherwise empty. The CPU's:
+  // mvnrob/_nearest_ends.py.
+  m.def(
+      "nearest_ends(Tensor limit, Tensor table, Tensor draws, int rising, int exact, int split, "
+      "bool wants_rows) -> (Tensor upper, Tensor lower, Tensor above, Tensor below)");
   // which instruction set the CPU kernels use: "generic", "avx2" or "avx512"
   m.def("simd_level() -> str");
 }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ._nearest_ends import SIGNS, nearest_ends
 from ._standard_normal import standard_normal
 from .noise import INFLUENCES, row_keys
 
-#: Numbers of samples times rivals and columns in memory at a time: more gains nothing on a CPU. A GPU takes many
+#: Numbers of samples times what each has in memory at a time: more gains nothing on a CPU. A GPU takes many
 #: inputs together, whose kernels would last less than their launches.
 _AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
 #: Bytes for each of them: several arrays are there together.
@@ -23,15 +24,20 @@ _LEAST_SLOPE = 1e-6
 _CURVATURE_SHARE = 0.5
 #: Random directions that are tried beside the leading one.
 _TRIED = 16
-#: Each draw is taken with c and with -c.
-_SIGNS = (1.0, -1.0)
+#: Ends that a sample has in memory on a GPU, whose kernel keeps the nearest ones; a CPU has all rivals'.
+_KEPT = 8
 #: A Gram matrix's power 2^_SQUARINGS has its leading eigenvector in every column.
 _SQUARINGS = 9
 
 
 def inputs_at_once(draws: Tensor, rivals: int, columns: int, max_bytes: int) -> int:
     """Inputs of so many rivals and drawn columns whose draws all fit in a pass."""
-    return max(1, _numbers_at_once(draws.device, max_bytes) // (len(draws) * (rivals + columns)))
+    each = len(draws) * _numbers_of_sample(draws.device, rivals, columns)
+    return max(1, _numbers_at_once(draws.device, max_bytes) // each)
+
+
+def _numbers_of_sample(device: torch.device, rivals: int, columns: int) -> int:
+    return columns + (rivals if device.type == "cpu" else _KEPT)
 
 
 def _numbers_at_once(device: torch.device, max_bytes: int) -> int:
@@ -84,7 +90,8 @@ class DrawnColumns:
 
     def _parts(self, draws: Tensor) -> tuple[Tensor, ...]:
         inputs, rivals = self.z.shape
-        return draws.split(max(1, self.at_once // max(1, inputs * (rivals + self.columns))))
+        each = inputs * _numbers_of_sample(self.z.device, rivals, self.columns)
+        return draws[:, : self.lead.shape[1]].split(max(1, self.at_once // max(1, each)))
 
     def _whole(self) -> _Ends:
         if self._ends is None:
@@ -93,7 +100,7 @@ class DrawnColumns:
 
     def _split(self, part: Tensor) -> tuple[Tensor, Tensor]:
         k = self.exact.shape[2]
-        return part[..., :k], part[..., k : k + self.columns]
+        return part[..., :k], part[..., k:]
 
     def influences(self, since: float = 0.0, until: float = 1.0) -> tuple[Tensor, Tensor]:
         """By the draws between two shares: d p / d log w_j at w = 1, X diag(sqrt(w)) in place of X, float64
@@ -113,13 +120,13 @@ class DrawnColumns:
             a, c = self._split(part)
             at_a, at_c = a @ along_a.mT, c @ along_c.mT
             moved = c.new_zeros(len(c), *out.shape)
-            for sign, each in zip(_SIGNS, ends.less(ends.free(a), c), strict=True):
+            for sign, upper, lower, above, below in zip(SIGNS, *ends.nearest(part), strict=True):
                 drawn_at = at_a + sign * at_c
-                (upper, above), (lower, below) = ends.nearest(each)
                 open_ = upper > lower
                 signed = (sign * c)[:, None]
-                for end, at, way in ((upper, above, 1.0), (lower, below, -1.0)):
-                    if at is None:
+                sides = ((upper, above, 1.0, ends.rising), (lower, below, -1.0, ends.falling))
+                for end, at, way, count in sides:
+                    if not count:
                         continue
                     density = torch.exp(-0.5 * (end + drawn_at).square()) / math.sqrt(2 * math.pi)
                     rate = torch.where(open_, density, 0.0)
@@ -145,11 +152,10 @@ class DrawnColumns:
         def gap(part: Tensor) -> Tensor:
             a, c = self._split(part)
             at_a, at_c = a @ along_a.mT, c @ along_c.mT
-            drawn_at = torch.stack([at_a + sign * at_c for sign in _SIGNS])
+            drawn_at = torch.stack([at_a + sign * at_c for sign in SIGNS])
 
             def mass(ends: _Ends) -> Tensor:
-                each = [ends.least(end) for end in ends.less(ends.free(a), c)]
-                return 0.5 * _mass(each, drawn_at).sum(0)
+                return 0.5 * _mass(ends.least(part), drawn_at).sum(0)
 
             own = mass(self._whole())
             return torch.stack([mass(longer).sub_(own) for longer in ends], 1)
@@ -175,31 +181,29 @@ class DrawnColumns:
         of second order: the expected difference between p from m drawn columns and from all directions.
         Draws are taken with all signs of each half's c.
         """
-        halves = slice(0, self.columns // 2), slice(self.columns // 2, None)
-        alone = []
-        for half in halves:
-            doubled = torch.zeros_like(self.drawn)
-            doubled[..., half] = math.sqrt(2.0) * self.drawn[..., half]
-            alone.append(_Ends(self.z, self.exact, doubled, self.lead))
-        whole = self._whole()
+        half = self.columns // 2
         along_a, along_c = self._split(self.lead.float())
+        whole, alone = self._whole(), []
+        for some in (slice(0, half), slice(half, None)):
+            lead_a, lead_c = self._split(self.lead)
+            lead = torch.cat([lead_a, lead_c[:, some]], 1)
+            alone.append(_Ends(self.z, self.exact, math.sqrt(2.0) * self.drawn[..., some], lead))
 
         def gap(part: Tensor) -> Tensor:
             a, c = self._split(part)
             base = a @ along_a.mT
-            inner = [c[:, half] @ along_c[:, half].mT for half in halves]
+            first, second = (
+                some @ along.mT
+                for some, along in zip(
+                    c.tensor_split([half], 1), along_c.tensor_split([half], 1), strict=True
+                )
+            )
             # of the first half's sign and the second one's
-            drawn_at = torch.stack([base + sign * inner[0] for sign in _SIGNS])[:, None]
-            drawn_at = drawn_at + torch.stack([sign * inner[1] for sign in _SIGNS])
-            ends = [
-                whole.least(end)
-                for some in whole.less(whole.free(a), c, halves[0])
-                for end in whole.less(some, c, halves[1])
-            ]
-            gap = -_mass(ends, drawn_at.flatten(0, 1)).sum(0)
-            for i, half in enumerate(halves):
-                free = alone[i].free(a)
-                ends = [alone[i].least(end) for end in alone[i].less(free, c, half)]
+            drawn_at = torch.stack([base + sign * first for sign in SIGNS])[:, None]
+            drawn_at = drawn_at + torch.stack([sign * second for sign in SIGNS])
+            gap = -_mass(whole.least(part, split=half), drawn_at.flatten(0, 1)).sum(0)
+            for i, some in enumerate(c.tensor_split([half], 1)):
+                ends = alone[i].least(torch.cat([a, some], 1))
                 for at in drawn_at.unbind(1 - i):
                     gap += 0.5 * _mass(ends, at).sum(0)
             return gap.mul_(0.25)
@@ -222,77 +226,52 @@ class _Ends:
         order = slope.argsort(dim=1, descending=True)
         rising = (slope > 0).sum(1, keepdim=True)
         count = slope.shape[1]
-        self.rising, falling = torch.cat([rising.amax(0), count - rising.amin(0)]).tolist()
-        first = count - falling
+        self.rising, self.falling = torch.cat([rising.amax(0), count - rising.amin(0)]).tolist()
+        first = count - self.falling
         order = torch.cat([order[:, : self.rising], order[:, first:]], 1)
-        place = torch.arange(self.rising + falling, device=z.device)
+        place = torch.arange(self.rising + self.falling, device=z.device)
         place = torch.where(place < self.rising, place, place - self.rising + first)
         rises = torch.arange(len(place), device=z.device) < self.rising
         foreign = (place < rising) != rises
         slope = slope.gather(1, order)
         never = torch.where(rises, math.inf, -math.inf).to(z)
-        self.limit = torch.where(foreign, never, z.gather(1, order) / slope).float().flatten()
+        self.limit = torch.where(foreign, never, z.gather(1, order) / slope).float()
         slope = torch.where(foreign, math.inf, slope)[..., None]
-        order = order[..., None]
-        self._exact, self._drawn = (
-            (part.gather(1, order.expand(-1, -1, part.shape[2])) / slope).float().flatten(0, 1)
-            for part in (exact, drawn)
-        )
-        self._shape = z.shape[0], self.rising + falling
-        self._starts = torch.arange(z.shape[0], device=z.device) * self._shape[1]
+        whole = torch.cat([exact, drawn], 2)
+        at = order[..., None].expand(-1, -1, whole.shape[2])
+        self._table = (whole.gather(1, at) / slope).float()
+        self._columns = exact.shape[2]
 
-    def free(self, a: Tensor) -> Tensor:
-        """Ends without X's part ``[n, b, S]``."""
-        return torch.addmm(self.limit, a, self._exact.mT, alpha=-1.0).unflatten(1, self._shape)
-
-    def less(self, ends: Tensor, c: Tensor, columns: slice = slice(None)) -> Iterator[Tensor]:
-        """Ends [n, b, S] less X's part, of some columns, with each of the signs, one after the other."""
-        c, drawn = c[:, columns], self._drawn[:, columns].mT
-        if ends.device.type == "cpu":
-            part = (c @ drawn).unflatten(1, self._shape)
-            for sign in _SIGNS:
-                yield ends.sub(part, alpha=sign)
-            return
-        # a GPU's products end before its memory has brought and taken what is subtracted
-        for sign in _SIGNS:
-            yield torch.addmm(ends.flatten(1), c, drawn, alpha=-sign).unflatten(1, self._shape)
+    @functools.cached_property
+    def _drawn(self) -> Tensor:
+        """X's rows, each divided by its slope: ``[b, S, m]``."""
+        return self._table[..., self._columns :].contiguous()
 
     def rows(self, at: Tensor) -> Tensor:
-        """X's rows, each divided by its slope: ``[n, b]`` -> ``[n, b, m]``."""
-        return self._drawn[at + self._starts]
+        """Those of the rows ``[n, b]``: ``[n, b, m]``."""
+        inputs, count, _ = self._drawn.shape
+        starts = count * torch.arange(inputs, device=at.device)
+        return self._drawn.flatten(0, 1)[at + starts]
 
-    def nearest(self, ends: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """(end, row there) from above and from below, ``[n, b]``; without rows on a side it is open."""
-        out = []
-        for part, first, way in self._sides(ends):
-            if part.shape[2]:
-                end, at = part.min(2) if way > 0 else part.max(2)
-                out.append((end, at + first))
-            else:
-                out.append((ends.new_full(ends.shape[:2], way * math.inf), None))
-        return out
+    def nearest(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(ends from above, from below, rows there, rows there), each ``[2, n, b]``, for the signs of c."""
+        return self._nearest(draws, wants_rows=True)
 
-    def least(self, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """The same without the rows, which take several times as long to find."""
-        upper, lower = (
-            (part.amin(2) if way > 0 else part.amax(2))
-            if part.shape[2]
-            else ends.new_full(ends.shape[:2], way * math.inf)
-            for part, _, way in self._sides(ends)
+    def least(self, draws: Tensor, split: int = 0) -> tuple[Tensor, Tensor]:
+        """The same without the rows; where X is ``split`` for both halves' signs, ``[4, n, b]``."""
+        return self._nearest(draws, split=split)[:2]
+
+    def _nearest(self, draws: Tensor, **options) -> tuple[Tensor, ...]:
+        return nearest_ends(
+            self.limit, self._table, draws, rising=self.rising, exact=self._columns, **options
         )
-        return upper, lower
-
-    def _sides(self, ends: Tensor) -> tuple[tuple[Tensor, int, float], ...]:
-        """Rows that rise along v and that fall, the first one's number, and the sign of their ends."""
-        return (ends[..., : self.rising], 0, 1.0), (ends[..., self.rising :], self.rising, -1.0)
 
 
-def _mass(ends: list[tuple[Tensor, Tensor]], drawn_at: Tensor) -> Tensor:
-    """P(event) given all but v's coordinate, float64, for each of the ``ends`` from above and from below, with
-    its ``drawn_at``: ``[len(ends), n, b]``."""
-    upper, lower = (torch.stack([pair[side] for pair in ends]) + drawn_at for side in range(2))
+def _mass(ends: tuple[Tensor, Tensor], drawn_at: Tensor) -> Tensor:
+    """P(event) given all but v's coordinate, float64 ``[signs, n, b]``, of ends from above and from below
+    relative to ``drawn_at``."""
     # Phi(upper) - Phi(lower), as tails on one side
-    upper, lower = (end.double().mul_(-math.sqrt(0.5)).erfc_() for end in (upper, lower))
+    upper, lower = ((end + drawn_at).double().mul_(-math.sqrt(0.5)).erfc_() for end in ends)
     return upper.sub_(lower).mul_(0.5).clamp_min_(0.0)
 
 

@@ -1,5 +1,5 @@
-"""mvn_cdf, bvn_cdf, standard_normal and pivoted_cholesky on a GPU: the same numbers as on the CPU, and CUDA's own ways
-of going wrong.
+"""mvn_cdf, bvn_cdf, standard_normal, nearest_ends and pivoted_cholesky on a GPU: the same numbers as on the CPU,
+and CUDA's own ways of going wrong.
 
 Tests that need a GPU are skipped without one; with MVNROB_REQUIRE_CUDA=1 they fail instead
 (bench/gpu.sh sets it). Kernel bodies are tested without a GPU in test_shim.py.
@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 import honesty
+import nearest_ends_cases
 import numpy as np
 import problems
 import pytest
@@ -26,6 +27,7 @@ from two_levels import two_levels
 
 import mvnrob
 from mvnrob import Status, _load, bvn_cdf, mvn_cdf, pivoted_cholesky
+from mvnrob._nearest_ends import nearest_ends
 from mvnrob._standard_normal import standard_normal
 from mvnrob.noise import SAMPLES, row_keys
 
@@ -440,6 +442,25 @@ def test_standard_normal(cuda):
         assert off.max() <= 5e-7 and (off > 0).float().mean() <= 1e-4
     assert standard_normal(keys.to(cuda), 0, 0, 9, torch.float64).shape == (7, 0, 9)
     torch.library.opcheck(torch.ops.mvnrob.standard_normal.default, (keys.to(cuda), 3, 2, 9))
+
+
+@pytest.mark.parametrize("size", [*nearest_ends_cases.SIZES, (5, 700, 600, 60, 88, 4097)])
+def test_nearest_ends(cuda, size):
+    limit, table, draws = nearest_ends_cases.problem(*size)
+    _, _, rising, exact, others, _ = size
+    for split in {0, others // 2, others}:
+        options = {"rising": rising, "exact": exact, "split": split, "wants_rows": True}
+        found = nearest_ends(*put((limit, table, draws), cuda), **options)
+        signs = nearest_ends_cases.signs_of(exact, others, split)
+        nearest_ends_cases.check([part.cpu() for part in found], limit, table, draws, rising, signs)
+        options["wants_rows"] = False
+        plain = nearest_ends(*put((limit, table, draws), cuda), **options)
+        assert all(torch.equal(a, b) for a, b in zip(plain[:2], found[:2], strict=True))
+        assert not plain[2].numel() and not plain[3].numel()
+    torch.library.opcheck(
+        torch.ops.mvnrob.nearest_ends.default,
+        (*put((limit, table, draws), cuda), rising, exact, 0, True),
+    )
 
 
 # ---- a row depends on itself and its seed only --------------------------------------------------

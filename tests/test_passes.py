@@ -189,9 +189,9 @@ def test_products_of_sized_passes(noisy, by_vmap):
             }
             options = options if noisy else {}
             maps = [
-                linear_map(
-                    model, x[:count], check="off", fill=fill, max_tangents=most, **options
-                )[0]
+                linear_map(model, x[:count], check="off", fill=fill, max_tangents=most, **options)[
+                    0
+                ]
                 for fill in (1, 8)
             ]
             for each in maps:

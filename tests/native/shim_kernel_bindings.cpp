@@ -1,5 +1,5 @@
-// pybind11 module: mvn_cdf, mvn_cdf_sums, mvn_cdf_pathwise, mendell_elston, pivoted_cholesky and
-// bvn_cdf and standard_normal by the CUDA kernels' bodies on the shim.
+// pybind11 module: mvn_cdf, mvn_cdf_sums, mvn_cdf_pathwise, mendell_elston, pivoted_cholesky,
+// bvn_cdf, standard_normal and nearest_ends by the CUDA kernels' bodies on the shim.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,6 +8,7 @@
 #include <string>
 
 #include "kernels/bvn_cdf.h"
+#include "kernels/nearest_ends.h"
 #include "kernels/standard_normal.h"
 #include "shim_mendell_elston.h"
 #include "shim_mvn_cdf.h"
@@ -256,6 +257,35 @@ Array<float> standard_normal(const Array<int64_t>& keys, int64_t first, int64_t 
   return out;
 }
 
+// A launch: both signs of the columns from `exact` on, those from `flipped` on with the other one.
+py::tuple nearest_ends(const Array<float>& limit, const Array<float>& table,
+                       const Array<float>& draws, int32_t rising, int32_t exact, int32_t flipped,
+                       bool wants_rows, unsigned blocks) {
+  const auto inputs = limit.shape(0), count = draws.shape(0);
+  Array<float> upper({py::ssize_t(2), count, inputs}), lower({py::ssize_t(2), count, inputs});
+  Array<int64_t> above({py::ssize_t(2), count, inputs}), below({py::ssize_t(2), count, inputs});
+  mvnrob::kernels::NearestEndsArgs a{};
+  a.limit = limit.data();
+  a.table = table.data();
+  a.draws = draws.data();
+  a.upper = upper.mutable_data();
+  a.lower = lower.mutable_data();
+  a.above = wants_rows ? above.mutable_data() : nullptr;
+  a.below = wants_rows ? below.mutable_data() : nullptr;
+  a.stride = draws.shape(1);
+  a.inputs = int32_t(inputs);
+  a.rows = int32_t(limit.shape(1));
+  a.rising = rising;
+  a.columns = int32_t(table.shape(2));
+  a.exact = exact;
+  a.flipped = flipped;
+  a.count = int32_t(count);
+  a.slot[1] = 1;
+  using Body = mvnrob::kernels::NearestEnds;
+  mvnrob::shim::launch<Body>(blocks ? blocks : Body::blocks(a), Body::kSharedBytes, a);
+  return py::make_tuple(upper, lower, above, below);
+}
+
 template <class T>
 void define(py::module_& m) {
   m.def("mvn_cdf", &mvn_cdf<T>, py::arg("upper"), py::arg("cov"), py::arg("lower").none(true),
@@ -291,6 +321,9 @@ PYBIND11_MODULE(MVNROB_MODULE, m) {
   m.def("bvn_cdf", &bvn_cdf);
   m.def("standard_normal", &standard_normal, py::arg("keys"), py::arg("first"), py::arg("count"),
         py::arg("dim"), py::arg("blocks") = 0);
+  m.def("nearest_ends", &nearest_ends, py::arg("limit"), py::arg("table"), py::arg("draws"),
+        py::arg("rising"), py::arg("exact"), py::arg("flipped"), py::arg("wants_rows"),
+        py::arg("blocks") = 0);
   m.def("launches", [] { return mvnrob::shim::launches(); });
   m.def("launched_rounds", [] {  // since it was asked last
     return std::exchange(mvnrob::shim::launched_rounds(), {});
