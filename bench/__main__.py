@@ -55,6 +55,7 @@ SUBCOMMANDS = {
     "cuda_tf32": "cuda_tf32",
     "cuda_tuning": "cuda_tuning",
     "cuda_kernels": "cuda_kernels",
+    "cuda_pass_sizes": "cuda_pass_sizes",
     "cuda_profile": "cuda_profile",
     "cuda_small": "cuda_small",
     "page": "page",

@@ -10,6 +10,7 @@ import torch
 
 from bench import harness
 from mvnrob import bvn_cdf, jac_cov, mvn_cdf
+from mvnrob._nearest_ends import nearest_ends
 from mvnrob._standard_normal import standard_normal
 
 
@@ -104,6 +105,19 @@ def directions(inputs, count, dim):
     return make
 
 
+def ends(inputs, rows, exact, others, draws):
+    """As low-rank screening of 1,000 classes asks for them at first, some inputs together."""
+
+    def make(device):
+        g = torch.Generator(device=device).manual_seed(0)
+        normal = lambda *shape: torch.randn(shape, generator=g, device=device)
+        limit, table = 3 + normal(inputs, rows).abs(), normal(inputs, rows, exact + others)
+        e = normal(draws, exact + others)
+        return lambda: nearest_ends(limit, table, e, rising=rows, exact=exact, wants_rows=True)[0]
+
+    return make
+
+
 def calls(scale=1.0):
     """{name: function of a device that gives a call}; `scale` is for a dry run."""
     of = lambda number: max(1, int(number * scale))
@@ -126,4 +140,5 @@ def calls(scale=1.0):
         "full rank n=2048": large(2048 if scale == 1 else 128),
         "bvn_cdf": bivariate(of(2**22)),
         "standard_normal": directions(of(64), 8, 150_528),
+        "nearest_ends": ends(of(32), 640, 64, 56, 4096),
     }

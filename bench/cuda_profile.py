@@ -38,6 +38,7 @@ KERNELS = (
     ("MvnCdfGrow<float>", "10MvnCdfGrowIfE", "full rank n=2048"),
     ("BvnCdf", "6BvnCdfE", "bvn_cdf"),
     ("StandardNormal", "14StandardNormalE", "standard_normal"),
+    ("NearestEnds", "11NearestEndsE", "nearest_ends"),
 )  # fmt: skip
 #: Of each a few passes: all sections take five times as long.
 SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats", "SchedulerStats")

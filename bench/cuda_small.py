@@ -14,6 +14,7 @@ import time
 import torch
 
 from mvnrob import bvn_cdf, jac_cov, mvn_cdf
+from mvnrob._nearest_ends import nearest_ends
 from mvnrob._standard_normal import standard_normal
 
 SIZES = (9, 33, 65, 4, 120, 3, 2, 1, 32, 31, 8, 49, 48, 17, 129, 64, 200)
@@ -74,6 +75,21 @@ def small_set():
 
         cases.append(("standard_normal", call))
 
+    def add_nearest_ends():
+        g = torch.Generator().manual_seed(1)
+        limit, table, draws = (
+            torch.randn(shape, generator=g) for shape in ((3, 70), (3, 70, 21), (67, 23))
+        )
+
+        def call(device):
+            given = (t.to(device) for t in (limit, table, draws))
+            found = nearest_ends(*given, rising=50, exact=9, split=5, wants_rows=True)
+            ends = torch.cat([part.flatten() for part in found]).cpu().double()
+            # and the rows' numbers, of which no two are as near
+            return ends, torch.full_like(ends, 1e-4)
+
+        cases.append(("nearest_ends", call))
+
     def add_jac_cov(classes, columns, dtype):
         J, logits, target = jacobian(classes, 2, columns, dtype)
 
@@ -115,6 +131,7 @@ def small_set():
         if n == 9:
             add_bvn()
             add_standard_normal()
+            add_nearest_ends()
             for classes, columns in JACOBIANS:
                 for dtype in (*DTYPES, torch.bfloat16):
                     add_jac_cov(classes, columns, dtype)

@@ -24,9 +24,29 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.network = network
 
+    def _apply(self, fn, recurse=True):
+        """Weights that move take their device's layout. On a CPU channels last are faster; of those
+        cuDNN plans a depthwise convolution for seconds, anew for every size of a batch."""
+        before = self._device()
+        super()._apply(fn, recurse)
+        if self._device() != before:
+            self.lay_out()
+        return self
+
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def lay_out(self) -> None:
+        on_cpu = self._device().type == "cpu"
+        layout = torch.channels_last if on_cpu else torch.contiguous_format
+        for weight in self.network.parameters():
+            if weight.dim() == 4:
+                # a copy: where both layouts are one, convolutions look at the strides
+                weight.data = weight.data.clone(memory_format=layout)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = (x * 255 - 127) / 128
-        return self.network(x.contiguous(memory_format=torch.channels_last))
+        # the convolutions take their weights' layout
+        return self.network((x * 255 - 127) / 128)
 
 
 def load_efficientnet_lite0(*, fold_batch_norm: bool = True) -> EfficientNetLite0:
@@ -56,9 +76,9 @@ def load_efficientnet_lite0(*, fold_batch_norm: bool = True) -> EfficientNetLite
     for part in network.modules():
         if isinstance(part, nn.Conv2d):
             _pad_inside(part)
-    network.requires_grad_(False)
-    network.to(memory_format=torch.channels_last)
-    return EfficientNetLite0(network).eval()
+    model = EfficientNetLite0(network.requires_grad_(False)).eval()
+    model.lay_out()
+    return model
 
 
 def _pad_inside(convolution: nn.Conv2d) -> None:
