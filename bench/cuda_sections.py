@@ -222,6 +222,15 @@ def tf32_tables(rows):
     yield "", columns, rows
 
 
+def pass_sizes_tables(rows):
+    ratio = lambda row: row["first_ms"] / row["again_ms"]
+    columns = [("pass", "pass"), ("size", "size"), ("for the first time, ms", "first_ms"),
+               ("again, ms", "again_ms"), ("ratio", ratio)]  # fmt: skip
+    kind = lambda row: (row["network"], row["layout"], row["precision"])
+    for (network, layout, precision), group in itertools.groupby(rows, kind):
+        yield f"{network}, {layout.replace('_', ' ')}, {precision}:", columns, list(group)
+
+
 PARTS = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other", "write")
 
 
@@ -299,6 +308,12 @@ SECTIONS = (
         "cuda_tf32", "What TF32 does to derivatives of a network",
         "`python -m bench cuda_tf32` (`bench/gpu.sh OUTDIR build tf32`). Gaps of products in units of the "
         "row's norm, of rows relative to their norm.", tf32_tables,
+    ),
+    Section(
+        "cuda_pass_sizes", "What a pass of a new size takes",
+        "`python -m bench cuda_pass_sizes` (`bench/gpu.sh OUTDIR build pass_sizes`). Milliseconds of the host's "
+        "clock, the device waited for. Why passes come in few sizes (`mvnrob/passes.py`); the first size of a "
+        "kind also loads the kernels. Sizes of jvp are images times directions.", pass_sizes_tables,
     ),
 )  # fmt: skip
 

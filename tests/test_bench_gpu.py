@@ -184,6 +184,22 @@ def test_tf32_gaps(run, tmp_path):
     assert made[1]["rows_against_float32"]["most"] == 0  # on a CPU nothing is rounded
 
 
+# Sizes of passes
+
+
+def test_sizes_of_passes(run, tmp_path):
+    small = ["--side", "32", "--classes", "10", "--width", "8", "--blocks", "1,1"]
+    kinds = ["--device", "cpu", "--precisions", "float32,bfloat16", *small]
+    assert run("cuda_pass_sizes", *kinds) == 0
+    rows = json.loads((tmp_path / "cuda_pass_sizes.json").read_text())["rows"]
+    assert len(rows) == 2 * 3 * 5 and {row["pass"] for row in rows} == {"forward", "vjp", "jvp"}
+    assert all(row["first_ms"] > 0 and row["again_ms"] > 0 for row in rows)
+    sizes = {row["size"] for row in rows if row["pass"] == "jvp"}
+    assert sizes == {f"{size} x 8" for size in (8, 9, 10, 11, 24)}
+    # what there is no time for is named
+    assert run("cuda_pass_sizes", *kinds, "--budget", "0") == 1
+
+
 # Kernels of a call
 
 
