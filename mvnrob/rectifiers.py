@@ -41,10 +41,12 @@ except (ImportError, AttributeError):  # another torch: all is left to its rules
         return None
 
 
-#: Values (of the point) below which torch's rule is left its way: the tangents' kernel is then shorter than
-#: the launches of the mask's. They cost the host 25 us in place and 50 out of place (a slow shared core,
-#: where torch's rule costs 24 within LinearLayers; a good third is make_dual and unpack_dual).
-_FEW = 1 << 16
+#: Values (of the point), and numbers of the tangents, below which torch's rule is left its way: the tangents'
+#: kernel is then shorter than the launches of the mask's. They cost the host 25 us in place and 50 out of
+#: place (a slow shared core, where torch's rule costs 24 within LinearLayers; a good third is make_dual and
+#: unpack_dual), in which a GPU takes ten million numbers by torch's rule.
+_FEW = 2**16
+_FEW_TANGENTS = {"cpu": 0, "cuda": 2**23}
 #: An integer as wide as the number.
 _BITS = {
     torch.float16: torch.int16, torch.bfloat16: torch.int16,
@@ -148,7 +150,7 @@ def rectified(func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
     if is_functorch_wrapped_tensor(along):
         return None
     with _PlainTensors():
-        if not _are_laid_alike(point, along):
+        if along.numel() < _FEW_TANGENTS[x.device.type] or not _are_laid_alike(point, along):
             return None
         count = point.numel()
         value = func(point, *args[1:], **kwargs)
