@@ -15,8 +15,6 @@ from torch.autograd.forward_ad import make_dual, unpack_dual
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .rectifiers import RECTIFIERS, rectified
-
 _aten = torch.ops.aten
 #: ``op(x, weight, bias, ...)``, linear in x without the bias.
 _PRODUCTS = {
@@ -71,9 +69,6 @@ def _norm_slope(running_var: Tensor, weight: Tensor | None, eps: float) -> Tenso
 class LinearLayers(TorchFunctionMode):
     """Convolutions, linear layers, batch norms in eval mode and padding, wherever the model calls them.
 
-    ReLU and its like, linear on either side, are taken as well where that is faster
-    (:mod:`mvnrob.rectifiers`).
-
     Those whose weights have tangents themselves, because the model makes them of its input, are left to
     torch.
 
@@ -98,9 +93,6 @@ class LinearLayers(TorchFunctionMode):
             return _batch_norm_of_aten(self._norms, *args, **kwargs)
         if func is functional.pad:
             return _pad(*args, **kwargs)
-        if func in RECTIFIERS:
-            out = rectified(func, args, kwargs)
-            return func(*args, **kwargs) if out is None else out
         if self._any_layout and kwargs.get("memory_format") in _CHANNELS_LAST:
             others = {name: value for name, value in kwargs.items() if name != "memory_format"}
             if func is Tensor.contiguous or func is Tensor.to:
