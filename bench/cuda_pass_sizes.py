@@ -1,6 +1,6 @@
 """What a pass of a size that was not seen before takes, beside one of the same size again.
 
-python -m bench cuda_pass_sizes [--device cuda] [--network efficientnet-lite0] [--budget 30]
+python -m bench cuda_pass_sizes [--device cuda] [--networks resnet,efficientnet-lite0] [--budget 60]
 
 cuDNN plans a convolution anew for every size of a batch: why passes on a GPU come in few sizes
 (mvnrob/passes.py). bench/resnet.py's network, batch norms folded, channels last, or EfficientNet-Lite0 with
@@ -59,11 +59,12 @@ def efficientnet(layout, device):
 
 def models(args, device):
     """(name, layout, model in float32)"""
-    if args.network == "resnet":
-        yield "ResNet-50's shape", "channels_last", resnet_model(args, device)
-        return
-    for layout in args.layouts:
-        yield "EfficientNet-Lite0", layout, efficientnet(layout, device)
+    for network in args.networks:
+        if network == "resnet":
+            yield "ResNet-50's shape", "channels_last", resnet_model(args, device)
+            continue
+        for layout in args.layouts:
+            yield "EfficientNet-Lite0", layout, efficientnet(layout, device)
 
 
 def passes(model, side, device, dtype):
@@ -125,9 +126,11 @@ def main():
     p = harness.parser(__doc__.splitlines()[0])
     words = lambda text: text.split(",")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--network", choices=("resnet", "efficientnet-lite0"), default="resnet")
+    p.add_argument("--networks", type=words, default="resnet", help="resnet, efficientnet-lite0")
     p.add_argument("--precisions", type=words, default="tf32,float16")
-    p.add_argument("--layouts", type=words, default="contiguous,channels_last")
+    p.add_argument(
+        "--layouts", type=words, default="contiguous,channels_last", help="of efficientnet-lite0"
+    )
     p.add_argument("--side", type=int, default=224)
     p.add_argument("--classes", type=int, default=1000)
     p.add_argument(
@@ -136,6 +139,14 @@ def main():
     p.add_argument("--width", type=int, default=64)
     p.add_argument("--budget", type=float, default=60.0, help="seconds; what is left out is named")
     args = p.parse_args()
+    if unknown := set(args.networks) - {"resnet", "efficientnet-lite0"}:
+        p.error(f"--networks must be of resnet, efficientnet-lite0, got {unknown.pop()}")
+    if unknown := set(args.layouts) - {"contiguous", "channels_last"}:
+        p.error(f"--layouts must be of contiguous, channels_last, got {unknown.pop()}")
+    if unknown := set(args.precisions) - set(bench_pipeline.ROUNDING):
+        p.error(
+            f"--precisions must be of {', '.join(bench_pipeline.ROUNDING)}, got {unknown.pop()}"
+        )
     device, args.not_run = torch.device(args.device), []
     report = harness.environment()
     if device.type == "cuda":
@@ -145,8 +156,7 @@ def main():
     for row in measured(args, device, cuda_timing.Budget(args.budget)):
         print("#", *row.values(), flush=True)
         rows.append(row)
-        name = "cuda_pass_sizes" + ("" if args.network == "resnet" else "_efficientnet")
-        harness.write(name, report | {"not_run": args.not_run}, rows, args.out)
+        harness.write("cuda_pass_sizes", report | {"not_run": args.not_run}, rows, args.out)
     harness.show(rows, COLUMNS)
     return 0 if rows else 1
 

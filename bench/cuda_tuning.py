@@ -108,7 +108,7 @@ def measured_lines(row):
         values = {"time": row["ms"] * row["B"], "unit": "ms", "error": row["error"]}
         values["share"] = row.get("share")
         yield f"{row['op']}, {row['dtype']}", size(row), values
-    elif row.get("table") == "band":
+    elif row.get("table") in ("band", "mix"):
         what = f"mvnrob.evaluate, {row['case']}, {row['precision']}"
         where = f"level {row['level']:g}, p {row['p']}"
         yield what, where, {"rate": row["images_per_s"], "unit": "images/s"}

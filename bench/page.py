@@ -193,7 +193,7 @@ def choosing_blocks(results):
 
 
 def imagenet_blocks(results):
-    """The table of docs/imagenet.md: an H100's milliseconds a pass times the photographs' passes."""
+    """The table of docs/imagenet.md: a GPU's milliseconds a pass times the photographs' passes."""
     pipeline, screening = results.get("pipeline"), results.get("screening")
     if pipeline is None or screening is None or not tf32_runs(pipeline["rows"]):
         return {}

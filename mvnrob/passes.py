@@ -19,8 +19,8 @@ def pass_size(rows: int, full: int, each: int = 1) -> int:
     """The size, ``rows`` or somewhat more, of a pass of so many points with ``each`` tangents of every one.
 
     cuDNN plans each convolution anew for every size of a batch, which takes longer than a pass: ResNet-50's
-    shape on an H200 32 to 150 ms where a pass of a known size takes 5 to 17; and what one rounds, a pass of
-    another size rounds otherwise. So sizes are powers of two while the pass is not ``full``, which costs
+    shape on an H200 39 to 158 ms where a pass of a known size takes 8 to 23 (``python -m bench
+    cuda_pass_sizes``); and what one rounds, a pass of another size rounds otherwise. So sizes are powers of two while the pass is not ``full``, which costs
     nothing, and beyond that four between two powers of two: a ninth more work on average. All are allowed
     where ``full`` is 1.
     """

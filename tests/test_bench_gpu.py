@@ -196,8 +196,9 @@ def test_sizes_of_passes(run, tmp_path):
     assert all(row["first_ms"] > 0 and row["again_ms"] > 0 for row in rows)
     sizes = {row["size"] for row in rows if row["pass"] == "jvp"}
     assert sizes == {f"{size} x 8" for size in (8, 9, 10, 11, 24)}
-    # what there is no time for is named
-    assert run("cuda_pass_sizes", *kinds, "--budget", "0") == 1
+    assert run("cuda_pass_sizes", *kinds, "--budget", "0") == 1  # no time, no result
+    with pytest.raises(SystemExit):
+        run("cuda_pass_sizes", "--networks", "resnet,vgg")
 
 
 # Kernels of a call
