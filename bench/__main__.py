@@ -56,6 +56,7 @@ SUBCOMMANDS = {
     "cuda_tuning": "cuda_tuning",
     "cuda_kernels": "cuda_kernels",
     "cuda_pass_sizes": "cuda_pass_sizes",
+    "cuda_phases": "cuda_phases",
     "cuda_profile": "cuda_profile",
     "cuda_small": "cuda_small",
     "page": "page",

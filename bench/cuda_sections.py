@@ -231,6 +231,20 @@ def pass_sizes_tables(rows):
         yield f"{network}, {layout.replace('_', ' ')}, {precision}:", columns, list(group)
 
 
+def phases_tables(rows):
+    parts = [row for row in rows if row["table"] == "part"]
+    whole = sum(row["kernels_ms"] for row in parts)
+    share = lambda row: f"{100 * row['kernels_ms'] / whole:.3g} %"
+    columns = [("phase", "phase"), ("part", "part"), ("kernels, ms", "kernels_ms"), ("share", share),
+               ("launches", "launches"), ("waiting, ms", "waiting_ms")]  # fmt: skip
+    yield "By phase and part of screening:", columns, parts
+    kernels = [
+        row for row in rows if row["table"] == "kernel" and row["kernels_ms"] >= 0.01 * whole
+    ]
+    columns = [("phase", "phase"), ("kernel", "part"), ("ms", "kernels_ms")]
+    yield "Kernels that take a hundredth of it or more:", columns, kernels
+
+
 PARTS = ("read", "forward", "jvp", "vjp", "covariance", "sketch", "cdf", "other", "write")
 
 
@@ -308,6 +322,13 @@ SECTIONS = (
         "cuda_tf32", "What TF32 does to derivatives of a network",
         "`python -m bench cuda_tf32` (`bench/gpu.sh OUTDIR build tf32`). Gaps of products in units of the "
         "row's norm, of rows relative to their norm.", tf32_tables,
+    ),
+    Section(
+        "cuda_phases", "What a chunk of mvnrob.evaluate goes to on a GPU",
+        "`python -m bench cuda_phases` (`bench/gpu.sh OUTDIR build phases`): the network of ResNet-50's shape of "
+        "`bench pipeline`, kernels by torch.profiler, each where it was launched. The device waits before the "
+        "kernels named; the profiler slows the host down, so waits are for comparison with each other.",
+        phases_tables,
     ),
     Section(
         "cuda_pass_sizes", "What a pass of a new size takes",

@@ -20,6 +20,7 @@
 #   tensor_pivots bench/cuda_tensor_pivots.py, beside a build of this checkout with kTensorPivots 96
 #   tf32          bench/cuda_tf32.py
 #   pass_sizes    bench/cuda_pass_sizes.py
+#   phases        bench/cuda_phases.py: kernels and waits of a chunk of mvnrob.evaluate, by phase
 #   photos        bench/bench_pipeline.py with EfficientNet-Lite0 on crops of photographs, with what lies in
 #                 build/gpu/photos (packages, crops.npz), or with the demo's packages where they are installed
 #
@@ -35,8 +36,8 @@
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
 # cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, cuda_kernels.json, kernels.txt,
 # cuda_profile.json and .csv, profile.txt; of what was asked for cuda_ab.json, cuda_ab_old.json, cuda_ab_new.json,
-# cuda_tensor_pivots.json, cuda_tf32.json, cuda_pass_sizes.json, pipeline_photos.json, each with .csv, and
-# ab.txt, tensor_pivots.txt, tf32.txt, pass_sizes.txt, photos.txt.
+# cuda_tensor_pivots.json, cuda_tf32.json, cuda_pass_sizes.json, cuda_phases.json, pipeline_photos.json, each with
+# .csv, and ab.txt, tensor_pivots.txt, tf32.txt, pass_sizes.txt, phases.txt, photos.txt.
 # Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit of a copy
 # of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time; MVNROB_GPU_INSTRUCTIONS=1 has `profile`
 # keep each instruction's samples too (OUTDIR/instructions).
@@ -51,11 +52,12 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
 every=(build tests sanitize time pipeline kernels profile)
-asked=(ab tensor_pivots tf32 pass_sizes photos)
+asked=(ab tensor_pivots tf32 pass_sizes phases photos)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
 declare -A limit=([build]=235 [tests]=150 [sanitize]=120 [time]=140 [pipeline]=90 [kernels]=20
-  [profile]=100 [ab]=480 [tensor_pivots]=300 [tf32]=60 [pass_sizes]=45 [photos]=90)
+  [profile]=100 [ab]=480 [tensor_pivots]=300 [tf32]=60 [pass_sizes]=45
+  [phases]=90 [photos]=90)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]} ${asked[*]}, got $section" >&2
@@ -216,6 +218,11 @@ run_pass_sizes() {
   "$python" -u -m bench cuda_pass_sizes --device cuda --out "$out" --budget "$(scaled 25)"
 }
 
+run_phases() {
+  needs_build || return
+  "$python" -u -m bench cuda_phases --device cuda --out "$out"
+}
+
 run_photos() {
   local photos=$work/photos crops=()
   needs_build || return
@@ -333,7 +340,7 @@ fi
 declare -A result seconds log=([build]=build.log [tests]=tests.log [sanitize]=sanitize.log
   [time]=timings.txt [pipeline]=pipeline.txt [kernels]=kernels.txt [profile]=profile.txt [ab]=ab.txt
   [tensor_pivots]=tensor_pivots.txt [tf32]=tf32.txt
-  [pass_sizes]=pass_sizes.txt [photos]=photos.txt)
+  [pass_sizes]=pass_sizes.txt [phases]=phases.txt [photos]=photos.txt)
 code=0
 for section in "${sections[@]}"; do
   echo "== $section (at most $(scaled "${limit[$section]}") s)"

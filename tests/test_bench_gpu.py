@@ -22,7 +22,16 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import mvnrob
 from bench import __main__ as front
-from bench import cuda_ab, cuda_kernels, cuda_profile, cuda_sections, cuda_tuning, harness, page
+from bench import (
+    cuda_ab,
+    cuda_kernels,
+    cuda_phases,
+    cuda_profile,
+    cuda_sections,
+    cuda_tuning,
+    harness,
+    page,
+)
 
 INSTALLED = Path(mvnrob.__file__).resolve().parent.parent
 
@@ -182,6 +191,65 @@ def test_tf32_gaps(run, tmp_path):
         for name in ("rows_and_products", "passes_of_1_and_8"):
             assert 0 <= row[name]["median"] <= row[name]["most"] < 1e-5
     assert made[1]["rows_against_float32"]["most"] == 0  # on a CPU nothing is rounded
+
+
+# Phases of a chunk
+
+
+def event(cat, name, start, length, correlation=None, thread=1):
+    args = {} if correlation is None else {"correlation": correlation}
+    return {"cat": cat, "name": name, "ts": start, "dur": length, "tid": thread, "args": args}
+
+
+def test_kernels_by_phase_and_part():
+    """Each where it was launched, in whatever order the device came to it."""
+    events = [
+        event("user_annotation", "#sketch", 0, 100),
+        event("user_annotation", "@_extend", 10, 20),
+        event("user_annotation", "#jvp", 40, 20),
+        event("user_annotation", "elsewhere", 0, 100, thread=2),
+        event("cuda_runtime", "cudaLaunchKernel", 5, 1, 1),
+        event("cuda_runtime", "cudaLaunchKernel", 15, 1, 2),
+        event("cuda_driver", "cuLaunchKernel", 45, 1, 3),
+        event("cuda_runtime", "cudaMemcpyAsync", 200, 1, 4),
+        event("kernel", "gemm", 1000, 2000, 1),
+        event("kernel", "gemm", 3500, 1000, 3),
+        event("kernel", "sum", 4500, 500, 2),
+        event("gpu_memcpy", "copy", 6000, 250, 4),
+        event("cpu_op", "aten::mm", 4, 3),
+    ]
+    rows = cuda_phases.rows_of(events)
+    parts = [row for row in rows if row["table"] == "part"]
+    found = {
+        (r["phase"], r["part"]): (r["kernels_ms"], r["launches"], r["waiting_ms"]) for r in parts
+    }
+    assert found == {
+        ("sketch", ""): (2.0, 1, 0.0),
+        ("jvp", ""): (1.0, 1, 0.5),
+        ("sketch", "_extend"): (0.5, 1, 0.0),
+        ("other", ""): (0.25, 1, 1.0),
+    }
+    kernels = {(r["phase"], r["part"]): r["kernels_ms"] for r in rows if r["table"] == "kernel"}
+    assert kernels["sketch", "gemm"] == 2.0 and kernels["jvp", "gemm"] == 1.0
+    assert cuda_phases.rows_of(events[:8]) == []
+
+
+def test_annotations_of_a_call(tmp_path):
+    """Those of evaluate's own phases and parts, by torch.profiler; afterwards nothing is left of them."""
+    from torch.profiler import ProfilerActivity, profile
+
+    before = [getattr(owner, name) for owner, name in cuda_phases.PARTS]
+    model = torch.nn.Linear(200, 300).double().eval()
+    with cuda_phases.annotated(), profile(activities=[ProfilerActivity.CPU]) as found:
+        mvnrob.robustness(model, torch.zeros(2, 200).double(), 0.5)
+    names = {e.key for e in found.key_averages()}
+    assert {"#forward", "#vjp", "#cdf"} <= names
+    assert [getattr(owner, name) for owner, name in cuda_phases.PARTS] == before
+
+
+def test_phases_need_a_gpu(run):
+    with pytest.raises(SystemExit):
+        run("cuda_phases", "--device", "cpu")
 
 
 # Sizes of passes
