@@ -327,12 +327,17 @@ class LogitMap:
         return self._in_scale(out)
 
     def _jvp_forward(self, along: Tensor, first: int, count: int) -> Tensor:
-        """``[b, m, C]`` for ``along`` [b, m, *shape].
+        """``[b, m, C]`` for ``along`` [b, m, *shape], in passes of few sizes: with directions of zeros."""
+        b, m = along.shape[:2]
+        size = min(pass_size(m, self._fill, b * count), self._tangents // (b * count))
+        if size > m:
+            along = torch.cat([along, along.new_zeros(b, size - m, *along.shape[2:])], 1)
+        return self._jvp_together(along, first, count)[:, :m]
 
-        With ``torch.func.vmap`` over the directions the network itself runs once for all of them;
+    def _jvp_together(self, along: Tensor, first: int, count: int) -> Tensor:
+        """With ``torch.func.vmap`` over the directions the network itself runs once for all of them;
         models that vmap refuses get a copy of their inputs for every direction.
         """
-
         b, m = along.shape[:2]
         most = self._tangents // m
 

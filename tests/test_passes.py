@@ -1,5 +1,6 @@
 """Few, full passes: copies of few inputs serve several columns, and more directions pass together."""
 
+import itertools
 import types
 
 import pytest
@@ -170,40 +171,40 @@ def test_padding_has_no_derivatives():
 
 @pytest.mark.parametrize("by_vmap", [True, False])
 @pytest.mark.parametrize("noisy", [False, True])
-def test_products_of_sized_passes(noisy, by_vmap):
-    """Those of plain passes; in few sizes, which the budget bounds."""
-    net, x, points = mlp(8, 7), inputs(9, 8), []
+def test_products_of_sized_passes(monkeypatch, noisy, by_vmap):
+    """Those of plain passes; of tangents in fewer sizes, which the budget bounds."""
+    net, x, tangents, together = mlp(8, 7), inputs(9, 8), [], [1]
 
     def model(x):
-        points.append(x.shape[0])
+        tangents.append(x.shape[0] * together[-1])
         return net(x)
 
-    shifts = inputs(9, 2, 8, seed=5)
-    along = inputs(9, 5, 8, seed=3)
-    for most, largest in ((1000, 50 if by_vmap else 48), (45, 45)):
-        sizes = []
-        for count in range(1, 10):
-            options = {
-                "offsets": lambda first, some, count=count: shifts[:count, first : first + some],
-                "groups": [(0, 1), (1, 1)],
-            }
-            options = options if noisy else {}
-            maps = [
-                linear_map(model, x[:count], check="off", fill=fill, max_tangents=most, **options)[
-                    0
-                ]
-                for fill in (1, 8)
-            ]
-            for each in maps:
-                each.network.batch_tangents = by_vmap
-            expected = maps[0].group_jvp(along[:count])
-            points.clear()
-            found = maps[1].group_jvp(along[:count])
-            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
-            sizes += [size * 5 for size in points] if by_vmap else points
-        wanted = {5 * n for n in (1, 2, 3, 4, 5, 6, 7, 8, 10)} if by_vmap else None
-        wanted = wanted or {8, 10, 16, 20, 28, 32, 40, 48}
-        assert set(sizes) <= wanted | {most} and max(sizes) == largest, sorted(set(sizes))
+    def spy(function, x, along, plain=jacobian._batched_tangents):
+        together.append(along.shape[1])
+        out = plain(function, x, along)
+        together.pop()
+        return out
+
+    monkeypatch.setattr(jacobian, "_batched_tangents", spy)
+    shifts, many = inputs(9, 2, 8, seed=5), inputs(9, 37, 8, seed=3)
+    for most in (1000, 45):
+        sizes = {1: set(), 8: set()}
+        for count, m in itertools.product(range(1, 10), (1, 3, 5, 9, 13, 37)):
+            options = {}
+            if noisy:
+                options["offsets"] = lambda first, some, n=count: shifts[:n, first : first + some]
+                options["groups"] = [(0, 1), (1, 1)]
+            found = {}
+            for fill, seen in sizes.items():
+                options |= {"check": "off", "fill": fill, "max_tangents": most}
+                one, _ = linear_map(model, x[:count], **options)
+                one.network.batch_tangents = by_vmap
+                tangents.clear()
+                found[fill] = one.group_jvp(many[:count, :m])
+                seen.update(tangents)
+            torch.testing.assert_close(found[8], found[1], rtol=1e-12, atol=1e-14)
+        assert max(sizes[8]) <= most
+        assert len(sizes[8]) < len(sizes[1])
 
 
 def test_jacobian_of_filled_passes(monkeypatch):
