@@ -10,6 +10,7 @@ itself does is tested on PTX written out here, without nvcc.
 import sys
 from pathlib import Path
 
+import nearest_ends_cases
 import numpy as np
 import pytest
 
@@ -214,6 +215,7 @@ def mvn_objects():
     objects = [ptx_objects.machine()]
     objects += ptx_objects.objects("bvn_cdf", ARCHITECTURE)
     objects += ptx_objects.objects("standard_normal", ARCHITECTURE)
+    objects += ptx_objects.objects("nearest_ends", ARCHITECTURE)
     return objects + ptx_objects.objects("samplers_double", ARCHITECTURE)
 
 
@@ -261,6 +263,20 @@ def test_standard_normal(mvn):
     bodies, translated = both(mvn, run, "StandardNormal")
     assert np.abs(translated - bodies).max() <= 5e-7
     assert np.mean(translated != bodies) <= 1e-4  # rounded to float32
+
+
+@needs_nvcc
+def test_nearest_ends(mvn):
+    size = nearest_ends_cases.SIZES[-1]
+    limit, table, draws = (part.numpy() for part in nearest_ends_cases.problem(*size))
+    _, _, rising, exact, others, _ = size
+    flipped = exact + others // 2
+    run = lambda: mvn.nearest_ends(limit, table, draws, rising, exact, flipped, True)
+    bodies, translated = both(mvn, run, "NearestEnds")
+    for ours, theirs in zip(bodies[:2], translated[:2], strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-6, abs=5e-5)
+    for ours, theirs in zip(bodies[2:], translated[2:], strict=True):
+        assert np.mean(theirs != ours) <= 1e-2  # as near but for rounding
 
 
 @needs_nvcc

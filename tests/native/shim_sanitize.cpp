@@ -15,6 +15,7 @@
 #include "shim_jac_cov_cases.h"
 #include "shim_mendell_elston_cases.h"
 #include "shim_mvn_cdf_cases.h"
+#include "shim_nearest_ends_cases.h"
 #include "shim_pivoted_cholesky_cases.h"
 #endif
 
@@ -43,6 +44,7 @@ std::vector<Case> cases() {
   for (const PivotedCholeskyCase& one : kPivotedCholeskyCases)
     all.push_back({one.name, one.run, ""});
   for (const JacCovCase& one : kJacCovCases) all.push_back({one.name, one.run, ""});
+  all.push_back({"nearest_ends", check_nearest_ends, ""});
 #endif
   for (const Bad& bad : kBad) {
 #ifdef __SANITIZE_THREAD__
