@@ -226,7 +226,7 @@ inline void check_nearest_ends(const Tensor& limit, const Tensor& table, const T
                   rising);
   STD_TORCH_CHECK(exact >= 0 && exact <= columns, op, ": exact must be 0 to ", columns, ", got ",
                   exact);
-  STD_TORCH_CHECK(split >= 0 && split <= columns - exact, op, ": split must be 0 to ",
+  STD_TORCH_CHECK(split >= -1 && split <= columns - exact, op, ": split must be -1 to ",
                   columns - exact, ", got ", split);
 }
 

@@ -79,7 +79,7 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   // float32 [b, count, dim]: draws first .. first + count - 1 of each key's stream, keys int64 [b]
   m.def("standard_normal(Tensor keys, int first, int count, int dim) -> Tensor");
   // All float32: limit [b, S] - (table [b, S, K] . draws [N, K or more]) with the columns from
-  // `exact` on taken with both signs, +, -, or where split is not 0 the first `split` of them and
+  // `exact` on taken with both signs, +, -, or where split is not -1 the first `split` of them and
   // the others with signs of their own, ++, +-, -+, --: the least over the rows before `rising` and
   // the greatest over the others, [signs, N, b], infinite where there are none; and where
   // wants_rows the numbers of these rows, int64, otherwise empty. The CPU's:

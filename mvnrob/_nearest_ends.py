@@ -21,7 +21,7 @@ def nearest_ends(
     *,
     rising: int,
     exact: int,
-    split: int = 0,
+    split: int | None = None,
     wants_rows: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The nearest of ``limit - table . (a, +-c)`` from above and from below, of each draw (a, c) and input.
@@ -32,20 +32,40 @@ def nearest_ends(
         draws: ``[N, K or more]`` float32, the same for all inputs.
         rising: the least is taken over so many rows, the greatest over those behind them.
         exact: columns of a; those of c, behind them, are taken with both signs.
-        split: where it is not 0, the first ``split`` columns of c and the others have signs of their own.
+        split: the first ``split`` columns of c and the others have signs of their own; none: they have one.
         wants_rows: the numbers of the nearest rows as well.
 
     Returns ``(upper, lower, above, below)``: least and greatest, float32 ``[signs, N, b]``, by the signs +, -,
     or ++, +-, -+, --, infinite where there are no rows; and these rows' numbers, int64 of that shape, or
     nothing (``[0, N, b]``).
 
-    Cost: N b S K multiplications (a GPU: twice as many with ``split``), on a GPU without memory for
+    Cost: N b S K multiplications (on a GPU twice as many with ``split``), on a GPU without memory for
     N b S numbers.
 
     Raises:
         RuntimeError: arguments of other shapes, dtypes or devices; torch.OutOfMemoryError is one.
     """
+    split = -1 if split is None else split
     return _ops.call("nearest_ends", limit, table, draws, rising, exact, split, wants_rows)
+
+
+def _check(limit, table, draws, rising, exact, split) -> None:
+    """As csrc/checks.h does on a GPU."""
+    if limit.dim() != 2 or table.dim() != 3 or table.shape[:2] != limit.shape:
+        got = f"{list(limit.shape)} and {list(table.shape)}"
+        raise RuntimeError(f"nearest_ends: limit and table must be [b, S] and [b, S, K], got {got}")
+    _, rows, columns = table.shape
+    if draws.dim() != 2 or draws.shape[1] < columns:
+        raise RuntimeError(
+            f"nearest_ends: draws must have shape [N, {columns} or more], got {list(draws.shape)}"
+        )
+    if not all(t.dtype == torch.float32 for t in (limit, table, draws)):
+        raise RuntimeError("nearest_ends: arguments must be float32")
+    for name, value, least, most in (
+        ("rising", rising, 0, rows), ("exact", exact, 0, columns), ("split", split, -1, columns - exact),
+    ):  # fmt: skip
+        if not least <= value <= most:
+            raise RuntimeError(f"nearest_ends: {name} must be {least} to {most}, got {value}")
 
 
 def _by_signs(ends: Tensor, parts: list[Tensor]) -> Iterator[Tensor]:
@@ -79,10 +99,11 @@ def _nearest(
 
 @torch.library.impl("mvnrob::nearest_ends", "cpu")
 def _nearest_ends_cpu(limit, table, draws, rising, exact, split, wants_rows):
+    _check(limit, table, draws, rising, exact, split)
     inputs, rows, columns = table.shape
     flat, count = table.flatten(0, 1).mT, len(draws)
     free = torch.addmm(limit.flatten(), draws[:, :exact], flat[:exact], alpha=-1.0)
-    edges = [exact, columns] if split == 0 else [exact, exact + split, columns]
+    edges = [exact, columns] if split < 0 else [exact, exact + split, columns]
     parts = [
         (draws[:, first:end] @ flat[first:end]).view(count, inputs, rows)
         for first, end in itertools.pairwise(edges)
@@ -97,7 +118,7 @@ def _nearest_ends_cpu(limit, table, draws, rising, exact, split, wants_rows):
 
 @torch.library.register_fake("mvnrob::nearest_ends")
 def _(limit, table, draws, rising, exact, split, wants_rows):
-    shape = 4 if split else 2, draws.shape[0], limit.shape[0]
+    shape = 2 if split < 0 else 4, draws.shape[0], limit.shape[0]
     rows = shape if wants_rows else (0, *shape[1:])
     return *(limit.new_empty(shape) for _ in "ab"), *(
         limit.new_empty(rows, dtype=torch.int64) for _ in "ab"

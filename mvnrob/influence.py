@@ -24,16 +24,20 @@ _LEAST_SLOPE = 1e-6
 _CURVATURE_SHARE = 0.5
 #: Random directions that are tried beside the leading one.
 _TRIED = 16
+#: Bytes for each number of an input's rows: copies in float64, and tables of up to five lengths.
+_TABLES = 48
 #: Ends that a sample has in memory on a GPU, whose kernel keeps the nearest ones; a CPU has all rivals'.
 _KEPT = 8
 #: A Gram matrix's power 2^_SQUARINGS has its leading eigenvector in every column.
 _SQUARINGS = 9
 
 
-def inputs_at_once(draws: Tensor, rivals: int, columns: int, max_bytes: int) -> int:
-    """Inputs of so many rivals and drawn columns whose draws all fit in a pass."""
-    each = len(draws) * _numbers_of_sample(draws.device, rivals, columns)
-    return max(1, _numbers_at_once(draws.device, max_bytes) // each)
+def inputs_at_once(draws: Tensor, rivals: int, exact: int, drawn: int, max_bytes: int) -> int:
+    """Inputs of so many rivals, exact and drawn columns whose draws all fit in a pass."""
+    each = len(draws) * _numbers_of_sample(draws.device, rivals, drawn)
+    tables = _TABLES * rivals * (exact + drawn)
+    most = min(_numbers_at_once(draws.device, max_bytes) // each, max_bytes // max(1, tables))
+    return max(1, most)
 
 
 def _numbers_of_sample(device: torch.device, rivals: int, columns: int) -> int:
@@ -257,7 +261,7 @@ class _Ends:
         """(ends from above, from below, rows there, rows there), each ``[2, n, b]``, for the signs of c."""
         return self._nearest(draws, wants_rows=True)
 
-    def least(self, draws: Tensor, split: int = 0) -> tuple[Tensor, Tensor]:
+    def least(self, draws: Tensor, split: int | None = None) -> tuple[Tensor, Tensor]:
         """The same without the rows; where X is ``split`` for both halves' signs, ``[4, n, b]``."""
         return self._nearest(draws, split=split)[:2]
 

@@ -28,7 +28,7 @@ from .network import (
     without_autocast,
 )
 from .noise import PROBES, row_keys
-from .passes import full_pass, padded, pass_size
+from .passes import full_pass, padded, pass_size, unpadded
 
 JACOBIAN_METHODS = ("batch", "loop", "vmap")
 JVP_MODES = ("forward", "double_backward")
@@ -176,7 +176,7 @@ class LogitMap:
         """The network's answers ``[b, C]`` from a pass of one of few sizes."""
         rows = x.shape[0]
         size = min(pass_size(rows, self._fill, each), max(rows, most or self._copies))
-        return self.network(padded(x, size))[:rows]
+        return unpadded(self.network(padded(x, size)), rows)
 
     def values(self) -> Tensor:
         """Group means of the logits ``[b, G, C]``, float64."""

@@ -530,7 +530,9 @@ def _sampled(
         for s, sigma in sorted(enumerate(problem.noise.sigmas), key=lambda pair: -pair[1]):
             mass = tail(margins, longer, sigma).masked_fill(padding, 0.0)
             limits = standardised(margins, norms, sigma)
-            for rows, at, left in _near_groups(mass, neglected, active, draws, directions, budget):
+            for rows, at, left in _near_groups(
+                mass, neglected, active, draws, exact.shape[2], directions, budget
+            ):
                 z = limits[rows].gather(1, at).masked_fill(left, math.inf)
                 a, x = (
                     (part[rows[:, None], at] / scale[rows[:, None], at]).masked_fill(
@@ -628,7 +630,13 @@ def _stretch(count: Tensor, columns: int) -> Tensor:
 
 
 def _near_groups(
-    mass: Tensor, neglected: float, inputs: Tensor, draws: Tensor, columns: int, max_bytes: int
+    mass: Tensor,
+    neglected: float,
+    inputs: Tensor,
+    draws: Tensor,
+    exact: int,
+    drawn: int,
+    max_bytes: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(some of the ``inputs``, places [g, S] of their rivals that hold all but ``neglected`` of the
     ``mass``, which of these are left over): inputs of like numbers of such rivals together."""
@@ -640,7 +648,7 @@ def _near_groups(
     places = near[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
     most, first = counts.tolist(), 0
     while first < len(most):
-        end = first + inputs_at_once(draws, most[first], columns, max_bytes)
+        end = first + inputs_at_once(draws, most[first], exact, drawn, max_bytes)
         at = places[first:end, : most[first]]
         left = torch.arange(most[first], device=at.device) >= counts[first:end, None]
         yield inputs[first:end], at, left

@@ -34,6 +34,24 @@ def pass_size(rows: int, full: int, each: int = 1) -> int:
 
 
 def padded(x: Tensor, size: int) -> Tensor:
-    """x ``[b, ...]``, and behind it copies of its first row without derivatives: ``[size, ...]``."""
+    """x ``[b, ...]`` with copies of its first row, without derivatives, in the middle: ``[size, ...]``.
+
+    In the middle: what depends on the first or on the last row of a batch shows as it would without them.
+    """
     more = size - x.shape[0]
-    return torch.cat([x, x[:1].detach().expand(more, *x.shape[1:])]) if more > 0 else x
+    if more <= 0:
+        return x
+    first, last = x.tensor_split([_before(x.shape[0])])
+    return torch.cat([first, x[:1].detach().expand(more, *x.shape[1:]), last])
+
+
+def unpadded(out: Tensor, rows: int) -> Tensor:
+    """Of what was computed from ``rows`` of them."""
+    if out.shape[0] == rows:
+        return out
+    before = _before(rows)
+    return torch.cat([out[:before], out[out.shape[0] - rows + before :]])
+
+
+def _before(rows: int) -> int:
+    return (rows + 1) // 2

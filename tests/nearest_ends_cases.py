@@ -49,8 +49,8 @@ def check(found, limit, table, draws, rising, signs):
         assert ((at >= first) & (at < last)).all()
 
 
-def signs_of(exact, others, split=0):
-    if not split:
+def signs_of(exact, others, split=None):
+    if split is None:
         return [torch.tensor([1.0] * exact + [sign] * others) for sign in SIGNS]
     return [
         torch.tensor([1.0] * exact + [one] * split + [two] * (others - split))

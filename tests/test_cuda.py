@@ -448,7 +448,7 @@ def test_standard_normal(cuda):
 def test_nearest_ends(cuda, size):
     limit, table, draws = nearest_ends_cases.problem(*size)
     _, _, rising, exact, others, _ = size
-    for split in {0, others // 2, others}:
+    for split in {None, 0, others // 2, others}:
         options = {"rising": rising, "exact": exact, "split": split, "wants_rows": True}
         found = nearest_ends(*put((limit, table, draws), cuda), **options)
         signs = nearest_ends_cases.signs_of(exact, others, split)
@@ -459,7 +459,7 @@ def test_nearest_ends(cuda, size):
         assert not plain[2].numel() and not plain[3].numel()
     torch.library.opcheck(
         torch.ops.mvnrob.nearest_ends.default,
-        (*put((limit, table, draws), cuda), rising, exact, 0, True),
+        (*put((limit, table, draws), cuda), rising, exact, -1, True),
     )
 
 

@@ -8,7 +8,7 @@ from test_memory import LINUX, grown
 from test_screening import inputs, problem_of
 
 import mvnrob
-from mvnrob import low_rank, sketch
+from mvnrob import influence, low_rank, sketch
 from mvnrob._standard_normal import standard_normal
 from mvnrob.influence import DrawnColumns
 from mvnrob.noise import row_keys
@@ -189,6 +189,24 @@ def test_several_inputs_at_a_time():
         torch.testing.assert_close(
             both.influences()[0][i], one.influences()[0][0], rtol=1e-4, atol=1e-7
         )
+
+
+def test_a_single_drawn_column():
+    """Of which one half is empty: the other one alone has all of it, sqrt(2) times."""
+    z, a, x, draws = columns(2, drawn=1, draws=2**12)
+    one = drawn_columns(z, a, x, draws)
+    (value, error), ones = one.curvature(), torch.ones(1, len(z)).double()
+    (without, doubled), _ = one.stretched(0 * ones, math.sqrt(2.0) * ones)
+    torch.testing.assert_close(value, 0.5 * (without + doubled), rtol=1e-5, atol=1e-8)
+    assert float(error) > 0
+
+
+def test_inputs_whose_draws_and_rows_fit():
+    draws = torch.zeros(2**12, 40)
+    for rivals, max_bytes in ((50, 2**20), (5000, 2**26), (20_000, 2**28)):
+        count = influence.inputs_at_once(draws, rivals, 16, 24, max_bytes)
+        assert count == 1 or count * rivals * 40 * 8 * 5 < max_bytes
+    assert influence.inputs_at_once(draws, 2, 1, 8, 2**30) == 2**19 // (2**12 * 10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -14,7 +14,7 @@ from mvnrob._nearest_ends import nearest_ends
 def test_nearest_ends(size, wants_rows):
     limit, table, draws = problem(*size)
     _, _, rising, exact, others, count = size
-    for split in {0, others // 2, others}:
+    for split in {None, 0, others // 2, others}:
         options = {"rising": rising, "exact": exact, "split": split, "wants_rows": wants_rows}
         found = nearest_ends(limit, table, draws, **options)
         signs = signs_of(exact, others, split)
@@ -54,7 +54,33 @@ def test_by_the_kernel(shim, size):  # noqa: F811
 def test_contract():
     limit, table, draws = problem(2, 6, 4, 3, 4, 5)
     op = torch.ops.mvnrob.nearest_ends.default
-    for split, wants_rows in ((0, True), (2, False)):
+    for split, wants_rows in ((-1, True), (2, False)):
         torch.library.opcheck(op, (limit, table, draws, 4, 3, split, wants_rows))
     empty = nearest_ends(limit, table, draws[:0], rising=4, exact=3)
     assert empty[0].shape == empty[1].shape == (2, 0, 2)
+    options = {"rising": 4, "exact": 3}
+    for change, words in (
+        ({"limit": limit[:, :5]}, "limit and table must be"),
+        ({"draws": draws[:, :6]}, r"draws must have shape \[N, 7 or more\], got \[5, 6\]"),
+        ({"table": table.double()}, "arguments must be float32"),
+        ({"rising": 7}, "rising must be 0 to 6, got 7"),
+        ({"exact": 8}, "exact must be 0 to 7, got 8"),
+        ({"split": 5}, "split must be -1 to 4, got 5"),
+    ):
+        given = {"limit": limit, "table": table, "draws": draws, **options, **change}
+        with pytest.raises(RuntimeError, match=f"nearest_ends: {words}"):
+            nearest_ends(**given)
+
+
+def test_what_is_no_number_stays(shim):  # noqa: F811
+    """And an open side's row is its first one."""
+    limit = torch.tensor(
+        [[torch.nan, 1.0, 2.0, 3.0], [torch.inf, torch.inf, -torch.inf, -torch.inf]]
+    )
+    table, draws = torch.zeros(2, 4, 2), torch.ones(3, 2)
+    options = {"rising": 2, "exact": 1, "wants_rows": True}
+    expected = nearest_ends(limit, table, draws, **options)
+    assert expected[0][:, :, 0].isnan().all() and (expected[1][:, :, 0] == 3.0).all()
+    found = shim.nearest_ends(limit.numpy(), table.numpy(), draws.numpy(), 2, 1, 2, True)
+    for ours, theirs in zip(expected, found, strict=True):
+        torch.testing.assert_close(torch.from_numpy(np.array(theirs)), ours, equal_nan=True)

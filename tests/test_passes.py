@@ -13,7 +13,7 @@ from mvnrob import chunks, jacobian, low_rank, robustness, sketch
 from mvnrob.jacobian import LogitMap
 from mvnrob.meter import Meter
 from mvnrob.network import Network, full_float32
-from mvnrob.passes import full_pass, padded, pass_size
+from mvnrob.passes import full_pass, padded, pass_size, unpadded
 
 
 class Counted(nn.Module):
@@ -161,12 +161,29 @@ def test_padding_has_no_derivatives():
     """Nor do those of the first row, which it repeats, suffer from it."""
     x = torch.zeros(1, 3, requires_grad=True)
     out = padded(x, 4).sqrt()  # of infinite slope
-    (gradient,) = torch.autograd.grad(out[:1].sum(), x)
+    (gradient,) = torch.autograd.grad(unpadded(out, 1).sum(), x)
     assert out.shape == (4, 3) and torch.equal(gradient, torch.full((1, 3), torch.inf))
-    along = torch.ones(5, 1, 3)
-    push = lambda e: torch.func.jvp(lambda x: padded(x, 4), (x.detach(),), (e,))[1]
+    along = torch.ones(5, 3, 2)
+    push = lambda e: torch.func.jvp(lambda x: padded(x, 5), (torch.zeros(3, 2),), (e,))[1]
     tangents = torch.func.vmap(push)(along)
-    assert torch.equal(tangents, torch.eye(4)[:, :1].expand(5, 4, 3))
+    # two rows, the copies, and the third
+    assert torch.equal(tangents[0, :, 0], torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0]))
+    for rows, size in ((1, 1), (1, 8), (5, 8), (8, 8)):
+        x = torch.arange(rows)[:, None]
+        assert len(padded(x, size)) == size and torch.equal(unpadded(padded(x, size), rows), x)
+
+
+@pytest.mark.parametrize("row", [0, -1])
+@pytest.mark.parametrize("count", [2, 3, 5, 9])
+def test_rows_that_depend_on_one_of_the_batch(monkeypatch, count, row):
+    """Are found in padded passes as in others."""
+    net = mlp(8, 7)
+    model, x = (lambda x: net(x) - 0.5 * net(x)[row:][:1]), inputs(count, 8)
+    monkeypatch.setattr(jacobian, "full_pass", lambda device, graph: 8)
+    monkeypatch.setattr(chunks, "full_pass", lambda device, graph: 8)
+    for call in (jacobian.jacobian, lambda *a, **k: robustness(*a, 0.5, **k)):
+        with pytest.raises(RuntimeError, match="must agree with a forward-mode product"):
+            call(model, x, check="raise")
 
 
 @pytest.mark.parametrize("by_vmap", [True, False])

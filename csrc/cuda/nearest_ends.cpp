@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nearest_ends_cuda(const Tensor& limit
   const torch::stable::accelerator::DeviceGuard guard(device);
   const Tensor limit = contiguous_of(limit_in), table = contiguous_of(table_in);
   const Tensor draws = draws_in.stride(1) == 1 ? draws_in : contiguous_of(draws_in);
-  const int64_t inputs = limit.size(0), count = draws.size(0), signs = split == 0 ? 2 : 4;
+  const int64_t inputs = limit.size(0), count = draws.size(0), signs = split < 0 ? 2 : 4;
   Tensor upper = new_tensor(limit, {signs, count, inputs}, ScalarType::Float);
   Tensor lower = new_tensor(limit, {signs, count, inputs}, ScalarType::Float);
   const int64_t kept = wants_rows ? signs : 0;

@@ -61,7 +61,7 @@ struct NearestEnds {
     MVNROB_UNROLL
     for (int i = 0; i < kOwnDraws; ++i) {
       best[0][i] = best[1][i] = INFINITY;
-      at[0][i] = at[1][i] = 0;
+      at[0][i] = at[1][i] = first < end ? first : 0;
     }
     for (int32_t tile = first; tile < end; tile += kRows) {
       Products known = {}, drawn = {};
@@ -88,7 +88,7 @@ struct NearestEnds {
         for (int offset = kAcross / 2; offset > 0; offset /= 2) {
           const float other = __shfl_xor_sync(kFullWarp, key, offset);
           const int32_t there = __shfl_xor_sync(kFullWarp, place, offset);
-          if (other < key || (other == key && there < place)) {
+          if (goes_before(other, key) || (other == key && there < place)) {
             key = other;
             place = there;
           }
@@ -102,8 +102,11 @@ struct NearestEnds {
     }
   }
 
+  // What is no number stays.
+  static MVNROB_DEVICE bool goes_before(float key, float best) { return key < best || key != key; }
+
   static MVNROB_DEVICE void keep(float key, int32_t row, float& best, int32_t& at) {
-    if (key < best) {
+    if (goes_before(key, best)) {
       best = key;
       at = row;
     }

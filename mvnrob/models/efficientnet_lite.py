@@ -33,13 +33,12 @@ class EfficientNetLite0(nn.Module):
             self.lay_out()
         return self
 
-    def _device(self) -> torch.device:
-        return next(self.network.parameters()).device
+    def _device(self) -> torch.device | None:
+        return next((weight.device for weight in self.network.parameters()), None)
 
     def lay_out(self) -> None:
-        on_cpu = self._device().type == "cpu"
-        layout = torch.channels_last if on_cpu else torch.contiguous_format
         for weight in self.network.parameters():
+            layout = torch.channels_last if weight.is_cpu else torch.contiguous_format
             if weight.dim() == 4:
                 # a copy: where both layouts are one, convolutions look at the strides
                 weight.data = weight.data.clone(memory_format=layout)
