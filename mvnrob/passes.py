@@ -20,9 +20,9 @@ def pass_size(rows: int, full: int, each: int = 1) -> int:
 
     cuDNN plans each convolution anew for every size of a batch, which takes longer than a pass: ResNet-50's
     shape on an H200 39 to 158 ms where a pass of a known size takes 8 to 23 (``python -m bench
-    cuda_pass_sizes``); and what one rounds, a pass of another size rounds otherwise. So sizes are powers of two while the pass is not ``full``, which costs
-    nothing, and beyond that four between two powers of two: a ninth more work on average. All are allowed
-    where ``full`` is 1.
+    cuda_pass_sizes``); and what one rounds, a pass of another size rounds otherwise. So sizes are powers of
+    two while the pass is not ``full``, which costs nothing, and beyond that four from one power of two to the
+    next, at most a quarter more work. All are allowed where ``full`` is 1.
     """
     if full == 1:
         return rows
