@@ -50,10 +50,14 @@ def nearest_ends(
 
 
 def _check(limit, table, draws, rising, exact, split) -> None:
-    """As csrc/checks.h does on a GPU."""
-    if limit.dim() != 2 or table.dim() != 3 or table.shape[:2] != limit.shape:
-        got = f"{list(limit.shape)} and {list(table.shape)}"
-        raise RuntimeError(f"nearest_ends: limit and table must be [b, S] and [b, S, K], got {got}")
+    """In the words of csrc/checks.h, which does it on a GPU."""
+    if limit.dim() != 2:
+        raise RuntimeError(f"nearest_ends: limit must have shape [b, S], got {list(limit.shape)}")
+    if table.dim() != 3 or table.shape[:2] != limit.shape:
+        wanted = ", ".join(map(str, limit.shape))
+        raise RuntimeError(
+            f"nearest_ends: table must have shape [{wanted}, K], got {list(table.shape)}"
+        )
     _, rows, columns = table.shape
     if draws.dim() != 2 or draws.shape[1] < columns:
         raise RuntimeError(
@@ -97,8 +101,7 @@ def _nearest(
     return *found, *places
 
 
-@torch.library.impl("mvnrob::nearest_ends", "cpu")
-def _nearest_ends_cpu(limit, table, draws, rising, exact, split, wants_rows):
+def _nearest_ends_op(limit, table, draws, rising, exact, split, wants_rows):
     _check(limit, table, draws, rising, exact, split)
     inputs, rows, columns = table.shape
     flat, count = table.flatten(0, 1).mT, len(draws)
@@ -114,6 +117,9 @@ def _nearest_ends_cpu(limit, table, draws, rising, exact, split, wants_rows):
     if not wants_rows:
         return upper, lower, *(limit.new_empty((0, count, inputs), dtype=torch.int64) for _ in "ab")
     return upper, lower, *(torch.stack([each[side] for each in found]) for side in (2, 3))
+
+
+torch.library.impl("mvnrob::nearest_ends", "cpu", _nearest_ends_op)
 
 
 @torch.library.register_fake("mvnrob::nearest_ends")

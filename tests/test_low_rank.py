@@ -202,11 +202,13 @@ def test_a_single_drawn_column():
 
 
 def test_inputs_whose_draws_and_rows_fit():
-    draws = torch.zeros(2**12, 40)
+    """Few draws: tables of the rows are what memory ends at; many: what each draw holds."""
     for rivals, max_bytes in ((50, 2**20), (5000, 2**26), (20_000, 2**28)):
-        count = influence.inputs_at_once(draws, rivals, 16, 24, max_bytes)
-        assert count == 1 or count * rivals * 40 * 8 * 5 < max_bytes
-    assert influence.inputs_at_once(draws, 2, 1, 8, 2**30) == 2**19 // (2**12 * 10)
+        count = influence.inputs_at_once(torch.zeros(1, 40), rivals, 16, 24, max_bytes)
+        assert 1 < count and count * rivals * 40 * 8 * 5 < max_bytes < 2 * count * rivals * 40 * 48
+    many = influence.inputs_at_once(torch.zeros(2**12, 40), 2, 1, 8, 2**30)
+    assert many == 2**19 // (2**12 * 10)
+    assert influence.inputs_at_once(torch.zeros(2**12, 40), 20_000, 16, 24, 2**20) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -60,7 +60,8 @@ def test_contract():
     assert empty[0].shape == empty[1].shape == (2, 0, 2)
     options = {"rising": 4, "exact": 3}
     for change, words in (
-        ({"limit": limit[:, :5]}, "limit and table must be"),
+        ({"limit": limit[0]}, r"limit must have shape \[b, S\], got \[6\]"),
+        ({"limit": limit[:, :5]}, r"table must have shape \[2, 5, K\], got \[2, 6, 7\]"),
         ({"draws": draws[:, :6]}, r"draws must have shape \[N, 7 or more\], got \[5, 6\]"),
         ({"table": table.double()}, "arguments must be float32"),
         ({"rising": 7}, "rising must be 0 to 6, got 7"),
