@@ -15,6 +15,7 @@ from mvnrob.cli import FINISHED, USAGE, main
 from mvnrob.cli.commands import _summarise
 from mvnrob.evaluation import Evaluation, LoadedModel
 from mvnrob.evaluation.selfcheck import Check, _recommend
+from mvnrob.printed import probability
 from mvnrob.report import figures, report, score_frame
 from mvnrob.report import statistics as st
 from mvnrob.report.agreement import agreement, shown_method
@@ -258,6 +259,35 @@ def without_figures(monkeypatch):
     monkeypatch.setattr("mvnrob.report.page._draw", lambda *of: drawn)
 
 
+def printed(a) -> tuple[str, str]:
+    """Monte Carlo's mean and the method's, to the digits that their errors back."""
+    # 40 inputs of 200 draws know their mean to .01, and taylor states 1e-4 or less
+    assert 2e-3 < a.mc_error < 2e-2 and a.error < 1e-3
+    counted = f"{a.mc_mean:.{2 if a.mc_error >= 0.01 else 3}f}"
+    return counted, probability(a.mean, a.error)
+
+
+def test_no_digits_beyond_the_stated_error(tmp_path, capfd, monkeypatch):
+    """p of 1 - 1e-30 or so, known to 1e-4 alone; Monte Carlo's of n draws that agree to 1/n."""
+    x = torch.rand(12, 16, generator=torch.Generator().manual_seed(3))
+    run = mvnrob.evaluate(
+        net(), x, (0.001, 0.003), method=("taylor", "mc"), n_samples=1000, abs_tol=1e-4,
+        out=tmp_path / "out", progress=False, threads=1,
+    )  # fmt: skip
+    stated = {"taylor": np.full(12, 1e-4), "mc": np.full(12, 5.3e-3)}
+    parts = [
+        st.Answers(a.method, a.sigma, a.columns | {"error": stated[a.method]}, 0)
+        for a in st.answers(run)
+    ]
+    assert (parts[0]["complement"] < 1e-9).any()
+    monkeypatch.setattr(st, "answers", lambda run: parts)
+    without_figures(monkeypatch)
+    text = Page(report(run).read_text()).text
+    canonical, flips = text.split("picture of a class.")[1].split("Where noise sends")
+    assert canonical.count("p >= 0.9999") >= 6
+    assert "1 - " not in canonical and "<= 0.00" in flips and "e-" not in flips.split("Cost")[0]
+
+
 def test_the_page_says_where_monte_carlo_disagrees(tmp_path, capfd, monkeypatch):
     run = bent_run(tmp_path, ("taylor", "logit_moments", "mc"))
     found = agreement(st.answers(run))
@@ -271,8 +301,9 @@ def test_the_page_says_where_monte_carlo_disagrees(tmp_path, capfd, monkeypatch)
     assert shown_method(["mc", "taylor"], found) == "mc"
     page = Page(report(run).read_text())
     assert "This page shows logit_moments, since Monte Carlo disagrees with taylor" in page.text
-    assert f"mean p {worst.mc_mean:.4g}, taylor {worst.mean:.4g}" in page.text
-    assert f"(logit_moments; Monte Carlo: {worst.mc_mean:.4g})" in page.text
+    counted, stated = printed(worst)
+    assert f"mean p {counted}, taylor {stated}" in page.text
+    assert f"(logit_moments; Monte Carlo: {counted})" in page.text
     without_figures(monkeypatch)
     command = ["report", str(run.folder), "--method", "taylor"]
     assert main([*command, "--out", str(tmp_path / "asked")]) == FINISHED
@@ -286,7 +317,7 @@ def test_the_page_says_where_monte_carlo_disagrees(tmp_path, capfd, monkeypatch)
     _summarise(run, lines.append)
     said = [line for line in lines if "disagrees with taylor" in line]
     assert len(said) == 1
-    assert f"sigma 0.2 mean p {worst.mc_mean:.4f}, not {worst.mean:.4f}" in said[0]
+    assert f"sigma 0.2 mean p {counted}, not {stated}" in said[0]
 
 
 def test_a_wide_error_excuses_no_headline():

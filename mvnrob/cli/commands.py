@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from .. import __version__
+from ..printed import probability
 from ..robustness import METHODS
 from . import FINISHED, WITH_GAPS
 
@@ -171,6 +172,10 @@ def _scaling(mean, std) -> dict[str, Any] | None:
 
 def _summarise(done, say: Callable[[str], None]) -> int:
     """A line for each method and sigma; what they say is set beside Monte Carlo, gaps are counted."""
+    import numpy as np
+
+    from ..report.statistics import joint_error
+
     columns = ("method", "sigma", "prob", "error", "status", "note")
     table = done.table().select(columns).to_pylist()
     gaps = sum(row["prob"] is None for row in table)
@@ -184,8 +189,9 @@ def _summarise(done, say: Callable[[str], None]) -> int:
             errors = [r["error"] for r in rows if r["error"] is not None]
             tail = f", largest error {max(errors):.2g}" if errors else ""
             low = sum(p < 0.5 for p in probs)
+            mean = probability(sum(probs) / len(probs), joint_error(np.array(errors), method))
             say(
-                f"{method:14} sigma {sigma:<8g} mean p {sum(probs) / len(probs):.4f} over "
+                f"{method:14} sigma {sigma:<8g} mean p {mean} over "
                 f"{len(probs)} examples, {low} below .5{tail}"
             )
     _set_beside_monte_carlo(done, say)
@@ -210,10 +216,12 @@ def _set_beside_monte_carlo(done, say: Callable[[str], None]) -> None:
     found = agreement(answers(done))
     for method in done.config.methods:
         for worst in disagreeing(found, method)[:1]:
+            counted = probability(worst.mc_mean, worst.mc_error)
+            stated = probability(worst.mean, worst.error)
             outside = ", and the mean leaves Monte Carlo's intervals" if worst.mean_outside else ""
             say(
-                f"Monte Carlo disagrees with {method}: at sigma {worst.sigma:g} mean p {worst.mc_mean:.4f}, "
-                f"not {worst.mean:.4f}; {100 * worst.apart:.1f} % of inputs differ by more than both "
+                f"Monte Carlo disagrees with {method}: at sigma {worst.sigma:g} mean p {counted}, "
+                f"not {stated}; {100 * worst.apart:.1f} % of inputs differ by more than both "
                 f"99 % intervals allow{outside}"
             )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .._extras import require
 from ..models.efficientnet_lite import EfficientNetLite0, imagenet_names, load_efficientnet_lite0
 from ..models.photos import Photo, as_batch, load_photos
+from ..printed import probability, with_error
 from ..robustness import robustness
 from . import figures
 from .output import say, write_csv, write_json
@@ -181,7 +182,9 @@ def evaluate_photo(
 def _progress_line(
     photo: str, method: str, found: dict[str, Any], sigmas: list[float], wanted: int | None
 ) -> str:
-    probs = ", ".join(_number(p, 4) for p in found["prob"])
+    probs = ", ".join(
+        probability(p, error) or "-" for p, error in zip(found["prob"], found["error"], strict=True)
+    )
     line = f"photographs: {photo}, {method}: p {probs} at sigma {', '.join(map(str, sigmas))}; "
     if wanted is not None:
         line += f"{found['copies']} copies per sigma"
@@ -289,7 +292,7 @@ def _print_estimates(console, summary: dict[str, Any]) -> None:
                 found = methods[method]
                 text = "time budget"
                 if found["prob"][s] is not None:
-                    text = f"{found['prob'][s]:.4f} ± {found['error'][s]:.4f}"
+                    text = with_error(found["prob"][s], found["error"][s])
                     off = distance(found, s, mc) > CLOSE
                     text = f"[yellow]{text} *[/yellow]" if off else f"{text}  "
                 cells.append(text)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..intervals import clopper_pearson
-from .statistics import LEVEL, Answers
+from .statistics import LEVEL, Answers, mean_error
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Agreement:
     apart: float  #: share whose own interval and Monte Carlo's do not meet
     mc_low: float  #: mean lower end of Monte Carlo's intervals
     mc_high: float
+    error: float = math.nan  #: stated, of ``mean``
+    mc_error: float = math.nan
 
     @property
     def mc_width(self) -> float:
@@ -84,6 +87,8 @@ def _beside(a: Answers, mc: Answers) -> Agreement | None:
         float(((own_high < low) | (own_low > high)).mean()),
         float(low.mean()),
         float(high.mean()),
+        mean_error(a, at),
+        mean_error(mc, at_mc),
     )
 
 

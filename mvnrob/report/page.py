@@ -18,6 +18,7 @@ from ..evaluation.manifest import clear_temporaries, write_atomically
 from ..evaluation.results import Evaluation, arrow
 from ..evaluation.sources import Source
 from ..meter import PHASES
+from ..printed import amount, probability
 from . import figures, pictures
 from . import statistics as st
 from .agreement import agreement, disagreeing, shown_method
@@ -73,10 +74,13 @@ def report(
     _export(folder, run, parts, main, classes, names)
     jinja = require("jinja2", "jinja2", "evaluate")
     environment = jinja.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["ends"] = _ends
     environment.filters["percent"] = lambda x: (
         "" if x is None or math.isnan(x) else f"{100 * x:.1f} %"
     )
     environment.filters["number"] = _number
+    environment.filters["probability"] = probability
+    environment.filters["amount"] = amount
     environment.tests["finite"] = math.isfinite
     text = resources.files(__package__).joinpath("page.html").read_text("utf-8")
     origin = pictures.open_source(run, source)
@@ -90,12 +94,14 @@ def report(
         environment=run.manifest["environments"][0],
         started=run.manifest["started"],
         main=main,
-        summaries=[st.summary(a) for a in parts],
+        headline=probability(*_mean(main)),
+        summaries=[_summary(a) for a in parts],
         risks=[f"p >= {1 - risk:g}" for risk in st.RISKS],
         kind=st.groups(main)[1],
         accuracy=st.accuracy(main),
         classes=classes,
         bias=st.bias(classes),
+        bias_shown=_bias(classes),
         flips=st.flips(main, names),
         agreement=found,
         mc=mc,
@@ -134,6 +140,39 @@ def _method(run: Evaluation, parts: list[st.Answers], found, method: str | None)
             f"report: method must be of the run, {', '.join(run.config.methods)}, got {method!r}"
         )
     return method
+
+
+def _mean(of: st.Answers) -> tuple[float, float, float]:
+    """Mean p, its stated error and 1 - p."""
+    return float(of["prob"].mean()), st.mean_error(of), float(of["complement"].mean())
+
+
+def _summary(of: st.Answers) -> dict[str, Any]:
+    """A line of the overview, its probabilities as text."""
+    line = st.summary(of)
+    if not len(of):
+        return line | {"mean p": "", "median p": "", "ends": ""}
+    return line | {
+        "mean p": probability(*_mean(of)),
+        "median p": probability(line["median p"], st.median_error(of)),
+        "ends": _ends(line["low"], line["high"]),
+    }
+
+
+def _bias(classes: list[st.ClassRow]) -> dict[str, str]:
+    """How unequal the classes are, as text."""
+    worst, best = classes[0], classes[-1]
+    shown = {name: _number(value) for name, value in st.bias(classes).items()}
+    return shown | {
+        "its mean p": probability(worst.mean, worst.mean_error),
+        "its mean": probability(best.mean, best.mean_error),
+        "gap": amount(best.mean - worst.mean, worst.mean_error + best.mean_error),
+    }
+
+
+def _ends(low: float, high: float) -> str:
+    """An interval to four decimals, rounded outwards."""
+    return f"{math.floor(1e4 * low + 1e-6) / 1e4:.4g} to {math.ceil(1e4 * high - 1e-6) / 1e4:.4g}"
 
 
 def _headline_first(found, sigma: float):
@@ -208,8 +247,9 @@ def _gallery(
                 "predicted": st.name_of(int(predicted), names) if predicted != target else None,
                 "target": st.name_of(int(target), names),
                 "to": st.name_of(int(main["runner_up"][at]), names),
-                "prob": float(main["prob"][at]),
-                "complement": float(main["complement"][at]),
+                "p": probability(
+                    *(float(main[name][at]) for name in ("prob", "error", "complement"))
+                ),
                 "half": float(half[index]),
             }
         )

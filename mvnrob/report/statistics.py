@@ -71,6 +71,31 @@ def right(of: Answers) -> np.ndarray:
     return of["predicted"].astype(float) == of["target"].astype(float)
 
 
+def mean_error(of: Answers, chosen: np.ndarray | None = None) -> float:
+    """What is stated of the mean p, of some of the examples: the mean error; Monte Carlo's draws are other ones
+    for every example, so that its errors go together in squares. NaN where none is stated."""
+    error = of["error"].astype(float)[slice(None) if chosen is None else chosen]
+    return joint_error(error, of.method)
+
+
+def joint_error(error: np.ndarray, method: str) -> float:
+    """Of errors of single examples, that of their mean."""
+    error = error[~np.isnan(error)]
+    if len(error) == 0:
+        return math.nan
+    if method == "mc":
+        return float(np.sqrt(np.square(error).sum()) / len(error))
+    return float(error.mean())
+
+
+def median_error(of: Answers) -> float:
+    """Of the median p: where the medians of the ends of its examples' intervals are."""
+    error, p = of["error"].astype(float), of["prob"].astype(float)
+    if len(p) == 0 or np.isnan(error).any():
+        return math.nan
+    return float(max(np.median(p + error) - np.median(p), np.median(p) - np.median(p - error)))
+
+
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and its 99 % t-interval over examples drawn at random, cut to [0, 1].
 
@@ -100,6 +125,8 @@ class ClassRow:
     worst: float
     flips_to: str  #: of the examples that are given this class without noise
     flips_share: float | None
+    mean_error: float | None = None  #: stated
+    worst_error: float | None = None
 
 
 def class_table(of: Answers, names: list[str] | None) -> list[ClassRow]:
@@ -136,6 +163,8 @@ def class_table(of: Answers, names: list[str] | None) -> list[ClassRow]:
                 float(p.min()),
                 flips,
                 share,
+                mean_error(of, here),
+                float(of["error"][here].astype(float)[p.argmin()]),
             )
         )
     return sorted(rows, key=lambda row: row.mean)
@@ -245,22 +274,29 @@ class Flip:
     to: str
     expected: float
     examples: int
+    error: float | None = None  #: of ``expected``: the sum of what is stated
 
 
 def flips(of: Answers, names: list[str] | None, most: int = 15) -> list[Flip]:
     """Where noise sends inputs: 1 - p given to each one's most probable rival, by pairs of classes. Where
     the target is the label, of those that are right without noise: the others are not sent."""
-    pairs: dict[tuple[int, int], list[float]] = {}
+    pairs: dict[tuple[int, int], list[tuple[float, float]]] = {}
     own = right(of)
-    columns = (of[name][own] for name in ("target", "runner_up", "complement"))
-    for a, b, p in zip(*columns, strict=True):
-        pairs.setdefault((int(a), int(b)), []).append(float(p))
-    ranked = sorted(pairs.items(), key=lambda item: -sum(item[1]))[:most]
-    return [
-        Flip(name_of(a, names), name_of(b, names), sum(mass), len(mass))
-        for (a, b), mass in ranked
-        if sum(mass) > 0
+    columns = (of[name][own] for name in ("target", "runner_up", "complement", "error"))
+    for a, b, p, error in zip(*columns, strict=True):
+        pairs.setdefault((int(a), int(b)), []).append((float(p), float(error)))
+    found = [
+        Flip(
+            name_of(a, names),
+            name_of(b, names),
+            sum(p for p, _ in mass),
+            len(mass),
+            len(mass) * joint_error(np.array([error for _, error in mass]), of.method),
+        )
+        for (a, b), mass in pairs.items()
     ]
+    ranked = sorted(found, key=lambda flip: -flip.expected)[:most]
+    return [flip for flip in ranked if flip.expected > 0]
 
 
 def flip_matrix(of: Answers, classes: int) -> np.ndarray:
