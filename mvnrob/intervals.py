@@ -116,3 +116,14 @@ def chi_square_quantile(mass: float, degrees: int) -> float:
         else:
             high = middle
     return math.exp(0.5 * (low + high))
+
+
+def joint_error(error: np.ndarray, method: str) -> float:
+    """Of stated errors of single examples, that of their mean: the mean error. Monte Carlo's draws are other ones
+    for every example, so that its errors go together in squares. NaN where none is stated."""
+    error = error[~np.isnan(error)]
+    if len(error) == 0:
+        return math.nan
+    if method == "mc":
+        return float(np.sqrt(np.square(error).sum()) / len(error))
+    return float(error.mean())

@@ -14,6 +14,7 @@ import mvnrob
 from mvnrob.cli import FINISHED, USAGE, main
 from mvnrob.cli.commands import _summarise
 from mvnrob.evaluation import Evaluation, LoadedModel
+from mvnrob.evaluation.compare import Comparison, run_names
 from mvnrob.evaluation.selfcheck import Check, _recommend
 from mvnrob.printed import probability
 from mvnrob.report import figures, report, score_frame
@@ -159,6 +160,10 @@ def test_statistics():
     assert (mean, low, high) == (
         pytest.approx(0.5), pytest.approx(max(0, 0.5 - half)), pytest.approx(min(1, 0.5 + half))
     )  # fmt: skip
+    error = np.array([0.03, math.nan, 0.03, 0.03, 0.03])
+    assert st.joint_error(error, "taylor") == pytest.approx(0.03)
+    assert st.joint_error(error, "mc") == pytest.approx(0.015)  # independent: by the root of four
+    assert math.isnan(st.joint_error(error[1:2], "softmax"))
     # those that did not cross count: a median over the two that did would be .138
     half = st.median_half(np.array([math.inf] * 5 + [0.136, 0.14, math.nan]), (0.05, 0.15))
     assert (half.median, half.below, half.within, half.beyond) == (math.inf, 0, 2, 5)
@@ -207,6 +212,7 @@ def test_compare(run, tmp_path):
     assert [(p.method, p.sigma, p.examples) for p in nothing.pairs] == [("taylor", 0.2, 59)]
     assert nothing.changes == () and nothing.pairs[0].difference == pytest.approx(0, abs=1e-9)
     assert "no example changed" in str(nothing)
+    assert str(nothing).splitlines()[0].split()[3:5] == ["out", "same"]
     weaker = net()
     weaker[0].weight.data[1] *= 1.2
     other = mvnrob.evaluate(weaker, (x, y), (0.2, 0.3), out=tmp_path / "other", **options)
@@ -225,12 +231,38 @@ def test_compare(run, tmp_path):
     gaps = [b[i]["prob"] - a[i]["prob"] for i in a if a[i]["prob"] is not None]
     assert pair.difference == pytest.approx(np.mean(gaps))
     assert sum(c.count for c in changed.classes) == 59
+    said = str(changed)
+    assert "largest changes, out -> other:" in said and "classes, out -> other:" in said
+    assert "before" not in said and "after" not in said
+    p = changed.pairs[0]
+    # taylor states 1e-4 or so for 59 inputs each
+    assert 0 < p.error_before < 1e-3 and 0 < p.error_after < 1e-3
+    assert f" {p.before:.4f} " in said and f" {p.after:.4f} " in said
     unlike = mvnrob.evaluate(net(), data(20), (0.2,), out=tmp_path / "unlike", **options)
     with pytest.raises(ValueError, match="must be over the same data"):
         mvnrob.compare(run, unlike)
     alone = mvnrob.evaluate(net(), (x, y), (0.9,), out=tmp_path / "alone", **options)
     with pytest.raises(ValueError, match="must share a method and a sigma"):
         mvnrob.compare(run, alone)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "names"),
+    [
+        ("a/run", "a/other", ("run", "other")),
+        ("a/run", "b/run", ("a/run", "b/run")),
+        ("x/a/run", "y/a/run", ("x/a/run", "y/a/run")),
+        ("run", "a/run", None),
+        ("run", "run", ("run (1)", "run (2)")),
+        ("run", "a/../run", ("run (1)", "run (2)")),
+    ],
+)
+def test_compare_tells_runs_apart(tmp_path, monkeypatch, before, after, names):
+    monkeypatch.chdir(tmp_path)
+    names = names or (f"{tmp_path.name}/run", "a/run")
+    assert run_names(Path(before), Path(after)) == names
+    heads = str(Comparison((), (), (), names)).splitlines()[0]
+    assert all(f" {name} " in heads for name in names)
 
 
 class Bent(torch.nn.Module):

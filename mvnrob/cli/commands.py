@@ -174,7 +174,7 @@ def _summarise(done, say: Callable[[str], None]) -> int:
     """A line for each method and sigma; what they say is set beside Monte Carlo, gaps are counted."""
     import numpy as np
 
-    from ..report.statistics import joint_error
+    from ..intervals import joint_error
 
     columns = ("method", "sigma", "prob", "error", "status", "note")
     table = done.table().select(columns).to_pylist()
@@ -283,7 +283,10 @@ def selfcheck(model, data, sigma, method, examples, mean, std, **rest) -> int:
 @click.argument("before", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("after", type=click.Path(exists=True, file_okay=False, path_type=Path))
 def compare(before, after) -> int:
-    """What changed between two finished runs over the same data."""
+    """What changed between two finished runs over the same data: change is AFTER less BEFORE.
+
+    The table's columns have the folders' names.
+    """
     from ..evaluation import compare as both
 
     click.echo(both(before, after))

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..intervals import student_t_quantile
+from ..intervals import joint_error, student_t_quantile
+from ..printed import probability
 from .results import Evaluation
+from .sources import printable
 
 _LEVEL = 0.99
 #: Differences of p that say nothing, where a method states no error of its own.
 _ROUNDING = 1e-6
+#: Of a column of p: ``>= 0.9999``.
+_P_WIDTH = 9
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Change:
     after: float
     predicted_before: int
     predicted_after: int
+    error_before: float = math.nan  #: as stated
+    error_after: float = math.nan
 
     @property
     def difference(self) -> float:
@@ -36,11 +42,15 @@ class Change:
 
 @dataclass(frozen=True)
 class ClassChange:
+    """Mean p of the examples of a class; errors as stated, of the means."""
+
     label: int
     name: str
     count: int
     before: float
     after: float
+    error_before: float = math.nan
+    error_after: float = math.nan
 
     @property
     def difference(self) -> float:
@@ -52,7 +62,7 @@ class Pair:
     """One method and sigma that both runs have.
 
     - ``examples``: how many have a p in both.
-    - ``before``, ``after``: mean p.
+    - ``before``, ``after``: mean p; ``error_before``, ``error_after``: as stated, of these.
     - ``half_width``: of the mean difference, 99 %, over examples drawn at random.
     - ``raised``, ``lowered``: examples whose p changed by more than both errors.
     - ``predictions``: examples whose predicted class changed.
@@ -67,6 +77,8 @@ class Pair:
     raised: int
     lowered: int
     predictions: int
+    error_before: float = math.nan
+    error_after: float = math.nan
 
     @property
     def difference(self) -> float:
@@ -80,34 +92,57 @@ class Comparison:
     - ``pairs``: :class:`Pair`, each method and sigma of both runs.
     - ``changes``: :class:`Change`, examples that changed, largest first.
     - ``classes``: :class:`ClassChange` at the first pair, most lowered first.
+    - ``names``: what the runs are called in print, ``before``'s first.
     """
 
     pairs: tuple[Pair, ...]
     changes: tuple[Change, ...]
     classes: tuple[ClassChange, ...]
+    names: tuple[str, str] = ("before", "after")
 
     def __str__(self) -> str:
+        one, two = (max(len(name), _P_WIDTH) for name in self.names)
+        arrow = " -> ".join(self.names)
         head = (
-            f"{'method':14} {'sigma':>7} {'examples':>8} {'before':>8} {'after':>8} {'change':>18} "
-            f"{'raised':>7} {'lowered':>8} {'predictions':>12}"
+            f"{'method':14} {'sigma':>7} {'examples':>8} {self.names[0]:>{one}} {self.names[1]:>{two}} "
+            f"{'change':>18} {'raised':>7} {'lowered':>8} {'predictions':>12}"
         )
         lines = [head]
+        for p in self.pairs:
+            before, after = _both(p)
+            lines.append(
+                f"{p.method:14} {p.sigma:7g} {p.examples:8d} {before:>{one}} {after:>{two}} "
+                f"{p.difference:+8.4f} +- {p.half_width:6.4f} {p.raised:7d} {p.lowered:8d} "
+                f"{p.predictions:12d}"
+            )
+        lines.append(
+            f"largest changes, {arrow}:" if self.changes else "no example changed beyond its error"
+        )
         lines += [
-            f"{p.method:14} {p.sigma:7g} {p.examples:8d} {p.before:8.4f} {p.after:8.4f} "
-            f"{p.difference:+8.4f} +- {p.half_width:6.4f} {p.raised:7d} {p.lowered:8d} "
-            f"{p.predictions:12d}"
-            for p in self.pairs
-        ]
-        lines.append("largest changes:" if self.changes else "no example changed beyond its error")
-        lines += [
-            f"  {c.name}: {c.before:.4f} -> {c.after:.4f} ({c.method}, sigma {c.sigma:g})"
+            f"  {c.name}: {' -> '.join(_both(c))} ({c.method}, sigma {c.sigma:g})"
             for c in self.changes[:10]
         ]
-        lines.append("classes:")
-        lines += [
-            f"  {c.name}: {c.before:.4f} -> {c.after:.4f} over {c.count}" for c in self.classes[:10]
-        ]
+        lines.append(f"classes, {arrow}:")
+        lines += [f"  {c.name}: {' -> '.join(_both(c))} over {c.count}" for c in self.classes[:10]]
         return "\n".join(lines)
+
+
+def _both(of: Pair | Change | ClassChange) -> tuple[str, str]:
+    return probability(of.before, of.error_before), probability(of.after, of.error_after)
+
+
+def run_names(before: Path, after: Path) -> tuple[str, str]:
+    """The folders' names, with as many of the folders above them as tell the two apart; a folder that is
+    compared with itself is two runs all the same."""
+    one, two = before.resolve(), after.resolve()
+    if one == two:
+        name = printable(one.name or str(one))
+        return f"{name} (1)", f"{name} (2)"
+    for parts in range(1, max(len(one.parts), len(two.parts)) + 1):
+        names = [printable(str(Path(*path.parts[-parts:]))) for path in (one, two)]
+        if names[0] != names[1]:
+            break
+    return names[0], names[1]
 
 
 def _bounds(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -130,7 +165,7 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
     error, when its p differ by more than 1e-6. The half-width of a mean
     difference is that of a paired t-interval over examples.
 
-    Returns what prints as a table, with fields ``pairs`` (means of each method and sigma), ``changes``
+    Returns what prints as a table, whose columns have the folders' names, with fields ``pairs`` (means of each method and sigma), ``changes``
     (examples, largest first) and ``classes`` (most lowered first).
 
     Cost: both tables are read into memory and matched row by row; no network is run.
@@ -195,12 +230,14 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
                 method, sigma, count, float(one["prob"].mean()), float(two["prob"].mean()),
                 float(half), int(raised.sum()), int(lowered.sum()),
                 int((one["predicted"] != two["predicted"]).sum()),
+                *(joint_error(rows["error"].astype(float), method) for rows in (one, two)),
             )
         )  # fmt: skip
         changes += [
             Change(
                 int(one["index"][i]), str(one["name"][i]), method, sigma, float(one["prob"][i]),
                 float(two["prob"][i]), int(one["predicted"][i]), int(two["predicted"][i]),
+                float(one["error"][i]), float(two["error"][i]),
             )
             for i in np.flatnonzero(raised | lowered)
         ]  # fmt: skip
@@ -212,6 +249,8 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
                     int(c), names[c] if names and 0 <= c < len(names) else str(c),
                     int((number == c).sum()), float(one["prob"][number == c].mean()),
                     float(two["prob"][number == c].mean()),
+                    *(joint_error(rows["error"][number == c].astype(float), method)
+                      for rows in (one, two)),
                 )
                 for c in np.unique(number)
             ]  # fmt: skip
@@ -219,4 +258,5 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
         tuple(pairs),
         tuple(sorted(changes, key=lambda c: -abs(c.difference))),
         tuple(sorted(classes, key=lambda c: c.difference)),
+        run_names(a.folder, b.folder),
     )

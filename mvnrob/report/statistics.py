@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..evaluation.results import Evaluation
-from ..intervals import student_t_quantile
+from ..intervals import joint_error, student_t_quantile
 from ..meter import PHASES
 
 #: Bands of p by which cost is split.
@@ -72,20 +72,9 @@ def right(of: Answers) -> np.ndarray:
 
 
 def mean_error(of: Answers, chosen: np.ndarray | None = None) -> float:
-    """What is stated of the mean p, of some of the examples: the mean error; Monte Carlo's draws are other ones
-    for every example, so that its errors go together in squares. NaN where none is stated."""
+    """What is stated of the mean p, of some of the examples."""
     error = of["error"].astype(float)[slice(None) if chosen is None else chosen]
     return joint_error(error, of.method)
-
-
-def joint_error(error: np.ndarray, method: str) -> float:
-    """Of errors of single examples, that of their mean."""
-    error = error[~np.isnan(error)]
-    if len(error) == 0:
-        return math.nan
-    if method == "mc":
-        return float(np.sqrt(np.square(error).sum()) / len(error))
-    return float(error.mean())
 
 
 def median_error(of: Answers) -> float:
