@@ -1,11 +1,14 @@
 """evaluate(channels_last=True): the same probabilities from another layout, or a refusal in words."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import mvnrob
-from mvnrob.evaluation.layout import channels_last
+from mvnrob.evaluation import runner
+from mvnrob.evaluation.layout import channels_last, lay_out, slow_depthwise
 from mvnrob.evaluation.models import load_model
 
 pq = pytest.importorskip("pyarrow.parquet")
@@ -71,6 +74,44 @@ def test_layers_work_on_the_layout_in_every_mode(convolution, norm, layout, side
     leaf = x.clone().requires_grad_()
     model(leaf).sum().backward()
     assert seen == [True, True]
+
+
+def depthwise(groups=8, convolution=nn.Conv2d):
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), convolution(8, 8, 3, groups=groups), nn.Flatten(), nn.Linear(128, 3),
+    ).eval()  # fmt: skip
+
+
+def test_depthwise_convolutions_on_a_gpu_are_warned_of(tmp_path, monkeypatch):
+    cuda = torch.device("cuda", 0)
+    assert "1 in this model, the first is '2'" in slow_depthwise(depthwise(), cuda)
+    for model in (depthwise(1), depthwise(4), nn.Conv2d(1, 4, 3), nn.Conv1d(4, 4, 3, groups=4)):
+        assert slow_depthwise(model, cuda) is None
+    assert slow_depthwise(depthwise(), torch.device("cpu")) is None
+    assert slow_depthwise(lambda x: x, cuda) is None
+    x, kwargs = torch.rand(4, 3, 8, 8), {"progress": False, "threads": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        mvnrob.evaluate(depthwise(), x, 0.3, out=tmp_path / "cpu", channels_last=True, **kwargs)
+    monkeypatch.setattr(runner, "slow_depthwise", lambda model, _: slow_depthwise(model, cuda))
+    with pytest.warns(RuntimeWarning, match="^evaluate: channels_last has cuDNN plan") as said:
+        mvnrob.evaluate(depthwise(), x, 0.3, out=tmp_path / "last", channels_last=True, **kwargs)
+    assert len(said) == 1 and said[0].filename == __file__
+    # it changes nothing
+    assert rows(tmp_path / "last") == rows(tmp_path / "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        mvnrob.evaluate(depthwise(), x, 0.3, out=tmp_path / "plain", **kwargs)
+
+
+def test_lay_out_counts_what_it_changes():
+    model = network()
+    model(torch.rand(2, 3, 8, 8))
+    weights = [p.clone() for p in model.parameters()]
+    assert lay_out(model) == 2 and lay_out(model) == 0
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,13 @@ def _laid_out(model: nn.Module, x: Tensor) -> nn.Module:
     except Exception as error:  # whatever a module holds beside its weights
         why = f"a model that cannot be copied ({type(error).__name__}: {first_line(error)})"
         raise Unfit(why) from error
+    if not lay_out(model):
+        raise Unfit("a model without a convolution's weights in the usual layout")
+    return model
+
+
+def lay_out(model: nn.Module) -> int:
+    """Lays a model's own weights out with the channels last, and returns how many of them were not."""
     count = 0
     for weight in model.parameters():
         # of one channel, or one point, both layouts are the same
@@ -41,6 +48,26 @@ def _laid_out(model: nn.Module, x: Tensor) -> nn.Module:
         ):
             weight.data = weight.data.contiguous(memory_format=layout)
             count += 1
-    if not count:
-        raise Unfit("a model without a convolution's weights in the usual layout")
-    return model
+    return count
+
+
+def slow_depthwise(model, device: torch.device) -> str | None:
+    """Why this layout may cost more than it saves there; None where nothing is known against it.
+
+    Seen with EfficientNet-Lite0 on an H200 (docs/imagenet.md): plans of its depthwise convolutions with channels
+    last took most of a run's first minute.
+    """
+    if device.type != "cuda" or not isinstance(model, nn.Module):
+        return None
+    depthwise = [
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, (nn.Conv2d, nn.Conv3d)) and part.groups == part.in_channels > 1
+    ]
+    if not depthwise:
+        return None
+    return (
+        f"channels_last has cuDNN plan depthwise convolutions ({len(depthwise)} in this model, the first is "
+        f"{depthwise[0]!r}) for seconds, anew for every size of a batch, which may cost more than the layout "
+        "saves: compare a short run without it"
+    )

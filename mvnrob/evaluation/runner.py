@@ -28,6 +28,7 @@ from .folding import fold_batch_norms
 from .half import DTYPES, in_half, lost
 from .images import to_tensor
 from .layout import channels_last as with_channels_last
+from .layout import slow_depthwise
 from .manifest import FILE, Config, Manifest, OtherRun
 from .models import LoadedModel, load_model
 from .progress import Progress
@@ -116,7 +117,7 @@ def evaluate(
         channels_last: lay convolutions' weights, and with them what passes between layers, out with the
             channels last: the same function up to rounding. For GPUs whose tensor cores compute the
             convolutions (TF32, float16, bfloat16); on a CPU it gains little, with depthwise convolutions
-            nothing.
+            nothing, and on a GPU these may take longer for it, which a RuntimeWarning says.
         dtype: ``"float16"`` or ``"bfloat16"``: what a float32 model computes in, all but its last linear
             layer; another function, of other derivatives near the kinks of its ReLUs. float16 rounds as TF32
             does, bfloat16 eight times as much; :func:`mvnrob.compare` sets such a run beside one in float32.
@@ -178,7 +179,10 @@ def evaluate(
         rewrites = [fold_batch_norms] * fold_batch_norm + [with_channels_last] * channels_last
         if dtype is not None:
             rewrites.append(in_half(dtype))
-        run = _Run(loaded, source, device_of(device, ranks.local), rewrites, sigmas)
+        chosen = device_of(device, ranks.local)
+        if channels_last and ranks.leads and (why := slow_depthwise(loaded.model, chosen)):
+            warnings.warn(f"evaluate: {why}", RuntimeWarning, stacklevel=2)
+        run = _Run(loaded, source, chosen, rewrites, sigmas)
         loaded = run.loaded
         config = run.configure(
             sigmas=sigmas,
