@@ -25,6 +25,7 @@ import torch
 
 from bench import bench_pipeline, cuda_environment, cuda_timing, resnet
 from mvnrob.evaluation.folding import fold_batch_norms
+from mvnrob.evaluation.layout import lay_out
 from mvnrob.evaluation.models import LoadedModel
 from mvnrob.forward_mode import LinearLayers
 
@@ -49,11 +50,10 @@ def resnet_model(args, device):
 def efficientnet(layout, device):
     from mvnrob.models.efficientnet_lite import load_efficientnet_lite0
 
-    model = load_efficientnet_lite0().to(device)
+    # on a CPU it comes with channels last
+    model = load_efficientnet_lite0().to(device).to(memory_format=torch.contiguous_format)
     if layout == "channels_last":
-        for weight in model.parameters():
-            if weight.dim() == 4:
-                weight.data = weight.data.clone(memory_format=torch.channels_last)
+        lay_out(model)
     return model
 
 

