@@ -187,6 +187,10 @@ class FeatureNetwork:
     def norms(self) -> BatchNorms:
         return self.network.norms()
 
+    @property
+    def half(self) -> torch.dtype | None:
+        return self.network.half
+
     def rounding(self) -> float:
         return self.network.rounding()
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -128,8 +128,10 @@ def owning_module(model: Callable) -> nn.Module | None:
     return model if isinstance(model, nn.Module) else None
 
 
-def _has_half_weights(module: nn.Module | None) -> bool:
-    return module is not None and any(p.dtype in _HALF for p in module.parameters())
+def _half_of(dtypes: Iterable[torch.dtype | None]) -> torch.dtype | None:
+    """The coarser half precision among them, or none."""
+    found = set(dtypes)
+    return next((dtype for dtype in (torch.bfloat16, torch.float16) if dtype in found), None)
 
 
 class Network:
@@ -174,8 +176,10 @@ class Network:
         self.graph = 0
         #: most inputs in one pass since it was last set to 0
         self.largest_pass = 0
-        # also of a model that casts what it is given, and its logits back
-        self._half_inside = dtype in _HALF or _has_half_weights(module)
+        #: half precision that the model computes in, or None; also of one that casts what it is given, and
+        #: its logits back
+        weights = () if module is None else module.parameters()
+        self.half = _half_of((dtype, *(weight.dtype for weight in weights)))
         self._single_inside = self.work_dtype == torch.float32
 
     def norms(self) -> BatchNorms:
@@ -186,7 +190,7 @@ class Network:
 
     def rounding(self) -> float:
         """Relative difference that one product of the model may have by rounding alone."""
-        if self._half_inside:
+        if self.half is not None:
             return 5e-2
         return 1e-3 if self._single_inside else 1e-7
 
@@ -198,7 +202,7 @@ class Network:
         max pool is near its kink takes another side: derivatives of two passes differ by far more than
         :meth:`rounding` (by a fifth of their norm, ResNet-50's shape with random weights on an H100).
         """
-        return self._single_inside and not self._half_inside and _uses_tf32(self._device)
+        return self._single_inside and self.half is None and _uses_tf32(self._device)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits ``[b, C]`` in float32 (float64 from a float64 model); keeps the autograd graph."""
@@ -217,7 +221,7 @@ class Network:
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])
         if out.dtype in _HALF:
-            self._half_inside = True
+            self.half = _half_of((self.half, out.dtype))
             return out.float()
         # float64 inputs that the model casts
         self._single_inside = self._single_inside or out.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""``check`` where passes round differently, and ReLUs take different sides.
+"""``check`` where passes round differently, and ReLUs take different sides: TF32, and half precision.
 
 Here a module rounds its activations to TF32's 11 bits as long as torch's settings allow TF32, each batch
 size and mode in its own way, as cuDNN's algorithms do.
@@ -359,3 +359,70 @@ def test_without_forward_mode(tf32):
     assert (result.cost.vjp == 60 + 2).all()
     with pytest.raises(RuntimeError, match="could not be checked against a forward-mode product"):
         robustness(model, x, 0.01, head="head", screen="exact", check="raise")
+
+
+# --- half precision ---------------------------------------------------------------------------
+
+
+class OtherInReverse(nn.Module):
+    """ReLU behind what rounds as another algorithm would where a graph is wanted: by ``ulps`` of its dtype."""
+
+    def __init__(self, ulps):
+        super().__init__()
+        self.ulps = ulps
+
+    def forward(self, h):
+        if torch.is_grad_enabled() and self.ulps:
+            up = torch.rand(h.shape[1:], generator=torch.Generator().manual_seed(1)) - 0.5
+            h = (h.float() * (1 + self.ulps * torch.finfo(h.dtype).eps * up)).to(h.dtype)
+        return torch.relu(h)
+
+
+class Minus(torch.autograd.Function):
+    """The identity whose gradient has the wrong sign."""
+
+    generate_vmap_rule = True
+    forward, setup_context, jvp = SlopesOff.forward, SlopesOff.setup_context, SlopesOff.jvp
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+def relus(dtype, ulps):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [nn.Linear(20, 300)]
+        for _ in range(3):
+            layers += [OtherInReverse(ulps), nn.Linear(300, 300)]
+    return nn.Sequential(*layers, nn.Linear(300, 8)).to(dtype).requires_grad_(False).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_named_where_it_explains_the_difference(dtype):
+    x = points(8).to(dtype)
+    robustness(relus(dtype, 0), x, 0.1, check="raise")  # passes that round alike
+    text = f"must agree with .* probably rounding to {str(dtype)[6:]}, .* float32 .* pass jacobian='loop'"
+    for head in ("off", "7"):
+        with pytest.raises(RuntimeError, match=text):
+            robustness(relus(dtype, 32), x, 0.1, check="raise", head=head, screen="exact")
+    # beyond it, and in float32, the model alone is blamed
+    wrong = nn.Sequential(relus(dtype, 0)).eval()
+    wrong.register_forward_pre_hook(lambda _, args: (Minus.apply(args[0]),))
+    with pytest.raises(RuntimeError, match=r"for input 0: an operation of the model") as caught:
+        robustness(wrong, x, 0.1, check="raise")
+    assert "rounding" not in str(caught.value)
+    with pytest.raises(RuntimeError, match=r"for input \d: an operation of the model"):
+        robustness(relus(torch.float32, 2.0**18), x.float(), 0.1, check="raise")
+
+
+def test_half_precision_is_known_by_weights_inputs_and_logits():
+    x, plain = points(), relus(torch.float32, 0)
+    assert Network("test", plain, None, x).half is None
+    assert Network("test", plain, None, x.half()).half == torch.float16
+    mixed = nn.Sequential(relus(torch.float16, 0), relus(torch.bfloat16, 0)).eval()
+    assert Network("test", mixed, None, x.half()).half == torch.bfloat16
+    cast = Network("test", lambda x: plain(x).bfloat16(), None, x)
+    assert cast.half is None
+    cast(x)
+    assert cast.half == torch.bfloat16
