@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import math
 import re
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,20 +21,30 @@ from ..host_memory import freed_memory_kept
 from ..meter import Meter
 from ..network import Network, TooLarge, first_line
 from ..options import read_max_bytes
-from ..robustness import METHODS, robustness
+from ..robustness import robustness
+from .arguments import (
+    check_counts,
+    check_target,
+    device_of,
+    methods_of,
+    options_of,
+    override,
+    shard_of,
+    sigmas_of,
+)
+from .examples import first_readable, read_tensor
+from .folder import config_of, no_folder, open_run
 from .folding import fold_batch_norms
 from .half import DTYPES, in_half, lost
-from .images import to_tensor
 from .layout import channels_last as with_channels_last
 from .layout import slow_depthwise
-from .manifest import FILE, Config, Manifest, OtherRun
+from .manifest import Config, OtherRun
 from .models import LoadedModel, load_model
 from .progress import Progress
 from .ranks import Ranks
 from .results import (
     HALF_PRECISION,
     OUT_OF_MEMORY,
-    PARTS,
     SECONDS,
     UNREADABLE,
     Evaluation,
@@ -47,12 +55,6 @@ from .sources import Example, Source, load_source, printable
 #: Examples that pass together unless given: few of large inputs, many of small ones; more on a GPU, which
 #: small passes leave idle. On one thread torch convolves fewer than 16 in a slower way.
 _CHUNKS, _LARGE = {"cpu": (16, 64), "cuda": (96, 512)}, 10_000
-_MOST_THREADS = 1024
-#: Arguments of robustness that evaluate sets itself.
-_OWN_OPTIONS = {
-    "model", "x", "sigma", "target", "method", "preprocessing", "seed", "first_index", "max_bytes",
-}  # fmt: skip
-TARGETS = ("prediction", "label")
 #: Seconds between looks for chunks of other processes: a folder of many parts is long to list.
 _LOOK_EVERY = 5.0
 
@@ -186,7 +188,7 @@ def evaluate(
         loaded = run.loaded
         config = run.configure(
             sigmas=sigmas,
-            methods=_methods(method),
+            methods=methods_of(method),
             target=target,
             options=options or {},
             shared={"n_samples": n_samples, "abs_tol": abs_tol},
@@ -195,9 +197,9 @@ def evaluate(
             chunk=chunk,
             threads=threads,
             max_bytes=max_bytes,
-            known=_config_of(out),
+            known=config_of(out),
         )
-        mine = _shard(shard)
+        mine = shard_of(shard)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise ValueError(f"evaluate: workers must be a positive int, got {workers!r}")
         folder = Path(out)
@@ -206,13 +208,13 @@ def evaluate(
         if ranks.leads:
             try:
                 joins = resume or shard is not None
-                if (text := _open(folder, config, source, loaded, joins, parts)) is not None:
+                if (text := open_run(folder, config, source, loaded, joins, parts)) is not None:
                     problem = OtherRun(text)
                 elif resume:
                     parts.take_back()
             except OSError as error:
                 full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                problem = error if full else _no_folder(out, error)
+                problem = error if full else no_folder(out, error)
             except ValueError as error:
                 problem = error
         if (problem := ranks.share(problem)) is not None:
@@ -235,52 +237,6 @@ def evaluate(
         return Evaluation(folder)
     finally:
         ranks.leave()
-
-
-def _open(
-    folder: Path, config: Config, source: Source, loaded: LoadedModel, joins: bool, parts: Parts
-) -> str | None:
-    """Makes the folder, or finds it fit to go on with, where this process ``joins`` a run that is
-    there; otherwise says what is wrong."""
-    manifest = Manifest.read(folder)
-    if manifest is None:
-        if folder.exists() and any(map(_is_foreign, folder.iterdir())):
-            return f"evaluate: out must be a new or empty folder, or hold a run, got {folder}"
-        parts.prepare()
-        names = loaded.class_names or source.class_names
-        if Manifest.create(folder, config, {"class_names": names}):
-            return None
-        manifest = Manifest.read(folder)  # another process was faster
-    if different := manifest.differences(config):
-        return (
-            f"evaluate: out must hold a run of this configuration, got another one in {folder}: "
-            + "; ".join(different)
-        )
-    if not joins:
-        return f"evaluate: out must be a new folder unless resume is set, got a run in {folder}"
-    if manifest.note_environment():
-        warnings.warn(
-            "evaluate: this machine or its software differs from the run's first one (see "
-            "environments in the manifest): rows may differ in the last bits",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    parts.prepare()
-    return None
-
-
-def _no_folder(out: str | Path, error: OSError) -> ValueError:
-    return ValueError(
-        f"evaluate: out must be a folder that can be made, read and written, got {out} "
-        f"({error.strerror or error}: {error.filename or out})"
-    )
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether it is not what a run leaves that is killed before its manifest is written."""
-    if path.name == PARTS and path.is_dir():
-        return any(path.iterdir())
-    return not path.name.startswith(f".{FILE}.")
 
 
 class _Run:
@@ -327,54 +283,9 @@ class _Run:
         known,
     ) -> Config:
         """``known``: the configuration of a run that is there, for what was not given."""
-        for name, value, least in (
-            ("limit", limit, 1), ("chunk", chunk, 1), ("threads", threads, 1),
-            ("max_bytes", max_bytes, 1), ("seed", seed, None),
-        ):  # fmt: skip
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"evaluate: {name} must be an int, got {type(value).__name__}")
-            if least is not None and value < least:
-                raise ValueError(f"evaluate: {name} must be at least {least}, got {value}")
-            if name == "threads" and value > _MOST_THREADS:  # OpenMP ends the process
-                raise ValueError(f"evaluate: threads must be at most {_MOST_THREADS}, got {value}")
-        if target not in TARGETS:
-            raise ValueError(
-                f"evaluate: target must be one of {', '.join(TARGETS)}, got {target!r}"
-            )
-        if target == "label" and not self.source.has_labels:
-            raise ValueError(
-                f"evaluate: target must be prediction for data without labels, got {target!r} for "
-                f"{self.source.name}"
-            )
-        unknown = set(options) - set(methods)
-        if unknown:
-            raise ValueError(
-                f"evaluate: options must be for methods {', '.join(methods)}, got {unknown.pop()!r}"
-            )
-        for method, own in options.items():
-            strange = set(own) - set(inspect.signature(robustness).parameters)
-            if strange:
-                raise ValueError(
-                    f"evaluate: options must be arguments of robustness, got {min(strange)!r} for "
-                    f"{method}"
-                )
-            taken = set(own) & _OWN_OPTIONS
-            if taken:
-                raise ValueError(
-                    f"evaluate: options must leave out what evaluate sets itself, got {min(taken)!r} "
-                    f"for {method}"
-                )
-        of_method = {m: dict(options.get(m, {})) for m in methods}
-        for name, value in shared.items():
-            readers = [m for m in methods if self._reads(m, name)]
-            if value is not None and not readers:
-                raise ValueError(
-                    f"evaluate: {name} must be left out for {', '.join(methods)}, got {value!r}"
-                )
-            for m in readers if value is not None else ():
-                of_method[m].setdefault(name, value)
+        check_counts(limit=limit, chunk=chunk, threads=threads, max_bytes=max_bytes, seed=seed)
+        check_target(target, self.source)
+        of_method = options_of(methods, options, shared)
         loaded = self.loaded
         scaling = loaded.preprocessing
         examples = min(len(self.source), limit or len(self.source))
@@ -466,12 +377,6 @@ class _Run:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return ask(*arguments)
-
-    @staticmethod
-    def _reads(method: str, option: str) -> bool:
-        from ..robustness import _READERS
-
-        return method in _READERS[option]
 
     def go(
         self, parts: Parts, shard: tuple[int, int], ranks: Ranks, workers: int, shown: bool
@@ -783,127 +688,3 @@ def _plain(result: dict[str, Any], s: int, at: int) -> dict[str, Any]:
     row["status"] = status.name
     row |= {name: int(result[name][at]) for name in ("forward", "jvp", "vjp")}
     return row
-
-
-def override(loaded: LoadedModel, input_size, crop, bounds, preprocessing) -> None:
-    """Sets what is given in place of what the model says."""
-    for name, value in (("input_size", input_size), ("crop", crop)):
-        if value is None:
-            continue
-        if loaded.transform is not None:
-            raise ValueError(
-                f"evaluate: {name} must be left out for {loaded.name}, whose pictures have their "
-                f"own, got {value}"
-            )
-        if name == "crop" and not 0 < value <= 1:
-            raise ValueError(f"evaluate: crop must be above 0 and at most 1, got {value}")
-        setattr(loaded, name, value)
-    if bounds is not None:
-        if len(bounds) != 2 or not bounds[0] < bounds[1]:
-            raise ValueError(f"evaluate: bounds must be (low, high), got {bounds!r}")
-        loaded.bounds = (float(bounds[0]), float(bounds[1]))
-    if preprocessing is not None:
-        loaded.preprocessing = preprocessing
-
-
-def device_of(device: str | torch.device | None, local_rank: int = 0) -> torch.device:
-    """The device named, or CUDA where there is one; a bare "cuda" is the rank's own."""
-    try:
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        text = str(error).splitlines()[0]
-        raise ValueError(
-            f"evaluate: device must be one of torch's, got {device!r}: {text}"
-        ) from None
-    if chosen.type not in ("cpu", "cuda") or (
-        chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count()
-    ):
-        raise ValueError(
-            f"evaluate: device must be cpu or one of {torch.cuda.device_count()} CUDA devices, got "
-            f"{chosen}"
-        )
-    if chosen.type == "cuda" and chosen.index is None:
-        return torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
-    return chosen
-
-
-def read_tensor(example: Example, source: Source, loaded: LoadedModel) -> Tensor:
-    """The example's x as the model's raw input; pictures are cut to its size."""
-    x = example.x
-    if not isinstance(x, Tensor):
-        x = to_tensor(x, loaded) if hasattr(x, "convert") else torch.as_tensor(x)
-    if not x.is_floating_point():
-        raise ValueError(
-            f"evaluate: data must be floating point or pictures, got {x.dtype} from {source.name}"
-        )
-    return x
-
-
-def first_readable(source: Source, loaded: LoadedModel) -> Tensor:
-    """The first example that can be read: the shape and dtype that all must have."""
-    last: Exception | None = None
-    for index in range(len(source)):
-        try:
-            example = source.read(index)
-        except Exception as error:  # noqa: BLE001  (readers raise what they like)
-            last = error
-        else:
-            pictures = loaded.transform is not None or loaded.input_size is not None
-            if not (pictures and hasattr(example.x, "convert")):
-                return read_tensor(example, source, loaded)
-            try:
-                return read_tensor(example, source, loaded)
-            except Exception as error:  # noqa: BLE001  (decoders raise what they like, too)
-                last = error
-    raise ValueError(
-        f"evaluate: data must hold a readable example, got {last or 'none'} in {source.name}"
-    )
-
-
-def _config_of(out: str | Path) -> dict[str, Any]:
-    """The configuration of the run there; nothing where there is none."""
-    try:
-        manifest = Manifest.read(Path(out))
-    except OSError as error:
-        raise _no_folder(out, error) from None
-    return {} if manifest is None else manifest.content["config"]
-
-
-def sigmas_of(op: str, sigma) -> tuple[float, ...]:
-    """One or several noise levels as floats, without repeats."""
-    if isinstance(sigma, Tensor) and sigma.dim() > 0:  # one for each feature, elsewhere
-        raise TypeError(
-            f"{op}: sigma must be a number or a list of numbers, got a tensor of shape "
-            f"{list(sigma.shape)}"
-        )
-    try:
-        values = [float(v) for v in (sigma if hasattr(sigma, "__iter__") else (sigma,))]
-    except (TypeError, ValueError, RuntimeError):
-        values = []
-    if not values or isinstance(sigma, (str, bool)) or any(not 0 <= v < math.inf for v in values):
-        raise ValueError(f"{op}: sigma must be one or more numbers >= 0, got {sigma!r}")
-    if len(set(values)) != len(values):
-        raise ValueError(f"{op}: sigma must not repeat a value, got {sigma!r}")
-    return tuple(values)
-
-
-def _methods(method) -> tuple[str, ...]:
-    values = (method,) if isinstance(method, str) else tuple(method)
-    for value in values:
-        if value not in METHODS:
-            raise ValueError(
-                f"evaluate: method must be one or more of {', '.join(METHODS)}, got {value!r}"
-            )
-    repeated = [value for value, count in Counter(values).items() if count > 1]
-    if repeated or not values:
-        raise ValueError(f"evaluate: method must name each method once, got {method!r}")
-    return values
-
-
-def _shard(shard: str | None) -> tuple[int, int]:
-    if shard is None:
-        return 0, 1
-    number, slash, count = shard.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
-        raise ValueError(f"evaluate: shard must be i/k with 0 <= i < k, got {shard!r}")
-    return int(number), int(count)

@@ -13,8 +13,9 @@ import torch
 
 from ..network import Network
 from ..robustness import METHODS, RobustnessResult, robustness
+from .arguments import device_of, override, sigmas_of
+from .examples import first_readable, read_tensor
 from .models import LoadedModel, load_model
-from .runner import device_of, first_readable, override, read_tensor, sigmas_of
 from .sources import load_source
 
 DEFAULT_METHODS = ("taylor", "mmse", "logit_moments")
