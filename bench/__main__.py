@@ -43,6 +43,7 @@ SUBCOMMANDS = {
     "peers": "bench_peers",
     "scaling": "bench_scaling",
     "roofline": "bench_roofline",
+    "half_passes": "half_passes",
     "cuda": "bench_cuda",
     "cuda_ab": "cuda_ab",
     "cuda_floor": "cuda_floor",

@@ -33,6 +33,7 @@ from bench import (
     harness,
     page,
 )
+from mvnrob.jacobian import _KINKS
 
 INSTALLED = Path(mvnrob.__file__).resolve().parent.parent
 
@@ -268,6 +269,38 @@ def test_sizes_of_passes(run, tmp_path):
     assert run("cuda_pass_sizes", *kinds, "--budget", "0") == 1  # no time, no result
     with pytest.raises(SystemExit):
         run("cuda_pass_sizes", "--networks", "resnet,vgg")
+
+
+def test_half_passes(run, tmp_path):
+    """Alike, one layer the other way, all: rows and products part, and more of them in bfloat16."""
+    small = [
+        "--side",
+        "32",
+        "--classes",
+        "16",
+        "--width",
+        "8",
+        "--blocks",
+        "1,1",
+        "--norm-images",
+        "16",
+    ]
+    assert run("half_passes", "--images", "8", "--rows", "8", "--layers", "0", *small) == 0
+    made, committed = (
+        json.loads((folder / "half_passes.json").read_text())["rows"]
+        for folder in (tmp_path, harness.RESULTS)
+    )
+    assert {tuple(row) for row in made} == {tuple(row) for row in committed}
+    most = {(row["precision"], row["rounding"]): row["most"] for row in made}
+    assert len(most) == 6
+    for precision, alike in (("float16", 0.01), ("bfloat16", 0.05)):
+        assert most[precision, "alike"] < alike < most[precision, "all"]
+        assert most[precision, "alike"] < most[precision, "one"]
+    committed = {(row["precision"], row["rounding"]): row for row in committed}
+    # what the check's bound, and its words, rest on
+    for precision, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        assert committed[precision, "alike"]["above"] == 0
+        assert abs(committed[precision, "all"]["most"] / _KINKS[dtype] - 1) < 0.1
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
