@@ -9,8 +9,9 @@ each. Rows by backward passes and products along one normal direction by forward
 them: of each image the largest difference, in units of its largest row's norm.
 
 - alike: both passes round alike.
-- one, all: numbers behind one convolution, or all of them, are rounded the other way in one of the two passes if
-  they were near the middle of two: what another algorithm would do, at its least. `layer` counts from 0.
+- one, all: numbers behind one convolution, or behind all of them, come out otherwise in one of the two passes,
+  two in five, by a unit or two in the last place, as other algorithms round: those that sum in float32 fewer
+  numbers. `layer` counts from 0.
 
 Writes half_passes.json: of each the median, the most and the share above the check's bound.
 """
@@ -36,7 +37,7 @@ COLUMNS = ["precision", "rounding", "layer", "layers", "median", "most", "above"
 
 
 class Rounding:
-    """Moves numbers behind convolutions by less than half a unit, in its own way for each number of a pass."""
+    """Moves numbers behind convolutions by less than half of the dtype's eps, in one of two ways, and rounds them."""
 
     def __init__(self, model):
         self.layers = [part for part in model.modules() if isinstance(part, nn.Conv2d)]

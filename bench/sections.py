@@ -551,6 +551,16 @@ def evaluate_tables(rows):
     )  # fmt: skip
 
 
+def half_passes_tables(rows):
+    where = lambda r: f"{r['layer'] + 1} of {r['layers']}" if r["rounding"] == "one" else "-"
+    yield (
+        "",
+        [("precision", "precision"), ("rounding", "rounding"), ("convolution", where),
+         ("median", "median"), ("most", "most"), ("share above the bound", "above")],
+        rows,
+    )  # fmt: skip
+
+
 def authors_loop_tables(rows):
     yield (
         "",
@@ -707,5 +717,12 @@ SECTIONS = (
         "\"drawn\" is the share of normal draws of the linearised features with another class on top, which "
         "must agree; \"network\" is between the 99 % limits of Monte Carlo of the network itself.",
         large_classes_tables,
+    ),
+    Section(
+        "half_passes", "What half precision does to derivatives of a network",
+        "Gaps between rows and products along a direction in units of an image's largest row, as `check` takes "
+        "them. \"alike\": both passes round alike; \"one\" and \"all\": two in five numbers "
+        "behind one convolution, or behind all, differ by a unit or two in the last place, as other algorithms round "
+        "(those that sum in float32 fewer numbers).", half_passes_tables,
     ),
 )  # fmt: skip
