@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from ._nearest_ends import SIGNS, nearest_ends
 from ._standard_normal import standard_normal
 from .noise import INFLUENCES, row_keys
+from .screening import keep_largest
 
 #: Numbers of samples times what each has in memory at a time: more gains nothing on a CPU. A GPU takes many
 #: inputs together, whose kernels would last less than their launches.
@@ -28,6 +29,8 @@ _TRIED = 16
 _TABLES = 48
 #: Ends that a sample has in memory on a GPU, whose kernel keeps the nearest ones; a CPU has all rivals'.
 _KEPT = 8
+#: Of a density, in its sums over draws.
+_UNITS = 2.0**40
 #: A Gram matrix's power 2^_SQUARINGS has its leading eigenvector in every column.
 _SQUARINGS = 9
 
@@ -46,6 +49,32 @@ def _numbers_of_sample(device: torch.device, rivals: int, columns: int) -> int:
 
 def _numbers_at_once(device: torch.device, max_bytes: int) -> int:
     return min(_AT_ONCE["cpu" if device.type == "cpu" else "cuda"], max_bytes // _EACH)
+
+
+def near_groups(
+    mass: Tensor,
+    neglected: float,
+    inputs: Tensor,
+    draws: Tensor,
+    exact: int,
+    drawn: int,
+    max_bytes: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(some of the ``inputs``, places [g, S] of their rivals that hold all but ``neglected`` of the
+    ``mass``, which of these are left over): inputs of like numbers of such rivals together."""
+    if not len(inputs):
+        return
+    near = keep_largest(mass[inputs], neglected, 1)
+    counts, order = near.sum(1).sort(descending=True, stable=True)
+    inputs = inputs[order]
+    places = near[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    most, first = counts.tolist(), 0
+    while first < len(most):
+        end = first + inputs_at_once(draws, most[first], exact, drawn, max_bytes)
+        at = places[first:end, : most[first]]
+        left = torch.arange(most[first], device=at.device) >= counts[first:end, None]
+        yield inputs[first:end], at, left
+        first = end
 
 
 class DrawnColumns:
@@ -132,8 +161,7 @@ class DrawnColumns:
                 for end, at, way, count in sides:
                     if not count:
                         continue
-                    density = torch.exp(-0.5 * (end + drawn_at).square()) / math.sqrt(2 * math.pi)
-                    rate = torch.where(open_, density, 0.0)
+                    rate = _density(end, drawn_at, open_)
                     shift = torch.where(rate == 0, 0.0, end)  # may be infinite there
                     there = torch.addcmul(signed, shift[..., None], along_c)
                     rows = ends.rows(at)
@@ -146,6 +174,30 @@ class DrawnColumns:
             # w enters as its square root; the mean of two signs
             out += 0.25 * moved.sum(0, dtype=torch.float64)
         return out / len(draws), by_row / len(draws)
+
+    def limit_slopes(self, until: float = 1.0) -> Tensor:
+        """d p / d z, ``[b, S]``, float64, by the draws up to a share of them: how much of the event's boundary
+        is each rival's.
+
+        Pathwise: a limit moves the end that its rival has nearest by 1 / f.
+        """
+        ends = self._whole()
+        along_a, along_c = self._split(self.lead.float())
+        # whole numbers: their sums do not depend on the order in which a GPU adds
+        total = torch.zeros(self.z.numel(), dtype=torch.int64, device=self.z.device)
+        draws = self._some(0.0, until)
+        for part in self._parts(draws):
+            a, c = self._split(part)
+            at_a, at_c = a @ along_a.mT, c @ along_c.mT
+            for sign, upper, lower, above, below in zip(SIGNS, *ends.nearest(part), strict=True):
+                for end, at, count in ((upper, above, ends.rising), (lower, below, ends.falling)):
+                    if not count:
+                        continue
+                    rate = _density(end, at_a + sign * at_c, upper > lower)
+                    units = rate.double().mul_(_UNITS).round_().long()
+                    total.index_add_(0, ends.rivals(at).flatten(), units.flatten())
+        mean = total.view_as(self.z).double() / (_UNITS * len(SIGNS) * len(draws))
+        return mean / ends.steepness
 
     def stretched(self, *scales: Tensor) -> tuple[Tensor, Tensor]:
         """p with X's rows times each of the ``scales`` [b, S] less p: (values, standard errors), each float64
@@ -232,6 +284,8 @@ class _Ends:
         count = slope.shape[1]
         self.rising, self.falling = torch.cat([rising.amax(0), count - rising.amin(0)]).tolist()
         first = count - self.falling
+        #: of each rival, in its own place: the size of its slope
+        self.steepness = slope.abs()
         order = torch.cat([order[:, : self.rising], order[:, first:]], 1)
         place = torch.arange(self.rising + self.falling, device=z.device)
         place = torch.where(place < self.rising, place, place - self.rising + first)
@@ -244,6 +298,7 @@ class _Ends:
         whole = torch.cat([exact, drawn], 2)
         at = order[..., None].expand(-1, -1, whole.shape[2])
         self._table = (whole.gather(1, at) / slope).float()
+        self._order = order
         self._columns = exact.shape[2]
 
     @functools.cached_property
@@ -257,6 +312,12 @@ class _Ends:
         starts = count * torch.arange(inputs, device=at.device)
         return self._drawn.flatten(0, 1)[at + starts]
 
+    def rivals(self, at: Tensor) -> Tensor:
+        """Which rivals ``[n, b]``, counted through all inputs, stand at the rows ``[n, b]``."""
+        inputs, count = self._order.shape
+        every = torch.arange(inputs, device=at.device)
+        return self._order.flatten()[at + count * every] + self.steepness.shape[1] * every
+
     def nearest(self, draws: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(ends from above, from below, rows there, rows there), each ``[2, n, b]``, for the signs of c."""
         return self._nearest(draws, wants_rows=True)
@@ -269,6 +330,12 @@ class _Ends:
         return nearest_ends(
             self.limit, self._table, draws, rising=self.rising, exact=self._columns, **options
         )
+
+
+def _density(end: Tensor, drawn_at: Tensor, is_open: Tensor) -> Tensor:
+    """The normal density of v's coordinate at an ``end`` relative to ``drawn_at``, zero without an interval."""
+    density = torch.exp(-0.5 * (end + drawn_at).square()) / math.sqrt(2 * math.pi)
+    return torch.where(is_open, density, 0.0)
 
 
 def _mass(ends: tuple[Tensor, Tensor], drawn_at: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ._standard_normal import standard_normal
-from .influence import DrawnColumns, inputs_at_once
+from .influence import DrawnColumns, near_groups
 from .intervals import chi_square_quantile, student_t_quantile
 from .linearised import LEAST_BYTES, Linearised, mean_rows
 from .long_rows import inner, leading
+from .next_rows import gains
 from .noise import INFLUENCES, row_keys
 from .screening import (
     EXACT_SHARE,
@@ -51,12 +52,18 @@ LEVELS = (
     (7, 16),
     (16, 16),
     (16, 24),
+    (24, 24),
     (32, 24),
-    (32, 56),
+    (32, 40),
+    (48, 40),
+    (48, 56),
     (64, 56),
+    (80, 56),
     (96, 56),
+    (112, 56),
     (128, 56),
-    (160, 56),
+    (128, 88),
+    (160, 88),
     (192, 88),
 )
 #: Where rivals are chosen beyond the nearest by margin, the first draws rank them and nothing else: of
@@ -84,7 +91,7 @@ _TOGETHER = 32
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE, from _MANY rivals on
 #: (K / k)^_RATE_OF_MANY (EfficientNet-Lite0 where p = .3: .7 to 2 from 16 to 64 rivals, 1.5 to 1.7 from there
 #: on); with the number of directions by what :func:`_uncertainty` says.
-_RATE, _MANY, _RATE_OF_MANY = 1.3, 64, 1.5
+_RATE, _MANY, _RATE_OF_MANY = 1.3, 64, 2.2
 #: From how few rivals that is believed, and how much of the direct way's price is spent on the belief in
 #: all: steps that were expected to do cannot add up to more.
 _FARTHEST, _SPENT = 4, 1.2
@@ -246,22 +253,31 @@ class _State:
             setattr(whole, name, value)
         return whole
 
-    def grow(self, problem: Linearised, rivals: int, directions: int) -> None:
+    def grow(
+        self,
+        problem: Linearised,
+        level: tuple[int, int],
+        draws: Tensor,
+        abs_tol: float,
+    ) -> None:
+        rivals, directions = level
         if rivals > self.rivals:
-            self._choose(problem, rivals)
+            self._choose(problem, rivals, draws, abs_tol)
         self._extend()
         self._find_coordinates(problem)
         self._multiply(problem, _drawn((self.rivals, directions), self.near))
         self._find_rest(problem)
 
-    def _choose(self, problem: Linearised, rivals: int) -> None:
-        """The likeliest rivals' rows, so that there are ``rivals`` of them."""
+    def _choose(self, problem: Linearised, rivals: int, draws: Tensor, abs_tol: float) -> None:
+        """More rivals' rows, by what there is to gain, so that there are ``rivals`` of them."""
         self._multiply(problem, RANKING)
         ranking = self.products[:, :RANKING] if self.ranking is None else self.ranking
         inside, ranking = (mean_rows(part, problem.weights[0]) for part in (self.inside, ranking))
-        squares = inside.square().sum(1) + ranking.square().mean(1)
-        mass = tail(problem.margins, squares.sqrt(), max(problem.noise.sigmas)).nan_to_num(nan=1.0)
-        new = mass.masked_fill(self.taken, -1.0).topk(rivals - self.rivals, dim=1).indices
+        gain = gains(
+            problem.margins, inside, ranking, self.taken, max(problem.noise.sigmas), draws,
+            _NEGLECTED * abs_tol, problem.max_bytes // 8,
+        )  # fmt: skip
+        new = gain.topk(rivals - self.rivals, dim=1).indices
         self.taken.scatter_(1, new, True)
         differences = self.own[:, None] - mean_rows(problem.rows(new), problem.weights[0])
         self.fresh = torch.cat([self.fresh, differences], 1)
@@ -424,7 +440,7 @@ def _refine(
     numbers = state.numbers
     problem = problem.subset(numbers)
     with problem.logits.meter.clock("sketch"):
-        state.grow(problem, *levels[at])
+        state.grow(problem, levels[at], draws, abs_tol)
     keep, norms = state.keep(problem, EXACT_SHARE * abs_tol)
     sampled, first_order = _sampled(problem, state, keep, draws, abs_tol)
     done = sampled.amax(0) <= SAMPLED * abs_tol
@@ -530,7 +546,7 @@ def _sampled(
         for s, sigma in sorted(enumerate(problem.noise.sigmas), key=lambda pair: -pair[1]):
             mass = tail(margins, longer, sigma).masked_fill(padding, 0.0)
             limits = standardised(margins, norms, sigma)
-            for rows, at, left in _near_groups(
+            for rows, at, left in near_groups(
                 mass, neglected, active, draws, exact.shape[2], directions, budget
             ):
                 z = limits[rows].gather(1, at).masked_fill(left, math.inf)
@@ -627,32 +643,6 @@ def _stretch(count: Tensor, columns: int) -> Tensor:
     # chi-square's quantile by Wilson and Hilferty (1931), a few per cent too small at 8 degrees
     width = 2.0 / (9.0 * columns * count)
     return (1.0 - width - _NORMAL * width.sqrt()) ** -1.5
-
-
-def _near_groups(
-    mass: Tensor,
-    neglected: float,
-    inputs: Tensor,
-    draws: Tensor,
-    exact: int,
-    drawn: int,
-    max_bytes: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(some of the ``inputs``, places [g, S] of their rivals that hold all but ``neglected`` of the
-    ``mass``, which of these are left over): inputs of like numbers of such rivals together."""
-    if not len(inputs):
-        return
-    near = keep_largest(mass[inputs], neglected, 1)
-    counts, order = near.sum(1).sort(descending=True, stable=True)
-    inputs = inputs[order]
-    places = near[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    most, first = counts.tolist(), 0
-    while first < len(most):
-        end = first + inputs_at_once(draws, most[first], exact, drawn, max_bytes)
-        at = places[first:end, : most[first]]
-        left = torch.arange(most[first], device=at.device) >= counts[first:end, None]
-        yield inputs[first:end], at, left
-        first = end
 
 
 def _screened(
