@@ -140,11 +140,11 @@ def test_limit_slopes_are_derivatives_by_the_limits():
     torch.testing.assert_close(got, torch.stack([expected, alone]), rtol=0, atol=1.5e-3)
     some = both.limit_slopes(until=0.25)
     assert not torch.equal(some, got)
-    torch.testing.assert_close(some, got, rtol=0, atol=3e-3)
+    torch.testing.assert_close(some, got, rtol=0, atol=6e-3)
 
 
 def test_gains_are_of_what_is_unknown_and_matters():
-    """Five rivals: known; half of it unknown; the same, far away; and behind another one; no number."""
+    """Rivals: one known; half of it unknown; the same farther away; one that cannot win; one that is no number."""
     inside = torch.tensor(
         [[0.0, 1.0, 0.7, 0.7, 0.7, 0.7, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
     )
