@@ -243,15 +243,19 @@ def test_what_could_not_be_read_is_tried_again_by_resume(tmp_path):
 # --- folders and disks -------------------------------------------------------------------------------
 
 
-def command(out, *more: str) -> list[str]:
-    return ["evaluate", "--model", "digits", "--data", "digits", "--sigma", "0.1", "--method",
-            "softmax", "--threads", "1", "--quiet", "--out", str(out), *more]  # fmt: skip
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    """Of a model and data that lie in the folder."""
+    (folder / "m.py").write_text(HUNGRY_FILE)
+    np.savez(folder / "d.npz", x=data()[0].numpy())
+    return ["evaluate", "--model", f"{folder / 'm.py'}:make", "--data", str(folder / "d.npz"),
+            "--sigma", "0.1", "--method", "softmax", "--threads", "1", "--quiet",
+            "--out", str(out), *more]  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_made_is_bad_usage(tmp_path, capfd, monkeypatch):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file" / "run", tmp_path / ("long" * 100)):
-        assert main(command(out)) == USAGE
+        assert main(command(tmp_path, out)) == USAGE
         said = capfd.readouterr().err
         assert said.startswith("evaluate: out must be a folder that can be made, read and written")
         assert len(said.splitlines()) == 1 and "resume" not in said
@@ -271,10 +275,10 @@ def test_a_disk_that_is_full_at_the_start_is_not_bad_usage(tmp_path, capfd, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(manifest_module.os, "fsync", full)
-    assert main(command(tmp_path / "out")) == STOPPED
+    assert main(command(tmp_path, tmp_path / "out")) == STOPPED
     assert "No space left on device; what was finished is kept" in capfd.readouterr().err
     monkeypatch.undo()
-    assert main(command(tmp_path / "out", "--resume")) == FINISHED
+    assert main(command(tmp_path, tmp_path / "out", "--resume")) == FINISHED
 
 
 def test_only_evaluate_speaks_of_resuming(tmp_path, capfd):
@@ -379,22 +383,37 @@ def test_terminals_without_the_letters_of_a_class(tmp_path, encoding):
     np.savez(tmp_path / "猫.npz", x=data()[0].numpy())
     (tmp_path / "m.py").write_text(HUNGRY_FILE)
 
-    def says(*words: str) -> str:
+    def says(*commands: list[str]) -> list[str]:
+        """Of all commands in one process."""
+        code = f"import sys, mvnrob.cli as c\nfor w in {list(commands)!r}:\n s = c.main(w); print(f'={{s}}=')"
         done = subprocess.run(
-            [sys.executable, "-m", "mvnrob", *words], check=False, capture_output=True, cwd=tmp_path,
+            [sys.executable, "-c", code], check=True, capture_output=True, cwd=tmp_path,
             env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict", "LC_ALL": "C.UTF-8"},
         )  # fmt: skip
-        assert done.returncode == FINISHED, done.stderr
         # click writes UTF-8 where it is told ASCII
-        return done.stdout.decode("latin-1" if encoding == "latin-1" else "utf-8")
+        text = done.stdout.decode("latin-1" if encoding == "latin-1" else "utf-8")
+        *said, rest = text.split(f"={FINISHED}=")
+        assert len(said) == len(commands) and not rest.strip(), (text, done.stderr)
+        return said
 
     cat = "\\u732b" if encoding == "latin-1" else "猫"
-    said = says("compare", one.folder.name, two.folder.name)
-    assert f"{cat}: " in said and "é: " in said
+    compare = ["compare", one.folder.name, two.folder.name]
     if encoding == "latin-1":
-        assert f"{cat}-1" in says("report", one.folder.name)
-        words = ["--model", "m.py:make", "--data", "猫.npz", "--sigma", "0.3"]
-        assert f"{cat}-3" in says("evaluate", *words, "--out", "猫-3")
+        evaluate = [
+            "evaluate",
+            "--model",
+            "m.py:make",
+            "--data",
+            "猫.npz",
+            "--sigma",
+            "0.3",
+            "--out",
+        ]
+        said = says(compare, ["report", one.folder.name], [*evaluate, "猫-3"])
+        assert f"{cat}-1" in said[1] and f"{cat}-3" in said[2]
+    else:
+        said = says(compare)
+    assert f"{cat}: " in said[0] and "é: " in said[0]
 
 
 # --- data sets ---------------------------------------------------------------------------------------

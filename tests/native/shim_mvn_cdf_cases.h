@@ -158,14 +158,14 @@ void check_tensor_plan(int64_t pivots, int64_t completed, int64_t points = 128) 
 }
 
 inline void check_tensor() {
-  check_tensor_plan<float>(130, 0);
+  check_tensor_plan<float>(130, 0, 64);
   check_tensor_plan<float>(97, 40);
   check_tensor_plan<float>(33, 0, 64 * 65);  // no product, two tiles of a stream or one
 }
 
 inline void check_tensor_double() {
-  check_tensor_plan<double>(193, 33);
-  check_tensor_plan<double>(97, 81);
+  check_tensor_plan<double>(193, 33, 64);
+  check_tensor_plan<double>(97, 81);  // two tiles of points
 }
 
 // More variables than are all sampled: some complete, and the plan deepens.
@@ -341,21 +341,21 @@ inline void check_tilted() {
 // Slopes of the samples. P does not change where limits and standard deviations grow alike, and so
 // for every sample: sum_i u_i dP/du_i + l_i dP/dl_i + 2 sum_ij cov_ij dP/dcov_ij = 0.
 template <class T, class scalar_t>
-void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular,
-                  bool tilted = false) {
-  constexpr int64_t kRows = 2, kPoints = 128;
+void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular, bool tilted = false,
+                  int64_t rows = 2) {
+  constexpr int64_t kPoints = 128;
   const int64_t size = n * copies, shifts = mvnrob::kShifts;
-  Call<T> call(kRows, size);
+  Call<T> call(rows, size);
   std::fill(call.upper.begin(), call.upper.end(), T(0.5));
   std::fill(call.lower.begin(), call.lower.end(), T(-2));
   for (int64_t i = 0; i < size; ++i)
     for (int64_t j = 0; j < size; ++j) call.cov[i * size + j] = i % n == j % n ? T(1) : T(0.5);
-  const std::vector<int64_t> order(kRows * pivots, -1), first(kRows, 64), points(kRows, kPoints);
-  const std::vector<double> weight(kRows * shifts, 1);
-  std::vector<double> value(kRows * shifts), upper(value.size() * size), lower(upper.size()),
-      cov(kRows * size * size), variance(cov.size()), log_unit(kRows),
-      tilt(size_t(kRows * pivots), std::numeric_limits<double>::quiet_NaN());
-  std::vector<int64_t> used(kRows);
+  const std::vector<int64_t> order(rows * pivots, -1), first(rows, 64), points(rows, kPoints);
+  const std::vector<double> weight(rows * shifts, 1);
+  std::vector<double> value(rows * shifts), upper(value.size() * size), lower(upper.size()),
+      cov(rows * size * size), variance(cov.size()), log_unit(rows),
+      tilt(size_t(rows * pivots), std::numeric_limits<double>::quiet_NaN());
+  std::vector<int64_t> used(rows);
   mvnrob::kernels::MvnCdfPathwiseArgs a{};
   a.plan = call.args;
   if (rectangular) a.plan.lower = call.lower.data();
@@ -381,7 +381,7 @@ void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular,
   a.log_unit = log_unit.data();
   if (tilted) a.plan.tilt = tilt.data();
   mvnrob::shim::run_mvn_cdf_pathwise<scalar_t>(a, 1, 2);
-  for (int64_t b = 0; b < kRows; ++b) {
+  for (int64_t b = 0; b < rows; ++b) {
     double sum = 0, scale = 0;
     for (int64_t e = b * shifts * size; e < (b + 1) * shifts * size; ++e) {
       sum += 0.5 * upper[e] - 2 * lower[e];
@@ -397,11 +397,13 @@ void check_slopes(int64_t n, int64_t copies, int64_t pivots, bool rectangular,
 
 inline void check_pathwise() {
   check_slopes<double, float>(2, 1, 2, true);
-  check_slopes<double, double>(9, 1, 7, false);         // some complete
-  check_slopes<float, float>(5, 3, 15, false);          // groups that share ties
-  check_slopes<double, float>(70, 1, 66, true);         // outer blocks, some complete
-  check_slopes<double, double>(35, 2, 70, false);       // outer blocks, with groups
-  check_slopes<double, double>(40, 1, 36, true, true);  // tilted
+  check_slopes<double, double>(9, 1, 7, false);  // some complete
+  check_slopes<float, float>(5, 3, 15, false);   // groups that share ties
+  // Outer blocks: some complete; with groups; tilted. The last has two rows, which cost as much
+  // each.
+  check_slopes<double, float>(70, 1, 66, true, false, 1);
+  check_slopes<double, double>(35, 2, 70, false, false, 1);
+  check_slopes<double, double>(40, 1, 36, true, true);
   check_slopes<float, double>(9, 1, 9, false, true);
 }
 
