@@ -1,4 +1,4 @@
-"""Screening by low rank: the likeliest rivals' rows, and a sample of what these leave of the others'.
+"""Screening by low rank: rows of rivals that matter, and a sample of what these leave of the others'.
 
 Jacobians of networks have few large singular values: what the rows of some dozens of rivals do not
 span is a few per cent of the other rivals' rows. Where several hundred rivals matter, their
@@ -46,7 +46,8 @@ from .sketch import (
     stretches,
 )
 
-#: (rivals whose rows are computed, directions that sample the rest): each step adds to the last.
+#: (rivals whose rows are computed, directions that sample the rest): each step adds to the last. Steps are
+#: small, since a look costs less than the rows and products of a step too far.
 LEVELS = (
     (7, 8),
     (7, 16),
@@ -89,8 +90,9 @@ PASS_BYTES = 100
 #: Rows whose leading directions are found at a time.
 _TOGETHER = 32
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE, from _MANY rivals on
-#: (K / k)^_RATE_OF_MANY (EfficientNet-Lite0 where p = .3: .7 to 2 from 16 to 64 rivals, 1.5 to 1.7 from there
-#: on); with the number of directions by what :func:`_uncertainty` says.
+#: (K / k)^_RATE_OF_MANY: EfficientNet-Lite0 where p = .3 to .6, and ResNet-50's shape where p = .9, at 96 x 96
+#: .6 to 1.3 from 16 to 64 rivals, 1.5 to 3 from there on. With the number of directions by what
+#: :func:`_uncertainty` says. A level that falls short costs little more than its look: what it took stays.
 _RATE, _MANY, _RATE_OF_MANY = 1.3, 64, 2.2
 #: From how few rivals that is believed, and how much of the direct way's price is spent on the belief in
 #: all: steps that were expected to do cannot add up to more.
@@ -172,7 +174,7 @@ def screen_low_rank(
 ) -> Iterator[tuple[Screened | None, Tensor]]:
     r"""The inputs in pieces: (what was found for some, numbers of those that ``direct`` serves better).
 
-    With Q an orthonormal basis of the u_i of the k likeliest rivals, products along Q give A = U Q for
+    With Q an orthonormal basis of the u_i of k rivals (:mod:`mvnrob.next_rows` chooses them), products along Q give A = U Q for
     all rivals, and m Gaussian directions the products X sqrt(m) of U (I - Q Q^T). X X^T estimates the
     Gram matrix of the rest without bias (its rows are zero for the k rivals themselves), and p is taken
     from the factor [A, X]. To first order that moves p by a mean of m independent terms, the influences

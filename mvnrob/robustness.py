@@ -174,7 +174,7 @@ def robustness(
             govern the sampling error of ``mmse`` and ``logit_moments``: more ``n_samples`` do.
         screen: which rivals' gradients are computed. ``"auto"`` (default): what is expected to take
             the fewest passes, of ``"exact"``, ``"sketch"`` and, with an ``abs_tol`` of 5e-4 or more, a
-            low rank: the likeliest rivals' rows, forward-mode products along their span, and random
+            low rank: rows of the rivals that matter most, forward-mode products along their span, and random
             directions for the rest, whose sampling error (99 %) is in ``error``
             (:mod:`mvnrob.low_rank`). ``"exact"``: all, but only those that can matter
             enter the integral; with many classes through the last linear layer (``head``), where
