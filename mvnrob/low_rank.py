@@ -66,6 +66,7 @@ LEVELS = (
     (128, 88),
     (160, 88),
     (192, 88),
+    (256, 88),
 )
 #: Where rivals are chosen beyond the nearest by margin, the first draws rank them and nothing else: of
 #: those that are not chosen, a sample that had chosen would know too small a rest (p off by .02 where
@@ -90,10 +91,11 @@ PASS_BYTES = 100
 #: Rows whose leading directions are found at a time.
 _TOGETHER = 32
 #: By how much the error is expected to fall from k to K rivals: (K / k)^_RATE, from _MANY rivals on
-#: (K / k)^_RATE_OF_MANY: EfficientNet-Lite0 where p = .3 to .6, and ResNet-50's shape where p = .9, at 96 x 96
-#: .6 to 1.3 from 16 to 64 rivals, 1.5 to 3 from there on. With the number of directions by what
-#: :func:`_uncertainty` says. A level that falls short costs little more than its look: what it took stays.
-_RATE, _MANY, _RATE_OF_MANY = 1.3, 64, 2.2
+#: (K / k)^_RATE_OF_MANY. EfficientNet-Lite0 where p = .3 to .6, and ResNet-50's shape where p = .9, of 96 x 96
+#: pixels: .6 to 1.3 from 16 to 64 rivals, 1.5 to 3 from there on. With the number of directions by what
+#: :func:`_uncertainty` says. What is expected decides whether to go on; the next step is as long as _HOPED
+#: says, since a level that falls short costs no more than its look: rows and products stay.
+_RATE, _MANY, _RATE_OF_MANY, _HOPED = 1.3, 64, 1.5, 2.2
 #: From how few rivals that is believed, and how much of the direct way's price is spent on the belief in
 #: all: steps that were expected to do cannot add up to more.
 _FARTHEST, _SPENT = 4, 1.2
@@ -479,33 +481,40 @@ def _next_level(
     levels: tuple[tuple[int, int], ...], at: int, ratio: float, direct: float, rows: int
 ) -> int:
     """Where to go on from ``at`` with a bound of first order ``ratio`` times too large: toward the level
-    that is expected to do, or ``len(levels)`` where the direct way is cheaper, or ``_BY_ROWS`` where so many
-    ``rows`` are. Where that bound is small enough, but not what is beyond first order, a few more
-    directions do."""
+    that may do, or ``len(levels)`` where the direct way is cheaper than the one that is expected to do, or
+    ``_BY_ROWS`` where so many ``rows`` are. Where that bound is small enough, but not what is beyond first
+    order, a few more directions do."""
     if not math.isfinite(ratio):  # nor will another level's be
         return len(levels)
-    rivals, directions = levels[at]
-    rate = _RATE if rivals < _MANY else _RATE_OF_MANY
-    ahead = direct
-    for level in range(at + 1, len(levels)):
-        more = (levels[level][0] / rivals) ** rate
-        more *= _uncertainty(directions) / _uncertainty(levels[level][1])
-        if ratio <= more:
-            ahead = price(levels[level]) - price(levels[at])
-            break
-    else:
-        level = len(levels)
+    rivals, _ = levels[at]
+    level = _reaching(levels, at, ratio, _RATE_OF_MANY)
+    ahead = price(levels[level]) - price(levels[at]) if level < len(levels) else direct
     most = direct if levels[at] >= _TRUSTED else _WORTH * price(_TRUSTED)
     if rows < min(ahead, most):
         return _BY_ROWS
     if level < len(levels) and (ahead > direct or price(levels[level]) > _SPENT * direct):
         level = len(levels)
+    elif level < len(levels):
+        level = _reaching(levels, at, ratio, _HOPED)
     if levels[at] < _TRUSTED:
         tried = [i for i in range(at + 1, len(levels)) if levels[i] <= _TRUSTED]
         return min([level, *tried[-1:]])
     while len(levels) > level > at + 1 and levels[level][0] > _FARTHEST * rivals:
         level -= 1
     return level
+
+
+def _reaching(
+    levels: tuple[tuple[int, int], ...], at: int, ratio: float, rate_of_many: float
+) -> int:
+    """The first level beyond ``at`` whose error is ``ratio`` times smaller at that rate, or their number."""
+    rivals, directions = levels[at]
+    rate = _RATE if rivals < _MANY else rate_of_many
+    for level in range(at + 1, len(levels)):
+        more = (levels[level][0] / rivals) ** rate
+        if ratio <= more * _uncertainty(directions) / _uncertainty(levels[level][1]):
+            return level
+    return len(levels)
 
 
 def _uncertainty(directions: int) -> float:
