@@ -23,6 +23,7 @@ from mvnrob.jacobian import LogitMap
 from mvnrob.meter import Meter
 from mvnrob.models.digits import load_digits_classifier
 from mvnrob.network import Network
+from mvnrob.next_rows import gains
 
 DTYPES = tuple(TOLERANCE)
 # Each kernel, and both sides of where one takes over from another.
@@ -233,6 +234,23 @@ def test_robustness_by_low_rank(cuda, monkeypatch):  # noqa: F811
     assert (there.cost.vjp < 200).all()
     gap = (here.prob - there.prob.cpu()).abs()
     assert (gap <= here.error + there.error.cpu()).all(), gap
+
+
+def test_gains_of_low_rank(cuda):  # noqa: F811
+    """Which rows come next: the CPU's numbers to rounding, and the same ones each time."""
+    draw = torch.Generator().manual_seed(5)
+    inside, ranking = (torch.randn(3, k, 60, generator=draw, dtype=torch.float64) for k in (4, 8))
+    margins = 4 * torch.rand(3, 60, generator=draw, dtype=torch.float64)
+    taken = torch.arange(60).expand(3, -1) < 4
+    inside[:, :, 0] = ranking[:, :, 0] = 0.0  # the target's
+    draws = torch.randn(2**14, 12, generator=draw)
+    tensors = margins, inside, ranking, taken
+    call = lambda tensors, draws: gains(*tensors, 1.0, draws, 1e-5, 2**26)
+    here = call(tensors, draws)
+    there = [call(put(tensors, cuda), draws.to(cuda)) for _ in range(2)]
+    assert torch.equal(*there)
+    assert here.amax() > 1e-2
+    torch.testing.assert_close(there[0].cpu(), here, rtol=0, atol=1e-5)
 
 
 def test_convolutions_that_round_to_tf32(cuda):  # noqa: F811

@@ -690,7 +690,9 @@ def test_wrong_reverse_mode_is_reported():
     for method in LINEAR_METHODS:
         with pytest.warns(RuntimeWarning, match="must agree with a forward-mode product") as caught:
             robustness(model, x, 0.1, method=method)
-        assert {warning.filename for warning in caught} == {__file__}
+        # torch warns of its own, once a process
+        ours = {w.filename for w in caught if issubclass(w.category, RuntimeWarning)}
+        assert ours == {__file__}
         with pytest.raises(RuntimeError, match="for input 0: an operation of the model diff"):
             robustness(model, x, 0.1, method=method, check="raise")
         with warnings.catch_warnings():
