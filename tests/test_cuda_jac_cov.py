@@ -240,7 +240,7 @@ def test_gains_of_low_rank(cuda):  # noqa: F811
     """Which rows come next: the CPU's numbers to rounding, and the same ones each time."""
     draw = torch.Generator().manual_seed(5)
     inside, ranking = (torch.randn(3, k, 60, generator=draw, dtype=torch.float64) for k in (4, 8))
-    margins = 4 * torch.rand(3, 60, generator=draw, dtype=torch.float64)
+    margins = 4 + 8 * torch.rand(3, 60, generator=draw, dtype=torch.float64)
     taken = torch.arange(60).expand(3, -1) < 4
     inside[:, :, 0] = ranking[:, :, 0] = 0.0  # the target's
     draws = torch.randn(2**14, 12, generator=draw)
