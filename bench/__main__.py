@@ -35,6 +35,7 @@ SUBCOMMANDS = {
     "pipeline": "bench_pipeline",
     "authors_loop": "bench_authors_loop",
     "screening": "bench_screening",
+    "low_rank": "bench_low_rank",
     "large_classes": "bench_large_classes",
     "points": "bench_points",
     "coverage": "coverage",

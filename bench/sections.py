@@ -582,6 +582,15 @@ def screening_tables(rows):
     )  # fmt: skip
 
 
+def low_rank_tables(rows):
+    yield (
+        "",
+        [*same("photo", "level", "sigma", "seeds", "jvp", "vjp", "passes"), ("most", "most"),
+         ("beyond its error", "beyond"), ("largest gap", "gap"), ("mean error", "error")],
+        rows,
+    )  # fmt: skip
+
+
 def large_classes_tables(rows):
     rest = lambda key: lambda row: 1 - row[key]
     yield (
@@ -710,6 +719,12 @@ SECTIONS = (
         "screening", "1,000 classes on photographs",
         "EfficientNet-Lite0, `screen=\"auto\"` beside the full Jacobian of 1,000 rows.",
         screening_tables,
+    ),
+    Section(
+        "low_rank", "Screening by low rank, over seeds",
+        "Linear models with the covariances that EfficientNet-Lite0's margins have at the photographs, each "
+        "screened with several seeds: mean and most passes, and how many answers were off by more than their "
+        "errors.", low_rank_tables,
     ),
     Section(
         "large_classes", "18,710 classes",

@@ -176,10 +176,10 @@ def screen_low_rank(
 ) -> Iterator[tuple[Screened | None, Tensor]]:
     r"""The inputs in pieces: (what was found for some, numbers of those that ``direct`` serves better).
 
-    With Q an orthonormal basis of the u_i of k rivals (:mod:`mvnrob.next_rows` chooses them), products along Q give A = U Q for
-    all rivals, and m Gaussian directions the products X sqrt(m) of U (I - Q Q^T). X X^T estimates the
-    Gram matrix of the rest without bias (its rows are zero for the k rivals themselves), and p is taken
-    from the factor [A, X]. To first order that moves p by a mean of m independent terms, the influences
+    With Q an orthonormal basis of the u_i of k rivals (:mod:`mvnrob.next_rows` chooses them), products along
+    Q give A = U Q for all rivals, and m Gaussian directions the products X sqrt(m) of U (I - Q Q^T). X X^T
+    estimates the Gram matrix of the rest without bias (its rows are zero for the k rivals themselves), and p
+    is taken from the factor [A, X]. To first order that moves p by a mean of m independent terms, the influences
     of the columns (:class:`mvnrob.influence.DrawnColumns`): Student's t with m - 1 degrees of freedom
     on their spread is the 99 % bound ``sampled``, or where that is more, what p loses with the rest
     stretched to a 99 % bound on its length (:func:`_lost`): Student's t misses one input in twenty where
@@ -258,11 +258,7 @@ class _State:
         return whole
 
     def grow(
-        self,
-        problem: Linearised,
-        level: tuple[int, int],
-        draws: Tensor,
-        abs_tol: float,
+        self, problem: Linearised, level: tuple[int, int], draws: Tensor, abs_tol: float
     ) -> None:
         rivals, directions = level
         if rivals > self.rivals:

@@ -1,0 +1,111 @@
+"""Passes and errors of screening by low rank over many seeds: linear models with photographs' covariances.
+
+python -m bench low_rank --cache DIR [--photos camera,coffee] [--levels .3,.6,.9,.97,.99] [--seeds 4]
+
+A linear model with the covariance of the margins that EfficientNet-Lite0 has at a photograph (all 1,000
+rows; `--cache` keeps them, the same files as those of `bench screening`) is screened as the network is,
+in milliseconds a pass: what a seed's draws do to the number of passes shows, and how often p is off by more
+than its error. Its features are 1,000, and the length that a model's passes must have to be screened so is
+set to nothing. The noise levels are those at which p takes the given values with all rivals in the integral.
+Writes low_rank.json: a row for each photograph and level.
+"""
+
+import statistics
+import sys
+import warnings
+from pathlib import Path
+
+from bench import bench_screening, harness
+
+COLUMNS = ["photo", "level", "sigma", "seeds", "jvp", "vjp", "passes", "most", "beyond", "gap", "error"]  # fmt: skip
+
+
+def linear_model(S, logits):
+    """A function ``[b, C] -> [b, C]`` whose rows have the products S; float64, which counts as any other."""
+    import torch
+
+    values, vectors = torch.linalg.eigh(S)
+    rows = vectors * values.clamp_min(0.0).sqrt()
+    return lambda x: x @ rows.mT + logits
+
+
+def rows_of(name, S, logits, target, levels, seeds):
+    import torch
+
+    from mvnrob import robustness
+
+    model, x = linear_model(S[0], logits[0]), torch.zeros_like(logits)
+    for level in levels:
+        sigma = bench_screening.sigma_of(S, logits, target, level)
+        p_full, error_full = bench_screening.probability(
+            S, logits, target, sigma, bench_screening.FULL_TOL
+        )
+        found = []
+        for seed in range(seeds):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                found.append(robustness(model, x, sigma, target=target, seed=seed, check="off"))
+        jvp, vjp = ([int(getattr(r.cost, kind)[0]) for r in found] for kind in ("jvp", "vjp"))
+        gaps = [abs(float(r.prob[0]) - p_full) for r in found]
+        errors = [float(r.error[0]) for r in found]
+        beyond = sum(gap > error + error_full for gap, error in zip(gaps, errors, strict=True))
+        passes = [a + b for a, b in zip(jvp, vjp, strict=True)]
+        values = [name, level, sigma, seeds, *map(statistics.fmean, (jvp, vjp, passes)), max(passes), beyond,
+                  max(gaps), statistics.fmean(errors)]  # fmt: skip
+        yield dict(zip(COLUMNS, values, strict=True))
+
+
+def summary(rows):
+    """Of all photographs, at each level: mean passes, and how many answers were off by more than their
+    errors."""
+    for level in sorted({row["level"] for row in rows}):
+        some = [row for row in rows if row["level"] == level]
+        yield {
+            "level": level, "answers": sum(row["seeds"] for row in some),
+            **{k: statistics.fmean(row[k] for row in some) for k in ("jvp", "vjp", "passes")},
+            "beyond": sum(row["beyond"] for row in some),
+        }  # fmt: skip
+
+
+def main():
+    from mvnrob.models import photos
+
+    p = harness.parser(__doc__.splitlines()[0])
+    p.add_argument("--photos", type=harness.several(harness.one_of(photos.PHOTOS)),
+                   help="names, with commas (default: all eight)")  # fmt: skip
+    p.add_argument("--levels", type=harness.several(harness.number_between(0, 1)),
+                   default="0.3,0.6,0.9,0.97,0.99", help="p, each between 0 and 1")  # fmt: skip
+    p.add_argument("--seeds", type=harness.whole(1), default=4, help="of the directions")
+    p.add_argument("--cache", type=Path, help="folder for the full Jacobians' covariances")
+    args = p.parse_args()
+
+    import torch
+
+    from mvnrob import low_rank
+    from mvnrob.models.efficientnet_lite import load_efficientnet_lite0
+
+    torch.set_num_threads(1)
+    low_rank.PASS_BYTES = 0
+    report = harness.environment()
+    harness.show_environment(report)
+    network, rows = load_efficientnet_lite0(), []
+    for photo in photos.load_photos(args.photos):
+        path = args.cache / f"{photo.name}.npz" if args.cache else None
+        S, logits, target, _ = bench_screening.cached_covariance(
+            network, photos.as_batch([photo]), path
+        )
+        for row in rows_of(photo.name, S, logits, target, args.levels, args.seeds):
+            rows.append(row)
+            print(f"# {photo.name} {row['level']}: {row['passes']:.0f} passes", flush=True)
+    harness.show(rows, COLUMNS)
+    report["summary"] = list(summary(rows))
+    harness.show(report["summary"], list(report["summary"][0]))
+    harness.write("low_rank", report, rows, args.out)
+    if any(row["beyond"] > max(1, row["seeds"] // 10) for row in rows):
+        sys.exit(
+            "bench_low_rank: more than a tenth of a photograph's answers are off by more than their errors"
+        )
+
+
+if __name__ == "__main__":
+    main()
