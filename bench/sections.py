@@ -556,7 +556,7 @@ def half_passes_tables(rows):
     yield (
         "",
         [("precision", "precision"), ("rounding", "rounding"), ("convolution", where),
-         ("median", "median"), ("most", "most"), ("share above the bound", "above")],
+         ("median", "median"), ("most", "most_passes"), ("share above the bound", "above")],
         rows,
     )  # fmt: skip
 
@@ -585,8 +585,8 @@ def screening_tables(rows):
 def low_rank_tables(rows):
     yield (
         "",
-        [*same("photo", "level", "sigma", "seeds", "jvp", "vjp", "passes"), ("most", "most"),
-         ("beyond its error", "beyond"), ("largest gap", "gap"), ("mean error", "error")],
+        [*same("photo", "level", "sigma", "seeds", "jvp", "vjp", "passes"), ("most", "most_passes"),
+         ("beyond its error", "beyond_error"), ("largest gap", "gap"), ("mean error", "error")],
         rows,
     )  # fmt: skip
 

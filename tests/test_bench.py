@@ -128,6 +128,8 @@ def test_compare_pairs_rows_by_their_axes():
                    "other": "answers converged bands ratio"}),
         ("screening", {"time": "cpu_s full_cpu_s", "error": "error_full error gap",
                        "other": "sigma p_full p jvp vjp passes kept"}),
+        ("low_rank", {"error": "beyond_error gap error",
+                      "other": "sigma seeds jvp vjp passes most_passes"}),
     ],
 )  # fmt: skip
 def test_compare_takes_every_measurement(name, kinds):
