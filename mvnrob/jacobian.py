@@ -475,29 +475,27 @@ class LogitMap:
             gap, size = self._gaps(classes, rows)
             wrong = gap > self.network.rounding() * size
         if wrong.any():
-            row = int(wrong.nonzero()[0, 0])
+            row = int((gap / size).masked_fill(~wrong, -1.0).nan_to_num(nan=math.inf).argmax())
+            kinks = _MORE_INPUTS * _KINKS.get(self.network.half, 0.0)
             self._complain(
                 "the Jacobian's reverse-mode rows must agree with a forward-mode product, got a "
                 f"difference of {gap[row].item():.2g} beside rows of norm {size[row].item():.2g} "
-                f"for input {int(self.inputs[row])}: {self._cause(not (gap > self._kinks() * size).any())}"
+                f"for input {int(self.inputs[row])}: {self._cause(bool(gap[row] <= kinks * size[row]))}"
             )
             if self._check == "warn":
                 self._check = "off"
 
-    def _kinks(self) -> float:
-        return _MORE_INPUTS * _KINKS.get(self.network.half, 0.0)
-
-    def _cause(self, is_rounding: bool) -> str:
-        """Why rows and products differ: in words, what is likely first."""
+    def _cause(self, may_be_rounding: bool) -> str:
+        """Why rows and products differ, in words."""
         model = (
             "an operation of the model differentiates wrongly, or its rows are not independent (then "
             "pass jacobian='loop')"
         )
-        if not is_rounding:
+        if not may_be_rounding:
             return model
         dtype = str(self.network.half).removeprefix("torch.")
         return (
-            f"probably rounding to {dtype}, by which two passes take other sides of ReLUs' kinks. Who wants to "
+            f"possibly rounding to {dtype}, by which two passes take other sides of ReLUs' kinks. Who wants to "
             "know compares with the model in float32 (on a GPU also in TF32): if this is said there, too, "
             + model
         )

@@ -29,20 +29,27 @@ def amount(value: float | None, error: float | None = None) -> str:
 
 def with_error(p: float, error: float) -> str:
     """``0.763 ± 0.002``; an end of the interval has the error in it."""
+    if math.isnan(error) or not math.isfinite(error):
+        return probability(p, error)
+    error = _one_digit_up(error)
     text = probability(p, error)
-    return text if math.isnan(error) or text.startswith((">", "<")) else f"{text} ± {error:.1g}"
+    return text if text.startswith((">", "<", "0 to")) or not error else f"{text} ± {error:.1g}"
 
 
 def _text(value: float, error: float | None, complement: float | None) -> str:
     if error is None or math.isnan(error):
         return f"{value:.{_DECIMALS}f}"
+    if math.isinf(error):
+        return "" if complement is None else "0 to 1"
     near_one = complement is not None and complement < value
     tail = complement if near_one else value
     size = _exponent(error)
     if error < tail < 1e-3 and size < -_DECIMALS:
         digits = min(_exponent(tail) - size, 1)
         return ("1 - " if near_one else "") + f"{tail:.{digits}e}"
-    rounded = f"{value:.{min(max(-size, 1), _DECIMALS)}f}"
+    if complement is not None and error >= max(value, complement):
+        return "0 to 1"
+    rounded = f"{value:.{min(max(-size, int(error < 1)), _DECIMALS)}f}"
     if float(rounded) != (1 if near_one else 0):
         return rounded
     end = _one_digit_up(max(tail, 0.0) + error)

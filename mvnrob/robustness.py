@@ -213,7 +213,7 @@ def robustness(
             a fifth of their norm; there the model is checked in place of the rows, with TF32 off: two
             rows of each of the first two inputs of every chunk, made anew beside such a product. Half
             precision may do the same, and cannot be turned off: differences that it explains are said
-            to be probably its own, and the model in float32 tells.
+            to be possibly its own, and the model in float32 tells.
 
     ``status`` tells how the integral ended and nothing else: ``CONVERGED`` beside a large ``error``
     means that sampling is what is uncertain. Inputs that end with ``abs_tol`` unmet or with

@@ -1073,3 +1073,35 @@ def test_figure_carries_its_digest(results, tmp_path):
 def test_fill_refuses_a_missing_block():
     with pytest.raises(ValueError, match="must hold the block digits once, got 0"):
         page.fill("nothing", {"digits": "table"})
+
+
+def test_low_rank_over_seeds(monkeypatch, one_thread, tmp_path):
+    """A covariance whose spectrum falls off, in place of a photograph's: rows as committed, answers within
+    their errors, and an answer that is not fails the run."""
+    from bench import bench_low_rank, bench_screening
+    from mvnrob import low_rank
+    from mvnrob.models import efficientnet_lite
+
+    monkeypatch.setattr(
+        low_rank, "PASS_BYTES", low_rank.PASS_BYTES
+    )  # the benchmark's own ends with the test
+    rows = torch.randn(300, 300, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rows *= torch.arange(1, 301) ** -1.2
+    rows -= rows[:1].clone()
+    logits = torch.zeros(1, 300, dtype=torch.float64)
+    logits[0, 0] = 8.0
+    known = (rows @ rows.mT)[None], logits, torch.tensor([0]), 1.0
+    monkeypatch.setattr(bench_screening, "cached_covariance", lambda *_: known)
+    monkeypatch.setattr(efficientnet_lite, "load_efficientnet_lite0", lambda: None)
+    call = ("low_rank", "--photos", "camera", "--levels", ".6,.9", "--seeds", "2")
+    assert run(monkeypatch, *call, "--out", str(tmp_path)) == 0
+    made, committed = (
+        json.loads((folder / "low_rank.json").read_text()) for folder in (tmp_path, harness.RESULTS)
+    )
+    assert {tuple(row) for row in made["rows"]} == {tuple(row) for row in committed["rows"]}
+    for row in made["rows"]:
+        assert row["beyond_error"] == 0 and 20 < row["passes"] <= row["most_passes"] < 600
+    assert [row["answers"] for row in made["summary"]] == [2, 2]
+    monkeypatch.setattr(bench_screening, "probability", lambda *_: (0.5, 0.0))
+    found = list(bench_low_rank.rows_of("camera", *known[:3], [0.9], 1))
+    assert found[0]["beyond_error"] == 1

@@ -30,6 +30,9 @@ from mvnrob.printed import amount, probability, with_error
         (0.999, 0.02, None, ">= 0.97"),
         (0.3, 0.4, None, "0.3"),
         (0.98, 0.99, None, "0 to 1"),
+        (0.5, 1.0, None, "0 to 1"),
+        (0.94, 0.95, None, "0 to 1"),
+        (0.5, math.inf, None, "0 to 1"),
         (1.0, 0.0, 0.0, "1"),
         (0.0, 0.0, None, "0"),
         (0.7634123, math.nan, None, "0.7634"),
@@ -61,6 +64,11 @@ def test_amounts_and_errors():
     assert amount(12.345, 0.02) == "12.35" or amount(12.345, 0.02) == "12.34"
     assert amount(3e-12, 3e-4) == "<= 0.0003"
     assert amount(3e-12, 3.0) == "<= 3"
-    assert amount(None) == ""
+    assert amount(946.5, 9.7) == "946" and amount(1.3, 17.0) == "1"
+    assert amount(None) == amount(1.0, math.inf) == ""
     assert with_error(0.763412, 2e-3) == "0.763 ± 0.002"
     assert with_error(1 - 1e-9, 1e-4) == ">= 0.9999"
+    # a bound is rounded up, and p goes by what is printed
+    assert with_error(0.763412, 0.0149) == "0.76 ± 0.02"
+    assert with_error(0.9, 9.6e-4) == "0.900 ± 0.001"
+    assert with_error(0.5, 0.96) == "0 to 1"

@@ -402,14 +402,14 @@ def relus(dtype, ulps):
 def test_half_precision_is_named_where_it_explains_the_difference(dtype):
     x = points(8).to(dtype)
     robustness(relus(dtype, 0), x, 0.1, check="raise")  # passes that round alike
-    text = f"must agree with .* probably rounding to {str(dtype)[6:]}, .* float32 .* pass jacobian='loop'"
+    text = f"must agree with .* possibly rounding to {str(dtype)[6:]}, .* float32 .* pass jacobian='loop'"
     for head in ("off", "7"):
         with pytest.raises(RuntimeError, match=text):
             robustness(relus(dtype, 32), x, 0.1, check="raise", head=head, screen="exact")
     # beyond it, and in float32, the model alone is blamed
     wrong = nn.Sequential(relus(dtype, 0)).eval()
     wrong.register_forward_pre_hook(lambda _, args: (Minus.apply(args[0]),))
-    with pytest.raises(RuntimeError, match=r"for input 0: an operation of the model") as caught:
+    with pytest.raises(RuntimeError, match=r"for input \d: an operation of the model") as caught:
         robustness(wrong, x, 0.1, check="raise")
     assert "rounding" not in str(caught.value)
     with pytest.raises(RuntimeError, match=r"for input \d: an operation of the model"):

@@ -14,10 +14,8 @@ from .results import Evaluation
 from .sources import printable
 
 _LEVEL = 0.99
-#: Differences of p that say nothing, where a method states no error of its own.
+#: Differences of p that say nothing: rounding of the network's, which no stated error has in it.
 _ROUNDING = 1e-6
-#: Of a column of p: ``>= 0.9999``.
-_P_WIDTH = 9
 
 
 @dataclass(frozen=True)
@@ -101,34 +99,47 @@ class Comparison:
     names: tuple[str, str] = ("before", "after")
 
     def __str__(self) -> str:
-        one, two = (max(len(name), _P_WIDTH) for name in self.names)
+        both = [_both(p) for p in self.pairs]
+        one, two = (
+            max(map(len, (name, *(texts[at] for texts in both))))
+            for at, name in enumerate(self.names)
+        )
         arrow = " -> ".join(self.names)
         head = (
             f"{'method':14} {'sigma':>7} {'examples':>8} {self.names[0]:>{one}} {self.names[1]:>{two}} "
-            f"{'change':>18} {'raised':>7} {'lowered':>8} {'predictions':>12}"
+            f"{'change':>20} {'raised':>7} {'lowered':>8} {'predictions':>12}"
         )
         lines = [head]
-        for p in self.pairs:
-            before, after = _both(p)
+        for p, (before, after) in zip(self.pairs, both, strict=True):
+            change = f"{_signed(p.difference)} +- {_signed(p.half_width).lstrip('+')}"
             lines.append(
                 f"{p.method:14} {p.sigma:7g} {p.examples:8d} {before:>{one}} {after:>{two}} "
-                f"{p.difference:+8.4f} +- {p.half_width:6.4f} {p.raised:7d} {p.lowered:8d} "
-                f"{p.predictions:12d}"
+                f"{change:>20} {p.raised:7d} {p.lowered:8d} {p.predictions:12d}"
             )
         lines.append(
             f"largest changes, {arrow}:" if self.changes else "no example changed beyond its error"
         )
         lines += [
-            f"  {c.name}: {' -> '.join(_both(c))} ({c.method}, sigma {c.sigma:g})"
+            f"  {c.name}: {' -> '.join(_both(c))} ({_signed(c.difference)}; {c.method}, sigma {c.sigma:g})"
             for c in self.changes[:10]
         ]
         lines.append(f"classes, {arrow}:")
-        lines += [f"  {c.name}: {' -> '.join(_both(c))} over {c.count}" for c in self.classes[:10]]
+        lines += [
+            f"  {c.name}: {' -> '.join(_both(c))} ({_signed(c.difference)}) over {c.count}"
+            for c in self.classes[:10]
+        ]
         return "\n".join(lines)
 
 
 def _both(of: Pair | Change | ClassChange) -> tuple[str, str]:
     return probability(of.before, of.error_before), probability(of.after, of.error_after)
+
+
+def _signed(difference: float) -> str:
+    """Four decimals, or two digits of what these do not show."""
+    if difference == 0 or abs(difference) >= 5e-4 or math.isnan(difference):
+        return f"{difference + 0.0:+.4f}"
+    return f"{difference:+.1e}"
 
 
 def run_names(before: Path, after: Path) -> tuple[str, str]:
@@ -146,11 +157,11 @@ def run_names(before: Path, after: Path) -> tuple[str, str]:
 
 
 def _bounds(rows: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper ends; p give or take rounding where no error is stated."""
+    """Lower and upper ends, give or take rounding; of p where no error is stated."""
     p, unstated = rows["prob"].astype(float), np.isnan(rows["error"].astype(float))
     return (
-        np.where(unstated, p - _ROUNDING / 2, rows["lower"].astype(float)),
-        np.where(unstated, p + _ROUNDING / 2, rows["upper"].astype(float)),
+        np.where(unstated, p, rows["lower"].astype(float)) - _ROUNDING / 2,
+        np.where(unstated, p, rows["upper"].astype(float)) + _ROUNDING / 2,
     )
 
 
@@ -161,12 +172,12 @@ def compare(before: Evaluation | str | Path, after: Evaluation | str | Path) -> 
         before, after: :class:`Evaluation` or their folders. Other models, methods, sigmas, limits may
             differ; what both have is compared, example by example.
 
-    An example has changed when its intervals ``[lower, upper]`` do not meet; where a method states no
-    error, when its p differ by more than 1e-6. The half-width of a mean
+    An example has changed when its intervals ``[lower, upper]`` are more than 1e-6 apart (rounding, which no
+    stated error has in it); where a method states no error, when its p are. The half-width of a mean
     difference is that of a paired t-interval over examples.
 
-    Returns what prints as a table, whose columns have the folders' names, with fields ``pairs`` (means of each method and sigma), ``changes``
-    (examples, largest first) and ``classes`` (most lowered first).
+    Returns what prints as a table, whose columns have the folders' names, with fields ``pairs`` (means of each
+    method and sigma), ``changes`` (examples, largest first), ``classes`` (most lowered first) and ``names``.
 
     Cost: both tables are read into memory and matched row by row; no network is run.
 
