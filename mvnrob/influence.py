@@ -29,7 +29,7 @@ _TRIED = 16
 _TABLES = 48
 #: Ends that a sample has in memory on a GPU, whose kernel keeps the nearest ones; a CPU has all rivals'.
 _KEPT = 8
-#: Of a density, in its sums over draws.
+#: Of a density, in sums of whole numbers.
 _UNITS = 2.0**40
 #: A Gram matrix's power 2^_SQUARINGS has its leading eigenvector in every column.
 _SQUARINGS = 9
@@ -49,32 +49,6 @@ def _numbers_of_sample(device: torch.device, rivals: int, columns: int) -> int:
 
 def _numbers_at_once(device: torch.device, max_bytes: int) -> int:
     return min(_AT_ONCE["cpu" if device.type == "cpu" else "cuda"], max_bytes // _EACH)
-
-
-def near_groups(
-    mass: Tensor,
-    neglected: float,
-    inputs: Tensor,
-    draws: Tensor,
-    exact: int,
-    drawn: int,
-    max_bytes: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(some of the ``inputs``, places [g, S] of their rivals that hold all but ``neglected`` of the
-    ``mass``, which of these are left over): inputs of like numbers of such rivals together."""
-    if not len(inputs):
-        return
-    near = keep_largest(mass[inputs], neglected, 1)
-    counts, order = near.sum(1).sort(descending=True, stable=True)
-    inputs = inputs[order]
-    places = near[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
-    most, first = counts.tolist(), 0
-    while first < len(most):
-        end = first + inputs_at_once(draws, most[first], exact, drawn, max_bytes)
-        at = places[first:end, : most[first]]
-        left = torch.arange(most[first], device=at.device) >= counts[first:end, None]
-        yield inputs[first:end], at, left
-        first = end
 
 
 class DrawnColumns:
@@ -387,3 +361,46 @@ def _leading(rows: Tensor) -> Tensor:
         gram = gram @ gram
     largest = gram.diagonal(dim1=1, dim2=2).argmax(1)[:, None, None]
     return gram.gather(2, largest.expand(-1, gram.shape[1], 1))[..., 0]
+
+
+def near_columns(
+    z: Tensor,
+    exact: Tensor,
+    drawn: Tensor,
+    norms: Tensor,
+    mass: Tensor,
+    neglected: float,
+    inputs: Tensor,
+    draws: Tensor,
+    max_bytes: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, DrawnColumns]]:
+    """Some of the ``inputs`` at a time, those of like numbers of rivals together.
+
+    Args:
+        z: limits ``[b, S]`` of all inputs.
+        exact, drawn: rows ``[b, S, k]`` and ``[b, S, m]`` of these ``norms`` [b, S] together.
+        mass: of each rival ``[b, S]``: those are left out that hold ``neglected`` of it.
+        draws, max_bytes: as of :class:`DrawnColumns`.
+
+    Yields (numbers [g] of the inputs, places [g, s] of their rivals, which of these are left over, the rivals'
+    columns).
+    """
+    if not len(inputs):
+        return
+    scale = torch.where(norms > 0, norms, 1.0)[..., None]
+    near = keep_largest(mass[inputs], neglected, 1)
+    counts, order = near.sum(1).sort(descending=True, stable=True)
+    inputs = inputs[order]
+    places = near[order].to(torch.int8).argsort(dim=1, descending=True, stable=True)
+    most, first = counts.tolist(), 0
+    while first < len(most):
+        end = first + inputs_at_once(draws, most[first], exact.shape[2], drawn.shape[2], max_bytes)
+        rows, at = inputs[first:end], places[first:end, : most[first]]
+        left = torch.arange(most[first], device=at.device) >= counts[first:end, None]
+        limits = z[rows].gather(1, at).masked_fill(left, math.inf)
+        parts = (
+            (part[rows[:, None], at] / scale[rows[:, None], at]).masked_fill(left[..., None], 0.0)
+            for part in (exact, drawn)
+        )
+        yield rows, at, left, DrawnColumns(limits, *parts, draws, max_bytes)
+        first = end

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._standard_normal import standard_normal
-from .influence import DrawnColumns, near_groups
+from .influence import DrawnColumns, near_columns
 from .intervals import chi_square_quantile, student_t_quantile
 from .linearised import LEAST_BYTES, Linearised, mean_rows
 from .long_rows import inner, leading
@@ -544,7 +544,6 @@ def _sampled(
         longer = (
             known + spread * (directions / chi_square_quantile(_LEFT_RISK, directions))
         ).sqrt()
-        scale = torch.where(norms > 0, norms, 1.0)[..., None]
         margins = problem.margins.gather(1, chosen)
         finite = norms.isfinite().all(1)
         out[:, ~finite] = first_order[:, ~finite] = math.inf  # the direct way says which
@@ -553,17 +552,9 @@ def _sampled(
         for s, sigma in sorted(enumerate(problem.noise.sigmas), key=lambda pair: -pair[1]):
             mass = tail(margins, longer, sigma).masked_fill(padding, 0.0)
             limits = standardised(margins, norms, sigma)
-            for rows, at, left in near_groups(
-                mass, neglected, active, draws, exact.shape[2], directions, budget
+            for rows, _, _, columns in near_columns(
+                limits, exact, rest, norms, mass, neglected, active, draws, budget
             ):
-                z = limits[rows].gather(1, at).masked_fill(left, math.inf)
-                a, x = (
-                    (part[rows[:, None], at] / scale[rows[:, None], at]).masked_fill(
-                        left[..., None], 0.0
-                    )
-                    for part in (exact, rest)
-                )
-                columns = DrawnColumns(z, a, x, draws, budget)
                 bound, first_order[s, rows] = _bounds(columns, allowed)
                 out[s, rows] = bound + neglected
             active = active[out[s, active] <= allowed]

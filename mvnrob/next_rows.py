@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from .influence import DrawnColumns, near_groups
+from .influence import near_columns
+from .intervals import chi_square_quantile
 from .screening import standardised, tail
 
 #: Share of the draws that the slopes take.
@@ -16,6 +17,8 @@ _SHARE = 0.25
 _UNMET = 1e-9
 #: Ratios of unknown to known squares are taken between these: rows may lie wholly inside or outside.
 _LEAST_RATIO, _MOST_RATIO = 1e-6, 1e6
+#: Risk, on either side, that chance moves a square of draws farther than it is moved back.
+_CHANCE = 1e-3
 
 
 def gains(
@@ -41,30 +44,32 @@ def gains(
         neglected: probability of rivals that are left out of the integral.
         max_bytes: budget for it.
 
-    A rival that others outrun wherever it would win has a slope of nothing, however probable it is by itself:
-    EfficientNet-Lite0 where p = .3 to .6 takes rows of 80 to 112 rivals by this, of 128 to 192 by Phi(-z_i).
-    The unknown squares are those of :func:`_shrunk`.
+    A rival that others outrun wherever it would win has a slope of nothing, however probable it is by itself
+    (``python -m bench low_rank``: rows of fewer rivals do). The unknown squares are those of :func:`_shrunk`.
     """
     ranking = ranking.masked_fill(taken[:, None], 0.0)  # what is left there is rounding
     known, unknown = inside.square().sum(1), ranking.square().mean(1)
-    mass = _mass(margins, known + unknown, taken, sigma)
-    unknown = _shrunk(known, unknown, mass, ranking.shape[1])
-    squares = known + unknown
-    mass = _mass(margins, squares, taken, sigma)
-    share = torch.where(squares > 0, unknown / squares, 0.0)
-    # rows that are known are obstacles, too
-    norms = squares.sqrt()
-    lengths = ranking.square().sum(1)
-    scale = torch.where(lengths > 0, unknown / lengths, 0.0).sqrt()
+    mass = _mass(margins, known + unknown, sigma).masked_fill(taken, 0.0)
+    shrunk = _shrunk(known, unknown, mass, ranking.shape[1])
+    squares = known + shrunk
+    share = torch.where(squares > 0, shrunk / squares, 0.0).nan_to_num(nan=1.0)
+    scale = torch.where(unknown > 0, shrunk / unknown, 0.0).div(ranking.shape[1]).sqrt()
     slopes = _slopes(
-        margins, norms, inside, ranking * scale[:, None], sigma, draws, neglected, max_bytes
+        margins,
+        squares,
+        inside.mT,
+        (ranking * scale[:, None]).mT,
+        sigma,
+        draws,
+        neglected,
+        max_bytes,
     )
     return (slopes * share + _UNMET * mass).masked_fill(taken, -1.0)
 
 
-def _mass(margins: Tensor, squares: Tensor, taken: Tensor, sigma: float) -> Tensor:
-    """Probability that each rival whose row is not known overtakes the target; 1 for what is no number."""
-    return tail(margins, squares.sqrt(), sigma).nan_to_num(nan=1.0).masked_fill(taken, 0.0)
+def _mass(margins: Tensor, squares: Tensor, sigma: float) -> Tensor:
+    """Probability that each rival alone overtakes the target; 1 for what is no number."""
+    return tail(margins, squares.sqrt(), sigma).nan_to_num(nan=1.0)
 
 
 def _shrunk(known: Tensor, unknown: Tensor, weights: Tensor, draws: int) -> Tensor:
@@ -73,7 +78,8 @@ def _shrunk(known: Tensor, unknown: Tensor, weights: Tensor, draws: int) -> Tens
 
     Empirical Bayes in logarithms, with a spread of the true ratios that explains what the ratios show beyond
     chi-square's, by the ``weights``. Eight draws alone put the squares off by a half, and those that seem
-    long would be taken for likely and for unknown.
+    long would be taken for likely and for unknown. No rival's moves by more than chance explains: one that
+    is of another kind than the rest stays so.
     """
     half = torch.tensor(0.5 * draws, dtype=torch.float64)
     noise = torch.special.polygamma(1, half).item()
@@ -87,37 +93,28 @@ def _shrunk(known: Tensor, unknown: Tensor, weights: Tensor, draws: int) -> Tens
     kept = spread / (spread + noise)
     # what is common has no such offset
     change = (1.0 - kept) * (mean - offset - log)
-    return unknown * change.exp()
+    least, most = (math.log(draws / chi_square_quantile(p, draws)) for p in (1 - _CHANCE, _CHANCE))
+    return unknown * change.clamp(least, most).exp()
 
 
 def _slopes(
     margins: Tensor,
-    norms: Tensor,
-    inside: Tensor,
-    ranking: Tensor,
+    squares: Tensor,
+    exact: Tensor,
+    drawn: Tensor,
     sigma: float,
     draws: Tensor,
     neglected: float,
     max_bytes: int,
 ) -> Tensor:
-    """|d p / d z| ``[b, C]`` with rows of these products; zero where they are no numbers."""
-    out = torch.zeros_like(margins)
-    finite = norms.isfinite().all(1) & ~margins.isnan().any(1)
-    inputs = finite.nonzero()[:, 0]
-    z = standardised(margins, norms, sigma)
-    mass = tail(margins, norms, sigma).masked_fill(norms == 0, 0.0)
-    scale = torch.where(norms > 0, norms, 1.0)[..., None]
-    rank = inside.shape[1], ranking.shape[1]
-    for rows, at, left in near_groups(mass, neglected, inputs, draws, *rank, max_bytes):
-        limits = z[rows].gather(1, at).masked_fill(left, math.inf)
-        exact, drawn = (
-            (part.mT[rows[:, None], at] / scale[rows[:, None], at]).masked_fill(
-                left[..., None], 0.0
-            )
-            for part in (inside, ranking)
-        )
-        columns = DrawnColumns(limits, exact, drawn, draws, max_bytes)
-        out[rows] = out[rows].scatter(
-            1, at, columns.limit_slopes(until=_SHARE).masked_fill(left, 0.0)
-        )
+    """|d p / d z| ``[b, C]`` with these rows ``[b, C, k]`` and ``[b, C, q]``; zero where they are no numbers."""
+    norms, out = squares.sqrt(), torch.zeros_like(margins)
+    inputs = (norms.isfinite().all(1) & ~margins.isnan().any(1)).nonzero()[:, 0]
+    z, mass = standardised(margins, norms, sigma), _mass(margins, squares, sigma)
+    mass = mass.masked_fill(norms == 0, 0.0)  # the target's
+    for rows, at, left, columns in near_columns(
+        z, exact, drawn, norms, mass, neglected, inputs, draws, max_bytes
+    ):
+        slopes = columns.limit_slopes(until=_SHARE).masked_fill(left, 0.0)
+        out[rows] = out[rows].scatter(1, at, slopes)
     return out
