@@ -6,7 +6,7 @@ A linear model with the covariance of the margins that EfficientNet-Lite0 has at
 rows; `--cache` keeps them, the same files as those of `bench screening`) is screened as the network is,
 in milliseconds a pass: what a seed's draws do to the number of passes shows, and how often p is off by more
 than its error. Its features are 1,000, and the length that a model's passes must have to be screened so is
-set to nothing. The noise levels are those at which p takes the given values with all rivals in the integral.
+set to nothing. The noise levels are those at which p takes about the given values with all rivals in the integral.
 Writes low_rank.json: a row for each photograph and level.
 """
 
@@ -17,6 +17,8 @@ from pathlib import Path
 
 from bench import bench_screening, harness
 
+#: 99 % error of the probabilities with every rival in the integral.
+FULL_TOL = 3e-4
 COLUMNS = ["photo", "level", "sigma", "seeds", "jvp", "vjp", "passes", "most_passes", "beyond_error", "gap", "error"]  # fmt: skip
 
 
@@ -29,6 +31,19 @@ def linear_model(S, logits):
     return lambda x: x @ rows.mT + logits
 
 
+def sigma_near(S, logits, target, level):
+    """A noise level at which p is about ``level``: to a fifth of 1 - p, or .01."""
+    low, high = 1e-4, 2.0
+    close = min(0.01, (1 - level) / 5)
+    while high > 1.001 * low:
+        sigma = (low * high) ** 0.5
+        p, _ = bench_screening.probability(S, logits, target, sigma, close / 2)
+        if abs(p - level) < close:
+            break
+        low, high = (sigma, high) if p > level else (low, sigma)
+    return sigma
+
+
 def rows_of(name, S, logits, target, levels, seeds):
     import torch
 
@@ -36,10 +51,8 @@ def rows_of(name, S, logits, target, levels, seeds):
 
     model, x = linear_model(S[0], logits[0]), torch.zeros_like(logits)
     for level in levels:
-        sigma = bench_screening.sigma_of(S, logits, target, level)
-        p_full, error_full = bench_screening.probability(
-            S, logits, target, sigma, bench_screening.FULL_TOL
-        )
+        sigma = sigma_near(S, logits, target, level)
+        p_full, error_full = bench_screening.probability(S, logits, target, sigma, FULL_TOL)
         found = []
         for seed in range(seeds):
             with warnings.catch_warnings():
