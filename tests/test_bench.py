@@ -1101,7 +1101,7 @@ def test_low_rank_over_seeds(monkeypatch, one_thread, tmp_path):
     assert {tuple(row) for row in made["rows"]} == {tuple(row) for row in committed["rows"]}
     for row in made["rows"]:
         assert row["beyond_error"] == 0 and 20 < row["passes"] <= row["most_passes"] < 600
-    assert [row["answers"] for row in made["summary"]] == [2, 2]
+    assert [row["answers"] for row in made["environment"]["summary"]] == [2, 2]
     monkeypatch.setattr(bench_screening, "probability", lambda *_: (0.5, 0.0))
     found = list(bench_low_rank.rows_of("camera", *known[:3], [0.9], 1))
     assert found[0]["beyond_error"] == 1
