@@ -136,7 +136,10 @@ def class_table(of: Answers, names: list[str] | None) -> list[ClassRow]:
         if mass.sum() > 0:
             to = of["runner_up"][own].astype(np.int64)
             weight = np.bincount(to, weights=mass)
-            flips, share = name_of(int(weight.argmax()), names), min(1.0, float(weight.max() / mass.sum()))
+            flips, share = (
+                name_of(int(weight.argmax()), names),
+                min(1.0, float(weight.max() / mass.sum())),
+            )
         accuracy = None
         if kind == "label":
             accuracy = float((of["predicted"][here].astype(float) == c).mean())
