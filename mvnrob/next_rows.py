@@ -17,7 +17,7 @@ _SHARE = 0.25
 _UNMET = 1e-9
 #: Ratios of unknown to known squares are taken between these: rows may lie wholly inside or outside.
 _LEAST_RATIO, _MOST_RATIO = 1e-6, 1e6
-#: Risk, on either side, that chance moves a square of draws farther than it is moved back.
+#: Risk, on either side, that a rival like the rest is taken for one of another kind.
 _CHANCE = 1e-3
 
 
@@ -78,8 +78,8 @@ def _shrunk(known: Tensor, unknown: Tensor, weights: Tensor, draws: int) -> Tens
 
     Empirical Bayes in logarithms, with a spread of the true ratios that explains what the ratios show beyond
     chi-square's, by the ``weights``. Eight draws alone put the squares off by a half, and those that seem
-    long would be taken for likely and for unknown. No rival's moves by more than chance explains: one that
-    is of another kind than the rest stays so.
+    long would be taken for likely and for unknown. A rival that chance does not explain is of another kind than
+    the rest, and its estimate stays.
     """
     half = torch.tensor(0.5 * draws, dtype=torch.float64)
     noise = torch.special.polygamma(1, half).item()
@@ -92,9 +92,10 @@ def _shrunk(known: Tensor, unknown: Tensor, weights: Tensor, draws: int) -> Tens
     spread = ((weights * (log - mean).square()).sum(1, keepdim=True) - noise).clamp_min(0.0)
     kept = spread / (spread + noise)
     # what is common has no such offset
-    change = (1.0 - kept) * (mean - offset - log)
+    change = mean - offset - log
     least, most = (math.log(draws / chi_square_quantile(p, draws)) for p in (1 - _CHANCE, _CHANCE))
-    return unknown * change.clamp(least, most).exp()
+    alike = (change > least) & (change < most)
+    return unknown * torch.where(alike, (1.0 - kept) * change, 0.0).exp()
 
 
 def _slopes(
