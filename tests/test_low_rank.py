@@ -167,14 +167,17 @@ def test_gains_are_of_what_is_unknown_and_matters():
 
 @pytest.mark.parametrize("apart", [0.0, 2.0])
 def test_squares_shrink_to_what_rivals_have_in_common(apart):
-    """All alike: to the common ratio, without chi-square's noise; far apart: hardly."""
+    """All alike: to the common ratio, without chi-square's noise, but for two in a thousand that might be of
+    another kind; far apart: hardly."""
     known = inputs(4000, 1, seed=3).square().mT + 0.1
     true = known * torch.exp(apart * inputs(4000, 1, seed=4).mT)
     drawn = true * inputs(4000, 8, seed=5).square().mean(1)
     got = next_rows._shrunk(known, drawn, torch.ones_like(known), 8)
     off = lambda value: (value / true).log().square().mean().sqrt()
     assert 0.5 < off(drawn) < 0.6
-    assert off(got) < (0.05 if apart == 0 else off(drawn))
+    assert off(got) < (0.15 if apart == 0 else off(drawn))
+    if apart == 0:
+        assert (got / true).log().abs().quantile(0.99) < 0.05
     known[0, 0], drawn[0, 0] = 0.0, 1e3  # of another kind, and of little weight
     weights = torch.ones_like(known)
     weights[0, 0] = 0.1
