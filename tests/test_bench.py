@@ -585,7 +585,7 @@ def test_answers_of_the_peers_problems_are_exact(one_thread, n):
     assert abs(model.complement(1.0) - answer.complement) < 1e-8
 
 
-def test_peers_are_compared_at_equal_error():
+def test_peers_are_compared_at_equal_error(one_thread):
     from bench import bench_peers
 
     points = [(1e-2, 1.0), (1e-3, 10.0), (2e-3, 20.0), (1e-4, 100.0)]  # the third is of no use
