@@ -125,15 +125,22 @@ def summary(rows):
             }
 
 
+def photo_options(p, levels):
+    """Which photographs, at which p, and where their covariances are kept."""
+    from mvnrob.models import photos
+
+    p.add_argument("--photos", type=harness.several(harness.one_of(photos.PHOTOS)),
+                   help="names, with commas (default: all eight)")  # fmt: skip
+    p.add_argument("--levels", type=harness.several(harness.number_between(0, 1)),
+                   default=levels, help="p, each between 0 and 1")  # fmt: skip
+    p.add_argument("--cache", type=Path, help="folder for the full Jacobians' covariances")
+
+
 def main():
     from mvnrob.models import photos
 
     p = harness.parser(__doc__.splitlines()[0])
-    p.add_argument("--photos", type=harness.several(harness.one_of(photos.PHOTOS)),
-                   help="names, with commas (default: all eight)")  # fmt: skip
-    p.add_argument("--levels", type=harness.several(harness.number_between(0, 1)),
-                   default="0.3,0.9,0.99,0.999", help="p, each between 0 and 1")  # fmt: skip
-    p.add_argument("--cache", type=Path, help="folder for the full Jacobians' covariances")
+    photo_options(p, "0.3,0.9,0.99,0.999")
     p.add_argument("--seed", type=harness.whole(0), default=0, help="of the sketches and lattices")
     args = p.parse_args()
 

@@ -556,7 +556,7 @@ def half_passes_tables(rows):
     yield (
         "",
         [("precision", "precision"), ("rounding", "rounding"), ("convolution", where),
-         ("median", "median"), ("most", "most_passes"), ("share above the bound", "above")],
+         ("median", "median"), ("most", "most"), ("share above the bound", "above")],
         rows,
     )  # fmt: skip
 

@@ -47,7 +47,7 @@ from .sketch import (
 )
 
 #: (rivals whose rows are computed, directions that sample the rest): each step adds to the last. Steps are
-#: small, since a look costs less than the rows and products of a step too far.
+#: small: a look mostly costs less than the rows and products of a step too far.
 LEVELS = (
     (7, 8),
     (7, 16),

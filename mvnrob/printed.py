@@ -29,7 +29,7 @@ def amount(value: float | None, error: float | None = None) -> str:
 
 def with_error(p: float, error: float) -> str:
     """``0.763 ± 0.002``; an end of the interval has the error in it."""
-    if math.isnan(error) or not math.isfinite(error):
+    if not math.isfinite(error):
         return probability(p, error)
     error = _one_digit_up(error)
     text = probability(p, error)

@@ -20,7 +20,7 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Change:
-    """An example whose p differs by more than both runs' errors: ``after`` less ``before``."""
+    """An example whose intervals in the two runs are more than 1e-6 apart: ``after`` less ``before``."""
 
     index: int
     name: str
@@ -62,7 +62,8 @@ class Pair:
     - ``examples``: how many have a p in both.
     - ``before``, ``after``: mean p; ``error_before``, ``error_after``: as stated, of these.
     - ``half_width``: of the mean difference, 99 %, over examples drawn at random.
-    - ``raised``, ``lowered``: examples whose p changed by more than both errors.
+    - ``raised``, ``lowered``: examples whose interval moved clear of the former one, by more
+      than 1e-6.
     - ``predictions``: examples whose predicted class changed.
     """
 
