@@ -1105,3 +1105,19 @@ def test_low_rank_over_seeds(monkeypatch, one_thread, tmp_path):
     monkeypatch.setattr(bench_screening, "probability", lambda *_: (0.5, 0.0))
     with pytest.raises(SystemExit, match="4 of 4 answers are off by more than their errors"):
         run(monkeypatch, *call, "--out", str(tmp_path))
+
+
+def test_every_column_of_the_page_is_in_its_file():
+    """A dash in all rows would be a column whose name has changed."""
+    seen = 0
+    for section in page.SECTIONS:
+        path = harness.RESULTS / f"{section.name}.json"
+        if not path.exists():
+            continue
+        for title, columns, rows in section.tables(json.loads(path.read_text())["rows"]):
+            rows = list(rows)
+            for head, column in columns:
+                if isinstance(column, str):
+                    assert any(column in row for row in rows), (section.name, title, head, column)
+                    seen += 1
+    assert seen > 500
