@@ -44,6 +44,7 @@ SUBCOMMANDS = {
     "peers": "bench_peers",
     "scaling": "bench_scaling",
     "roofline": "bench_roofline",
+    "forward_mode": "bench_forward_mode",
     "half_passes": "half_passes",
     "cuda": "bench_cuda",
     "cuda_ab": "cuda_ab",

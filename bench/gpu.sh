@@ -21,6 +21,7 @@
 #   tf32          bench/cuda_tf32.py
 #   pass_sizes    bench/cuda_pass_sizes.py
 #   phases        bench/cuda_phases.py: kernels and waits of a chunk of mvnrob.evaluate, by phase
+#   forward_mode  bench/bench_forward_mode.py
 #   photos        bench/bench_pipeline.py with EfficientNet-Lite0 on crops of photographs, with what lies in
 #                 build/gpu/photos (packages, crops.npz), or with the demo's packages where they are installed
 #
@@ -36,8 +37,9 @@
 # OUTDIR receives environment.json, build.log, tests.log, sanitize.log, timings.json, timings.txt,
 # cuda_jac_cov.json and .csv, pipeline.txt, pipeline.json and .csv, cuda_kernels.json, kernels.txt,
 # cuda_profile.json and .csv, profile.txt; of what was asked for cuda_ab.json, cuda_ab_old.json, cuda_ab_new.json,
-# cuda_tensor_pivots.json, cuda_tf32.json, cuda_pass_sizes.json, cuda_phases.json, pipeline_photos.json, each with
-# .csv, and ab.txt, tensor_pivots.txt, tf32.txt, pass_sizes.txt, phases.txt, photos.txt.
+# cuda_tensor_pivots.json, cuda_tf32.json, cuda_pass_sizes.json, cuda_phases.json, cuda_forward_mode.json,
+# pipeline_photos.json, each with .csv, and ab.txt, tensor_pivots.txt, tf32.txt, pass_sizes.txt, phases.txt,
+# forward_mode.txt, photos.txt.
 # Environment: PYTHON chooses the interpreter; MVNROB_COMMIT names the commit of a copy
 # of a checkout; MVNROB_GPU_LIMIT=2 doubles every limit of time; MVNROB_GPU_INSTRUCTIONS=1 has `profile`
 # keep each instruction's samples too (OUTDIR/instructions).
@@ -52,12 +54,12 @@ mkdir -p "$1" || exit 2
 out=$(cd "$1" && pwd)
 shift
 every=(build tests sanitize time pipeline kernels profile)
-asked=(ab tensor_pivots tf32 pass_sizes phases photos)
+asked=(ab tensor_pivots tf32 pass_sizes phases forward_mode photos)
 sections=("${@:-${every[@]}}")
 [[ $# -eq 0 ]] && sections=("${every[@]}")
 declare -A limit=([build]=235 [tests]=150 [sanitize]=120 [time]=140 [pipeline]=90 [kernels]=20
   [profile]=100 [ab]=480 [tensor_pivots]=300 [tf32]=60 [pass_sizes]=45
-  [phases]=90 [photos]=90)
+  [phases]=90 [forward_mode]=60 [photos]=90)
 for section in "${sections[@]}"; do
   if [[ -z ${limit[$section]:-} ]]; then
     echo "gpu.sh: a section must be one of ${every[*]} ${asked[*]}, got $section" >&2
@@ -221,6 +223,11 @@ run_pass_sizes() {
 run_phases() {
   needs_build || return
   "$python" -u -m bench cuda_phases --device cuda --out "$out"
+}
+
+run_forward_mode() {
+  needs_build || return
+  "$python" -u -m bench forward_mode --device cuda --out "$out"
 }
 
 run_photos() {

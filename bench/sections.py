@@ -551,6 +551,16 @@ def evaluate_tables(rows):
     )  # fmt: skip
 
 
+def forward_mode_tables(rows):
+    yield (
+        "",
+        [*same("network", "side", "directions"), ("a forward pass, ms", "forward_ms"),
+         ("torch's rules, ms", "torch_ms"), ("mvnrob, ms", "ms"), ("least", "ms_min"),
+         ("most", "ms_max"), ("torch / mvnrob", "ratio"), ("difference", "difference")],
+        rows,
+    )  # fmt: skip
+
+
 def half_passes_tables(rows):
     where = lambda r: f"{r['layer'] + 1} of {r['layers']}" if r["rounding"] == "one" else "-"
     yield (
@@ -732,6 +742,14 @@ SECTIONS = (
         "\"drawn\" is the share of normal draws of the linearised features with another class on top, which "
         "must agree; \"network\" is between the 99 % limits of Monte Carlo of the network itself.",
         large_classes_tables,
+    ),
+    Section(
+        "forward_mode", "Forward-mode products of whole networks",
+        "One pass of products along several directions at a single input (torch.func.vmap over torch.func.jvp), "
+        "networks of known shapes with random weights: with mvnrob's rules for layers, and with torch's own alone. "
+        "With small images a pass is little but the host's part of each operation, which a GPU waits for, and "
+        "reading the weights; with large ones the work. \"difference\" is that of the products to their norm.",
+        forward_mode_tables,
     ),
     Section(
         "half_passes", "What half precision does to derivatives of a network",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .forward_mode import BatchNorms
+from .batch_norms import BatchNorms
 from .network import Network, owning_module, safe_norm
 
 #: Weights converted to float64 at a time.

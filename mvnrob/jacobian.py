@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ._checks import warn_caller
 from ._ops import memory_errors
 from ._standard_normal import standard_normal
-from .forward_mode import LinearLayers
+from .forward_mode import LayerRules
 from .head import FeatureNetwork, Head
 from .host_memory import freed_memory_kept
 from .meter import Meter
@@ -353,7 +353,7 @@ class LogitMap:
             norms = self.network.norms()
             if along.shape[1] > 1 and self.network.batch_tangents:
                 try:
-                    with memory_errors(), LinearLayers(any_layout=True, norms=norms):
+                    with memory_errors(), LayerRules(any_layout=True, norms=norms):
                         return _batched_tangents(summed, self.x, along)
                 except torch.OutOfMemoryError:
                     raise
@@ -364,7 +364,7 @@ class LogitMap:
             def repeated(x: Tensor) -> Tensor:
                 return self._logits(x, first, count, m, most=self._tangents)
 
-            with LinearLayers(any_layout=False, norms=norms):
+            with LayerRules(any_layout=False, norms=norms):
                 _, out = torch.func.jvp(repeated, (point,), (along.flatten(0, 1),))
         return out.unflatten(0, (b, m))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._ops import memory_errors
-from .forward_mode import BatchNorms
+from .batch_norms import BatchNorms
 from .live_bytes import LiveBytes
 
 _HALF = (torch.float16, torch.bfloat16)

@@ -1107,6 +1107,34 @@ def test_low_rank_over_seeds(monkeypatch, one_thread, tmp_path):
         run(monkeypatch, *call, "--out", str(tmp_path))
 
 
+def test_forward_mode(monkeypatch, one_thread, tmp_path):
+    """Rows as committed; products that are not torch's are not timed."""
+    from bench import bench_forward_mode
+
+    call = (
+        "forward_mode",
+        "--networks",
+        "deit_tiny,convnext_tiny",
+        "--sides",
+        "32",
+        "--directions",
+        "2",
+    )
+    call += "--repeats", "1", "--out", str(tmp_path)
+    assert run(monkeypatch, *call) == 0
+    made, committed = (
+        json.loads((folder / "forward_mode.json").read_text())["rows"]
+        for folder in (tmp_path, harness.RESULTS)
+    )
+    assert {tuple(row) for row in made} == {tuple(row) for row in committed}
+    assert [row["network"] for row in made] == ["deit_tiny", "convnext_tiny"]
+    assert all(0 < row["difference"] < 1e-5 < row["ms"] for row in made)
+    theirs = bench_forward_mode.by_torch
+    monkeypatch.setattr(bench_forward_mode, "by_torch", lambda *a: 1.01 * theirs(*a))
+    with pytest.raises(SystemExit, match="products of deit_tiny differ by"):
+        run(monkeypatch, *call)
+
+
 def test_every_column_of_the_page_is_in_its_file():
     """A dash in all rows would be a column whose name has changed."""
     seen = 0
