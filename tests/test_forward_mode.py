@@ -378,5 +378,7 @@ assert "torch._dynamo" not in sys.modules
 
 def test_a_process_s_first_call_does_not_load_torch_s_compiler():
     """Which takes seconds."""
-    done = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_CALL], check=False, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
