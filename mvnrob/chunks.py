@@ -13,13 +13,15 @@ from ._ops import memory_errors
 from .estimators.chunk import Chunk, Settings
 from .estimators.linear import pair_bytes
 from .estimators.logit_moments import moment_bytes
-from .head import read_head
+from .head import FeatureNetwork, HeadMismatch, give_up, read_head
 from .jacobian import plain_attention
 from .linearised import LEAST_BYTES
+from .measured import forget, graph_bytes, pass_bytes
 from .meter import Cost, Meter
-from .network import Network, TooLarge, memory_of_one, uncompiled
+from .network import AnotherNetwork, Network, TooLarge, memory_of_one, uncompiled
 from .noise import Noise
 from .passes import full_pass
+from .screening import FEW_CLASSES
 
 #: Methods that linearise the network.
 LINEAR = ("taylor", "mmse", "taylor_mvs", "mmse_mvs")
@@ -66,19 +68,34 @@ def run(
     ``labels`` takes the number of classes to the targets ``[B]``, or to None for the predictions.
     ``method`` decides on what a chunk needs in memory. Running out of it halves the chunk.
     """
+    call = network, x, noise, settings, method, estimate, labels, first_index, head
+    try:
+        return _run(*call)
+    except AnotherNetwork:
+        forget(network)
+        return _run(*call)
+
+
+def _run(
+    network: Network,
+    x: Tensor,
+    noise: Noise,
+    settings: Settings,
+    method: str,
+    estimate: Callable[[Chunk], Answer],
+    labels: Callable[[int], Tensor | None],
+    first_index: int,
+    head: nn.Module | str | None,
+) -> tuple[Answer, Tensor, Cost]:
     batch, device = len(x), x.device
     meter = Meter(batch, device)
     with meter.clock("forward"), memory_of_one(network.op):
         # methods that take no gradient serve models that have none
         linearised = method in LINEARISED
-        graph = network.graph_bytes(x[:1]) if linearised else network.pass_bytes(x[:1])
-        passes = 1
+        graph = graph_bytes(network, x) if linearised else pass_bytes(network, x)
         if linearised:
             network.graph = graph
             network.head = read_head(network.op, head, network, x[:1])
-            passes += 2 * (network.head is not None)
-    meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), passes)
-    given = labels(network.classes)
     fill = full_pass(device, graph) if settings.jacobian == "batch" else 1
     step, copies, most = _chunk_sizes(
         network.op, method, network.classes, x, noise, settings, graph, fill
@@ -89,15 +106,17 @@ def run(
         with meter.clock("forward"), memory_of_one(network.op):
             fits = _most_tangents(network, x, budget)
         most = max(1, fits) if on_cpu else max(most, fits)
-        meter.passes("forward", torch.zeros(1, dtype=torch.int64, device=device), 1)
-    parts, targets, start = [], [], 0
+    has_features = method in _SCREENED and network.classes > FEW_CLASSES
+    given, parts, targets, start = None, [], [], 0
     while start < batch:
         numbers = torch.arange(start, min(start + step, batch), device=device)
         network.largest_pass = 0
         try:
             one = step == copies == 1 >= most
             with memory_of_one(network.op) if one else memory_errors():
-                clean = _clean_logits(network, meter, x, numbers, copies)
+                clean = _clean_logits(network, meter, x, numbers, copies, has_features)
+                if not parts:
+                    given = labels(network.classes)
                 chunk = Chunk(
                     network=network,
                     meter=meter,
@@ -183,7 +202,7 @@ def _chunk_sizes(
 def _most_tangents(network: Network, x: Tensor, budget: int) -> int:
     """Tangents in a forward-mode pass, which keeps no graph, by half the byte budget."""
     with plain_attention(), uncompiled():
-        each = _TANGENT_PASSES * network.pass_bytes(x[:1]) + 16 * network.classes
+        each = _TANGENT_PASSES * pass_bytes(network, x, "tangent") + 16 * network.classes
     return budget // (2 * each)
 
 
@@ -197,10 +216,21 @@ def _warn_of_probabilities(op: str, logits: Tensor) -> None:
 
 
 def _clean_logits(
-    network: Network, meter: Meter, x: Tensor, numbers: Tensor, copies: int
+    network: Network, meter: Meter, x: Tensor, numbers: Tensor, copies: int, has_features: bool
 ) -> Tensor:
+    """Logits ``[b, C]``, float64. Where rivals may be screened by the last layer's features, W h(x) + b is
+    compared with the logits of every input."""
+    parts, out = numbers.split(max(1, min(copies, _FORWARD_COPIES))), []
     with torch.no_grad(), meter.clock("forward"):
-        parts = numbers.split(max(1, min(copies, _FORWARD_COPIES)))
-        logits = torch.cat([network(x[part]).double() for part in parts])
+        for part in parts:
+            if has_features and network.head is not None:
+                try:
+                    out.append(
+                        FeatureNetwork(network, network.head).checked_logits(x[part]).double()
+                    )
+                    continue
+                except HeadMismatch as error:
+                    give_up(network, error)
+            out.append(network(x[part]).double())
     meter.passes("forward", numbers, 1)
-    return logits
+    return torch.cat(out)

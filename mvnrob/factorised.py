@@ -36,18 +36,14 @@ class Features:
     the one that rows of logits are checked against.
 
     Raises:
-        HeadMismatch: W h(x) + b differs from the logits at one of the inputs, or W times the
-            derivative of h from that of the logits (without forward mode, the gradients of the two
-            along a random cotangent).
+        HeadMismatch: W times the derivative of h differs from that of the logits (without forward
+            mode, the gradients of the two along a random cotangent).
     """
 
     def __init__(self, problem: Linearised, head: Head) -> None:
         self.head = head
         self.map = problem.logits.through(head)
         b = len(problem.target)
-        with torch.no_grad(), problem.logits.meter.clock("forward"):
-            self.map.network.checked(problem.logits.x)
-        problem.logits.meter.passes("forward", problem.logits.inputs, 1)
         every = torch.arange(head.width, device=problem.target.device).expand(b, -1)
         self.live = every  #: int64 [b, k]: the live features, and dead ones up to the longest row
         network = self.map.network

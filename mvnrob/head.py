@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ._checks import warn_caller
 from .batch_norms import BatchNorms
+from .measured import once
 from .network import Network, owning_module, safe_norm
 
 #: Weights converted to float64 at a time.
@@ -118,7 +120,7 @@ def read_head(op: str, given, network: Network, x: Tensor) -> Head | None:
         )
     try:
         with torch.no_grad():
-            FeatureNetwork(network, head).checked(x)
+            FeatureNetwork(network, head).checked_logits(x)
     except HeadMismatch as error:
         raise ValueError(f"{op}: head must give the logits, got {error}") from None
     return head
@@ -129,6 +131,11 @@ def _find_head(network: Network, x: Tensor) -> Head | None:
     owner = owning_module(network.model)
     if owner is None or any(_is_compiled(part) for part in owner.modules()):
         return None
+    name = once("head", network, x, lambda: _name_of_head(owner, network, x))
+    return None if name is None else _as_head(owner.get_submodule(name), name, False)
+
+
+def _name_of_head(owner: nn.Module, network: Network, x: Tensor) -> str | None:
     candidates = {
         name: part
         for name, part in owner.named_modules()
@@ -147,13 +154,20 @@ def _find_head(network: Network, x: Tensor) -> Head | None:
         if out.shape != logits.shape or not bool((out.eq(logits) | logits.isnan()).all()):
             continue
         head = _as_head(candidates[name], name, False)
-        try:
-            with torch.no_grad():
-                FeatureNetwork(network, head).checked(x)
-        except HeadMismatch:
-            continue
-        return head
+        with contextlib.suppress(HeadMismatch):
+            FeatureNetwork(network, head).of_calls(calls, logits)
+            return name
     return None
+
+
+def give_up(network: Network, error: HeadMismatch) -> None:
+    """A head that the user named is refused; one that was found is given up, with a warning."""
+    if network.head.named:
+        raise ValueError(f"{network.op}: head must give the logits, got {error}") from error
+    warn_caller(
+        f"{network.op}: the last linear layer is not used, and every class's row is computed: {error}"
+    )
+    network.head = None
 
 
 @contextlib.contextmanager
@@ -203,26 +217,35 @@ class FeatureNetwork:
             self._compare(features.detach(), logits.detach())
         return torch.cat([features, logits], 1) if self.with_logits else features
 
-    def checked(self, x: Tensor) -> Tensor:
+    def checked_logits(self, x: Tensor) -> Tensor:
+        """The logits, compared with W h + b."""
         features, logits = self._both(x)
+        self._compare(features, logits)
+        return logits
+
+    def of_calls(self, calls: list, logits: Tensor) -> Tensor:
+        """The features ``[b, w]`` by the head's calls of a pass, compared with its logits."""
+        features = self._read(calls, logits)
         self._compare(features, logits)
         return features
 
     def _both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with _watch(self.head.module) as calls:
             logits = self.network(x)
-        name = self.head.name
+        return self._read(calls, logits), logits
+
+    def _read(self, calls: list, logits: Tensor) -> Tensor:
+        name, rows = self.head.name, logits.shape[0]
         if len(calls) != 1:
             raise HeadMismatch(f"{len(calls)} calls of {name!r} in one pass of the model")
         features = calls[0][0]
         if not isinstance(features, Tensor):
             raise HeadMismatch(f"{name!r} called with {type(features).__name__}, not a tensor")
-        if features.shape[0] != x.shape[0] or features.flatten(1).shape[1] != self.head.width:
+        if features.shape[0] != rows or features.flatten(1).shape[1] != self.head.width:
             raise HeadMismatch(
-                f"inputs of shape {list(features.shape)} at {name!r}, "
-                f"not [{x.shape[0]}, {self.head.width}]"
+                f"inputs of shape {list(features.shape)} at {name!r}, not [{rows}, {self.head.width}]"
             )
-        return features.flatten(1).to(logits.dtype), logits
+        return features.flatten(1).to(logits.dtype)
 
     def compare_derivatives(self, products: Tensor) -> Tensor:
         """Of derivatives ``[b, w + C]`` along one direction, with the logits: those of the features

@@ -31,6 +31,10 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+class AnotherNetwork(ValueError):
+    """It has another number of classes than in an earlier call (:mod:`mvnrob.measured`)."""
+
+
 class TooLarge(ValueError):
     """A single input needs more than the byte budget."""
 
@@ -167,6 +171,8 @@ class Network:
         self._autocast = _present_autocast(x.device.type)
         self._mean, self._std = _read_preprocessing(op, preprocessing, self._shape)
         self.classes: int | None = None
+        #: whether an earlier call says so, and no pass yet
+        self.classes_of_before = False
         #: the last linear layer (:class:`mvnrob.head.Head`) once it is found or named
         self.head = None
         #: whether forward mode takes many tangents of one point at once (``torch.func.vmap``)
@@ -181,6 +187,12 @@ class Network:
         weights = () if module is None else module.parameters()
         self.half = _half_of((dtype, *(weight.dtype for weight in weights)))
         self._single_inside = self.work_dtype == torch.float32
+
+    def form(self) -> tuple:
+        """What a pass's memory hangs on, beside an input's shape and the model."""
+        casts = self._autocast is not contextlib.nullcontext
+        dtype = torch.get_autocast_dtype(self._device.type) if casts else None
+        return self._entry_dtype, self._device, self._mean is None, dtype
 
     def norms(self) -> BatchNorms:
         """Slopes of the model's batch norms."""
@@ -279,7 +291,9 @@ class Network:
         if self.classes is None:
             self.classes = shape[1]
         if shape[1] != self.classes:
-            raise ValueError(f"{want} the same for every input, got {shape[1]} and {self.classes}")
+            error = AnotherNetwork if self.classes_of_before else ValueError
+            raise error(f"{want} the same for every input, got {shape[1]} and {self.classes}")
+        self.classes_of_before = False
 
     def count_classes(self, x: Tensor) -> int:
         """Of a model that is given no inputs: by its answer at zeros of the shape of ``x`` [0, ...]."""

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._checks import warn_caller
 from .factorised import Factorised, Features, factorised, gram_bytes
-from .head import HeadMismatch
+from .head import HeadMismatch, give_up
 from .linearised import LEAST_BYTES, Linearised, exact_norms, scatter_sums
 
 SCREENS = ("auto", "exact", "sketch", "none")
@@ -147,14 +146,7 @@ def cheaper(problem: Linearised, features: Features | None) -> bool:
 
 
 def mismatch(problem: Linearised, error: HeadMismatch) -> None:
-    """A head that the user named is refused; one that was found is given up, with a warning."""
-    network = problem.logits.network
-    if network.head.named:
-        raise ValueError(f"{network.op}: head must give the logits, got {error}") from error
-    warn_caller(
-        f"{network.op}: the last linear layer is not used, and every class's row is computed: {error}"
-    )
-    network.head = None
+    give_up(problem.logits.network, error)
     problem.logits.forget_probe()
 
 

@@ -1,0 +1,67 @@
+"""What is measured of a model once for each form of its inputs, and known in later calls."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from .network import Network
+
+_Found = TypeVar("_Found")
+#: By the ids of modules that are alive.
+_known: dict[int, tuple[weakref.ref[nn.Module], dict]] = {}
+
+
+def once(what: str, network: Network, x: Tensor, measure: Callable[[], _Found]) -> _Found:
+    """``measure()``, or what it gave for this module at inputs of this form; of other callables, which do not
+    show when they change, every time.
+
+    A form is an input's shape, dtype and device, autocast's state, and of the model its parts and the shapes,
+    dtypes and ``requires_grad`` of its weights. A module that has been changed otherwise, by the numbers in its
+    weights for instance, takes as much memory as before. With what is known comes the number of classes; where
+    that turns out to be another one, :func:`forget`.
+    """
+    module = network.model
+    if not isinstance(module, nn.Module):
+        return measure()
+    form = what, tuple(x.shape[1:]), *network.form(), *_parts(module)
+    known = _of(module)
+    if form not in known:
+        found = measure()
+        known[form] = found, network.classes
+        return found
+    found, classes = known[form]
+    if network.classes is None:
+        network.classes, network.classes_of_before = classes, True
+    return found
+
+
+def forget(network: Network) -> None:
+    """What is known of the model, and the number of its classes: it has become another one."""
+    _known.pop(id(network.model), None)
+    network.classes, network.classes_of_before = None, False
+
+
+def graph_bytes(network: Network, x: Tensor) -> int:
+    """:meth:`Network.graph_bytes` of an input like those of ``x`` [B, ...], B >= 1."""
+    return once("graph", network, x, lambda: network.graph_bytes(x[:1]))
+
+
+def pass_bytes(network: Network, x: Tensor, kind: str = "pass") -> int:
+    """:meth:`Network.pass_bytes` of one; ``kind`` tells apart what holds around the pass."""
+    return once(kind, network, x, lambda: network.pass_bytes(x[:1]))
+
+
+def _of(module: nn.Module) -> dict:
+    key = id(module)
+    if key not in _known:
+        _known[key] = weakref.ref(module, lambda _: _known.pop(key, None)), {}
+    return _known[key][1]
+
+
+def _parts(module: nn.Module) -> tuple:
+    weights = tuple((part.dtype, part.shape, part.requires_grad) for part in module.parameters())
+    return tuple(map(id, module.modules())), weights
