@@ -10,10 +10,9 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
   // Where factored, cov is a factor [B, n, r] of the covariance, here and below.
   m.def(
       "mvn_cdf(Tensor upper, Tensor cov, Tensor? lower, Tensor seed, float abs_tol, float rel_tol, "
-      "int max_points, str method, str compute_dtype, str points, bool factored=False) -> (Tensor "
-      "prob, Tensor "
-      "complement, "
-      "Tensor error, Tensor status, Tensor n_points, Tensor n_active, Tensor n_pivots, "
+      "int max_points, str method, str compute_dtype, str points, bool factored=False, "
+      "float log_tol=0.0) -> (Tensor prob, Tensor complement, Tensor error, Tensor status, Tensor "
+      "n_points, Tensor n_active, Tensor n_pivots, "
       "Tensor log_prob, Tensor log_error)");
   // grad [B] times the derivatives of prob, and grad_log times those of log_prob (at least one of
   // the two is given), to upper and lower [B, n] and, where wants_cov, to cov (shaped like it);
@@ -22,7 +21,7 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "mvn_cdf_backward(Tensor? grad, Tensor? grad_log, Tensor upper, Tensor cov, Tensor? lower, "
       "Tensor seed, Tensor prob, Tensor complement, Tensor log_prob, Tensor n_points, "
       "Tensor n_pivots, float abs_tol, float rel_tol, int max_points, str method, "
-      "str compute_dtype, str points, bool wants_cov, bool factored=False) "
+      "str compute_dtype, str points, bool wants_cov, bool factored=False, float log_tol=0.0) "
       "-> (Tensor upper, Tensor lower, Tensor cov)");
   // The products of second derivatives with to_upper, to_lower [B, n] and to_cov (shaped like cov;
   // those not given are zero), which are cotangents of what mvn_cdf_backward returns: of grad [B]
@@ -34,7 +33,7 @@ STABLE_TORCH_LIBRARY(mvnrob, m) {
       "Tensor? to_cov, Tensor upper, Tensor cov, Tensor? lower, Tensor seed, Tensor prob, "
       "Tensor complement, Tensor log_prob, Tensor n_points, Tensor n_pivots, float abs_tol, "
       "float rel_tol, int max_points, str method, str compute_dtype, str points, "
-      "bool wants_slopes, bool wants_cov, bool factored=False) "
+      "bool wants_slopes, bool wants_cov, bool factored=False, float log_tol=0.0) "
       "-> (Tensor along, Tensor along_log, Tensor upper, Tensor lower, Tensor cov)");
   // Sums over the points of each shift, float64 [B, 8, 5], with the pivots order int64 [B, k]: no
   // screening, no decisions. For tests and benchmarks.

@@ -83,6 +83,7 @@ def mvn_cdf(
     mean: Tensor | None = None,
     abs_tol: float = 1e-4,
     rel_tol: float = 0.0,
+    log_tol: float = 0.0,
     max_points: int | None = None,
     method: str = "auto",
     seed: int | Tensor = 0,
@@ -97,7 +98,8 @@ def mvn_cdf(
 
     - another error: ``abs_tol=1e-3``; digits of a small p or of 1 - p: ``abs_tol=0, rel_tol=1e-3``
     - the error reached, and how a row ended: ``return_info=True`` (:class:`mvnrob.MVNResult`)
-    - log p, however far in the tails: :func:`mvnrob.mvn_log_cdf`; a known factor of cov: ``factor=``
+    - log p, however far in the tails: :func:`mvnrob.mvn_log_cdf`; in a likelihood ``log_tol=1e-3``, which
+      asks for no digits of 1 - p; a known factor of cov: ``factor=``
     - microseconds, differentiable, without an error: ``method="mendell_elston"``
 
     All else, exactly, follows.
@@ -117,9 +119,10 @@ def mvn_cdf(
             float64 numbers: a row of less than about 1e-154 counts as zero, one of more than 1e154 as NaN.
         lower: lower limits ``[..., n]``; none means minus infinity.
         mean: means ``[..., n]``; none means zero.
-        abs_tol, rel_tol: a row is done when its error is at most
-            ``max(abs_tol, rel_tol * min(p, 1 - p))``. So ``abs_tol=0, rel_tol=1e-3`` gives three
-            digits of either side; :func:`mvnrob.mvn_log_cdf` is the call for log p.
+        abs_tol, rel_tol, log_tol: a row is done when its error is at most
+            ``max(abs_tol, rel_tol * min(p, 1 - p), log_tol * p)``. So ``abs_tol=0, rel_tol=1e-3`` gives
+            three digits of either side, and ``abs_tol=0, log_tol=1e-3`` log p to .001, whatever it is;
+            :func:`mvnrob.mvn_log_cdf` is the call for that.
         max_points: most integrand evaluations per row (default ``8 * 2**17``); a row that ends with
             its tolerance unmet says so in ``status``, and one warning is raised.
         method: ``"auto"``; ``"sov"`` samples every variable that screening leaves (no completion,
@@ -330,7 +333,8 @@ def mvn_cdf(
             of ``method="mendell_elston"``; ``check`` looks at a covariance that vmap maps.
         torch.OutOfMemoryError: memory does not hold the results or a row's workspace, on a CPU too.
     """
-    _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points)
+    tolerances = {"abs_tol": abs_tol, "rel_tol": rel_tol, "log_tol": log_tol}
+    _check_options(tolerances, max_points, method, compute_dtype, points)
     batch = check_problem("mvn_cdf", upper, cov, factor, lower, mean, gradients=True)
     seed = _check_seed(seed, batch, upper.device)
     if check:
@@ -355,6 +359,7 @@ def mvn_cdf(
             COMPUTE_DTYPES[compute_dtype],
             points,
             factor is not None,
+            float(log_tol),
         )
     except RuntimeError as error:
         if "mvn_cdf: method must be" in str(error):  # found out row by row
@@ -391,8 +396,8 @@ def _warn(result: MVNResult) -> None:
             warn_caller(f"mvn_cdf: {count} of {result.status.numel()} rows {text}")
 
 
-def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points) -> None:
-    for name, value in (("abs_tol", abs_tol), ("rel_tol", rel_tol)):
+def _check_options(tolerances, max_points, method, compute_dtype, points) -> None:
+    for name, value in tolerances.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"mvn_cdf: {name} must be a number, got {type(value).__name__}")
         if not 0 <= value < float("inf"):
@@ -418,7 +423,8 @@ def _check_options(abs_tol, rel_tol, max_points, method, compute_dtype, points) 
     if method == "mendell_elston":
         # What it cannot honour; abs_tol and seed it only does not need.
         for name, value, taken in (
-            ("rel_tol", rel_tol, 0),
+            ("rel_tol", tolerances["rel_tol"], 0),
+            ("log_tol", tolerances["log_tol"], 0),
             ("max_points", max_points, None),
             ("compute_dtype", compute_dtype, (None, torch.float64)),
         ):
@@ -580,7 +586,7 @@ def _finite(matrices: Tensor) -> Tensor:
 @torch.library.register_fake("mvnrob::mvn_cdf")
 def _(
     upper, cov, lower, seed, abs_tol, rel_tol, max_points, method, compute_dtype, points,
-    factored=False,
+    factored=False, log_tol=0.0,
 ):  # fmt: skip
     torch._check(upper.dim() == 2, lambda: "mvn_cdf: upper must have shape [B, n]")
     torch._check(cov.dim() == 3, lambda: "mvn_cdf: cov must have shape [B, n, n]")

@@ -78,6 +78,7 @@ from ._mvn_cdf_conditional import (
 )
 from ._mvn_cdf_degenerate import is_definite, steep
 from ._mvn_cdf_one_factor import pair_values
+from ._mvn_cdf_sides import by_sides
 
 #: The limits' conditional probabilities of a row take at most this many times the row's points, and
 #: so do those of the pairs; each at least FEWEST, the first look of mvn_cdf.
@@ -124,7 +125,14 @@ def _backward_op(
     points: str,
     wants_cov: bool,
     factored: bool = False,
+    log_tol: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if log_tol > 0:
+        tensors = (
+            grad, grad_log, upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots
+        )  # fmt: skip
+        flags = max_points, method, compute_dtype, points, wants_cov, factored
+        return by_sides(_backward_op, tensors, prob, abs_tol, rel_tol, log_tol, flags)
     options = abs_tol, rel_tol, max_points, method, compute_dtype, points
     if factored and wants_cov:
         return _by_covariance(
@@ -611,7 +619,7 @@ torch.library.impl("mvnrob::mvn_cdf_backward", ("cpu", "cuda"), _backward_op)
 def _(
     grad, grad_log, upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots, abs_tol,
     rel_tol, max_points, method, compute_dtype, points, wants_cov,
-    factored=False,
+    factored=False, log_tol=0.0,
 ):  # fmt: skip
     batch, n = upper.shape
     return (
@@ -622,12 +630,10 @@ def _(
 
 
 def _save_backward(ctx, inputs, output) -> tuple[Tensor | None, ...]:
-    *tensors, abs_tol, rel_tol, max_points, method, compute_dtype, points, wants_cov, factored = (
-        inputs
-    )
+    *tensors, abs_tol, rel_tol, max_points, method, compute_dtype, points, wants_cov = inputs[:18]
     ctx.set_materialize_grads(False)
     ctx.options = abs_tol, rel_tol, max_points, method, compute_dtype, points
-    ctx.wants_cov, ctx.factored = wants_cov, factored
+    ctx.wants_cov, ctx.flags = wants_cov, inputs[18:]
     return tuple(tensors)
 
 
@@ -641,7 +647,7 @@ def _second_backward(ctx, to_upper, to_lower, to_cov):
         to_cov if ctx.wants_cov else None,
     )
     if all(t is None for t in cotangents):
-        return (None,) * 19
+        return (None,) * 20
     along, along_log, *to_problem = _mvn_cdf_hvp.call(
         grad,
         grad_log,
@@ -650,7 +656,7 @@ def _second_backward(ctx, to_upper, to_lower, to_cov):
         *ctx.options,
         needs[0] or needs[1],
         needs[3],
-        ctx.factored,
+        *ctx.flags,
     )
     to_upper, to_lower, to_cov = to_problem
     return (
@@ -659,7 +665,7 @@ def _second_backward(ctx, to_upper, to_lower, to_cov):
         to_upper if needs[2] else None,
         to_cov if needs[3] else None,
         to_lower if needs[4] else None,
-        *[None] * 14,
+        *[None] * 15,
     )
 
 
@@ -669,12 +675,12 @@ def _second_jvp(ctx, saved, grad, grad_log, upper, cov, lower, *_):
     parts = []
     if grad is not None or grad_log is not None:
         parts.append(
-            _call_backward(grad, grad_log, *rest, *ctx.options, ctx.wants_cov, ctx.factored)
+            _call_backward(grad, grad_log, *rest, *ctx.options, ctx.wants_cov, *ctx.flags)
         )
     if any(t is not None for t in (upper, cov, lower)):
         product = _mvn_cdf_hvp.call(
             saved_grad, saved_log, upper, lower, cov, *rest, *ctx.options, False, ctx.wants_cov,
-            ctx.factored,
+            *ctx.flags,
         )  # fmt: skip
         parts.append(product[2:])
     if not parts:
@@ -691,19 +697,18 @@ def _save(ctx, inputs, output) -> tuple[Tensor | None, ...]:
     ctx.mark_non_differentiable(error, status, n_points, n_active, n_pivots, log_error)
     # Which outputs the loss depends on decides what is computed.
     ctx.set_materialize_grads(False)
-    ctx.options = options
+    ctx.options, ctx.flags = options[:6], options[6:]
     return upper, cov, lower, seed, prob, complement, log_prob, n_points, n_pivots
 
 
 def _backward(ctx, grad_prob, grad_complement, *grads):
     upper, cov, lower, *rest = ctx.saved_tensors
-    *options, factored = ctx.options
     wants_upper, wants_cov, wants_lower = ctx.needs_input_grad[:3]
     grad, grad_log = grad_prob, grads[5]
     if grad_complement is not None:
         grad = -grad_complement if grad is None else grad - grad_complement
     if grad is None and grad_log is None:
-        return (None,) * 11
+        return (None,) * 12
     to_upper, to_lower, to_cov = _call_backward(
         grad,
         grad_log,
@@ -711,15 +716,15 @@ def _backward(ctx, grad_prob, grad_complement, *grads):
         cov,
         lower,
         *rest,
-        *options,
+        *ctx.options,
         wants_cov,
-        factored,
+        *ctx.flags,
     )
     return (
         to_upper if wants_upper else None,
         to_cov if wants_cov else None,
         to_lower if wants_lower else None,
-        *[None] * 8,
+        *[None] * 9,
     )
 
 
@@ -728,16 +733,15 @@ def _jvp(ctx, saved, to_upper, to_cov, to_lower, *_):
     if to_upper is None and to_cov is None and to_lower is None:
         return (None,) * 9
     upper, _, lower, _, prob, _, log_prob, *_ = saved
-    *options, factored = ctx.options
     told = log_prob > -math.inf  # from zero
     # Relative to p where it is, which has all digits wherever p has them.
     slopes = _call_backward(
         (~told).to(prob.dtype),
         told.to(prob.dtype),
         *saved,
-        *options,
+        *ctx.options,
         to_cov is not None,
-        factored,
+        *ctx.flags,
     )
     along = along_tangents(slopes, (to_upper, to_lower, to_cov))
     of_prob = along * torch.where(told, prob, 1.0)

@@ -54,6 +54,7 @@ from ._mvn_cdf_conditional import (
     standardised,
 )
 from ._mvn_cdf_degenerate import is_definite
+from ._mvn_cdf_sides import by_sides
 
 #: With more than EXACT variables that matter no density is skipped that is larger than this share of the
 #: tolerance, divided by the number of variables.
@@ -105,7 +106,15 @@ def _hvp_op(
     wants_slopes: bool,
     wants_cov: bool,
     factored: bool = False,
+    log_tol: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if log_tol > 0:
+        tensors = (
+            grad, grad_log, to_upper, to_lower, to_cov, upper, cov, lower, seed, prob, complement, log_prob,
+            n_points, n_pivots,
+        )  # fmt: skip
+        flags = max_points, method, compute_dtype, points, wants_slopes, wants_cov, factored
+        return by_sides(_hvp_op, tensors, prob, abs_tol, rel_tol, log_tol, flags)
     options = abs_tol, rel_tol, max_points, method, compute_dtype, points
     values = prob, complement, log_prob, n_points, n_pivots
     cotangent, problem = (grad, grad_log), (upper, cov, lower, seed)
@@ -589,7 +598,7 @@ torch.library.impl("mvnrob::mvn_cdf_hvp", ("cpu", "cuda"), _hvp_op)
 def _(
     grad, grad_log, to_upper, to_lower, to_cov, upper, cov, lower, seed, prob, complement, log_prob,
     n_points, n_pivots, abs_tol, rel_tol, max_points, method, compute_dtype, points, wants_slopes,
-    wants_cov, factored=False,
+    wants_cov, factored=False, log_tol=0.0,
 ):  # fmt: skip
     none = upper.new_empty(0)
     along = torch.empty_like(prob) if wants_slopes else none

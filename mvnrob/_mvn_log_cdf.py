@@ -7,11 +7,14 @@ from torch import Tensor
 from ._mvn_cdf import MVNResult, mvn_cdf
 
 
-def log_tolerances(method: str, rel_tol: float | None = None) -> dict[str, float]:
-    """What log p asks of :func:`mvnrob.mvn_cdf`: digits of it, unless the method knows no error."""
+def log_tolerances(
+    method: str, rel_tol: float | None = None, log_tol: float | None = None
+) -> dict[str, float]:
+    """What log p asks of :func:`mvnrob.mvn_cdf`: digits of it unless an error is asked for, and unless the
+    method knows none."""
     if rel_tol is None:
-        rel_tol = 0.0 if method == "mendell_elston" else 1e-3
-    return {"abs_tol": 0.0, "rel_tol": rel_tol}
+        rel_tol = 1e-3 if log_tol is None and method != "mendell_elston" else 0.0
+    return {"abs_tol": 0.0, "rel_tol": rel_tol, "log_tol": 0.0 if log_tol is None else log_tol}
 
 
 def mvn_log_cdf(
@@ -22,6 +25,7 @@ def mvn_log_cdf(
     lower: Tensor | None = None,
     mean: Tensor | None = None,
     rel_tol: float | None = None,
+    log_tol: float | None = None,
     max_points: int | None = None,
     method: str = "auto",
     seed: int | Tensor = 0,
@@ -31,10 +35,15 @@ def mvn_log_cdf(
 ) -> Tensor | MVNResult:
     r"""log P(lower <= X <= upper) for X ~ N(mean, cov) or N(mean, factor factor^T), right in either tail.
 
-    Arguments, shapes and errors are those of :func:`mvnrob.mvn_cdf`; ``rel_tol`` (1e-3 unless given;
-    nothing for ``method="mendell_elston"``, which has none) is relative to ``min(p, 1 - p)``, so a row
-    is done when ``log_error`` is at most about ``rel_tol`` (where p is near 1: when log p has that
-    many digits). Returns ``[...]``, or :class:`mvnrob.MVNResult` with
+    Arguments, shapes and errors are those of :func:`mvnrob.mvn_cdf`. Which digits a row is done with is one of
+
+    - ``rel_tol`` (1e-3 unless either is given; nothing for ``method="mendell_elston"``, which has none),
+      relative to ``min(p, 1 - p)``: where p is small ``log_error`` is at most about that, and where p is
+      near 1 log p, about ``-(1 - p)``, has that many digits, which takes long;
+    - ``log_tol``: ``log_error`` is at most about that wherever p is. What a likelihood adds up asks for no
+      more: ``log_tol=1e-2`` or 1e-3.
+
+    Where both are given, the first of them that is met counts. Returns ``[...]``, or :class:`mvnrob.MVNResult` with
     ``return_info=True``.
 
     Small p come from tilted samples (Botev 2017, J. R. Stat. Soc. B 79), whose weights are kept as
@@ -47,7 +56,8 @@ def mvn_log_cdf(
 
     Differentiable twice and in forward mode, as :func:`mvnrob.mvn_cdf` is, also where p itself is no
     number of the dtype: slopes to the limits are those of the tilted samples, within ``rel_tol`` of the
-    largest of them at the value's points or before, or for p near 1 each within ``rel_tol`` of itself.
+    largest of them at the value's points or before, or for p near 1 each within ``rel_tol`` of itself
+    (with ``log_tol`` all as it has them for an absolute error of half of that).
     Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
 
     Raises what :func:`mvnrob.mvn_cdf` does, in its name: TypeError and ValueError for a bad argument,
@@ -59,7 +69,7 @@ def mvn_log_cdf(
         factor=factor,
         lower=lower,
         mean=mean,
-        **log_tolerances(method, rel_tol),
+        **log_tolerances(method, rel_tol, log_tol),
         max_points=max_points,
         method=method,
         seed=seed,

@@ -170,7 +170,7 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
     def cdf(self, value: Tensor, **options) -> Tensor | MVNResult:
         """P(X <= value), ``[...]``, for ``value [..., n]`` that broadcasts with the batch shape.
 
-        ``options`` are those of :func:`mvnrob.mvn_cdf`: ``abs_tol``, ``rel_tol``, ``max_points``,
+        ``options`` are those of :func:`mvnrob.mvn_cdf`: ``abs_tol``, ``rel_tol``, ``log_tol``, ``max_points``,
         ``method``, ``seed``, ``compute_dtype``, ``check`` and ``return_info``, which returns its
         :class:`mvnrob.MVNResult`. What it says of tolerance, edges, errors raised, cost and sources
         holds here. Limits may be infinite. The dtype is float32 or float64.
@@ -192,13 +192,14 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
     ) -> Tensor | tuple[Tensor, MVNResult]:
         """log P(X <= value), ``[...]``; arguments and options as in :meth:`cdf`.
 
-        Unless they are given, ``abs_tol`` is 0 and ``rel_tol`` 1e-3 (0 for
+        Unless they are given, ``abs_tol`` is 0 and ``rel_tol`` 1e-3 (0 beside a ``log_tol``, and for
         ``method="mendell_elston"``), as in :func:`mvnrob.mvn_log_cdf`: right in either tail, also
         where p underflows.
 
         With ``return_info`` it returns the pair of it and the :class:`mvnrob.MVNResult` of p.
         """
-        options = {**log_tolerances(options.get("method", "auto")), **options}
+        asked = (options.get(name) for name in ("rel_tol", "log_tol"))
+        options = {**log_tolerances(options.get("method", "auto"), *asked), **options}
         info = self._probability(None, value, {**options, "return_info": True})
         log = info.log_prob
         return (log, info) if return_info else log

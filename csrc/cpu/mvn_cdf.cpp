@@ -18,7 +18,7 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                     const Tensor& seed, double abs_tol, double rel_tol, int64_t max_points,
                     std::string method, std::string compute_dtype, std::string points,
-                    bool factored) {
+                    bool factored, double log_tol) {
   check_mvn_cdf(upper, cov, lower, seed, factored);
   const Batch rows(upper, cov, lower, seed, factored);
   const int64_t batch = rows.size();
@@ -28,7 +28,8 @@ Outputs mvn_cdf_cpu(const Tensor& upper, const Tensor& cov, std::optional<Tensor
                            max_points,
                            method_of(method),
                            compute_type_of(compute_dtype),
-                           point_set_of("mvn_cdf", points)};
+                           point_set_of("mvn_cdf", points),
+                           log_tol};
 
   auto real = [&] { return new_tensor(upper, {batch}); };
   auto integer = [&] { return new_tensor(upper, {batch}, ScalarType::Long); };

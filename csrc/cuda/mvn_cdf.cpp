@@ -55,7 +55,7 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tensor> lower,
                      const Tensor& seed_in, double abs_tol, double rel_tol, int64_t max_points,
                      std::string method, std::string compute_dtype, std::string points,
-                     bool factored) {
+                     bool factored, double log_tol) {
   check_mvn_cdf(upper, cov, lower, seed_in, factored);
   const torch::stable::accelerator::DeviceGuard guard(upper.get_device_index());
   const cuda::Rows in(upper, cov, lower);
@@ -66,7 +66,8 @@ Outputs mvn_cdf_cuda(const Tensor& upper, const Tensor& cov, std::optional<Tenso
                max_points,
                method_of(method),
                compute_type_of(compute_dtype),
-               point_set_of("mvn_cdf", points)};
+               point_set_of("mvn_cdf", points),
+               log_tol};
   const auto real = [&] { return in.empty({a.rows}); };
   const auto integer = [&] { return in.empty({a.rows}, ScalarType::Long); };
   const Tensor prob = real(), complement = real(), error = real(), status = integer(),

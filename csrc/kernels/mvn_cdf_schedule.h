@@ -76,9 +76,10 @@ inline int32_t max_rounds(const MvnCdfArgs& a) {
   const double most = double(a.options.max_points) / (kShifts * plan::kPilot);
   int32_t rounds = 6 + doublings(std::max(most, 1.0));
   if (a.n > plan::kFullBelow) rounds += 2 * doublings(double(a.n) / plan::kFirstPivots);
-  if (a.options.rel_tol > 0) rounds += 3;
+  if (a.options.relative_to_p() > 0) rounds += 3;
   // Four variables of the rest at least, and one beside them.
-  if (a.n > 4 && a.options.method == Method::automatic) rounds += a.options.rel_tol > 0 ? 2 : 1;
+  if (a.n > 4 && a.options.method == Method::automatic)
+    rounds += a.options.relative_to_p() > 0 ? 2 : 1;
   return rounds;
 }
 
@@ -276,7 +277,7 @@ void run_rounds(Launcher& launcher, MvnCdfArgs a, const Grids& grids) {
     // Rows are screened at first, or judged again, which deepening may find out later, or screened
     // again.
     if (round >= kRoundsAhead) launcher.follow(round - kRoundsAhead);
-    integrate(round, round < 2 || a.options.rel_tol > 0 || a.n > plan::kFullBelow);
+    integrate(round, round < 2 || a.options.relative_to_p() > 0 || a.n > plan::kFullBelow);
     advance(round + 1);
   }
 }

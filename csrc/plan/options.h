@@ -28,6 +28,10 @@ struct RowOptions {
   Method method;
   ComputeType compute_type;
   PointSet points;
+  double log_tol = 0;  // of ln p
+
+  // For digits of a small p.
+  MVNROB_HD double relative_to_p() const { return rel_tol > log_tol ? rel_tol : log_tol; }
 
   // Whether samples are float32. Fewer than five digits do not need more.
   MVNROB_HD bool samples_float32() const {

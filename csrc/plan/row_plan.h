@@ -88,13 +88,17 @@ struct RowPlan {
 
 namespace detail {
 
-MVNROB_HD double tolerance(const RowOptions& options, double min_p) {
-  return math::max(options.abs_tol, options.rel_tol * min_p);
+// Beside the absolute one, in the units of p and of 1 - p.
+MVNROB_HD double relative_tolerance(const RowOptions& options, double p, double complement) {
+  return math::max(options.rel_tol * math::min(p, complement), options.log_tol * p);
+}
+MVNROB_HD double tolerance(const RowOptions& options, double p, double complement) {
+  return math::max(options.abs_tol, relative_tolerance(options, p, complement));
 }
 
-// 1 - p is at least the largest single mass, and p at most one minus it.
-MVNROB_HD double guess_of_min(const RowPlan& plan) {
-  return math::min(plan.largest_of_all, math::max(1 - plan.largest_of_all, 0.0));
+// As if 1 - p were the largest single mass, which it is at least.
+MVNROB_HD double guess_of_tolerance(const RowPlan& plan, const RowOptions& options) {
+  return tolerance(options, math::max(1 - plan.largest_of_all, 0.0), plan.largest_of_all);
 }
 
 // The spread over the shifts knows nothing of a corner that no point has met, and where p is near 1
@@ -217,8 +221,8 @@ MVNROB_HD_FN bool union_is_cheaper(const RowPlan& plan, const RowOptions& option
 // Whether the digits of a small p are asked for: tilted samples have them. They need float64.
 MVNROB_HD bool wants_tilt(const RowPlan& plan, const RowOptions& options, const Estimate& e) {
   return !plan.tilted && !plan.unites && options.method == Method::automatic &&
-         !options.samples_float32() && e.value < 0.05 && options.rel_tol > 0 &&
-         options.abs_tol <= options.rel_tol * plan.exact.whole(e.value);
+         !options.samples_float32() && e.value < 0.05 && options.relative_to_p() > 0 &&
+         options.abs_tol <= options.relative_to_p() * plan.exact.whole(e.value);
 }
 
 // Whether the exact blocks' error, which is absolute for those of three variables, leaves no room
@@ -306,8 +310,7 @@ MVNROB_HD_FN Step begin(RowPlan& plan, const RowOptions& options, int32_t all,
   plan.largest_of_all = largest_of_all;
   // A closed form takes them all.
   const bool exact = all <= 3 || options.method == Method::closed_form;
-  plan.tau =
-      exact ? 0 : screened_mass(0.1 * detail::tolerance(options, detail::guess_of_min(plan)));
+  plan.tau = exact ? 0 : screened_mass(0.1 * detail::guess_of_tolerance(plan, options));
   return Step::screen;
 }
 
@@ -327,7 +330,7 @@ MVNROB_HD_FN Step closed(RowPlan& plan, const RowOptions& options, double value,
   e.value = value;
   e.complement = complement;
   e.error = error;
-  plan.tolerance = detail::tolerance(options, math::min(value, complement));
+  plan.tolerance = detail::tolerance(options, value, complement);
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
   if (detail::is_underflown(plan.dropped) && value < 1e10 * kUnderflown) {
     plan.unites = plan.tilted = false;
@@ -382,8 +385,9 @@ MVNROB_HD_FN Step separated(RowPlan& plan, const RowOptions& options, double val
   plan.mass = mass;
   plan.largest = largest;
   // p is at most E (1 - largest), 1 - p at least (1 - E) + E largest.
-  const double guess = math::min(math::max(1 - largest, 0.0), exact.in_units(complement) + largest);
-  const double asked = math::max(exact.in_units(options.abs_tol), options.rel_tol * guess);
+  const double asked = math::max(exact.in_units(options.abs_tol),
+                                 detail::relative_tolerance(options, math::max(1 - largest, 0.0),
+                                                            exact.in_units(complement) + largest));
   return detail::begin_samples(plan, options, math::min(1.0, asked));
 }
 
@@ -430,8 +434,7 @@ MVNROB_HD_FN Step screened(RowPlan& plan, const RowOptions& options) {
   }
   if (options.method != Method::sov && plan.kept <= 3 && !plan.only_samples)
     return Step::closed_form;
-  return detail::begin_samples(plan, options,
-                               detail::tolerance(options, detail::guess_of_min(plan)));
+  return detail::begin_samples(plan, options, detail::guess_of_tolerance(plan, options));
 }
 
 // Whether tilted samples want other pivots: more rows than these bound them (plan/tilt.h).
@@ -524,7 +527,7 @@ MVNROB_HD_FN Step looked_at_tilted(RowPlan& plan, const RowOptions& options,
   const double t = detail::t_of_look(plan, quantiles);
   Estimate e = estimate(sums, double(plan.points), t, false, true);
   const double unit = ::exp(plan.log_unit);  // may underflow
-  const double allowed_of_value = options.rel_tol * e.value;
+  const double allowed_of_value = options.relative_to_p() * e.value;
   const double whole_unit = plan.exact.whole(unit);
   plan.tolerance = allowed_of_value * whole_unit;
   // ln of the weight is a sum of that size. All variables are pivots: nothing is skipped.
@@ -577,7 +580,7 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
   const double small = math::min(e.value, e.complement);
   const double whole = plan.exact.whole(e.value),
                whole_complement = plan.exact.whole_complement(e.complement);
-  plan.tolerance = detail::tolerance(options, math::min(whole, whole_complement));
+  plan.tolerance = detail::tolerance(options, whole, whole_complement);
   e.error += detail::rounding(plan, options, small);
   e.error += facts.exhausted || plan.unites ? 0 : plan.skipped;
   e.error += detail::neglected(plan, facts);
@@ -585,9 +588,10 @@ MVNROB_HD_FN Step looked(RowPlan& plan, const RowOptions& options, const Quantil
   detail::keep(plan, e, 0);
   if (detail::screens_too_much(plan)) return detail::screen_less(plan);
   // In units of E, which may underflow: nothing is dropped then, or any v will do.
-  const double small_side = math::min(e.value, plan.exact.in_units(whole_complement));
-  const double asked =
-      math::max(plan.exact.in_units(options.abs_tol), options.rel_tol * small_side);
+  const double complement_in_units = plan.exact.in_units(whole_complement);
+  const double small_side = math::min(e.value, complement_in_units);
+  const double asked = math::max(plan.exact.in_units(options.abs_tol),
+                                 detail::relative_tolerance(options, e.value, complement_in_units));
   if (detail::wants_whole(plan, options, e.value, small_side, asked))
     return detail::sample_whole(plan);
   const double allowed = plan.exact.left_for(

@@ -79,7 +79,7 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                   double rel_tol, int64_t max_points, const std::string& method,
                   const std::string& compute_dtype, const std::string& points, int64_t tile_rows,
                   int64_t resident, bool factored, bool double_tensor, bool captured,
-                  int64_t together, std::optional<int64_t> host_lag) {
+                  int64_t together, std::optional<int64_t> host_lag, double log_tol) {
   MvnCdfArgs a = arguments(upper, cov, lower, seed, factored);
   set_tensor_cores(a, double_tensor);
   a.options = {abs_tol,
@@ -89,7 +89,8 @@ py::tuple mvn_cdf(const Array<T>& upper, const py::array_t<T>& cov,
                : method == "closed_form" ? mvnrob::Method::closed_form
                                          : mvnrob::Method::automatic,
                compute_type(compute_dtype),
-               point_set(points)};
+               point_set(points),
+               log_tol};
   Array<T> prob(a.rows), complement(a.rows), error(a.rows), log_prob(a.rows), log_error(a.rows);
   Array<int64_t> status(a.rows), n_points(a.rows), n_active(a.rows), n_pivots(a.rows);
   a.prob = prob.mutable_data();
@@ -293,7 +294,7 @@ void define(py::module_& m) {
         py::arg("method"), py::arg("compute_dtype"), py::arg("points"),
         py::arg("tile_rows") = 1 << 20, py::arg("resident") = 3, py::arg("factored") = false,
         py::arg("double_tensor") = true, py::arg("captured") = false, py::arg("together") = 0,
-        py::arg("host_lag") = 0);
+        py::arg("host_lag") = 0, py::arg("log_tol") = 0.0);
   m.def("mvn_cdf_sums", &mvn_cdf_sums<T>, py::arg("upper"), py::arg("cov"),
         py::arg("lower").none(true), py::arg("seed"), py::arg("order"), py::arg("n_points"),
         py::arg("compute_dtype"), py::arg("points"), py::arg("tile_rows") = 1 << 20,
