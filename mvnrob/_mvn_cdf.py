@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,9 @@ DEFAULT_MAX_POINTS = 8 * 2**17
 class Status(enum.IntEnum):
     """How a row of :func:`mvn_cdf` or :func:`pivoted_cholesky` ended.
 
-    - ``CONVERGED`` 0: the error is at most the tolerance asked for.
+    - ``CONVERGED`` 0: the error is at most the tolerance asked for; ``error`` itself, in float32, has the
+      rounding of ``prob`` in it (6e-8), and may be more where p is near 1: ``complement`` and ``log_error``
+      have their digits.
     - ``EXACT`` 1: no sampling; the error is rounding and what near multiples leave, whatever
       tolerance was asked for.
     - ``MAX_POINTS`` 2: ``max_points`` were spent before the tolerance was met; ``prob`` and ``error``
@@ -507,7 +510,7 @@ def _broadcast(a: torch.Size, b: torch.Size) -> torch.Size | None:
 def _check_seed(seed, batch: torch.Size, device: torch.device) -> Tensor:
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64:
-            raise TypeError(f"mvn_cdf: seed must be an int or int64, got {seed.dtype}")
+            raise TypeError(f"mvn_cdf: seed must be an int or an int64 tensor, got {seed.dtype}")
         if seed.device != device:
             raise ValueError(f"mvn_cdf: seed must be on the device of upper, got {seed.device}")
         try:
@@ -516,11 +519,13 @@ def _check_seed(seed, batch: torch.Size, device: torch.device) -> Tensor:
             raise ValueError(
                 f"mvn_cdf: seed must broadcast to {list(batch)}, got {list(seed.shape)}"
             ) from None
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"mvn_cdf: seed must be an int or int64, got {type(seed).__name__}")
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
+        raise TypeError(
+            f"mvn_cdf: seed must be an int or an int64 tensor, got {type(seed).__name__}"
+        )
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"mvn_cdf: seed must fit 64 bits, got {seed}")
-    return torch.full((), seed, dtype=torch.int64, device=device)
+    return torch.full((), int(seed), dtype=torch.int64, device=device)
 
 
 def _check_covariance(cov: Tensor) -> None:

@@ -674,9 +674,7 @@ def _second_jvp(ctx, saved, grad, grad_log, upper, cov, lower, *_):
     saved_grad, saved_log, *rest = saved
     parts = []
     if grad is not None or grad_log is not None:
-        parts.append(
-            _call_backward(grad, grad_log, *rest, *ctx.options, ctx.wants_cov, *ctx.flags)
-        )
+        parts.append(_call_backward(grad, grad_log, *rest, *ctx.options, ctx.wants_cov, *ctx.flags))
     if any(t is not None for t in (upper, cov, lower)):
         product = _mvn_cdf_hvp.call(
             saved_grad, saved_log, upper, lower, cov, *rest, *ctx.options, False, ctx.wants_cov,

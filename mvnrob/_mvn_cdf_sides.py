@@ -35,7 +35,9 @@ def by_sides(
     back = torch.cat(rows).argsort()
     # what is not wanted is empty
     return tuple(
-        one if one.dim() == 1 and one.numel() == other.numel() == 0 else torch.cat([one, other])[back]
+        one
+        if one.dim() == 1 and one.numel() == other.numel() == 0
+        else torch.cat([one, other])[back]
         for one, other in zip(*parts, strict=True)
     )
 

@@ -187,6 +187,12 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         """
         return self._probability(lower, upper, options)
 
+    def log_rectangle(
+        self, lower: Tensor, upper: Tensor, *, return_info: bool = False, **options
+    ) -> Tensor | tuple[Tensor, MVNResult]:
+        """log P(lower <= X <= upper), ``[...]``; arguments and options as in :meth:`log_cdf`."""
+        return self._log_probability(lower, upper, return_info, options)
+
     def log_cdf(
         self, value: Tensor, *, return_info: bool = False, **options
     ) -> Tensor | tuple[Tensor, MVNResult]:
@@ -198,9 +204,12 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
 
         With ``return_info`` it returns the pair of it and the :class:`mvnrob.MVNResult` of p.
         """
+        return self._log_probability(None, value, return_info, options)
+
+    def _log_probability(self, lower, upper, return_info, options):
         asked = (options.get(name) for name in ("rel_tol", "log_tol"))
         options = {**log_tolerances(options.get("method", "auto"), *asked), **options}
-        info = self._probability(None, value, {**options, "return_info": True})
+        info = self._probability(lower, upper, {**options, "return_info": True})
         log = info.log_prob
         return (log, info) if return_info else log
 

@@ -402,6 +402,24 @@ def test_singular_tails(cuda, n, rank, far, factored):
     assert ((leaf.grad.cpu() - same.grad).abs() <= 5e-2 * largest).all()
 
 
+@pytest.mark.parametrize("n", [4, 12, 40])
+def test_tolerance_of_the_logarithm(cuda, n):
+    at = torch.arange(n)
+    cov = 0.5 ** (at[:, None] - at).abs().double()
+    upper = torch.linspace(-6, 5, 9, dtype=torch.float64)[:, None] + torch.linspace(-0.3, 0.3, n)
+    leaf = upper.to(cuda, copy=True).requires_grad_()
+    ours = mvnrob.mvn_log_cdf(leaf, cov.to(cuda), log_tol=1e-2, return_info=True)
+    theirs = mvnrob.mvn_log_cdf(upper, cov, log_tol=1e-2, return_info=True)
+    assert (ours.log_error <= 1.1e-2).all()
+    gap = (ours.log_prob.detach().cpu() - theirs.log_prob).abs()
+    assert (gap <= ours.log_error.cpu() + theirs.log_error).all()
+    ours.log_prob.sum().backward()
+    same = upper.clone().requires_grad_()
+    mvnrob.mvn_log_cdf(same, cov, log_tol=1e-2).sum().backward()
+    largest = same.grad.amax(1, keepdim=True).clamp_min(0.1)
+    assert ((leaf.grad.cpu() - same.grad).abs() <= 5e-2 * largest).all()
+
+
 @pytest.mark.parametrize("upper, cov, lower, prob, status", EDGES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_edges(cuda, upper, cov, lower, prob, status, dtype):

@@ -179,6 +179,11 @@ def test_screening_is_certified():
 # ---- laws ---------------------------------------------------------------------------------------
 
 
+def test_a_seed_of_numpy():
+    upper, cov = random_problem(6, 1)
+    assert mvn_cdf(upper, cov, seed=np.int64(3)) == mvn_cdf(upper, cov, seed=3)
+
+
 def test_row_depends_on_itself_and_its_seed_only():
     upper, cov = random_problem(11, 7, batch=(9,))
     seed = torch.arange(9) * 17 - 40
@@ -532,9 +537,9 @@ BAD_CALLS = [
         "points must be one of lattice, richtmyer, sobol",
     ),
     ((ONES, EYE), {"compute_dtype": torch.half}, ValueError, "compute_dtype must be None"),
-    ((ONES, EYE), {"seed": 1.5}, TypeError, "seed must be an int or int64, got float"),
+    ((ONES, EYE), {"seed": 1.5}, TypeError, "seed must be an int or an int64 tensor, got float"),
     ((ONES, EYE), {"seed": 2**63}, ValueError, "seed must fit 64 bits"),
-    ((ONES, EYE), {"seed": torch.ones(2)}, TypeError, "seed must be an int or int64"),
+    ((ONES, EYE), {"seed": torch.ones(2)}, TypeError, "seed must be an int or an int64 tensor"),
     ((ONES, EYE), {"seed": torch.tensor([1, 2])}, ValueError, r"seed must broadcast to \[\]"),
     ((ONES.to("meta"), EYE), {}, ValueError, "cov must be on the device of upper, got cpu"),
     ((ONES, EYE + NAN), {"check": True}, ValueError, "cov must be finite, got row 0"),

@@ -57,14 +57,14 @@ class Result:
 def by_kernels(
     shim, upper, cov, lower=None, *, abs_tol=1e-3, rel_tol=0.0, seed=None, method="auto",
     compute_dtype="auto", points="lattice", max_points=MAX_POINTS, tile_rows=1 << 20, resident=3,
-    factored=False, captured=False, host_lag=0,
+    factored=False, captured=False, host_lag=0, log_tol=0.0,
 ):  # fmt: skip
     seed = np.arange(len(upper)) if seed is None else np.asarray(seed)
     return Result(
         shim.mvn_cdf(
             array(upper), array(cov), array(lower), seed, abs_tol, rel_tol, max_points, method,
             compute_dtype, points, tile_rows=tile_rows, resident=resident, factored=factored,
-            captured=captured, host_lag=host_lag,
+            captured=captured, host_lag=host_lag, log_tol=log_tol,
         )
     )  # fmt: skip
 
@@ -468,6 +468,19 @@ def test_relative_tolerance(shim, rel_tol):
     upper = upper * torch.linspace(0.5, 5, 6, dtype=torch.float64)[:, None]
     options = {"abs_tol": 0.0, "rel_tol": rel_tol, "compute_dtype": "float64"}
     assert_agree(by_kernels(shim, upper, cov, **options), by_cpu(upper, cov, **options))
+
+
+@pytest.mark.parametrize("n", [3, 6, 12])
+def test_tolerance_of_the_logarithm(shim, n):
+    """Small p by tilted samples, p near 1 by few plain ones, blocks beside others."""
+    upper, cov = random_problem(n, 6, batch=(7,))
+    upper = upper * torch.linspace(-3, 5, 7, dtype=torch.float64)[:, None]
+    cov[3:5, 3:, :3] = cov[3:5, :3, 3:] = 0
+    options = {"abs_tol": 0.0, "log_tol": 1e-2}
+    kernels, cpu = by_kernels(shim, upper, cov, **options), by_cpu(upper, cov, **options)
+    assert assert_agree(kernels, cpu).all()
+    assert (kernels.log_error <= 1.1e-2).all()
+    assert kernels.log_prob == pytest.approx(cpu.log_prob.numpy(), abs=1e-9)
 
 
 @pytest.mark.parametrize("rectangular", [False, True])
