@@ -126,6 +126,9 @@ def test_exports_say_what_the_table_says(run):
         assert float(line["median p"]) == pytest.approx(np.median(mine))
         assert float(line["p >= 0.9"]) == pytest.approx(np.mean(np.array(mine) >= 0.9))
         assert float(line["low"]) <= float(line["mean p"]) <= float(line["high"])
+        largest = float(line["largest error"])
+        assert 0 < float(line["error of the mean"]) <= largest
+        assert 0 < float(line["error of the median"]) <= 1.0001 * largest
     assert len(rows_of(folder / "examples.csv")) == len(table)
     main_rows = st.answers(run)
     chosen = min(

@@ -201,9 +201,11 @@ def summary(of: Answers) -> dict[str, float | str | int | None]:
         "examples": len(of),
         "without answer": of.gaps,
         "mean p": mean,
+        "error of the mean": mean_error(of) if len(p) else math.nan,
         "low": low,
         "high": high,
         "median p": float(np.median(p)) if len(p) else math.nan,
+        "error of the median": median_error(of),
         "largest error": float(known.max()) if len(known) else None,
     }
     for risk in RISKS:
