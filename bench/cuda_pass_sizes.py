@@ -27,7 +27,7 @@ from bench import bench_pipeline, cuda_environment, cuda_timing, resnet
 from mvnrob.evaluation.folding import fold_batch_norms
 from mvnrob.evaluation.layout import lay_out
 from mvnrob.evaluation.models import LoadedModel
-from mvnrob.forward_mode import LinearLayers
+from mvnrob.forward_mode import LayerRules
 
 DIRECTIONS = 8
 #: Sizes that a run may meet one after the other.
@@ -83,7 +83,7 @@ def passes(model, side, device, dtype):
     def jvp(size):
         x, along = images(size), images(DIRECTIONS, size)
         push = lambda e: torch.func.jvp(model, (x,), (e,))[1]
-        with LinearLayers(any_layout=True):
+        with LayerRules(any_layout=True):
             return torch.func.vmap(push, out_dims=1)(along)
 
     return {"forward": forward, "vjp": vjp, "jvp": jvp}

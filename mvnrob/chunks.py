@@ -73,6 +73,7 @@ def run(
         return _run(*call)
     except AnotherNetwork:
         forget(network)
+        network.classes, network.classes_of_before = None, False
         return _run(*call)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ._checks import warn_caller
 from .batch_norms import BatchNorms
-from .measured import once
+from .measured import forget, once
 from .network import Network, owning_module, safe_norm
 
 #: Weights converted to float64 at a time.
@@ -168,6 +168,7 @@ def give_up(network: Network, error: HeadMismatch) -> None:
         f"{network.op}: the last linear layer is not used, and every class's row is computed: {error}"
     )
     network.head = None
+    forget(network)  # it was found by an input that hides the difference, such as one of NaN
 
 
 @contextlib.contextmanager

@@ -40,9 +40,8 @@ def once(what: str, network: Network, x: Tensor, measure: Callable[[], _Found]) 
 
 
 def forget(network: Network) -> None:
-    """What is known of the model, and the number of its classes: it has become another one."""
+    """What is known of the model: it has become another one."""
     _known.pop(id(network.model), None)
-    network.classes, network.classes_of_before = None, False
 
 
 def graph_bytes(network: Network, x: Tensor) -> int:
@@ -64,4 +63,4 @@ def _of(module: nn.Module) -> dict:
 
 def _parts(module: nn.Module) -> tuple:
     weights = tuple((part.dtype, part.shape, part.requires_grad) for part in module.parameters())
-    return tuple(map(id, module.modules())), weights
+    return tuple((name, type(part), id(part)) for name, part in module.named_modules()), weights

@@ -1,6 +1,8 @@
 """What is measured of a module once for each form of its inputs."""
 
 import gc
+import math
+import warnings
 
 import pytest
 import torch
@@ -106,6 +108,28 @@ def test_another_number_of_classes():
     with pytest.raises(ValueError, match="target must"):
         robustness(net, x, 0.1, target=35)
     assert robustness(net, x, 0.1, method="mc", n_samples=4, target=32).prob.shape == (3,)
+
+
+class Twice(Net):
+    """Two layers of as many outputs; the logits are the second one's, times two."""
+
+    def __init__(self):
+        super().__init__()
+        self.side = nn.Linear(16, 40)
+
+    def forward(self, x):
+        logits = super().forward(x)
+        self.side(self.body(x))
+        return 2 * logits
+
+
+def test_what_an_input_of_nan_shows_is_not_kept():
+    net, x = Twice().eval(), inputs()
+    with pytest.warns(RuntimeWarning, match="the last linear layer is not used"):
+        robustness(net, torch.cat([x[:1] * math.nan, x]), 0.1, screen="exact")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        robustness(net, x, 0.1, screen="exact")
 
 
 class Growing(Net):
