@@ -205,7 +205,7 @@ def mvn_cdf(
     ``method="mendell_elston"`` conditions on one variable after another keeping its limits, the least
     probable next first, and takes what is left as normal with the moments that it then has. It is
     float64 inside, deterministic, has no part for ``abs_tol`` and ``seed`` and refuses ``rel_tol``,
-    ``max_points`` and ``compute_dtype=torch.float32``. ``error`` and ``log_error`` are NaN and the
+    ``log_tol``, ``max_points`` and ``compute_dtype=torch.float32``. ``error`` and ``log_error`` are NaN and the
     status is ``APPROXIMATE``, but where at most one interval is left, which is ``EXACT``. Nothing
     bounds the error: on classifier problems of 9 to 199 variables it was .003 to .004 on average and
     at most .02 (``bench/results/mendell_elston.csv``); it grows with correlation (two variables of -.9: .023;
@@ -401,7 +401,7 @@ def _warn(result: MVNResult) -> None:
 
 def _check_options(tolerances, max_points, method, compute_dtype, points) -> None:
     for name, value in tolerances.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
             raise TypeError(f"mvn_cdf: {name} must be a number, got {type(value).__name__}")
         if not 0 <= value < float("inf"):
             raise ValueError(f"mvn_cdf: {name} must be finite and not negative, got {value}")

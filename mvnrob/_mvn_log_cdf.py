@@ -35,13 +35,13 @@ def mvn_log_cdf(
 ) -> Tensor | MVNResult:
     r"""log P(lower <= X <= upper) for X ~ N(mean, cov) or N(mean, factor factor^T), right in either tail.
 
-    Arguments, shapes and errors are those of :func:`mvnrob.mvn_cdf`. Which digits a row is done with is one of
+    Arguments, shapes and errors are those of :func:`mvnrob.mvn_cdf`. When a row is done is said by
 
     - ``rel_tol`` (1e-3 unless either is given; nothing for ``method="mendell_elston"``, which has none),
       relative to ``min(p, 1 - p)``: where p is small ``log_error`` is at most about that, and where p is
       near 1 log p, about ``-(1 - p)``, has that many digits, which takes long;
-    - ``log_tol``: ``log_error`` is at most about that wherever p is. What a likelihood adds up asks for no
-      more: ``log_tol=1e-2`` or 1e-3.
+    - ``log_tol``: the error of p is at most that times p, and ``log_error`` about that (far below 1), wherever p
+      is. What a likelihood adds up asks for no more: ``log_tol=1e-2`` or 1e-3.
 
     Where both are given, the first of them that is met counts. Returns ``[...]``, or :class:`mvnrob.MVNResult` with
     ``return_info=True``.
@@ -57,7 +57,7 @@ def mvn_log_cdf(
     Differentiable twice and in forward mode, as :func:`mvnrob.mvn_cdf` is, also where p itself is no
     number of the dtype: slopes to the limits are those of the tilted samples, within ``rel_tol`` of the
     largest of them at the value's points or before, or for p near 1 each within ``rel_tol`` of itself
-    (with ``log_tol`` all as it has them for an absolute error of half of that).
+    (with ``log_tol``, where p is .5 or more, within half of that absolutely).
     Cost: as :func:`mvnrob.mvn_cdf`; a tilted point about three times a plain one.
 
     Raises what :func:`mvnrob.mvn_cdf` does, in its name: TypeError and ValueError for a bad argument,

@@ -13,12 +13,12 @@ from ._ops import memory_errors
 from .estimators.chunk import Chunk, Settings
 from .estimators.linear import pair_bytes
 from .estimators.logit_moments import moment_bytes
-from .head import FeatureNetwork, HeadMismatch, give_up, read_head
+from .head import checked_logits, read_head
 from .jacobian import plain_attention
 from .linearised import LEAST_BYTES
 from .measured import forget, graph_bytes, pass_bytes
 from .meter import Cost, Meter
-from .network import AnotherNetwork, Network, TooLarge, memory_of_one, uncompiled
+from .network import Network, TooLarge, memory_of_one, uncompiled
 from .noise import Noise
 from .passes import full_pass
 from .screening import FEW_CLASSES
@@ -71,7 +71,10 @@ def run(
     call = network, x, noise, settings, method, estimate, labels, first_index, head
     try:
         return _run(*call)
-    except AnotherNetwork:
+    except ValueError:
+        if not network.classes_of_before:
+            raise
+        # not of this network, perhaps, but of what it was in an earlier call
         forget(network)
         network.classes, network.classes_of_before = None, False
         return _run(*call)
@@ -225,13 +228,8 @@ def _clean_logits(
     with torch.no_grad(), meter.clock("forward"):
         for part in parts:
             if has_features and network.head is not None:
-                try:
-                    out.append(
-                        FeatureNetwork(network, network.head).checked_logits(x[part]).double()
-                    )
-                    continue
-                except HeadMismatch as error:
-                    give_up(network, error)
-            out.append(network(x[part]).double())
+                out.append(checked_logits(network, x[part]).double())
+            else:
+                out.append(network(x[part]).double())
     meter.passes("forward", numbers, 1)
     return torch.cat(out)

@@ -207,7 +207,8 @@ class MultivariateNormal(torch.distributions.MultivariateNormal):
         return self._log_probability(None, value, return_info, options)
 
     def _log_probability(self, lower, upper, return_info, options):
-        asked = (options.get(name) for name in ("rel_tol", "log_tol"))
+        options = dict(options)
+        asked = (options.pop(name, None) for name in ("rel_tol", "log_tol"))
         options = {**log_tolerances(options.get("method", "auto"), *asked), **options}
         info = self._probability(lower, upper, {**options, "return_info": True})
         log = info.log_prob

@@ -82,7 +82,9 @@ def pad(input, pad, mode="constant", value=None) -> Tensor:
     return _pushed(lambda x: functional.pad(x, pad, value=value), slope, input)
 
 
-def layer_norm(op: Callable, input, normalized_shape, weight=None, bias=None, eps=1e-5, *options):
+def layer_norm(
+    op: Callable, input, normalized_shape, weight=None, bias=None, eps=1e-5, *options, **named
+) -> Tensor:
     """Over the last dimensions."""
     dims = tuple(range(-len(normalized_shape), 0))
 
@@ -91,11 +93,17 @@ def layer_norm(op: Callable, input, normalized_shape, weight=None, bias=None, ep
         return _norm_tangent(tangent, normal, scale if weight is None else scale * weight, dims)
 
     return _pushed(
-        lambda x: op(x, normalized_shape, weight, bias, eps, *options), slope, input, weight, bias
+        lambda x: op(x, normalized_shape, weight, bias, eps, *options, **named),
+        slope,
+        input,
+        weight,
+        bias,
     )
 
 
-def group_norm(op: Callable, input, num_groups, weight=None, bias=None, eps=1e-5, *options):
+def group_norm(
+    op: Callable, input, num_groups, weight=None, bias=None, eps=1e-5, *options, **named
+) -> Tensor:
     """Over groups of dimension 1 and all dimensions behind it."""
 
     def slope(tangent: Tensor, point: Tensor) -> Tensor:
@@ -108,7 +116,11 @@ def group_norm(op: Callable, input, num_groups, weight=None, bias=None, eps=1e-5
         return _norm_tangent(tangent.unflatten(1, split), normal, scale, dims).flatten(1, 2)
 
     return _pushed(
-        lambda x: op(x, num_groups, weight, bias, eps, *options), slope, input, weight, bias
+        lambda x: op(x, num_groups, weight, bias, eps, *options, **named),
+        slope,
+        input,
+        weight,
+        bias,
     )
 
 
@@ -128,11 +140,12 @@ def _norm_tangent(tangent: Tensor, normal: Tensor, scale: Tensor, dims: Sequence
     return torch.addcmul(rest, normal, along, value=-1.0) * scale
 
 
-def sum_with(op: Callable, first, second, *options, **named) -> Tensor:
+def sum_with(op: Callable, *sides, **named) -> Tensor:
     """x + c, c + x, x - c and c - x for a constant c: torch would add zeros of its own making."""
-    x, constant = _variable_first(first, second)
-    if x is None or options or named or not _has_shape_of_sum(x, constant):
-        return op(first, second, *options, **named)
+    x, constant = _variable_first(sides, named)
+    if x is None or not _has_shape_of_sum(x, constant):
+        return op(*sides, **named)
+    first, second = sides
     falls = x is second and op in SUBTRACTIONS
     return _pushed(
         lambda point: op(point, constant) if x is first else op(constant, point),
@@ -142,12 +155,12 @@ def sum_with(op: Callable, first, second, *options, **named) -> Tensor:
     )
 
 
-def multiple(op: Callable, first, second, *options, **named) -> Tensor:
+def multiple(op: Callable, *sides, **named) -> Tensor:
     """x c, c x and x / c for a constant c."""
-    x, constant = _variable_first(first, second)
-    if x is None or options or named or (x is second and op in DIVISIONS):
-        return op(first, second, *options, **named)
-    apply = lambda at, _=None: op(at, constant) if x is first else op(constant, at)
+    x, constant = _variable_first(sides, named)
+    if x is None or (x is sides[1] and op in DIVISIONS):
+        return op(*sides, **named)
+    apply = lambda at, _=None: op(at, constant) if x is sides[0] else op(constant, at)
     return _pushed(apply, apply, x)
 
 
@@ -158,16 +171,18 @@ DIVISIONS = {
 }  # fmt: skip
 
 
-def _variable_first(first, second) -> tuple[Tensor | None, Tensor | float | None]:
-    """The one of the two that has a tangent, and the other; nothing where both have or none has, and for
-    numbers: what these are promoted to hangs on their being numbers."""
+def _variable_first(sides: tuple, named: dict) -> tuple[Tensor | None, Tensor | float | None]:
+    """The one of two sides that has a tangent, and the other; nothing where both have or none has, where more
+    is asked for, and for numbers: what these are promoted to hangs on their being numbers."""
+    if len(sides) != 2 or named:
+        return None, None
     try:
-        moving = [side for side in (first, second) if isinstance(side, Tensor) and _moves(side)]
+        moving = [side for side in sides if isinstance(side, Tensor) and _moves(side)]
     except RuntimeError:  # within a vmap of the model itself
         return None, None
     if len(moving) != 1 or moving[0].dim() == 0:
         return None, None
-    return moving[0], second if moving[0] is first else first
+    return moving[0], sides[1] if moving[0] is sides[0] else sides[0]
 
 
 def _has_shape_of_sum(x: Tensor, constant) -> bool:

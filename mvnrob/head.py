@@ -132,7 +132,10 @@ def _find_head(network: Network, x: Tensor) -> Head | None:
     if owner is None or any(_is_compiled(part) for part in owner.modules()):
         return None
     name = once("head", network, x, lambda: _name_of_head(owner, network, x))
-    return None if name is None else _as_head(owner.get_submodule(name), name, False)
+    if name is None:
+        forget(network, "head")  # logits of infinity hide it, for instance
+        return None
+    return _as_head(owner.get_submodule(name), name, False)
 
 
 def _name_of_head(owner: nn.Module, network: Network, x: Tensor) -> str | None:
@@ -160,6 +163,22 @@ def _name_of_head(owner: nn.Module, network: Network, x: Tensor) -> str | None:
     return None
 
 
+def checked_logits(network: Network, x: Tensor) -> Tensor:
+    """The logits at x, whose head gives them or is given up. One that was found is looked for once more: in
+    an earlier call the network may have had another, or an input that hides the difference, such as NaN."""
+    try:
+        return FeatureNetwork(network, network.head).checked_logits(x)
+    except HeadMismatch as error:
+        if not network.head.named:
+            forget(network, "head")
+            found = _find_head(network, x[:1])
+            if found is not None and found.name != network.head.name:
+                network.head = found
+                return checked_logits(network, x)
+        give_up(network, error)
+    return network(x)
+
+
 def give_up(network: Network, error: HeadMismatch) -> None:
     """A head that the user named is refused; one that was found is given up, with a warning."""
     if network.head.named:
@@ -168,7 +187,7 @@ def give_up(network: Network, error: HeadMismatch) -> None:
         f"{network.op}: the last linear layer is not used, and every class's row is computed: {error}"
     )
     network.head = None
-    forget(network)  # it was found by an input that hides the difference, such as one of NaN
+    forget(network, "head")
 
 
 @contextlib.contextmanager

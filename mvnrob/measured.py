@@ -7,10 +7,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .network import Network
 
 _Found = TypeVar("_Found")
+#: Forms of a module that are known at a time.
+_MOST_FORMS = 64
 #: By the ids of modules that are alive.
 _known: dict[int, tuple[weakref.ref[nn.Module], dict]] = {}
 
@@ -21,8 +24,8 @@ def once(what: str, network: Network, x: Tensor, measure: Callable[[], _Found]) 
 
     A form is an input's shape, dtype and device, autocast's state, and of the model its parts and the shapes,
     dtypes and ``requires_grad`` of its weights. A module that has been changed otherwise, by the numbers in its
-    weights for instance, takes as much memory as before. With what is known comes the number of classes; where
-    that turns out to be another one, :func:`forget`.
+    weights for instance, is taken to need as much memory as before. With what is known comes the number of
+    classes; where that, or what hangs on it, turns out to be wrong, :func:`forget`.
     """
     module = network.model
     if not isinstance(module, nn.Module):
@@ -31,6 +34,8 @@ def once(what: str, network: Network, x: Tensor, measure: Callable[[], _Found]) 
     known = _of(module)
     if form not in known:
         found = measure()
+        if len(known) >= _MOST_FORMS:  # a module that makes its parts anew
+            known.clear()
         known[form] = found, network.classes
         return found
     found, classes = known[form]
@@ -39,9 +44,11 @@ def once(what: str, network: Network, x: Tensor, measure: Callable[[], _Found]) 
     return found
 
 
-def forget(network: Network) -> None:
-    """What is known of the model: it has become another one."""
-    _known.pop(id(network.model), None)
+def forget(network: Network, what: str | None = None) -> None:
+    """What is known of the model, or ``what`` of it: it has become another one."""
+    known = _known.get(id(network.model), (None, {}))[1]
+    for form in [form for form in known if what in (None, form[0])]:
+        del known[form]
 
 
 def graph_bytes(network: Network, x: Tensor) -> int:
@@ -62,5 +69,8 @@ def _of(module: nn.Module) -> dict:
 
 
 def _parts(module: nn.Module) -> tuple:
-    weights = tuple((part.dtype, part.shape, part.requires_grad) for part in module.parameters())
+    weights = tuple(
+        (part.dtype, None if is_lazy(part) else part.shape, part.requires_grad)
+        for part in module.parameters()
+    )
     return tuple((name, type(part), id(part)) for name, part in module.named_modules()), weights

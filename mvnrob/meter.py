@@ -22,8 +22,7 @@ class Cost:
 
     - ``forward``: ``[B]`` int64, forward passes: those that VJPs start from included, on a GPU of
       several copies of an input where that fills a pass. Not the few by which a module's memory is measured
-      and its last layer found, the first time that it is met with such inputs (``mvnrob/measured.py``); of
-      other callables every time.
+      and its last layer found: once for inputs of one form, for other callables in every call.
     - ``jvp``: ``[B]`` int64, Jacobian-vector products (forward mode).
     - ``vjp``: ``[B]`` int64, vector-Jacobian products (backward passes).
     - ``seconds``: dict of floats, wall time by phase, which sum to the call's; on CUDA those of the

@@ -31,10 +31,6 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-class AnotherNetwork(ValueError):
-    """It has another number of classes than in an earlier call (:mod:`mvnrob.measured`)."""
-
-
 class TooLarge(ValueError):
     """A single input needs more than the byte budget."""
 
@@ -171,7 +167,7 @@ class Network:
         self._autocast = _present_autocast(x.device.type)
         self._mean, self._std = _read_preprocessing(op, preprocessing, self._shape)
         self.classes: int | None = None
-        #: whether an earlier call says so, and no pass yet
+        #: whether an earlier call says so (:mod:`mvnrob.measured`), and no pass yet
         self.classes_of_before = False
         #: the last linear layer (:class:`mvnrob.head.Head`) once it is found or named
         self.head = None
@@ -229,7 +225,8 @@ class Network:
             uncompiled() if takes_rows else contextlib.nullcontext(),
             memory_errors(),
         ):
-            out = self.model(x) if self.classes is not None else self._first_pass(x)
+            known = self.classes is not None and not self.classes_of_before
+            out = self.model(x) if known else self._first_pass(x)
         out = getattr(out, "logits", out)
         self._check_output(out, x.shape[0])
         if out.dtype in _HALF:
@@ -291,8 +288,7 @@ class Network:
         if self.classes is None:
             self.classes = shape[1]
         if shape[1] != self.classes:
-            error = AnotherNetwork if self.classes_of_before else ValueError
-            raise error(f"{want} the same for every input, got {shape[1]} and {self.classes}")
+            raise ValueError(f"{want} the same for every input, got {shape[1]} and {self.classes}")
         self.classes_of_before = False
 
     def count_classes(self, x: Tensor) -> int:

@@ -91,6 +91,16 @@ LAYERS = {
             torch.ops.aten.mul.Tensor(made(3), torch.ops.aten.div.Tensor(x, made(3, seed=1))), made(3)
         ),
     ),
+    "by keywords": (
+        (4, 3),
+        lambda x: torch.add(x, other=1.0).mul(other=made(3)).div(other=2) - torch.mul(input=x, other=made(3)),
+    ),
+    "aten by keywords": ((4, 3), lambda x: torch.ops.aten.add.Tensor(self=x, other=made(3))),
+    "norms by keywords": (
+        (4, 6),
+        lambda x: torch.layer_norm(x, (6,), SIX, eps=0.1, cudnn_enable=False)
+        + torch.group_norm(input=x, num_groups=2, cudnn_enabled=False),
+    ),
     # what works in place on a sum leaves x as it is
     "plus, in place": ((4, 3), lambda x: (x + 1).mul_(x) + x),
     "vmap over constants": ((4, 3), lambda x: torch.func.vmap(lambda c: x * c + c - x / c)(made(6, 3))),

@@ -160,6 +160,11 @@ def test_distributions():
     low, box = upper - 2, normal.log_rectangle(upper - 2, upper, log_tol=1e-2, return_info=True)
     assert torch.equal(box[0], box[1].log_prob)
     assert torch.equal(box[0], mvn_log_cdf(upper, chain(5), lower=low, log_tol=1e-2))
+    nothing = {"rel_tol": None, "log_tol": None}
+    assert torch.equal(normal.log_cdf(upper, **nothing), normal.log_cdf(upper))
+    assert torch.equal(
+        normal.log_cdf(upper, log_tol=np.float64(1e-2)), normal.log_cdf(upper, log_tol=1e-2)
+    )
     looser = {"abs_tol": 1e-3, "rel_tol": 0.0}
     assert torch.equal(
         normal.log_cdf(upper, **looser),

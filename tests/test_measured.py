@@ -132,6 +132,91 @@ def test_what_an_input_of_nan_shows_is_not_kept():
         robustness(net, x, 0.1, screen="exact")
 
 
+class Either(Net):
+    """Two last layers, of which one is used."""
+
+    def __init__(self, classes=40, others=40):
+        super().__init__(classes)
+        self.other, self.uses = nn.Linear(16, others), "last"
+
+    def forward(self, x):
+        self.passes.append(len(x))
+        return getattr(self, self.uses)(self.body(x).tanh())
+
+
+def quiet(net, x=None, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return robustness(net, inputs() if x is None else x, 0.1, **options)
+
+
+def test_another_last_layer_of_the_same_network():
+    net = Either().eval()
+    rows = quiet(net, screen="exact").cost.vjp
+    net.uses = "other"
+    assert torch.equal(quiet(net, screen="exact").cost.vjp, rows)
+    assert (rows < 40).all()
+    wide = Either(others=60).eval()
+    quiet(wide)
+    wide.uses = "other"
+    assert (quiet(wide, head="other").target < 60).all()
+
+
+def test_a_last_layer_of_another_name():
+    net = built()
+    quiet(net)
+    net.final = net.last
+    del net.last
+    net.forward = lambda x: net.final(net.body(x).tanh())
+    quiet(net)
+
+
+class Masked(Net):
+    masks = True
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.masked_fill(torch.arange(40) > 33, -math.inf) if self.masks else logits
+
+
+def test_a_last_layer_that_was_hidden_is_found_later():
+    net = Masked().eval()
+    robustness(net, inputs(), 0.1, screen="exact")
+    net.masks = False
+    assert (quiet(net, screen="exact").cost.vjp < 40).all()
+
+
+def test_what_was_too_large():
+    net = built(classes=8000, shown=8000)
+    call = lambda **options: robustness(
+        net, inputs(), 0.1, method="logit_moments", n_samples=1000, **options
+    )
+    call(max_bytes=2**30)
+    net.shown = 5
+    assert call(max_bytes=2**24).prob.shape == (3,)
+    net.shown = 8000
+    with pytest.raises(ValueError, match="max_bytes must hold the margins"):
+        call(max_bytes=2**24)
+
+
+def test_errors_of_later_calls():
+    net = built()
+    robustness(net, inputs(), 0.1)
+    net.to("meta")
+    with pytest.raises(ValueError, match="x must have the device of the model's parameters"):
+        robustness(net, inputs(), 0.1)
+
+
+def test_lazy_modules_and_parts_made_anew():
+    lazy = nn.Sequential(nn.LazyLinear(16), nn.Tanh(), nn.LazyLinear(40)).eval()
+    assert quiet(lazy, method="mc", n_samples=4).prob.shape == (3,)
+    net = built()
+    for _ in range(measured._MOST_FORMS):
+        net.extra = nn.Tanh().eval()
+        quiet(net, inputs(1), method="mc", n_samples=4)
+    assert len(measured._known[id(net)][1]) <= measured._MOST_FORMS
+
+
 class Growing(Net):
     def forward(self, x):
         self.shown = 30 + len(self.passes)
