@@ -379,14 +379,14 @@ class OtherInReverse(nn.Module):
 
 
 class Minus(torch.autograd.Function):
-    """The identity whose gradient has the wrong sign."""
+    """The identity whose gradient has the wrong sign and a fifth of the size."""
 
     generate_vmap_rule = True
     forward, setup_context, jvp = SlopesOff.forward, SlopesOff.setup_context, SlopesOff.jvp
 
     @staticmethod
     def backward(ctx, gradient):
-        return -gradient
+        return -0.2 * gradient
 
 
 def relus(dtype, ulps):
