@@ -231,13 +231,16 @@ def _named(label: str, method: str) -> str:
 
 def _caption(record: dict[str, Any], sigmas: list[float]) -> str:
     methods = record["methods"]
-    lines = [f"{record['photo']}: {record['label']}", "sigma  taylor    moments   Monte Carlo"]
+    lines = [
+        f"{record['photo']}: {record['label']}",
+        "sigma  taylor       moments      Monte Carlo",
+    ]
     for s, sigma in enumerate(sigmas):
         mc = methods["mc"]
         found = [methods[m] for m in METHODS[:2]]
         cells = [probability(of["prob"][s], of["error"][s]) or "-" for of in found]
         interval = f"[{mc['lower'][s]:.2f}, {mc['upper'][s]:.2f}]"
-        lines.append(f"{sigma:<6g} {cells[0]:<9} {cells[1]:<9} {mc['prob'][s]:.3f} {interval}")
+        lines.append(f"{sigma:<6g} {cells[0]:<12} {cells[1]:<12} {mc['prob'][s]:.3f} {interval}")
     rivals: dict[str, str] = {}  # as a rule the same at every sigma; each is said once
     for s in range(len(sigmas)):
         label, method = runner_up(record, s)
