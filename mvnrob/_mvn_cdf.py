@@ -143,7 +143,8 @@ def mvn_cdf(
             tent transformed; ``"sobol"``, Owen-scrambled Sobol points. The first and the last go up
             in powers of two. At a true error of 1e-4 the lattice takes a fifth to two fifths of the
             time of Richtmyer's points (n = 9 and 49), at n = 9 and 1e-3 the same, at 1e-5 three
-            quarters; Sobol points are as good and dearer each (``bench/bench_points.py``).
+            quarters; Sobol points are as good and dearer each (``bench/bench_points.py``), and do not
+            agree by chance next to a narrow ridge, as a lattice's shifts may at an early look.
         check: test that ``cov`` is finite, symmetric and positive semidefinite (eigenvalues), or
             ``factor`` finite, and raise naming the first bad row. Without it, a pivot that is negative
             beyond rounding makes that row NaN with status ``INDEFINITE``; a partial factorisation may
