@@ -7,7 +7,7 @@ without the engine; from them the noise levels at which the linearised p takes t
 p with every rival in the integral. Beside it: what robustness says at each of these levels in a call
 of its own, its error, its passes (JVP and VJP, the check's included) and its CPU time. A probability
 that differs by more than the two errors ends the run. --cache keeps the covariances of the full
-Jacobians (8 MB a photograph) for another run.
+Jacobians (8 MB a photograph) for another run, and the seconds that these took.
 """
 
 import statistics

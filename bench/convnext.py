@@ -7,6 +7,8 @@ authors write it: norms over channels by permuting, layer scale.
 import torch
 from torch import nn
 
+from bench.random_weights import draw_weights
+
 #: Of the layers inside a block, to the block's width.
 EXPANSION = 4
 
@@ -46,12 +48,7 @@ class ConvNeXt(nn.Module):
             parts += [Block(width) for _ in range(count)]
         self.body = nn.Sequential(*parts)
         self.norm, self.head = nn.LayerNorm(widths[-1], eps=1e-6), nn.Linear(widths[-1], classes)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                spread = parameter[0].numel() ** -0.5
-                parameter.data = spread * torch.randn(parameter.shape, generator=generator)
-        self.eval().requires_grad_(False)
+        draw_weights(self, seed)
 
     def forward(self, x):
         return self.head(self.norm(self.body(x).mean((2, 3))))

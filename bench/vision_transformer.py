@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.random_weights import draw_weights
+
 #: Of the layers inside a block, to the block's width.
 EXPANSION = 4
 
@@ -44,12 +46,7 @@ class VisionTransformer(nn.Module):
         self.places = nn.Parameter(torch.zeros(1, 1 + (side // patch) ** 2, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
         self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, classes)
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                spread = parameter[0].numel() ** -0.5
-                parameter.data = spread * torch.randn(parameter.shape, generator=generator)
-        self.eval().requires_grad_(False)
+        draw_weights(self, seed)
 
     def forward(self, x):
         x = self.patches(x).flatten(2).transpose(1, 2)

@@ -16,7 +16,7 @@ from .estimators.logit_moments import moment_bytes
 from .head import checked_logits, read_head
 from .jacobian import plain_attention
 from .linearised import LEAST_BYTES
-from .measured import forget, graph_bytes, pass_bytes
+from .measured import graph_bytes, measured_anew, pass_bytes
 from .meter import Cost, Meter
 from .network import Network, TooLarge, memory_of_one, uncompiled
 from .noise import Noise
@@ -52,6 +52,7 @@ class _Joinable(Protocol):
 Answer = TypeVar("Answer", bound=_Joinable)
 
 
+@measured_anew
 def run(
     network: Network,
     x: Tensor,
@@ -68,29 +69,6 @@ def run(
     ``labels`` takes the number of classes to the targets ``[B]``, or to None for the predictions.
     ``method`` decides on what a chunk needs in memory. Running out of it halves the chunk.
     """
-    call = network, x, noise, settings, method, estimate, labels, first_index, head
-    try:
-        return _run(*call)
-    except ValueError:
-        if not network.classes_of_before:
-            raise
-        # not of this network, perhaps, but of what it was in an earlier call
-        forget(network)
-        network.classes, network.classes_of_before = None, False
-        return _run(*call)
-
-
-def _run(
-    network: Network,
-    x: Tensor,
-    noise: Noise,
-    settings: Settings,
-    method: str,
-    estimate: Callable[[Chunk], Answer],
-    labels: Callable[[int], Tensor | None],
-    first_index: int,
-    head: nn.Module | str | None,
-) -> tuple[Answer, Tensor, Cost]:
     batch, device = len(x), x.device
     meter = Meter(batch, device)
     with meter.clock("forward"), memory_of_one(network.op):

@@ -29,14 +29,9 @@ _RULES = {
     ),
     rules.layer_norm: (functional.layer_norm, torch.layer_norm, _aten.layer_norm.default),
     rules.group_norm: (functional.group_norm, torch.group_norm, _aten.group_norm.default),
-    rules.sum_with: (
-        torch.add, Tensor.add, _aten.add.Tensor,
-        torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, _aten.sub.Tensor,
-    ),
+    rules.sum_with: (torch.add, Tensor.add, _aten.add.Tensor, *rules.SUBTRACTIONS),
     rules.multiple: (
-        torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, _aten.mul.Tensor,
-        torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide,
-        _aten.div.Tensor,
+        torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, _aten.mul.Tensor, *rules.DIVISIONS,
     ),
 }  # fmt: skip
 _RULE_OF = {op: rule for rule, ops in _RULES.items() for op in ops}

@@ -15,7 +15,11 @@ from torch.nn import functional
 
 from .batch_norms import BatchNorms
 
-_HALF = (torch.float16, torch.bfloat16)
+SUBTRACTIONS = {torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, torch.ops.aten.sub.Tensor}
+DIVISIONS = {
+    torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide,
+    torch.ops.aten.div.Tensor,
+}  # fmt: skip
 
 
 def product(op: Callable, input, weight, bias=None, *options, **named) -> Tensor:
@@ -92,13 +96,8 @@ def layer_norm(
         normal, scale = _normalised(point, dims, eps)
         return _norm_tangent(tangent, normal, scale if weight is None else scale * weight, dims)
 
-    return _pushed(
-        lambda x: op(x, normalized_shape, weight, bias, eps, *options, **named),
-        slope,
-        input,
-        weight,
-        bias,
-    )
+    value = lambda x: op(x, normalized_shape, weight, bias, eps, *options, **named)
+    return _pushed(value, slope, input, weight, bias)
 
 
 def group_norm(
@@ -115,18 +114,13 @@ def group_norm(
             scale = scale * weight.view(*split, *[1] * (point.dim() - 2))
         return _norm_tangent(tangent.unflatten(1, split), normal, scale, dims).flatten(1, 2)
 
-    return _pushed(
-        lambda x: op(x, num_groups, weight, bias, eps, *options, **named),
-        slope,
-        input,
-        weight,
-        bias,
-    )
+    value = lambda x: op(x, num_groups, weight, bias, eps, *options, **named)
+    return _pushed(value, slope, input, weight, bias)
 
 
 def _normalised(x: Tensor, dims: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:
     """x with mean 0 and variance 1, and the factor of that."""
-    x = x.float() if x.dtype in _HALF else x
+    x = x.float() if x.dtype.itemsize < 4 else x
     variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     scale = (variance + eps).rsqrt()
     return (x - mean) * scale, scale
@@ -162,13 +156,6 @@ def multiple(op: Callable, *sides, **named) -> Tensor:
         return op(*sides, **named)
     apply = lambda at, _=None: op(at, constant) if x is sides[0] else op(constant, at)
     return _pushed(apply, apply, x)
-
-
-SUBTRACTIONS = {torch.sub, torch.subtract, Tensor.sub, Tensor.subtract, torch.ops.aten.sub.Tensor}
-DIVISIONS = {
-    torch.div, torch.divide, torch.true_divide, Tensor.div, Tensor.divide, Tensor.true_divide,
-    torch.ops.aten.div.Tensor,
-}  # fmt: skip
 
 
 def _variable_first(sides: tuple, named: dict) -> tuple[Tensor | None, Tensor | float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import TypeVar
@@ -49,6 +50,24 @@ def forget(network: Network, what: str | None = None) -> None:
     known = _known.get(id(network.model), (None, {}))[1]
     for form in [form for form in known if what in (None, form[0])]:
         del known[form]
+
+
+def measured_anew(call: Callable) -> Callable:
+    """``call(network, ...)``, once more where it is refused by what an earlier call knew of the network, which may
+    have changed since: before a pass of its own has shown how many classes it has."""
+
+    @functools.wraps(call)
+    def wrapped(network: Network, *arguments):
+        try:
+            return call(network, *arguments)
+        except ValueError:
+            if not network.classes_of_before:
+                raise
+        forget(network)
+        network.classes, network.classes_of_before = None, False
+        return call(network, *arguments)
+
+    return wrapped
 
 
 def graph_bytes(network: Network, x: Tensor) -> int:
